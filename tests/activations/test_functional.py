@@ -1,0 +1,238 @@
+"""Values and gradients against formulas written down a second time, in arbitrary precision."""
+import math
+
+import mpmath
+import pytest
+import torch
+
+from timm_paf.activations import functional
+
+INF, NAN = float('inf'), float('nan')
+mp = mpmath.mp.clone()
+mp.prec = 200
+
+
+def sigmoid(t):
+    return 1 / (1 + mp.exp(-t))
+
+
+def pssilu(x, a, b):
+    return x * (sigmoid(a * x) - b) / (1 - b)
+
+
+# name -> the paper's formula, and parameters to try: initial values, learned ones, negative ones
+REFERENCE = {
+    'prelu0': (lambda x, a: x if x > 0 else a * x, [(0.,), (0.25,), (-1.5,)]),
+    'preluplus': (lambda x, a: a * x if x > 0 else mp.mpf(0), [(1.,), (0.4,), (-2.,)]),
+    'pelu': (lambda x, a: x if x > 0 else a * mp.expm1(x), [(1.,), (0.3,), (-2.,)]),
+    'peluplus': (lambda x, a: a * x if x > 0 else mp.expm1(x), [(1.,), (0.3,), (-2.,)]),
+    'psilu': (lambda x, a: x * sigmoid(abs(a) * x), [(1.,), (-0.3,), (7.,), (0.,)]),
+    'psoftplus': (lambda x, a: mp.log1p(mp.exp(abs(a) * x)) / abs(a), [(1.,), (-0.3,), (7.,)]),
+    'reblu': (lambda x, a: x + a * (mp.sqrt(x * x + 1) - 1) if x > 0 else mp.mpf(0), [(0.,), (0.6,), (3.,)]),
+    'ssilu': (lambda x, b: pssilu(x, 1, abs(b)), [(0.3,), (-0.05,), (0.9,)]),
+    'pssilu_fixed': (lambda x, a, b: pssilu(x, a * a, abs(b)), [(1., 0.3), (-2., 0.1), (0., 0.3)]),
+    'pssilu': (lambda x, a, b: pssilu(x, abs(a), abs(b)), [(1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.9)]),
+}
+CASES = [pytest.param(name, p, id=f'{name}-{",".join(map(str, p))}') for name, (_, ps) in REFERENCE.items() for p in ps]
+GRID = [s * v for v in (1e-3, 0.1, 0.5, 1., 1.2784645, 2., 5., 12., 40., 88., 200., 1e4) for s in (1, -1)]
+
+
+def exact(name, x, parameters):
+    return REFERENCE[name][0](mp.mpf(x), *(mp.mpf(p) for p in parameters))
+
+
+def exact_partial(name, x, parameters, index):
+    arguments = [mp.mpf(x), *(mp.mpf(p) for p in parameters)]
+    h = mp.mpf(10) ** -25 * max(1, abs(arguments[index]))
+    up, down = list(arguments), list(arguments)
+    up[index], down[index] = up[index] + h, down[index] - h
+    formula = REFERENCE[name][0]
+    return (formula(*up) - formula(*down)) / (2 * h)
+
+
+def evaluate(name, x, parameters, dtype=torch.float64, x_grad=True):
+    x = torch.tensor(x, dtype=dtype, requires_grad=x_grad)
+    parameters = [torch.tensor([p], dtype=torch.float64, requires_grad=True) for p in parameters]
+    return getattr(functional, name)(x, *parameters), x, parameters
+
+
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_value_equals_formula(name, parameters):
+    y, _, _ = evaluate(name, GRID, parameters)
+    expected = torch.tensor([float(exact(name, x, parameters)) for x in GRID], dtype=torch.float64)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_gradients_equal_finite_differences(name, parameters):
+    for x in GRID:
+        y, x_tensor, tensors = evaluate(name, [x], parameters)
+        y.backward()
+        for index, tensor in enumerate([x_tensor, *tensors]):
+            if index and parameters[index - 1] == 0 and name == 'psilu':
+                continue  # |alpha| has no derivative there; see test_absolute_value_has_a_slope_at_zero
+            expected = float(exact_partial(name, x, parameters, index))
+            assert tensor.grad.item() == pytest.approx(expected, rel=1e-9, abs=1e-12), (x, index)
+
+
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_first_and_second_derivatives_are_consistent(name, parameters):
+    x = torch.tensor([-30., -3., -0.7, 0.4, 2., 25.], dtype=torch.float64, requires_grad=True)
+    tensors = [torch.tensor([p if abs(p) > 1e-3 else 0.2], dtype=torch.float64, requires_grad=True) for p in parameters]  # off |p|'s kink
+    assert torch.autograd.gradcheck(getattr(functional, name), (x, *tensors))
+    assert torch.autograd.gradgradcheck(getattr(functional, name), (x, *tensors))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_only_nan_gives_nan(name, parameters, dtype):
+    values = [INF, -INF, 0., -0., 1e4, -1e4, 1e-45 if dtype == torch.float32 else 6e-8, torch.finfo(dtype).max, NAN]
+    y, x, tensors = evaluate(name, values, parameters, dtype)
+    assert y.dtype == dtype
+    assert y.isnan().tolist() == [False] * 8 + [True]
+    y[:8].sum().backward()
+    assert not x.grad[:8].isnan().any()
+    finite, _, tensors = evaluate(name, [v for v in values if math.isfinite(v)][:-1], parameters, dtype)
+    finite.sum().backward()
+    assert all(t.grad.isfinite().all() for t in tensors)
+
+
+@pytest.mark.parametrize('name, parameters, x, limit', [
+    ('prelu0', (0.,), -INF, 0.), ('preluplus', (0.,), INF, 0.), ('pelu', (2.,), -INF, -2.), ('psilu', (1.,), -INF, 0.),
+    ('psilu', (0.,), -INF, -INF), ('psoftplus', (1.,), -INF, 0.), ('psoftplus', (1.,), INF, INF),
+    ('reblu', (0.5,), INF, INF), ('pssilu', (1., 0.3), -INF, INF), ('pssilu', (1., 0.), -INF, 0.),
+    ('pssilu', (1., 0.3), INF, INF),
+])
+def test_limits_at_infinity(name, parameters, x, limit):
+    y, _, _ = evaluate(name, [x], parameters, torch.float32, x_grad=False)
+    assert y.item() == limit
+
+
+@pytest.mark.parametrize('dtype, ulp', [(torch.bfloat16, 2.**-8), (torch.float16, 2.**-11)], ids=['bf16', 'fp16'])
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_half_precision_is_rounded_once(name, parameters, dtype, ulp):
+    """As computed in float64 from the same inputs, up to half a unit in the last place of the output."""
+    x = torch.tensor([v for v in GRID if abs(v) < 100], dtype=dtype)
+    y, half, tensors = evaluate(name, x.tolist(), parameters, dtype)
+    reference, x64, tensors64 = evaluate(name, x.tolist(), parameters)
+    y.sum().backward()
+    reference.sum().backward()
+    smallest = torch.finfo(dtype).smallest_normal
+    scale = reference.abs().maximum(0.3 * x64.abs().clamp(max=10) * 1e-4)  # near a zero the terms are larger than f
+    assert ((y.double() - reference).abs() <= 1.01 * ulp * scale + smallest * ulp * 4).all()
+    torch.testing.assert_close(half.grad.double(), x64.grad, rtol=1.01 * ulp, atol=2e-6)
+    for tensor, tensor64 in zip(tensors, tensors64):
+        torch.testing.assert_close(tensor.grad, tensor64.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name, inside, beyond', [
+    ('psoftplus', (1e-3,), (0.,)), ('psoftplus', (1e-3,), (1e-9,)), ('psoftplus', (-1e-3,), (-1e-9,)),
+    ('psilu', (1e4,), (1e9,)), ('pssilu', (1., 0.99), (1., 1.)), ('pssilu', (1., 0.99), (1., 32.9)),
+    ('pssilu', (1., -0.99), (1., -13382.)), ('pssilu_fixed', (100., 0.3), (1e6, 0.3)), ('ssilu', (0.99,), (1.,)),
+])
+def test_parameters_beyond_their_range_act_as_at_its_edge(name, inside, beyond):
+    at_edge, x_edge, edge = evaluate(name, GRID, inside, torch.float32)
+    outside, x_out, out = evaluate(name, GRID, beyond, torch.float32)
+    torch.testing.assert_close(outside, at_edge)
+    for y in (at_edge, outside):
+        y.sum().backward()
+    assert x_out.grad.isfinite().all()
+    for a, b, was_inside, is_beyond in zip(edge, out, inside, beyond):
+        assert b.grad.isfinite().all()
+        if name != 'pssilu_fixed' or was_inside == is_beyond:  # there the chain rule through alpha^2 grows with alpha
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize('name, parameters, index', [('psilu', (0.,), 0), ('pssilu', (1., 0.), 1), ('ssilu', (0.,), 0)])
+def test_absolute_value_has_a_slope_at_zero(name, parameters, index):
+    """So that a parameter at exactly 0 still learns."""
+    y, _, tensors = evaluate(name, [-3., -1., 2.], parameters)
+    (y * torch.tensor([1., 2., 3.])).sum().backward()
+    nudged = [p + 1e-9 if i == index else p for i, p in enumerate(parameters)]
+    y, _, tensors_nudged = evaluate(name, [-3., -1., 2.], nudged)
+    (y * torch.tensor([1., 2., 3.])).sum().backward()
+    assert tensors[index].grad.item() != 0
+    torch.testing.assert_close(tensors[index].grad, tensors_nudged[index].grad)
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_one_parameter_a_channel_is_one_function_a_channel(name):
+    _, (parameters, *_) = REFERENCE[name]
+    x = torch.randn(3, 4, 5, 2, dtype=torch.float64, requires_grad=True)
+    per_channel = [torch.linspace(p + 0.05, p + 0.09, 4, dtype=torch.float64, requires_grad=True) for p in parameters]
+    y = getattr(functional, name)(x, *per_channel)
+    grads = torch.autograd.grad((y * y).sum(), per_channel)
+    for channel in range(4):
+        single = [p.detach()[channel:channel + 1].requires_grad_() for p in per_channel]
+        y_single = getattr(functional, name)(x.detach()[:, channel], *single)
+        torch.testing.assert_close(y[:, channel], y_single)
+        for whole, alone in zip(grads, torch.autograd.grad((y_single * y_single).sum(), single)):
+            torch.testing.assert_close(whole[channel:channel + 1], alone)
+    last = getattr(functional, name)(x.movedim(1, -1), *per_channel, -1)
+    torch.testing.assert_close(last.movedim(-1, 1), y)
+
+
+@pytest.mark.parametrize('shape', [(), (0,), (2, 0, 3), (7,), (2, 3), (2, 3, 4, 5, 2)], ids=str)
+@pytest.mark.parametrize('name', REFERENCE)
+def test_any_shape(name, shape):
+    y, x, tensors = evaluate(name, torch.randn(shape).tolist(), REFERENCE[name][1][0])
+    assert y.shape == x.shape == (torch.Size(shape) if 0 not in shape else x.shape)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and all(t.grad.shape == (1,) for t in tensors)
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_strided_inputs_keep_values_and_layout(name):
+    parameters = REFERENCE[name][1][0]
+    x = torch.randn(2, 3, 8, 8)
+    function = getattr(functional, name)
+    expected = function(x, *parameters)
+    channels_last = function(x.to(memory_format=torch.channels_last), *parameters)
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(channels_last, expected, rtol=0, atol=0)
+    torch.testing.assert_close(function(x[:, :, ::2, 1::3], *parameters), expected[:, :, ::2, 1::3], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_backward_keeps_the_input_alone(name):
+    kept = []
+    x = torch.randn(50, 40, requires_grad=True)
+    parameters = [torch.tensor([p], requires_grad=True) for p in REFERENCE[name][1][0]]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        getattr(functional, name)(x, *parameters)
+    assert [t.data_ptr() for t in kept if t.numel() == x.numel()] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize('call, error, message', [
+    (lambda: functional.psilu(torch.arange(3), 1.), TypeError, 'torch.int64 tensor; expected a floating-point'),
+    (lambda: functional.psilu([1., 2.], 1.), TypeError, 'x is list'),
+    (lambda: functional.psilu(torch.rand(2, 3), torch.ones(4)), ValueError, 'does not have 4 channels'),
+    (lambda: functional.psilu(torch.rand(3), torch.ones(3)), ValueError, 'channels along dimension 1'),
+    (lambda: functional.pssilu(torch.rand(2, 3), 1., torch.ones(3, 1)), ValueError, 'expected .*C'),
+], ids=['integers', 'list', 'channels', 'rank', 'shape'])
+def test_wrong_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_autocast_promotes_nothing(name):
+    x = torch.randn(4, 3, requires_grad=True)
+    parameters = [torch.tensor([p], requires_grad=True) for p in REFERENCE[name][1][0]]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = getattr(functional, name)(torch.nn.functional.linear(x, torch.eye(3)), *parameters)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_vmap_and_jacobian(name):
+    parameters = [torch.tensor([p]) for p in REFERENCE[name][1][0]]
+    x = torch.randn(5, 4)
+    function = getattr(functional, name)
+    torch.testing.assert_close(torch.func.vmap(lambda row: function(row, *parameters))(x), function(x, *parameters))
+    jacobian = torch.func.jacrev(lambda v: function(v, *parameters))(x[0])
+    v = x[0].clone().requires_grad_()
+    (diagonal,) = torch.autograd.grad(function(v, *parameters).sum(), v)
+    torch.testing.assert_close(jacobian, torch.diag(diagonal))

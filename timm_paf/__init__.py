@@ -1,0 +1,12 @@
+"""Learnable parametric activation functions and adversarially robust models for timm.
+
+Importing this package registers its activation layers and its models in timm, and does nothing else.
+"""
+from .activations import functional, paf_parameters, register_activations, shared
+
+register_activations()
+
+from . import models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
+
+from ._version import __version__  # noqa: E402
+__all__ = ['__version__', 'functional', 'models', 'paf_parameters', 'register_activations', 'shared']

@@ -1,0 +1,24 @@
+"""The parametric activation functions: mathematics, modules, sharing, and their place in timm's tables."""
+from . import functional
+from .modules import (
+    ACTIVATIONS,
+    PELU,
+    ParametricActivation,
+    PELUPlus,
+    PReLU0,
+    PReLUPlus,
+    PSiLU,
+    PSoftplus,
+    PSSiLU,
+    PSSiLUFixed,
+    ReBLU,
+    SSiLU,
+)
+from .registry import REGISTERED, Softplus, register_activations
+from .sharing import activation_class, paf_modules, paf_parameters, shared
+
+__all__ = [
+    'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
+    'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'register_activations',
+    'activation_class', 'paf_modules', 'paf_parameters', 'shared',
+]

@@ -1,0 +1,106 @@
+"""One activation module for a whole network."""
+import functools
+import sys
+import weakref
+from typing import Any, Callable, Iterator, Optional
+
+from torch import nn
+
+from .modules import ParametricActivation
+from .registry import REGISTERED
+
+__all__ = ['shared', 'paf_parameters', 'paf_modules', 'activation_class']
+
+
+def activation_class(name: str) -> type[nn.Module]:
+    """The class of an activation by its registered name.
+
+    Args:
+        name: A name of `timm_paf.activations.REGISTERED`, in any case.
+
+    Raises:
+        ValueError: If there is none of that name; the message names the nearest ones.
+    """
+    import difflib
+    if not isinstance(name, str):
+        raise TypeError(f'activation {name!r} is of type {type(name).__name__}; expected a name such as "pssilu".')
+    found = REGISTERED.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), REGISTERED, n=3) or sorted(REGISTERED)
+        raise ValueError(f'unknown activation {name!r}; did you mean {" or ".join(near)}?')
+    return found
+
+
+def _model_under_construction() -> Optional[nn.Module]:
+    """The outermost nn.Module whose __init__ is running, up to the nearest timm.create_model; None outside of one."""
+    import timm
+    outermost = None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not timm.create_model.__code__:
+        if frame.f_code.co_name == '__init__':
+            candidate = frame.f_locals.get('self')
+            if isinstance(candidate, nn.Module) and not isinstance(candidate, ParametricActivation):
+                outermost = candidate
+        frame = frame.f_back
+    return outermost
+
+
+def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
+    """An `act_layer` that puts one and the same activation module at every place of a model.
+
+    Two models built with one such factory get a module each: the factory asks which model is being constructed.
+    Outside of any constructor it keeps handing out one module.
+
+    Args:
+        name: Registered name, e.g. 'pssilu'.
+        **settings: Arguments of the activation, e.g. `alpha=2., learnable=False`, `device=`, `dtype=`.
+
+    Returns:
+        A function with the signature that timm calls activation layers with.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> model = timm.create_model('resnet50', act_layer=timm_paf.shared('pssilu'))
+    """
+    layer = activation_class(name)
+    modules: 'weakref.WeakKeyDictionary[nn.Module, nn.Module]' = weakref.WeakKeyDictionary()
+    outside: list[nn.Module] = []
+
+    def act_layer(inplace: bool = False, **kwargs: Any) -> nn.Module:
+        model = _model_under_construction()
+        if model is None:
+            if not outside:
+                outside.append(layer(**{**kwargs, **settings}))
+            return outside[0]
+        if model not in modules:
+            modules[model] = layer(**{**kwargs, **settings})
+        return modules[model]
+
+    functools.update_wrapper(act_layer, layer, assigned=('__doc__',), updated=())
+    act_layer.__name__ = act_layer.__qualname__ = f'shared_{name.lower()}'
+    return act_layer
+
+
+def paf_modules(model: nn.Module) -> Iterator[tuple[str, ParametricActivation]]:
+    """Every parametric activation of a model once, with the first name it is registered under."""
+    for name, module in model.named_modules():
+        if isinstance(module, ParametricActivation):
+            yield name, module
+
+
+def paf_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The learnable alpha and beta of a model, each once, by the first name it is registered under.
+
+    Args:
+        model: Any module; wrappers such as DistributedDataParallel are part of the names.
+
+    Returns:
+        Names such as 'act1.alpha' to parameters, in order of registration; empty if there are none.
+    """
+    return {
+        f'{prefix}.{name}' if prefix else name: parameter
+        for prefix, module in paf_modules(model)
+        for name, parameter in module.named_parameters(recurse=False)
+    }

@@ -1,0 +1,84 @@
+"""Registration of `<architecture>_<activation>` names in timm's model registry."""
+import sys
+from typing import Any, Mapping
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from ..activations import ACTIVATIONS, shared
+
+# activations without parameters that the paper compares with, by timm's names
+REFERENCE_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus')
+VARIANT_ACTIVATIONS = (*REFERENCE_ACTIVATIONS, *ACTIVATIONS)
+
+
+def cifar_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, Any]:
+    """timm's pretrained cfg of a network for 32x32 images with pixels in [0, 1]."""
+    return {
+        'url': '',
+        'num_classes': 10,
+        'input_size': (3, 32, 32),
+        'pool_size': (4, 4),
+        'crop_pct': 1.,
+        'interpolation': 'bicubic',
+        'mean': (0., 0., 0.),
+        'std': (1., 1., 1.),
+        'first_conv': first_conv,
+        'classifier': classifier,
+        'license': 'apache-2.0',
+        **settings,
+    }
+
+
+def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Mapping[str, Any], module: str):
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        act_kwargs = kwargs.pop('act_kwargs', None) or {}
+        if kwargs.get('act_layer') is None:
+            if activation in ACTIVATIONS:
+                # timm hands device and dtype to the layers with weights only; the activation's must come from here
+                placement = {key: kwargs[key] for key in ('device', 'dtype') if kwargs.get(key) is not None}
+                kwargs['act_layer'] = shared(activation, **{**placement, **act_kwargs})
+            elif act_kwargs:
+                raise ValueError(f'{name}: act_kwargs = {act_kwargs}, but {activation} has no parameters.')
+            else:
+                kwargs['act_layer'] = activation
+        feature_cfg = dict(out_indices=tuple(range(model_cls.num_feature_levels)))
+        return build_model_with_cfg(model_cls, name, pretrained, feature_cfg=feature_cfg, **{**arch, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module
+    create.__doc__ = (
+        f'{arch_title(name, activation)} with {activation}'
+        + (', one activation module for the whole network.' if activation in ACTIVATIONS else '.'))
+    return create
+
+
+def arch_title(name: str, activation: str) -> str:
+    """The architecture's part of a variant's name."""
+    return name[:-len(activation) - 1]
+
+
+def variant_cfgs(architectures: Mapping[str, Any], cfg: Mapping[str, Any]):
+    """The `default_cfgs` of a module: one entry for each architecture and activation."""
+    return generate_default_cfgs({
+        f'{arch}_{activation}': dict(cfg) for arch in architectures for activation in VARIANT_ACTIVATIONS
+    })
+
+
+def register_variants(model_cls: type[nn.Module], architectures: Mapping[str, Mapping[str, Any]], module: str) -> None:
+    """Register every architecture of a module with every activation.
+
+    A name that timm knows already is left alone, whoever registered it.
+
+    Args:
+        model_cls: Class of the networks; says through `num_feature_levels` how many feature maps it offers.
+        architectures: Names to constructor arguments.
+        module: `__name__` of the calling module, which holds `default_cfgs`; timm lists the models under its last part.
+    """
+    for arch, settings in architectures.items():
+        for activation in VARIANT_ACTIVATIONS:
+            name = f'{arch}_{activation}'
+            if not timm.is_model(name):
+                setattr(sys.modules[module], name, register_model(
+                    _entrypoint(model_cls, name, activation, settings, module)))

@@ -1,0 +1,96 @@
+"""Reading weights from checkpoint files without executing what is in them."""
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, Mapping, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['load_weights', 'read_checkpoint', 'select_state_dict']
+
+
+def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
+    """Read a checkpoint file with `torch.load(weights_only=True)`.
+
+    Args:
+        path: A file written by timm's CheckpointSaver, by this project's recipes, or a bare state dict.
+
+    Returns:
+        The dictionary in the file, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint, is damaged, or holds objects other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path}: there is no such file; give the path of a .pth.tar or .pth file.')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f'checkpoint {path} cannot be read ({reason}); expected a file of tensors and plain values as torch.save '
+            'writes it.') from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f'checkpoint {path} holds a {type(content).__name__}; expected a dictionary with weights.')
+    return dict(content)
+
+
+def select_state_dict(checkpoint: Mapping[str, Any], *, use_ema: Optional[bool] = None) -> tuple[dict[str, Tensor], str]:
+    """The weights of a checkpoint.
+
+    Args:
+        checkpoint: What `read_checkpoint` returned.
+        use_ema: True for the averaged weights, False for the raw ones, None for the averaged ones if there are any.
+
+    Returns:
+        The state dict and where it was: 'state_dict_ema', 'state_dict', or 'weights' for a bare state dict.
+
+    Raises:
+        ValueError: If the weights asked for are not there.
+    """
+    if use_ema is not False and 'state_dict_ema' in checkpoint:
+        return dict(checkpoint['state_dict_ema']), 'state_dict_ema'
+    if use_ema:
+        raise ValueError(f'the checkpoint has no averaged weights (state_dict_ema); it holds {_keys(checkpoint)}.')
+    if isinstance(checkpoint.get('state_dict'), Mapping):
+        return dict(checkpoint['state_dict']), 'state_dict'
+    if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        return dict(checkpoint), 'weights'
+    raise ValueError(f'the checkpoint holds no state_dict; it holds {_keys(checkpoint)}.')
+
+
+def load_weights(model: nn.Module, path: Union[str, os.PathLike], *, use_ema: Optional[bool] = None) -> str:
+    """Load a checkpoint's weights into a model, strictly.
+
+    Args:
+        model: The network; changed only if everything fits.
+        path: As `read_checkpoint`.
+        use_ema: As `select_state_dict`.
+
+    Returns:
+        Which weights were loaded, as `select_state_dict` names them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no checkpoint, or its weights belong to another network.
+    """
+    state_dict, source = select_state_dict(read_checkpoint(path), use_ema=use_ema)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(state_dict, strict=True)
+    except RuntimeError as error:
+        model.load_state_dict(before)
+        reasons = '; '.join(line.strip()[:160] for line in str(error).splitlines()[1:3])
+        raise ValueError(
+            f'checkpoint {path} does not fit {type(model).__name__}: {reasons} Was it made with another --model, '
+            'number of classes or number of channels?') from error
+    return source
+
+
+def _keys(checkpoint: Mapping[str, Any]) -> str:
+    shown = ', '.join(str(key) for key in list(checkpoint)[:6])
+    return f'{shown}, …' if len(checkpoint) > 6 else shown or 'nothing'

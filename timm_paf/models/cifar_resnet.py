@@ -1,0 +1,65 @@
+"""ResNets for small images: timm's ResNet with a 3x3 stride-1 stem and no max-pooling.
+
+The form that the robustness literature trains on CIFAR-10 (He et al., arXiv 1512.03385, section 4.2, with the widths
+and blocks of the ImageNet networks).
+"""
+from typing import Any
+
+from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
+
+from ._variants import cifar_cfg, register_variants, variant_cfgs
+
+__all__ = ['CifarResNet']
+
+_ARCHITECTURES = {
+    'resnet18': dict(block=BasicBlock, layers=(2, 2, 2, 2)),
+}
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet at an eighth, not a thirty-second, of the input's resolution.
+
+    Args:
+        block: Residual block class of timm.models.resnet.
+        layers: Number of blocks of each stage.
+        output_stride: 8, 4 or 2; below 8 the last stages are dilated.
+        zero_init_last: Start the last BatchNorm of each block at 0; off, as in the networks of the paper.
+        **kwargs: As timm's ResNet.
+
+    Raises:
+        ValueError: If output_stride is none of 8, 4, 2.
+    """
+
+    num_feature_levels = 5
+
+    def __init__(
+            self,
+            block: type[nn.Module],
+            layers: tuple[int, ...],
+            in_chans: int = 3,
+            output_stride: int = 8,
+            zero_init_last: bool = False,
+            device=None,
+            dtype=None,
+            **kwargs: Any,
+    ) -> None:
+        if output_stride not in (8, 4, 2):
+            raise ValueError(f'output_stride = {output_stride}: expected 8, 4 or 2.')
+        # timm counts from a stem of stride 4; this one has stride 1
+        super().__init__(
+            block, layers, in_chans=in_chans, output_stride=4 * output_stride, zero_init_last=zero_init_last,
+            device=device, dtype=dtype, **kwargs)
+        self.conv1 = nn.Conv2d(
+            in_chans, self.conv1.out_channels, kernel_size=3, padding=1, bias=False, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
+        self.maxpool = nn.Identity()
+        # The stem's feature map is read behind `maxpool`, which runs once: a shared `act1` runs many times, and an
+        # extractor with hooks would see its last output there.
+        self.feature_info[0].update(reduction=1, module='maxpool')
+        for info in self.feature_info[1:]:
+            info['reduction'] //= 4
+
+
+default_cfgs = variant_cfgs(_ARCHITECTURES, cifar_cfg('conv1', 'fc'))
+register_variants(CifarResNet, _ARCHITECTURES, __name__)

@@ -1,0 +1,4 @@
+"""Training tasks: attack, loss, and what they return to a training loop."""
+from .adversarial import AdversarialTrainingTask, learnable_betas
+
+__all__ = ['AdversarialTrainingTask', 'learnable_betas']
