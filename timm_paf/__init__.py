@@ -7,6 +7,6 @@ from .activations import functional, paf_parameters, register_activations, share
 register_activations()
 
 from . import models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
-
 from ._version import __version__  # noqa: E402
+
 __all__ = ['__version__', 'functional', 'models', 'paf_parameters', 'register_activations', 'shared']

@@ -78,7 +78,8 @@ def test_gradients_equal_finite_differences(name, parameters):
 @pytest.mark.parametrize('name, parameters', CASES)
 def test_first_and_second_derivatives_are_consistent(name, parameters):
     x = torch.tensor([-30., -3., -0.7, 0.4, 2., 25.], dtype=torch.float64, requires_grad=True)
-    tensors = [torch.tensor([p if abs(p) > 1e-3 else 0.2], dtype=torch.float64, requires_grad=True) for p in parameters]  # off |p|'s kink
+    off_the_kink = [p if abs(p) > 1e-3 else 0.2 for p in parameters]
+    tensors = [torch.tensor([p], dtype=torch.float64, requires_grad=True) for p in off_the_kink]
     assert torch.autograd.gradcheck(getattr(functional, name), (x, *tensors))
     assert torch.autograd.gradgradcheck(getattr(functional, name), (x, *tensors))
 
@@ -121,7 +122,7 @@ def test_half_precision_is_rounded_once(name, parameters, dtype, ulp):
     scale = reference.abs().maximum(0.3 * x64.abs().clamp(max=10) * 1e-4)  # near a zero the terms are larger than f
     assert ((y.double() - reference).abs() <= 1.01 * ulp * scale + smallest * ulp * 4).all()
     torch.testing.assert_close(half.grad.double(), x64.grad, rtol=1.01 * ulp, atol=2e-6)
-    for tensor, tensor64 in zip(tensors, tensors64):
+    for tensor, tensor64 in zip(tensors, tensors64, strict=True):
         torch.testing.assert_close(tensor.grad, tensor64.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -131,13 +132,13 @@ def test_half_precision_is_rounded_once(name, parameters, dtype, ulp):
     ('pssilu', (1., -0.99), (1., -13382.)), ('pssilu_fixed', (100., 0.3), (1e6, 0.3)), ('ssilu', (0.99,), (1.,)),
 ])
 def test_parameters_beyond_their_range_act_as_at_its_edge(name, inside, beyond):
-    at_edge, x_edge, edge = evaluate(name, GRID, inside, torch.float32)
+    at_edge, _, edge = evaluate(name, GRID, inside, torch.float32)
     outside, x_out, out = evaluate(name, GRID, beyond, torch.float32)
     torch.testing.assert_close(outside, at_edge)
     for y in (at_edge, outside):
         y.sum().backward()
     assert x_out.grad.isfinite().all()
-    for a, b, was_inside, is_beyond in zip(edge, out, inside, beyond):
+    for a, b, was_inside, is_beyond in zip(edge, out, inside, beyond, strict=True):
         assert b.grad.isfinite().all()
         if name != 'pssilu_fixed' or was_inside == is_beyond:  # there the chain rule through alpha^2 grows with alpha
             torch.testing.assert_close(a.grad, b.grad)
@@ -166,7 +167,8 @@ def test_one_parameter_a_channel_is_one_function_a_channel(name):
         single = [p.detach()[channel:channel + 1].requires_grad_() for p in per_channel]
         y_single = getattr(functional, name)(x.detach()[:, channel], *single)
         torch.testing.assert_close(y[:, channel], y_single)
-        for whole, alone in zip(grads, torch.autograd.grad((y_single * y_single).sum(), single)):
+        for whole, alone in zip(
+                grads, torch.autograd.grad((y_single * y_single).sum(), single), strict=True):
             torch.testing.assert_close(whole[channel:channel + 1], alone)
     last = getattr(functional, name)(x.movedim(1, -1), *per_channel, -1)
     torch.testing.assert_close(last.movedim(-1, 1), y)

@@ -1,11 +1,11 @@
 """Value and partial derivatives of every activation, elementwise, in closed form.
 
-Each class below is one activation of Dai, Mahloujifar and Mittal (2021), arXiv 2110.05626. `value` is written so that
-TorchScript compiles it; `partials` gives df/dx, df/dalpha and df/dbeta. They see tensors of one floating dtype that is
-at least float32, and constants already broadcast against x. Three rules hold in all of them:
+One pair of functions for each activation of Dai, Mahloujifar and Mittal (2021), arXiv 2110.05626. The values are
+written so that TorchScript compiles them; the partials are df/dx, df/dalpha and df/dbeta. They see tensors of one
+floating dtype that is at least float32, and constants that broadcast against x. Three rules hold in all of them:
 
 - exp, log and sqrt never see an argument that overflows, because `inf * 0` in the branch not taken is NaN;
-- a product with a factor that has underflowed to 0 is 0 also where x is infinite (`times`), the limit of every formula here;
+- a product with a factor that has underflowed to 0 is 0 also where x is infinite (`times`), the limit of each formula;
 - NaN goes through to the value.
 
 Notation: t = |alpha| x, s = sigmoid(t).

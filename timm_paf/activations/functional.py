@@ -1,8 +1,8 @@
 """Parametric activation functions f(x, alpha, beta): the definitions that everything else here is tested against.
 
 Every function takes a floating-point tensor of any shape and returns one of the same shape, dtype, device and layout.
-Half-precision inputs are computed in float32 and rounded once. alpha and beta are numbers or tensors of shape () or (1,),
-or (C,) for one value per channel along `channel_dim`; their dtype and device need not be x's. Each is differentiable
+Half-precision inputs are computed in float32 and rounded once. alpha and beta are numbers or tensors of shape (), (1,)
+or, for one value per channel along `channel_dim`, (C,); their dtype and device need not be x's. Each is differentiable
 twice in x, alpha and beta, and keeps x alone for the backward pass.
 
 Where a formula uses |alpha| or |beta| it holds them inside the range named in its docstring, so that neither the value
@@ -11,7 +11,8 @@ back in; the derivative of |p| at p = 0 is taken as +1 for the same reason.
 
 Source: Dai, Mahloujifar and Mittal, "Parameterizing Activation Functions for Adversarial Robustness", arXiv 2110.05626.
 """
-from typing import Callable, NamedTuple, Optional, Union
+from collections.abc import Callable
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -266,7 +267,7 @@ def psilu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     Raises:
         TypeError, ValueError: As `prelu0`.
 
-    Source: PSiLU of arXiv 2110.05626; Swish with a trainable beta of arXiv 1710.05941, there without the absolute value.
+    Source: PSiLU of arXiv 2110.05626; Swish with a trainable beta of arXiv 1710.05941, without the absolute value.
     """
     if torch.jit.is_scripting():
         wide = _widen(x)

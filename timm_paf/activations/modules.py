@@ -5,7 +5,8 @@ first name the module is reached by, and both that form and the form with a copy
 """
 import math
 import weakref
-from typing import Mapping, NamedTuple, Optional, Union
+from collections.abc import Mapping
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,9 @@ __all__ = [
 ]
 
 # torch.fx then records a call of the function instead of running its checks on symbols
-for _name in ('prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'ssilu', 'pssilu_fixed', 'pssilu'):
+for _name in (
+    'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'ssilu', 'pssilu_fixed', 'pssilu',
+):
     torch.fx.wrap(_name)
 
 

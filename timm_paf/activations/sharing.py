@@ -2,7 +2,9 @@
 import functools
 import sys
 import weakref
-from typing import Any, Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Optional
 
 from torch import nn
 
@@ -35,7 +37,7 @@ def _model_under_construction() -> Optional[nn.Module]:
     """The outermost nn.Module whose __init__ is running, up to the nearest timm.create_model; None outside of one."""
     import timm
     outermost = None
-    frame = sys._getframe(1)
+    frame: Optional[FrameType] = sys._getframe(1)
     while frame is not None and frame.f_code is not timm.create_model.__code__:
         if frame.f_code.co_name == '__init__':
             candidate = frame.f_locals.get('self')
@@ -65,7 +67,7 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
         >>> model = timm.create_model('resnet50', act_layer=timm_paf.shared('pssilu'))
     """
     layer = activation_class(name)
-    modules: 'weakref.WeakKeyDictionary[nn.Module, nn.Module]' = weakref.WeakKeyDictionary()
+    modules: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
     outside: list[nn.Module] = []
 
     def act_layer(inplace: bool = False, **kwargs: Any) -> nn.Module:

@@ -1,6 +1,7 @@
 """Registration of `<architecture>_<activation>` names in timm's model registry."""
 import sys
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model

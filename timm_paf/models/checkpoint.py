@@ -2,8 +2,9 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,11 @@ def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
     return dict(content)
 
 
-def select_state_dict(checkpoint: Mapping[str, Any], *, use_ema: Optional[bool] = None) -> tuple[dict[str, Tensor], str]:
+def select_state_dict(
+        checkpoint: Mapping[str, Any],
+        *,
+        use_ema: Optional[bool] = None,
+) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint.
 
     Args:

@@ -3,9 +3,9 @@
 The form that the robustness literature trains on CIFAR-10 (He et al., arXiv 1512.03385, section 4.2, with the widths
 and blocks of the ImageNet networks).
 """
-from typing import Any
+from typing import Any, Union
 
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ._variants import cifar_cfg, register_variants, variant_cfgs
@@ -32,10 +32,11 @@ class CifarResNet(ResNet):
     """
 
     num_feature_levels = 5
+    feature_info: list[dict[str, Any]]
 
     def __init__(
             self,
-            block: type[nn.Module],
+            block: type[Union[BasicBlock, Bottleneck]],
             layers: tuple[int, ...],
             in_chans: int = 3,
             output_stride: int = 8,
@@ -50,10 +51,11 @@ class CifarResNet(ResNet):
         super().__init__(
             block, layers, in_chans=in_chans, output_stride=4 * output_stride, zero_init_last=zero_init_last,
             device=device, dtype=dtype, **kwargs)
-        self.conv1 = nn.Conv2d(
-            in_chans, self.conv1.out_channels, kernel_size=3, padding=1, bias=False, device=device, dtype=dtype)
-        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
-        self.maxpool = nn.Identity()
+        stem = nn.Conv2d(
+            in_chans, self.feature_info[0]['num_chs'], kernel_size=3, padding=1, bias=False, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
+        self.conv1: nn.Module = stem
+        self.maxpool: nn.Module = nn.Identity()
         # The stem's feature map is read behind `maxpool`, which runs once: a shared `act1` runs many times, and an
         # extractor with hooks would see its last output there.
         self.feature_info[0].update(reduction=1, module='maxpool')

@@ -84,6 +84,9 @@ class WideResNet(nn.Module):
     """
 
     num_feature_levels = 4
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(
             self,
@@ -110,7 +113,7 @@ class WideResNet(nn.Module):
         self.grad_checkpointing = False
 
         self.conv1 = nn.Conv2d(in_chans, 16, kernel_size=3, padding=1, bias=False, **dd)
-        self.feature_info = [dict(num_chs=16, reduction=1, module='conv1')]
+        self.feature_info: list[dict[str, Any]] = [dict(num_chs=16, reduction=1, module='conv1')]
         blocks = (depth - 4) // 6
         rates = torch.linspace(0, drop_path_rate, 3 * blocks, device='cpu').tolist()
         in_chs, reduction = 16, 1
@@ -193,7 +196,7 @@ class WideResNet(nn.Module):
             raise ValueError(f'output_fmt = {output_fmt!r}: expected NCHW.')
         take_indices, max_index = feature_take_indices(self.num_feature_levels, indices)
         intermediates = []
-        stages = [self.conv1, self.layer1, self.layer2, self.layer3]
+        stages: list[nn.Module] = [self.conv1, self.layer1, self.layer2, self.layer3]
         final = len(stages) - 1
         for index, stage in enumerate(stages[:max_index + 1] if stop_early else stages):
             if index > 0 and self.grad_checkpointing and not torch.jit.is_scripting():

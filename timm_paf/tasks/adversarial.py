@@ -1,5 +1,6 @@
 """Adversarial training as a timm task."""
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable
+from typing import Any, Optional, Union
 
 import torch
 from timm.task import ClassificationTask

@@ -1,0 +1,120 @@
+"""What a training run shows: a live bar on a terminal, one line an epoch elsewhere."""
+import time
+from collections.abc import Mapping
+from typing import Optional
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+__all__ = ['TrainingView', 'duration']
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    minutes = seconds / 60
+    return f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.1f} h'
+
+
+class TrainingView:
+    """Progress of a run of `epochs` times `steps` updates; used as a context.
+
+    Args:
+        console: Where to write.
+        epochs: Number of epochs.
+        steps: Updates an epoch.
+    """
+
+    def __init__(self, console: Console, *, epochs: int, steps: int) -> None:
+        self.console = console
+        self.epochs = epochs
+        self.steps = steps
+        self.started = time.monotonic()
+        self.validation = ''
+        self.progress: Optional[Progress] = None
+        if console.is_terminal:
+            self.progress = Progress(
+                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(bar_width=None),
+                MofNCompleteColumn(), TextColumn('{task.fields[rate]}'), TimeElapsedColumn(), TextColumn('left'),
+                TimeLeftColumn(), TextColumn('\n  {task.fields[numbers]}'), console=console)
+            self.task = self.progress.add_task('epoch 1', total=epochs * steps, numbers='', rate='')
+
+    def __enter__(self) -> 'TrainingView':
+        if self.progress is not None:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """Write a line, above the bar if there is one."""
+        self.console.print(text, highlight=False)
+
+    def step(
+            self,
+            epoch: int,
+            step: int,
+            *,
+            loss: Optional[float],
+            robust: Optional[float],
+            images_per_second: Optional[float],
+            shape: Mapping[str, float],
+    ) -> None:
+        """Show one update: the running means of the epoch, in which `robust` is the training attack's.
+
+        Args:
+            epoch: Number from 0.
+            step: Number in the epoch from 0.
+            loss: Mean loss; None if it has not been read back from the device yet, as with the next ones.
+            robust: Accuracy in percent under the attack.
+            images_per_second: Images trained on each second, real and synthetic.
+            shape: alpha and beta by name.
+        """
+        if self.progress is None:
+            return
+        done = epoch * self.steps + step + 1
+        if loss is None:
+            self.progress.update(self.task, completed=done)
+            return
+        numbers = [f'loss {loss:.3f}', f'under attack {robust:.1f} %', self.validation, shape_text(shape)]
+        self.progress.update(
+            self.task, completed=done, description=f'epoch {epoch + 1}/{self.epochs}',
+            rate=f'{images_per_second:.0f} images/s', numbers='  '.join(filter(None, numbers)))
+
+    def epoch(
+            self,
+            epoch: int,
+            *,
+            loss: float,
+            robust: float,
+            val_clean: float,
+            val_robust: float,
+            images_per_second: float,
+            shape: Mapping[str, float],
+            best: bool,
+    ) -> None:
+        """Show a finished epoch; all accuracies in percent."""
+        self.validation = f'validation: clean {val_clean:.1f} %, robust {val_robust:.1f} %'
+        left = (time.monotonic() - self.started) / (epoch + 1) * (self.epochs - epoch - 1)
+        parts = [
+            f'epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}', f'loss {loss:.3f}',
+            f'under attack {robust:.1f} %', self.validation + (' (best)' if best else ''), shape_text(shape),
+            f'{images_per_second:.0f} images/s', f'{duration(left)} left' if left else '',
+        ]
+        self.say('  '.join(filter(None, parts)))
+
+
+def shape_text(shape: Mapping[str, float]) -> str:
+    """alpha and beta for people; with many of them, their number and range."""
+    if len(shape) <= 4:
+        return '  '.join(f'{name.rsplit(".", 1)[-1]} {value:.3g}' for name, value in shape.items())
+    texts = []
+    for kind in ('alpha', 'beta'):
+        values = [value for name, value in shape.items() if name.split('[')[0].endswith(kind)]
+        if values:
+            texts.append(f'{kind} {min(values):.3g}…{max(values):.3g} ({len(values)})')
+    return '  '.join(texts)

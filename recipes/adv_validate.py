@@ -1,0 +1,96 @@
+"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split.
+
+    python recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar
+
+The model, the data set and eps are those that the checkpoint was trained with unless flags say otherwise.
+"""
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from _cli import RunFailed, parse_config, run, setting
+from _settings import EvaluationConfig, build_model, choose_device, open_dataset
+from rich.console import Console
+from torch import nn
+
+from timm_paf.data import LabelledImages
+from timm_paf.evaluation import evaluate_robustness
+from timm_paf.models import load_weights, read_checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidateConfig(EvaluationConfig):
+    """Settings of a measurement; unset ones are taken from the checkpoint."""
+    checkpoint: str = setting('', 'the file to measure (required)')
+    model: str = setting('', "a name of timm's registry")
+    dataset: str = setting('', 'data set: digits')
+    split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
+    eps: str = setting('', 'radius of the Linf ball: 8/255, or a number')
+    use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
+    output: Optional[str] = setting(None, 'folder for report.json; unset: only the table')
+
+    def __post_init__(self) -> None:
+        if self.eps:
+            super().__post_init__()
+
+
+@dataclasses.dataclass
+class Measurement:
+    """A model and its images, ready to be measured."""
+    config: ValidateConfig
+    model: nn.Module
+    device: torch.device
+    data: LabelledImages
+    weights: str
+
+
+def prepare(argv: Optional[list[str]] = None) -> Measurement:
+    """Settings and a checkpoint to a measurement that is ready to start."""
+    config = parse_config(ValidateConfig, argv, description=__doc__.splitlines()[0])
+    if not config.checkpoint:
+        raise ValueError('--checkpoint is missing; give the file to measure, such as DIR/model_best.pth.tar.')
+    trained = read_checkpoint(config.checkpoint).get('args')
+    config = with_training_settings(config, trained if isinstance(trained, dict) else {})
+    device = choose_device(config.device)
+    if config.output is not None and (Path(config.output) / 'report.json').exists():
+        raise FileExistsError(f'{config.output} holds a report.json already; choose another --output.')
+    data = getattr(open_dataset(config.dataset), config.split)
+    model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
+    weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
+    return Measurement(config, model.to(device), device, data, weights)
+
+
+def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
+    """The settings with what the checkpoint knows filled in."""
+    filled: dict[str, Any] = {}
+    for name in ('model', 'dataset', 'eps'):
+        if getattr(config, name) == '':
+            if trained.get(name) is None:
+                raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
+            filled[name] = str(trained[name])
+    return dataclasses.replace(config, **filled)
+
+
+def measure(job: Measurement) -> None:
+    """Measure and show the report; write it where it was asked for."""
+    config, console = job.config, Console()
+    console.print(
+        f'{config.model}, {job.weights} of {config.checkpoint}, on {len(job.data)} {config.split} images of '
+        f'{config.dataset}, eps {config.eps}, on {job.device}', highlight=False, soft_wrap=True)
+    try:
+        with console.status('measuring'):
+            report = evaluate_robustness(
+                job.model, job.data.images, job.data.labels, **config.evaluation(), device=job.device,
+                model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
+    except ValueError as error:
+        raise RunFailed(str(error)) from error
+    if config.output is not None:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        report.save(Path(config.output) / 'report.json')
+    console.print(report.table())
+
+
+if __name__ == '__main__':
+    sys.exit(run(prepare, measure))

@@ -1,0 +1,222 @@
+"""Archives of the forms in the wild, written here, and everything that can be wrong with one."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from timm_paf.data import ConcatenatedImages, LabelledImages, open_archive, open_archives, save_archive
+from timm_paf.data import archives as archives_module
+
+NHWC = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
+LABEL = np.array([0, 1, 2, 2, 1, 0])
+
+GOOD = {
+    'EDM': (np.savez, {'image': NHWC, 'label': LABEL}, {}),
+    'CIFAR-5m': (np.savez, {'X': NHWC, 'Y': LABEL}, {}),
+    'deflated': (np.savez_compressed, {'image': NHWC, 'label': LABEL}, {}),
+    'NCHW': (np.savez, {'image': NCHW, 'label': LABEL}, {}),
+    'another member beside them': (np.savez, {'image': NHWC, 'label': LABEL, 'extra': LABEL}, {}),
+    'uint8 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint8)}, {}),
+    'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i4')}, {}),
+    'uint64 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint64)}, {}),
+    'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}),
+    'channels named': (np.savez, {'image': NHWC, 'label': LABEL}, {'channels': 3}),
+    'layout named': (np.savez, {'image': NCHW, 'label': LABEL}, {'layout': 'NCHW'}),
+}
+
+
+@pytest.mark.parametrize('case', GOOD)
+def test_good_archives(tmp_path, case):
+    save, members, options = GOOD[case]
+    save(tmp_path / 'a.npz', **members)
+    data = open_archive(tmp_path / 'a.npz', num_classes=3, **options)
+    assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
+    assert np.array_equal(data.images.numpy(), NCHW)
+    assert data.labels.tolist() == LABEL.tolist()
+    assert data.name == 'a.npz'
+
+
+SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
+OBJECTS = np.empty(6, object)
+BAD = {
+    'foreign keys': ({'data': NHWC, 'extrapolated_targets': LABEL}, {}, 'holds data, extrapolated_targets; expected'),
+    'labels missing': ({'image': NHWC}, {}, 'holds image; expected'),
+    'keys of two kinds': ({'image': NHWC, 'Y': LABEL}, {}, 'holds image, Y; expected'),
+    'both pairs': ({'image': NHWC, 'label': LABEL, 'X': NHWC, 'Y': LABEL}, {}, 'expected either'),
+    'empty': ({}, {}, 'holds nothing; expected'),
+    'float images': ({'image': NHWC / 255, 'label': LABEL}, {}, "'image' is of dtype float64, expected uint8"),
+    'flat images': ({'image': NHWC.reshape(6, -1), 'label': LABEL}, {}, r"'image' has shape \(6, 60\), expected"),
+    'no images': ({'image': NHWC[:0], 'label': LABEL[:0]}, {}, 'nothing empty'),
+    'object images': ({'image': OBJECTS, 'label': LABEL}, {}, "'image' is of dtype object: .* not read"),
+    'object labels': ({'image': NHWC, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
+    'float labels': ({'image': NHWC, 'label': LABEL / 1}, {}, "'label' is of dtype float64, expected integers"),
+    'text labels': ({'image': NHWC, 'label': LABEL.astype(str)}, {}, "'label' is of dtype <U"),
+    'column of labels': ({'image': NHWC, 'label': LABEL[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
+    'counts differ': ({'image': NHWC, 'label': LABEL[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
+    'label too high': ({'X': NHWC, 'Y': LABEL + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
+    'label negative': ({'image': NHWC, 'label': LABEL - 1}, {}, "'label' has values from -1 to 1.*index 0"),
+    'label beyond int64': (
+        {'image': NHWC, 'label': LABEL.astype(np.uint64) + np.uint64(2**63)}, {}, "'label' has values from 92233",
+    ),
+    'other channels': ({'image': NHWC, 'label': LABEL}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
+    'no channel axis': ({'image': NHWC[..., :2], 'label': LABEL}, {}, 'expected 1 or 3 channels'),
+    'other layout': ({'image': NHWC, 'label': LABEL}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
+    'layout left open': ({'image': SQUARE, 'label': LABEL}, {}, 'may be NHWC or NCHW; say which with layout='),
+    'no such layout': ({'image': NHWC, 'label': LABEL}, {'layout': 'HWC'}, "layout='HWC'"),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_members(tmp_path, case):
+    members, options, message = BAD[case]
+    np.savez(tmp_path / 'a.npz', **members)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_archive(tmp_path / 'a.npz', num_classes=3, **options)
+    assert '\n' not in str(caught.value)
+    if 'layout=' not in message:
+        assert str(tmp_path / 'a.npz') in str(caught.value)
+
+
+def archive_bytes(save=np.savez):
+    buffer = io.BytesIO()
+    save(buffer, image=NHWC, label=LABEL)
+    return buffer.getvalue()
+
+
+def with_flipped_pixel():
+    content = bytearray(archive_bytes())
+    where = content.find(NHWC.tobytes())
+    content[where + 100] ^= 1
+    return bytes(content)
+
+
+def with_member(name, content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as source, zipfile.ZipFile(buffer, 'w') as target:
+        for member in source.namelist():
+            target.writestr(member, content(source.read(member)) if member == f'{name}.npy' else source.read(member))
+    return buffer.getvalue()
+
+
+def npy_bytes():
+    buffer = io.BytesIO()
+    np.save(buffer, NHWC)
+    return buffer.getvalue()
+
+
+BROKEN = {
+    'truncated': (lambda: archive_bytes()[:-200], 'not a readable .npz'),
+    'cut in half': (lambda: archive_bytes()[:300], 'not a readable .npz'),
+    'empty file': (lambda: b'', 'not a readable .npz'),
+    'text': (lambda: b'<html>404</html>', 'not a readable .npz'),
+    'pickle': (lambda: b'\x80\x04K\x01.', 'not a readable .npz'),
+    'npy': (npy_bytes, 'not a readable .npz'),
+    'flipped bit': (with_flipped_pixel, "'image' cannot be read .*CRC"),
+    'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* promises 360"),
+    'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* promises 48"),
+    'member is no array': (lambda: with_member('image', lambda data: b'hello'), "'image' cannot be read"),
+    'lying header': (
+        lambda: with_member('image', lambda data: data.replace(b'(6, 5, 4, 3), }        ', b'(6, 5, 4, 333333333), }')),
+        "'image' holds 360 bytes but its header promises 39999999960",
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BROKEN)
+def test_broken_files(tmp_path, case):
+    content, message = BROKEN[case]
+    (tmp_path / 'a.npz').write_bytes(content())
+    with pytest.raises(ValueError, match=message) as caught:
+        open_archive(tmp_path / 'a.npz', num_classes=3)
+    assert '\n' not in str(caught.value) and 'a.npz' in str(caught.value)
+
+
+def test_one_pixel_can_only_be_read_one_way(tmp_path):
+    np.savez(tmp_path / 'a.npz', image=np.zeros((2, 1, 1, 1), np.uint8), label=np.array([0, 1]))
+    assert open_archive(tmp_path / 'a.npz', num_classes=2).image_shape == (1, 1, 1)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'nothing\.npz: no such file'):
+        open_archive(tmp_path / 'nothing.npz', num_classes=3)
+    with pytest.raises(ValueError, match='not a readable'):
+        open_archive(tmp_path, num_classes=3)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'exploded'), 'w')
+
+    bombs = np.array([Bomb()] * 6, object)
+    np.savez(tmp_path / 'a.npz', image=NHWC, label=bombs)
+    with pytest.raises(ValueError, match='pickled objects'):
+        open_archive(tmp_path / 'a.npz', num_classes=3)
+    assert not (tmp_path / 'exploded').exists()
+
+
+def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch):
+    np.savez(tmp_path / 'a.npz', image=NHWC[:2], label=LABEL[:2])
+    np.savez(tmp_path / 'b.npz', X=NCHW[2:], Y=LABEL[2:])
+    monkeypatch.setattr(torch, 'cat', None)  # joining by copying would need it
+    whole = open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
+    monkeypatch.undo()
+    assert isinstance(whole, ConcatenatedImages)
+    images, labels = whole.take(torch.arange(6))
+    assert np.array_equal(images.numpy(), NCHW) and labels.tolist() == LABEL.tolist()
+    assert isinstance(open_archives([tmp_path / 'a.npz'], num_classes=3), LabelledImages)
+
+
+@pytest.mark.parametrize('paths', [[], 'a.npz'], ids=['none', 'a bare string'])
+def test_several_archives_need_a_list(paths):
+    with pytest.raises(ValueError, match='at least one path'):
+        open_archives(paths, num_classes=3)
+
+
+def test_several_archives_that_do_not_fit(tmp_path):
+    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
+    np.savez(tmp_path / 'b.npz', image=NHWC[:, :4], label=LABEL)
+    with pytest.raises(ValueError, match=r'b\.npz holds images of shape'):
+        open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
+    with pytest.raises(FileNotFoundError, match=r'c\.npz'):
+        open_archives([tmp_path / 'a.npz', tmp_path / 'c.npz'], num_classes=3)
+
+
+def saved():
+    return LabelledImages(torch.from_numpy(NCHW), torch.from_numpy(LABEL), 3, 'saved')
+
+
+def test_saved_archive_is_an_edm_archive(tmp_path):
+    save_archive(tmp_path / 'a.npz', saved())
+    with np.load(tmp_path / 'a.npz', allow_pickle=False) as archive:
+        assert sorted(archive) == ['image', 'label']
+        assert archive['image'].dtype == np.uint8 and np.array_equal(archive['image'], NHWC)
+        assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], LABEL)
+    save_archive(tmp_path / 'b.npz', saved())
+    assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
+
+
+def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / 'a.npz'
+    path.write_bytes(b'old')
+
+    def disk_full(file, **arrays):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(archives_module.np, 'savez', disk_full)
+    with pytest.raises(OSError, match='No space left'):
+        save_archive(path, saved())
+    assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_floats_are_not_saved(tmp_path):
+    data = LabelledImages(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), 2, 'floats')
+    with pytest.raises(ValueError, match='archives hold uint8'):
+        save_archive(tmp_path / 'a.npz', data)
+    assert not list(tmp_path.iterdir())

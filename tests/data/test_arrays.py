@@ -1,0 +1,125 @@
+"""Sets of labelled images: what they refuse, and what they hand out."""
+
+import pytest
+import torch
+
+from timm_paf.data import ConcatenatedImages, LabelledImages, to_unit_range
+
+FLOATS = torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(0))
+BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 1, 3, 2)
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+def with_pixel(value):
+    images = FLOATS.clone()
+    images[2, 0, 1, 1] = value
+    return images
+
+
+BAD = {
+    'double': (FLOATS.double(), LABELS, 3, 'got images as torch.float64, expected .* float32 or uint8'),
+    'numpy': (FLOATS.numpy(), LABELS, 3, 'got images as ndarray'),
+    'three axes': (FLOATS[:, 0], LABELS, 3, r'shape \(4, 3, 2\), expected \(N, C, H, W\)'),
+    'no image': (FLOATS[:0], LABELS[:0], 3, 'nothing empty'),
+    'no height': (FLOATS[:, :, :0], LABELS, 3, 'nothing empty'),
+    'nan': (with_pixel(float('nan')), LABELS, 3, 'finite'),
+    'inf': (with_pixel(float('inf')), LABELS, 3, 'finite'),
+    'above 1': (with_pixel(1.001), LABELS, 3, r'pixels from .* to 1.001, expected finite values in \[0, 1\]'),
+    'below 0': (with_pixel(-0.001), LABELS, 3, r'pixels from -0.001'),
+    'int32 labels': (FLOATS, LABELS.int(), 3, 'got labels as torch.int32'),
+    'list of labels': (FLOATS, [0, 1, 2, 1], 3, 'got labels as list'),
+    'one-hot labels': (FLOATS, torch.eye(4).long(), 4, r'labels of shape \(4, 4\)'),
+    'labels short': (FLOATS, LABELS[:3], 3, r'shape \(3,\) for 4 images'),
+    'label too high': (FLOATS, LABELS, 2, 'labels from 0 to 2, expected 0 to 1'),
+    'label negative': (FLOATS, LABELS - 1, 3, 'labels from -1'),
+    'no classes': (FLOATS, LABELS, 0, 'num_classes=0'),
+    'classes as float': (FLOATS, LABELS, 3.0, 'num_classes=3.0'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_data_are_refused(case):
+    images, labels, num_classes, message = BAD[case]
+    with pytest.raises(ValueError, match=f'^set A: .*{message}') as caught:
+        LabelledImages(images, labels, num_classes, 'set A')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('images', [FLOATS, BYTES, FLOATS.round()], ids=['float', 'uint8', 'exactly 0 and 1'])
+def test_dtype_is_kept(images):
+    data = LabelledImages(images, LABELS, 3, 'a')
+    assert (len(data), data.image_shape) == (4, (1, 3, 2))
+    taken, labels = data.take(torch.tensor([3, 0, 3]))
+    assert taken.dtype == images.dtype
+    assert torch.equal(taken, images[[3, 0, 3]]) and labels.tolist() == [1, 0, 1]
+
+
+def test_data_are_not_copied():
+    assert LabelledImages(BYTES, LABELS, 3, 'a').images.data_ptr() == BYTES.data_ptr()
+
+
+def test_unit_range_is_correctly_rounded():
+    every = torch.arange(256, dtype=torch.uint8)
+    exact = torch.tensor([value / 255 for value in range(256)], dtype=torch.float64).float()
+    assert torch.equal(to_unit_range(every), exact)
+    assert to_unit_range(FLOATS) is FLOATS
+    with pytest.raises(ValueError, match='float16'):
+        to_unit_range(FLOATS.half())
+
+
+def test_subset_has_its_own_name_and_the_same_classes():
+    part = LabelledImages(BYTES, LABELS, 3, 'a').subset(torch.tensor([2]), name='b')
+    assert (len(part), part.name, part.num_classes, part.labels.tolist()) == (1, 'b', 3, [2])
+    assert torch.equal(part.images, BYTES[2:3])
+
+
+def test_fingerprint_is_about_content():
+    data = LabelledImages(BYTES, LABELS, 3, 'a')
+    strided = BYTES.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert data.fingerprint() == LabelledImages(strided, LABELS, 3, 'other name').fingerprint()
+    others = [
+        LabelledImages(BYTES.flip(0), LABELS, 3, 'a'),
+        LabelledImages(BYTES, LABELS.flip(0), 3, 'a'),
+        LabelledImages(BYTES, LABELS, 4, 'a'),
+        LabelledImages(BYTES.reshape(4, 1, 2, 3), LABELS, 3, 'a'),
+    ]
+    assert len({one.fingerprint() for one in [data, *others]}) == 5
+
+
+def parts():
+    return [
+        LabelledImages(BYTES[:1], LABELS[:1], 3, 'a'),
+        LabelledImages(BYTES[1:3], LABELS[1:3], 3, 'b'),
+        LabelledImages(BYTES[3:], LABELS[3:], 3, 'c'),
+    ]
+
+
+@pytest.mark.parametrize('indices', [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 2, 3, 3], [1], []], ids=str)
+def test_concatenation_equals_the_whole(indices):
+    whole = ConcatenatedImages(parts())
+    assert (len(whole), whole.name, whole.num_classes, whole.image_shape) == (4, 'a+b+c', 3, (1, 3, 2))
+    images, labels = whole.take(torch.tensor(indices, dtype=torch.int64))
+    assert torch.equal(images, BYTES[indices]) and images.dtype == torch.uint8
+    assert torch.equal(labels, LABELS[indices])
+
+
+def test_concatenation_of_dtypes_gives_floats():
+    mixed = ConcatenatedImages([parts()[0], LabelledImages(FLOATS, LABELS, 3, 'f')])
+    images, _ = mixed.take(torch.tensor([2, 0]))
+    assert torch.equal(images, torch.stack([FLOATS[1], BYTES[0].float() / 255]))
+
+
+@pytest.mark.parametrize('index', [-1, 4])
+def test_concatenation_refuses_foreign_indices(index):
+    with pytest.raises(IndexError):
+        ConcatenatedImages(parts()).take(torch.tensor([0, index]))
+
+
+def test_concatenation_refuses_parts_that_differ():
+    first = parts()[0]
+    with pytest.raises(ValueError, match='no parts'):
+        ConcatenatedImages([])
+    with pytest.raises(ValueError, match=r'other holds images of shape \(1, 2, 3\)'):
+        ConcatenatedImages([first, LabelledImages(BYTES.reshape(4, 1, 2, 3), LABELS, 3, 'other')])
+    with pytest.raises(ValueError, match='other has 5 classes but a has 3'):
+        ConcatenatedImages([first, LabelledImages(BYTES, LABELS, 5, 'other')])

@@ -1,0 +1,45 @@
+"""The embedded digits and their fixed split."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from timm_paf.data import digits_splits
+
+SIZES = {'train': 1257, 'val': 180, 'test': 360}
+FINGERPRINTS = {
+    'train': '125dee5aeab348c27b87ebe0905f4e643ed8c9a5877e9b5b904b9a5d36c8fd8c',
+    'val': '996eaee3e13595b7770a431e36ec39c30fee20687f2533f860c3ec764ec2fba6',
+    'test': '27aeb253a59f8cb5c54b99e26b76303ed519d9789e999997083886cc1c414ec8',
+}
+
+
+@pytest.fixture(scope='module')
+def splits():
+    return digits_splits()
+
+
+@pytest.mark.parametrize('part', SIZES)
+def test_part(splits, part):
+    data = getattr(splits, part)
+    size = SIZES[part]
+    assert data.images.shape == (size, 1, 8, 8) and data.images.dtype == torch.float32
+    assert (data.num_classes, data.name) == (10, f'digits/{part}')
+    # pixels, order and membership together: results are only comparable while this holds
+    assert data.fingerprint() == FINGERPRINTS[part]
+    whole = torch.bincount(torch.from_numpy(load_digits().target)) / 1797
+    assert ((torch.bincount(data.labels) - size * whole).abs() < 1).all()
+    prefix = torch.nn.functional.one_hot(data.labels, 10).cumsum(0)
+    assert (prefix - torch.arange(1, size + 1)[:, None] * torch.bincount(data.labels) / size).abs().max() < 2
+
+
+def test_parts_are_disjoint_and_hold_every_digit_once(splits):
+    # all images of the data set differ, so image and label together tell which one it is
+    def rows(images, labels):
+        return [(tuple(pixels), label) for pixels, label in zip(images.tolist(), labels.tolist(), strict=True)]
+
+    raw = load_digits()
+    expected = rows(raw.data, raw.target)
+    got = [row for part in splits for row in rows((part.images * 16).flatten(1), part.labels)]
+    assert len(set(expected)) == 1797
+    assert sorted(got) == sorted(expected)

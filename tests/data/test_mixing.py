@@ -1,0 +1,273 @@
+"""Mixed batches: exact shares, exact passes, and an order that is a function of (seed, epoch, step)."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from timm_paf.data import Augment, ConcatenatedImages, LabelledImages, MixedBatches, random_shift
+
+REAL, SYNTHETIC = 1, 2  # the green channel of an image says where it comes from
+
+
+def numbered(count, kind, *, num_classes=10, dtype=torch.uint8, size=4):
+    """Images that carry their own index, sorted by class as archives in the wild are."""
+    index = torch.arange(count)
+    images = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+    images[:, 0] = (index % 256)[:, None, None].to(torch.uint8)
+    images[:, 1] = kind
+    images[:, 2] = (index // 256)[:, None, None].to(torch.uint8)
+    if dtype == torch.float32:
+        images = images.float() / 255
+    return LabelledImages(images, index * num_classes // count, num_classes, f'kind {kind}')
+
+
+def indices(batch, kind):
+    """Which images of one kind a batch holds, read from the pixels and not from what the code says of itself."""
+    pixels = (batch.x[:, :, 2, 2] * 255).round().long()
+    chosen = pixels[pixels[:, 1] == kind]
+    return (chosen[:, 0] + 256 * chosen[:, 2]).tolist()
+
+
+def mixed(num_real=50, num_synthetic=70, batch_size=8, fraction=0.5, seed=0, **settings):
+    synthetic = numbered(num_synthetic, SYNTHETIC) if num_synthetic else None
+    return MixedBatches(
+        numbered(num_real, REAL), synthetic, batch_size=batch_size, synthetic_fraction=fraction, seed=seed, **settings,
+    )
+
+
+# real, synthetic, batch size, fraction -> steps, real and synthetic a batch, real and synthetic in the last batch
+SHAPES = {
+    'the paper': (1000, 1300, 512, 0.5, 4, (256, 256), (232, 232)),
+    'Wang 2023': (1000, 1300, 512, 0.7, 7, (154, 358), (76, 177)),
+    'no rest': (48, 70, 8, 0.5, 12, (4, 4), (4, 4)),
+    'rest of one': (49, 70, 8, 0.5, 13, (4, 4), (1, 1)),
+    'mostly real': (50, 70, 8, 0.25, 9, (6, 2), (2, 1)),
+    'rest without synthetic': (31, 70, 16, 0.0625, 3, (15, 1), (1, 0)),
+    'one batch': (5, 70, 100, 0.3, 1, (70, 30), (5, 2)),
+    'real only': (50, 70, 8, 0, 7, (8, 0), (2, 0)),
+    'no synthetic set': (50, 0, 8, 0.0, 7, (8, 0), (2, 0)),
+    'synthetic only': (50, 70, 8, 1.0, 7, (0, 8), (0, 2)),
+    'rounded to none': (50, 70, 8, 0.06, 7, (8, 0), (2, 0)),
+    'rounded to all': (50, 70, 8, 0.95, 7, (0, 8), (0, 2)),
+    'a half rounds to even': (40, 70, 5, 0.5, 14, (3, 2), (1, 1)),
+    'batches of one': (3, 70, 1, 0, 3, (1, 0), (1, 0)),
+    'few synthetic': (50, 3, 16, 0.5, 7, (8, 8), (2, 2)),
+    'one synthetic': (50, 1, 16, 0.5, 7, (8, 8), (2, 2)),
+}
+
+
+@pytest.mark.parametrize('case', SHAPES)
+def test_shares_and_passes(case):
+    num_real, num_synthetic, batch_size, fraction, steps, (real, synthetic), last = SHAPES[case]
+    batches = mixed(num_real, num_synthetic, batch_size, fraction)
+    assert len(batches) == steps
+    assert (batches.real_per_batch, batches.synthetic_per_batch) == (real, synthetic)
+    stream = []
+    for epoch in range(3):
+        seen_real = []
+        for step, batch in enumerate(batches.epoch(epoch)):
+            expected = (real, synthetic) if step < steps - 1 else last
+            assert (len(indices(batch, REAL)), len(indices(batch, SYNTHETIC))) == expected
+            seen_real += indices(batch, REAL)
+            stream.append(indices(batch, SYNTHETIC))
+        assert step == steps - 1
+        assert sorted(seen_real) == (list(range(num_real)) if real else [])
+    uses = Counter()
+    for chosen in stream:
+        uses.update(chosen)
+        # nothing is used for the (k+1)-th time before all have been used k times
+        every = [uses[index] for index in range(num_synthetic)] or [0]
+        assert max(every) - min(every) <= 1
+    assert sum(uses.values()) == sum(len(chosen) for chosen in stream)
+
+
+@pytest.mark.parametrize(('num_real', 'num_synthetic', 'batch_size'), [(37, 41, 7), (64, 64, 16), (10, 97, 6)], ids=str)
+def test_each_pass_of_the_stream_is_complete_and_different(num_real, num_synthetic, batch_size):
+    # one synthetic image a batch, so that the order inside a batch does not hide the order of the stream
+    batches = mixed(num_real, num_synthetic, batch_size, 1 / batch_size)
+    stream = [
+        index
+        for epoch in range(4 * num_synthetic * batch_size // num_real)
+        for batch in batches.epoch(epoch)
+        for index in indices(batch, SYNTHETIC)
+    ]
+    passes = [stream[start:start + num_synthetic] for start in range(0, 3 * num_synthetic, num_synthetic)]
+    assert len(stream) >= 3 * num_synthetic
+    for order in passes:
+        assert sorted(order) == list(range(num_synthetic))
+    assert len({tuple(order) for order in passes}) == 3
+
+
+def snapshot(batches):
+    return [(batch.x.tolist(), batch.y.tolist(), batch.synthetic.tolist()) for batch in batches]
+
+
+@pytest.mark.parametrize('drop_last', [False, True], ids=['keep last', 'drop last'])
+@pytest.mark.parametrize('fraction', [0, 0.3, 1])
+@pytest.mark.parametrize('start_step', [0, 1, 4, 5])
+def test_resuming_gives_the_same_batches(fraction, drop_last, start_step):
+    settings = {'num_synthetic': 11, 'fraction': fraction, 'drop_last': drop_last}
+    settings['real_augment'] = Augment(crop_padding=1)
+    whole = snapshot(mixed(**settings).epoch(3))
+    resumed = mixed(**settings)
+    list(islice(resumed.epoch(0), 2))  # whatever was done before must not matter
+    torch.rand(3)
+    assert snapshot(resumed.epoch(3, start_step=start_step)) == whole[start_step:]
+    assert snapshot(resumed.epoch(3, start_step=len(resumed))) == []
+
+
+def test_seed_and_epoch_decide_the_order():
+    def order(seed, epoch, kind):
+        # which images meet in which batch: their places inside a batch are drawn anew in any case
+        return tuple(frozenset(indices(batch, kind)) for batch in mixed(seed=seed).epoch(epoch))
+
+    for kind in (REAL, SYNTHETIC):
+        assert len({order(seed, epoch, kind) for seed in (-1, 0, 1, 2**70) for epoch in (0, 1, 10**6)}) == 12
+
+
+def test_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    list(mixed(real_augment=Augment(crop_padding=1, hflip=True)).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32], ids=str)
+def test_form_of_a_batch(dtype):
+    real = numbered(50, REAL, dtype=dtype)
+    strided = numbered(70, SYNTHETIC).images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    synthetic = LabelledImages(strided, numbered(70, SYNTHETIC).labels, 10, 'strided')
+    for fraction in (0, 0.5, 1):
+        for batch in MixedBatches(real, synthetic, batch_size=8, synthetic_fraction=fraction, seed=0).epoch(0):
+            x, y = batch
+            assert x is batch.x and y is batch.y and len(batch) == len(x)
+            assert x.dtype == torch.float32 and x.is_contiguous() and x.shape == (len(y), 3, 4, 4)
+            assert y.dtype == torch.int64 and batch.synthetic.dtype == torch.bool
+            assert torch.equal(batch.synthetic, (x[:, 1, 0, 0] * 255).round() == SYNTHETIC)
+            # x is exactly what was stored, over 255, and y is its label
+            red, green, blue = (x[:, :, 0, 0] * 255).round().unbind(1)
+            index = (red + 256 * blue).long()
+            assert torch.equal(x, torch.stack([red, green, blue], 1)[:, :, None, None].expand_as(x) / 255)
+            assert torch.equal(y, torch.where(batch.synthetic, index * 10 // 70, index * 10 // 50))
+
+
+def test_real_and_synthetic_are_shuffled_together():
+    # over many batches each place holds a synthetic image half of the time
+    batches = mixed(2000, 2000, 20, 0.5)
+    places = torch.stack([batch.synthetic for epoch in range(5) for batch in batches.epoch(epoch)]).double()
+    assert len(places) == 1000
+    assert (places.mean(0) - 0.5).abs().max() < 5 * (0.25 / 1000) ** 0.5
+
+
+def test_sorted_archive_gives_mixed_batches():
+    # 4000 images sorted by class: the class counts of a batch vary as those of a random sample without replacement
+    batches = mixed(4000, 4000, 80, 0.5, seed=3)
+    counts = torch.stack([torch.bincount(b.y[b.synthetic], minlength=10) for b in batches.epoch(0)]).double()
+    assert counts.shape == (100, 10) and counts.sum(0).tolist() == [400] * 10
+    variance = 40 * 0.1 * 0.9 * (4000 - 40) / (4000 - 1)
+    chi2 = float(((counts - 4) ** 2 / variance).sum()) * 0.9
+    assert abs(chi2 - 9 * 99) < 5 * (2 * 9 * 99) ** 0.5
+
+
+def test_drop_last_leaves_only_full_batches():
+    batches = mixed(50, 70, 8, 0.5, drop_last=True)
+    assert len(batches) == 12
+    stream = []
+    for epoch in range(3):
+        given = list(batches.epoch(epoch))
+        assert [len(batch) for batch in given] == [8] * 12
+        real = [index for batch in given for index in indices(batch, REAL)]
+        assert len(real) == len(set(real)) == 48
+        stream += [index for batch in given for index in indices(batch, SYNTHETIC)]
+    # the stream goes on without a gap: 144 places are two passes and 4
+    assert sorted(Counter(stream).values()) == [2] * 66 + [3] * 4
+
+
+def test_augmentation_is_for_real_images_only_unless_told():
+    padding = 2
+    both = {'real_augment': Augment(crop_padding=padding), 'synthetic_augment': Augment(crop_padding=padding)}
+    plain, real_only, all_of_them = (
+        list(mixed(**settings).epoch(0)) for settings in ({}, {'real_augment': Augment(crop_padding=padding)}, both)
+    )
+    for before, after, shifted in zip(plain, real_only, all_of_them, strict=True):
+        assert torch.equal(before.y, after.y) and torch.equal(before.synthetic, after.synthetic)
+        assert torch.equal(before.x[before.synthetic], after.x[before.synthetic])
+        assert torch.equal(after.x[~before.synthetic], shifted.x[~before.synthetic])
+    assert any(not torch.equal(before.x, after.x) for before, after in zip(plain, real_only, strict=True))
+    assert any(not torch.equal(after.x, shifted.x) for after, shifted in zip(real_only, all_of_them, strict=True))
+
+
+def test_augmentation_is_drawn_anew_for_each_seed_epoch_step_and_source():
+    white = LabelledImages(torch.full((40, 1, 5, 5), 255, dtype=torch.uint8), torch.zeros(40).long(), 1, 'white')
+    shift = Augment(crop_padding=2)
+    settings = {'batch_size': 20, 'synthetic_fraction': 0.5, 'real_augment': shift, 'synthetic_augment': shift}
+    drawn = []
+    for seed in (0, 1):
+        batches = MixedBatches(white, white, seed=seed, **settings)
+        for batch in (batch for epoch in range(2) for batch in batches.epoch(epoch)):
+            # the images are all alike, so sorting them leaves nothing but the shifts that were drawn
+            drawn += [sorted(batch.x[chosen].flatten(1).tolist()) for chosen in (batch.synthetic, ~batch.synthetic)]
+    assert len(drawn) == len(set(map(str, drawn))) == 2 * 2 * 4 * 2
+    # and they are the shifts that augment.py tests: images of ones with bands of zeros
+    possible = random_shift(white.images.repeat(20, 1, 1, 1), 2, generator=torch.Generator().manual_seed(0)) / 255
+    assert set(map(tuple, drawn[0])) <= set(map(tuple, possible.flatten(1).tolist()))
+
+
+def test_several_sources_as_one():
+    first, second = numbered(70, SYNTHETIC).subset(torch.arange(30), name='a'), numbered(70, SYNTHETIC).subset(
+        torch.arange(30, 70), name='b',
+    )
+    settings = {'batch_size': 8, 'synthetic_fraction': 0.5, 'seed': 0}
+    joined = MixedBatches(numbered(50, REAL), ConcatenatedImages([first, second]), **settings)
+    assert snapshot(joined.epoch(2)) == snapshot(mixed().epoch(2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_batches_on_a_gpu_are_the_same():
+    settings = {'real_augment': Augment(crop_padding=1, hflip=True)}
+    for here, there in zip(mixed(**settings).epoch(1), mixed(**settings, device='cuda').epoch(1), strict=True):
+        assert all(tensor.is_cuda for tensor in (there.x, there.y, there.synthetic))
+        assert torch.equal(here.x, there.x.cpu()) and torch.equal(here.y, there.y.cpu())
+
+
+BAD = {
+    'fraction below 0': ({'fraction': -0.1}, 'synthetic_fraction=-0.1, expected a number from 0 to 1'),
+    'fraction above 1': ({'fraction': 1.01}, 'synthetic_fraction=1.01'),
+    'fraction nan': ({'fraction': float('nan')}, 'synthetic_fraction=nan'),
+    'fraction as text': ({'fraction': '0.5'}, "synthetic_fraction='0.5'"),
+    'fraction none': ({'fraction': None}, 'synthetic_fraction=None'),
+    'fraction true': ({'fraction': True}, 'synthetic_fraction=True'),
+    'batch of 0': ({'batch_size': 0}, 'batch_size=0'),
+    'batch of 2.5': ({'batch_size': 2.5}, 'batch_size=2.5'),
+    'seed as float': ({'seed': 1.0}, 'seed=1.0'),
+    'nothing to mix in': ({'num_synthetic': 0}, 'without synthetic images'),
+    'nothing left': ({'batch_size': 200, 'drop_last': True}, '50 images do not fill one batch'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_settings_out_of_range(case):
+    settings, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        mixed(**settings)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('synthetic', 'message'),
+    [
+        (numbered(9, SYNTHETIC, size=5), r'kind 2 holds images of shape \(3, 5, 5\) but kind 1 of \(3, 4, 4\)'),
+        (numbered(9, SYNTHETIC, num_classes=3), 'kind 2 has 3 classes but kind 1 has 10'),
+    ],
+    ids=['size', 'classes'],
+)
+def test_sources_that_differ(synthetic, message):
+    with pytest.raises(ValueError, match=message):
+        MixedBatches(numbered(50, REAL), synthetic, batch_size=8, synthetic_fraction=0.5, seed=0)
+
+
+@pytest.mark.parametrize(('epoch', 'start_step'), [(-1, 0), (0, -1), (0, 14)], ids=str)
+def test_epoch_out_of_range_is_said_at_once(epoch, start_step):
+    with pytest.raises(ValueError, match='expected'):
+        mixed().epoch(epoch, start_step)

@@ -1,0 +1,59 @@
+"""Stratified splits of any labels."""
+
+import pytest
+import torch
+
+from timm_paf.data import stratified_split
+
+CASES = {
+    'balanced': (torch.arange(100) % 10, [30, 20, 50]),
+    'skewed': (torch.tensor([0] * 70 + [1] * 20 + [2] * 7), [10, 40, 47]),
+    'sorted, a class of one': (torch.tensor([0] * 9 + [1]), [5, 5]),
+    'gaps in the class numbers': (torch.tensor([4, 4, 9, 9, 9, 9]), [3, 3]),
+    'one part': (torch.arange(7) % 2, [7]),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_parts_are_complete_disjoint_and_stratified(case):
+    labels, sizes = CASES[case]
+    split = stratified_split(labels, sizes, seed=0)
+    assert [len(part) for part in split] == sizes
+    assert torch.cat(split).sort().values.tolist() == list(range(len(labels)))
+    left = torch.bincount(labels).double()
+    for part, size in zip(split, sizes, strict=True):
+        counts = torch.bincount(labels[part], minlength=len(left)).double()
+        assert ((counts - size * left / left.sum()).abs() < 1).all()
+        left -= counts
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_every_prefix_is_nearly_balanced(seed):
+    labels = torch.arange(600) // 60
+    part, _ = stratified_split(labels, [300, 300], seed=seed)
+    counts = torch.nn.functional.one_hot(labels[part], 10).cumsum(0)
+    share = torch.arange(1, 301)[:, None] / 10
+    assert (counts - share).abs().max() < 2
+
+
+def test_classes_do_not_come_in_a_fixed_cycle():
+    labels = torch.arange(600) // 60
+    part, _ = stratified_split(labels, [300, 300], seed=0)
+    rounds = labels[part].reshape(30, 10)
+    assert len({tuple(row.tolist()) for row in rounds}) > 20
+
+
+def test_seed_decides_the_split():
+    labels = torch.arange(100) % 10
+
+    def test_part(seed):
+        return stratified_split(labels, [30, 70], seed=seed)[0].tolist()
+
+    assert test_part(1) == test_part(1)
+    assert len(set(test_part(1)) & set(test_part(2))) < 25
+
+
+@pytest.mark.parametrize('sizes', [[5, 4], [5, 6], [10, 0], [11, -1], []], ids=str)
+def test_sizes_that_do_not_fit(sizes):
+    with pytest.raises(ValueError, match='add up'):
+        stratified_split(torch.arange(10), sizes, seed=0)

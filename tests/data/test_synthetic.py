@@ -1,0 +1,220 @@
+"""The generator of synthetic digits: quality, balance, and a cache that is never wrong."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from timm_paf.data import LabelledImages, cached_synthetic_digits, digits_splits, open_archive, sample_synthetic
+from timm_paf.data import synthetic as synthetic_module
+
+
+@pytest.fixture(scope='module')
+def splits():
+    return digits_splits()
+
+
+@pytest.fixture(scope='module')
+def digits(splits):
+    return sample_synthetic(splits.train, 3000, seed=0)
+
+
+def flat(data):
+    images = data.images.flatten(1).numpy()
+    return images / 255 if images.dtype == np.uint8 else images
+
+
+def test_form(digits):
+    assert digits.images.shape == (3000, 1, 8, 8) and digits.images.dtype == torch.uint8
+    assert digits.num_classes == 10
+    assert torch.bincount(digits.labels).tolist() == [300] * 10
+    # shuffled: the first hundred are no single class
+    assert len(digits.labels[:100].unique()) == 10
+
+
+def test_labels_are_right(splits, digits):
+    real = KNeighborsClassifier(3).fit(flat(splits.train), splits.train.labels.numpy())
+    assert real.score(flat(digits), digits.labels.numpy()) > 0.97
+
+
+def test_they_teach_the_real_task(splits, digits):
+    taught = KNeighborsClassifier(3).fit(flat(digits), digits.labels.numpy())
+    assert taught.score(flat(splits.test), splits.test.labels.numpy()) > 0.95
+
+
+def test_they_are_new_and_varied(splits, digits):
+    def nearest(data):
+        return NearestNeighbors(n_neighbors=1).fit(flat(splits.train)).kneighbors(flat(data))[0]
+
+    # copies would be at distance 0; real images that were held out say what a natural distance is
+    held_out = nearest(splits.test)
+    assert nearest(digits).min() > 0.5 * held_out.min()
+    assert 0.5 < np.median(nearest(digits)) / np.median(held_out) < 1.5
+    assert len(np.unique(flat(digits), axis=0)) == 3000
+
+
+def test_pixels_have_the_brightness_of_real_ones(splits, digits):
+    # catches a wrong scale or rounding: means per pixel agree to a few hundredths
+    assert np.abs(flat(digits).mean(0) - flat(splits.train).mean(0)).max() < 0.05
+
+
+def test_seed_decides_the_images(splits):
+    first, again, other = (sample_synthetic(splits.train, 50, seed=seed) for seed in (1, 1, 2))
+    assert first.fingerprint() == again.fingerprint()
+    # other images, not the same ones in another order
+    assert not set(map(tuple, flat(first).tolist())) & set(map(tuple, flat(other).tolist()))
+
+
+def test_global_random_states_are_left_alone(splits):
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    sample_synthetic(splits.train, 50, seed=1)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+def colour_images():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randint(0, 60, (60, 3, 4, 5), generator=generator) + 80 * labels[:, None, None, None]
+    return LabelledImages(images.to(torch.uint8), labels, 3, 'colour')
+
+
+@pytest.mark.parametrize(('n', 'counts'), [(3, [1, 1, 1]), (7, [3, 2, 2]), (8, [3, 3, 2])], ids=str)
+def test_any_small_set_will_do(n, counts):
+    data = sample_synthetic(colour_images(), n, seed=0, components=5, mixtures=2)
+    assert data.image_shape == (3, 4, 5)
+    assert torch.bincount(data.labels).tolist() == counts
+    # classes differ in brightness by 80: a label on the wrong image would show
+    assert ((data.images.float().mean((1, 2, 3)) - 30) / 80).round().tolist() == data.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'n': 2}, 'n=2 .* at least one for each of 3'),
+        ({'components': 0}, 'components=0, expected 1 to 60'),
+        ({'components': 61}, 'components=61, expected 1 to 60'),
+        ({'components': 20}, 'class 0 has 20 images, but components=20 .* need 21'),
+        ({'mixtures': 0}, 'mixtures=0'),
+        ({'mixtures': 21}, 'need 21'),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(settings, message):
+    settings = {'n': 9, 'components': 5, 'mixtures': 2} | settings
+    with pytest.raises(ValueError, match=message):
+        sample_synthetic(colour_images(), settings.pop('n'), seed=0, **settings)
+
+
+@pytest.fixture
+def samplings(monkeypatch):
+    """Counts how often something is really sampled."""
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs)
+        return sample_synthetic(*args, **kwargs)
+
+    monkeypatch.setattr(synthetic_module, 'sample_synthetic', counting)
+    return calls
+
+
+def test_cache_is_made_once_and_right(tmp_path, splits, samplings):
+    path = cached_synthetic_digits(200, 3, tmp_path / 'new' / 'folder')
+    assert cached_synthetic_digits(200, 3, tmp_path / 'new' / 'folder') == path
+    assert len(samplings) == 1
+    data = open_archive(path, num_classes=10, channels=1)
+    assert data.fingerprint() == sample_synthetic(splits.train, 200, seed=3).fingerprint()
+    assert list(path.parent.iterdir()) == [path]
+
+
+CHANGES = {
+    'n': lambda monkeypatch: {'n': 210},
+    'seed': lambda monkeypatch: {'seed': 1},
+    'components': lambda monkeypatch: {'components': 10},
+    'mixtures': lambda monkeypatch: {'mixtures': 2},
+    'revision': lambda monkeypatch: monkeypatch.setattr(synthetic_module, '_REVISION', 999),
+    'scikit-learn': lambda monkeypatch: monkeypatch.setattr('sklearn.__version__', '0.0'),
+    'training images': lambda monkeypatch: monkeypatch.setattr(
+        synthetic_module, 'digits_splits', lambda: digits_splits()._replace(train=digits_splits().test),
+    ),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_cache_is_not_used_for_something_else(tmp_path, monkeypatch, change):
+    first = cached_synthetic_digits(200, 0, tmp_path)
+    settings = {'n': 200, 'seed': 0} | (CHANGES[change](monkeypatch) or {})
+    second = cached_synthetic_digits(**settings, cache_dir=tmp_path)
+    assert second != first
+    assert first.exists() and second.exists()
+
+
+DAMAGE = {
+    'truncated': lambda content: content[:-100],
+    'empty': lambda content: b'',
+    'flipped bit': lambda content: content[:2000] + bytes([content[2000] ^ 255]) + content[2001:],
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damaged_cache_is_made_anew(tmp_path, damage):
+    path = cached_synthetic_digits(200, 0, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](content))
+    assert cached_synthetic_digits(200, 0, tmp_path) == path
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cache_of_other_content_is_made_anew(tmp_path, splits):
+    path = cached_synthetic_digits(200, 0, tmp_path)
+    synthetic_module.save_archive(path, sample_synthetic(splits.train, 50, seed=0))
+    cached_synthetic_digits(200, 0, tmp_path)
+    assert len(open_archive(path, num_classes=10)) == 200
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr('os.replace', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cached_synthetic_digits(200, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_at_once(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: cached_synthetic_digits(200, 0, tmp_path), range(2))
+    assert first == second
+    assert list(tmp_path.iterdir()) == [first]
+    assert len(open_archive(first, num_classes=10)) == 200
+
+
+@pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [
+        ({'TIMM_PAF_CACHE': '{tmp}/own', 'XDG_CACHE_HOME': '{tmp}/xdg'}, 'own'),
+        ({'XDG_CACHE_HOME': '{tmp}/xdg'}, 'xdg/timm_paf'),
+        ({'XDG_CACHE_HOME': 'relative'}, 'home/.cache/timm_paf'),
+        ({}, 'home/.cache/timm_paf'),
+    ],
+    ids=['own variable', 'XDG', 'relative XDG', 'neither'],
+)
+def test_place_of_the_cache(tmp_path, monkeypatch, variables, expected):
+    for name in ('TIMM_PAF_CACHE', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp=tmp_path))
+    assert cached_synthetic_digits(20).parent == tmp_path / expected
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.raises(OSError, match=r'cannot write to the cache .*file .*set TIMM_PAF_CACHE'):
+        cached_synthetic_digits(20, 0, tmp_path / 'file')

@@ -1,0 +1,64 @@
+"""What an attacker may do to an image."""
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Union
+
+__all__ = ['ThreatModel', 'parse_eps']
+
+Eps = Union[str, float, int, Fraction]
+
+
+def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
+    """A radius or step size as papers write it, `8/255`, or as a number.
+
+    Args:
+        eps: Text such as '8/255' or '0.5', or a number; in units of the pixel range [0, 1].
+        label: What to call it in an error.
+        norm: In 'linf' nothing above 1 makes sense.
+
+    Returns:
+        The nearest float; fractions are divided once, exactly.
+
+    Raises:
+        ValueError: If it is not a number, not positive, or above 1 in Linf.
+    """
+    try:
+        if isinstance(eps, bool):
+            raise ValueError
+        exact = Fraction(str(eps).replace(' ', '')) if isinstance(eps, str) else Fraction(eps)
+        value = float(exact)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        raise ValueError(f'{label} = {eps!r}: expected a number or a fraction such as 8/255.') from None
+    if not value > 0 or not math.isfinite(value):
+        raise ValueError(f'{label} = {eps}: expected a number greater than 0, such as 8/255.')
+    if norm == 'linf' and value > 1:
+        raise ValueError(f'{label} = {eps}: pixels are in [0, 1]; expected at most 1. Did you mean {eps}/255?')
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """A norm ball around each image, cut with the pixel range [0, 1].
+
+    Args:
+        eps: Radius, as `parse_eps` reads it.
+        norm: 'linf'.
+
+    Attributes:
+        radius: eps as a float.
+
+    Raises:
+        ValueError: If eps or norm is not as expected.
+    """
+    eps: Eps
+    norm: str = 'linf'
+    radius: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        from .balls import ball
+        ball(self.norm)
+        object.__setattr__(self, 'radius', parse_eps(self.eps, norm=self.norm))
+
+    def __str__(self) -> str:
+        return f'{self.norm} {self.eps}'

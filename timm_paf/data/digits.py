@@ -1,0 +1,44 @@
+"""The embedded data set: scikit-learn's handwritten digits, split once and for all."""
+
+from typing import NamedTuple
+
+import torch
+
+from timm_paf.data.arrays import LabelledImages
+from timm_paf.data.splits import stratified_split
+
+_TEST, _VAL = 360, 180
+_SPLIT_SEED = 20210  # fixed: results of different runs and seeds are about the same test images
+
+
+class DigitsSplits(NamedTuple):
+    """The three disjoint parts of the digits; `digits_splits` makes them."""
+
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
+
+
+def digits_splits() -> DigitsSplits:
+    """The 1797 digits of scikit-learn as train (1257), validation (180) and test (360) sets.
+
+    Images are (N, 1, 8, 8) float32 in [0, 1], the stored values 0..16 divided by 16 (exact in float32); ten classes.
+    The split is stratified and always the same: it depends neither on a run's seed nor on library versions. Inside
+    each set any prefix is nearly class-balanced, so the first n test images are a fair sample of it.
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998), the test part of it as
+    `sklearn.datasets.load_digits` ships it.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and reading an archive does not need it
+
+    raw = load_digits()
+    labels = torch.from_numpy(raw.target).to(torch.int64)
+    images = torch.from_numpy(raw.images).to(torch.float32)[:, None] / 16
+    whole = LabelledImages(images, labels, num_classes=10, name='digits')
+    sizes = (_TEST, _VAL, len(whole) - _TEST - _VAL)
+    test, val, train = stratified_split(labels, sizes, seed=_SPLIT_SEED)
+    return DigitsSplits(
+        train=whole.subset(train, name='digits/train'),
+        val=whole.subset(val, name='digits/val'),
+        test=whole.subset(test, name='digits/test'),
+    )

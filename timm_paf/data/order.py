@@ -1,0 +1,102 @@
+"""Orders that are functions of a seed: seeds for named streams, and a pseudo-random permutation without a table."""
+
+import hashlib
+from math import isqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ROUNDS = 16  # with 8, ranges of five or six elements are measurably not uniform; 16 costs 0.2 ms a batch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed for one purpose, made from named parts such as ('shuffle', seed, epoch, step).
+
+    Different parts give unrelated seeds, also for neighbouring numbers, so streams never run in parallel by accident.
+    The value does not depend on the platform or on library versions.
+
+    Args:
+        parts: integers of any size and strings.
+
+    Returns:
+        An integer in 0..2**63-1.
+    """
+    return int.from_bytes(_hash(parts, size=8), 'little') >> 1
+
+
+def generator_for(*parts: int | str) -> torch.Generator:
+    """A CPU `torch.Generator` seeded with `derive_seed(*parts)`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+class IndexPermutation:
+    """A pseudo-random permutation of 0..size-1 that can be asked anywhere and keeps no table.
+
+    An index is written as a pair (l, r) with l < a and r < b, where a is about b and a * b is the smallest such product
+    that covers the range. Feistel rounds then add a keyed hash of one half to the other,
+
+        l <- (l + hash(r)) mod a,    r <- (r + hash(l)) mod b,
+
+    each of which can be undone, so the whole is a bijection on 0..a*b-1. Results at or beyond `size` are sent through
+    again until they fall inside (cycle walking), which keeps it a bijection on 0..size-1. Fewer than a indices lie
+    beyond, so this is rare. Memory and time are O(1) for each index asked for.
+
+    Args:
+        size: number of elements, 1 to 2**62.
+        key: what the permutation is a function of, together with the size; see `derive_seed`.
+
+    Raises:
+        ValueError: if the size is out of range.
+
+    Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), for the generalised Feistel
+    network and cycle walking. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014). This is for
+    shuffling, not for secrets.
+    """
+
+    def __init__(self, size: int, *key: int | str) -> None:
+        if not 1 <= size <= 2**62:
+            raise ValueError(f'got size={size}, expected 1 to 2**62')
+        self.size = size
+        self._left = np.uint64(isqrt(size - 1) + 1)
+        self._right = np.uint64(-(-size // int(self._left)))
+        self._keys = np.frombuffer(_hash(key, size=8 * _ROUNDS), dtype='<u8').astype(np.uint64)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Elements at some positions of the permuted order.
+
+        Args:
+            positions: (M,) int64 on the CPU, each in 0..size-1.
+
+        Returns:
+            (M,) int64; asking for 0..size-1 gives every element exactly once.
+
+        Raises:
+            IndexError: if a position is outside the range.
+        """
+        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= self.size):
+            raise IndexError(f'got positions {int(positions.min())} to {int(positions.max())} of {self.size} elements')
+        values = self._rounds(positions.numpy().astype(np.uint64))
+        while (outside := values >= self.size).any():
+            values[outside] = self._rounds(values[outside])
+        return torch.from_numpy(values.astype(np.int64))
+
+    def _rounds(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values // self._right, values % self._right
+        for first, second in self._keys.reshape(-1, 2):
+            left = (left + _mix(right + first) % self._left) % self._left
+            right = (right + _mix(left + second) % self._right) % self._right
+        return left * self._right + right
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit words; unsigned array arithmetic wraps, which is what the hash wants."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _hash(parts: tuple[int | str, ...], *, size: int) -> bytes:
+    # repr keeps 1 and '1' apart, and the separator keeps (1, 23) and (12, 3) apart
+    return hashlib.shake_256('/'.join(repr(part) for part in parts).encode()).digest(size)

@@ -1,0 +1,63 @@
+"""Stratified splits that never change: the order comes from a hash, not from a library's random stream."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from timm_paf.data.order import derive_seed
+
+
+def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, ...]:
+    """Split a data set so that every part has the class frequencies of the whole.
+
+    Each part takes of each class its proportional share of what the parts before it left, rounded down or up (largest
+    remainders, smaller class number first among equals). Inside a part the order is shuffled with all classes in step,
+    so that any prefix has nearly the class frequencies of the part: with classes of equal size, each is within 2 images
+    of its share. The result is a function of the labels, the sizes and the seed alone, on every platform and with every
+    version of the libraries.
+
+    Args:
+        labels: (N,) int64 class numbers.
+        sizes: how many go into each part, each at least 1, N in all.
+        seed: any integer.
+
+    Returns:
+        One (size,) int64 tensor of indices for each part; together they hold 0..N-1 once each.
+
+    Raises:
+        ValueError: if the sizes do not add up to N or one is below 1.
+    """
+    if any(size < 1 for size in sizes) or sum(sizes) != len(labels):
+        raise ValueError(f'got sizes {list(sizes)} for {len(labels)} labels, expected sizes >= 1 that add up to it')
+    ranks = [derive_seed('split', seed, index) for index in range(len(labels))]
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels.tolist()):
+        by_class.setdefault(label, []).append(index)
+    rest = {label: sorted(by_class[label], key=ranks.__getitem__) for label in sorted(by_class)}
+    parts = []
+    for size in sizes:
+        quotas = _proportional({label: len(indices) for label, indices in rest.items()}, size)
+        chosen = {label: indices[:quotas[label]] for label, indices in rest.items()}
+        rest = {label: indices[quotas[label]:] for label, indices in rest.items()}
+        parts.append(torch.tensor(_interleaved(list(chosen.values()), ranks)))
+    return tuple(parts)
+
+
+def _proportional(counts: dict[int, int], size: int) -> dict[int, int]:
+    total = sum(counts.values())
+    quotas = {label: size * count // total for label, count in counts.items()}
+    by_remainder = sorted(counts, key=lambda label: (-(size * counts[label] % total), label))
+    for label in by_remainder[:size - sum(quotas.values())]:
+        quotas[label] += 1
+    return quotas
+
+
+def _interleaved(classes: list[list[int]], ranks: list[int]) -> list[int]:
+    """Member i of a class of n stands at a pseudo-random place in [i/n, (i+1)/n) of the whole order."""
+    places = [
+        ((place + ranks[index] / 2**63) / len(members), index)
+        for members in classes
+        for place, index in enumerate(members)
+    ]
+    return [index for _, index in sorted(places)]

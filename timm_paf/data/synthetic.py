@@ -1,0 +1,173 @@
+"""Labelled synthetic images for small data sets: a Gaussian mixture in the principal components of each class."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from timm_paf.data.archives import open_archive, save_archive
+from timm_paf.data.arrays import LabelledImages, to_unit_range
+from timm_paf.data.digits import digits_splits
+from timm_paf.data.order import derive_seed
+
+DEFAULT_COMPONENTS = 20
+DEFAULT_MIXTURES = 4
+_REVISION = 1  # raise it with any change that alters what is sampled, so that caches of older code are not used
+_MIN_VARIANCE = 1e-3  # added to each variance, pixels in [0, 1]: a Gaussian sees few more images than dimensions
+
+
+def sample_synthetic(
+    train: LabelledImages,
+    n: int,
+    *,
+    seed: int,
+    components: int = DEFAULT_COMPONENTS,
+    mixtures: int = DEFAULT_MIXTURES,
+) -> LabelledImages:
+    """Draw labelled synthetic images that look like a small training set.
+
+    For each class: principal components of its images, a mixture of Gaussians with full covariances fitted in them,
+    samples of it turned back into pixels, clipped to [0, 1] and rounded to 8 bits. Nothing but `train` is looked at.
+
+    Args:
+        train: the images to learn from; a class needs more than `components` and at least `mixtures` images.
+        n: how many to draw, at least one a class. Classes are balanced whatever they are in `train`: counts differ by
+            at most one, lower class numbers first. The order is shuffled.
+        seed: any integer; the same seed on the same machine and library versions gives the same images.
+        components: principal components a class, 1 to the number of pixels of an image.
+        mixtures: Gaussians a class, at least 1.
+
+    Returns:
+        n images (n, C, H, W) uint8 with labels (n,) int64.
+
+    Raises:
+        ValueError: if a number is out of range or a class has too few images.
+    """
+    _check_settings(train, n, components, mixtures)
+    samples = np.empty((n, int(np.prod(train.image_shape))), dtype=np.uint8)
+    labels = np.arange(n) % train.num_classes
+    for label in range(train.num_classes):
+        real = to_unit_range(train.images[train.labels == label]).flatten(1).double().cpu().numpy()
+        wanted = labels == label
+        class_seed = derive_seed('synthetic', seed, label) % 2**32
+        drawn = _sample_class(real, int(wanted.sum()), components, mixtures, class_seed)
+        samples[wanted] = np.rint(drawn.clip(0, 1) * 255)
+    order = np.random.RandomState(derive_seed('synthetic', seed, 'order') % 2**32).permutation(n)
+    return LabelledImages(
+        torch.from_numpy(samples[order]).reshape(n, *train.image_shape),
+        torch.from_numpy(labels[order]),
+        train.num_classes,
+        f'{train.name}/synthetic',
+    )
+
+
+def cached_synthetic_digits(
+    n: int = 10_000,
+    seed: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    components: int = DEFAULT_COMPONENTS,
+    mixtures: int = DEFAULT_MIXTURES,
+) -> Path:
+    """An archive of synthetic digits made from the training split of `digits_splits`, made at the first call only.
+
+    The name of the file holds a hash of all that decides its content (settings, revision of this generator, versions
+    of scikit-learn and NumPy, the training images), so an outdated file is never taken. One that is damaged is made
+    anew. Processes that start together do not disturb each other.
+
+    Args:
+        n: number of images, at least 10.
+        seed: any integer.
+        cache_dir: where to keep it, made if missing. If None, $TIMM_PAF_CACHE, else timm_paf in $XDG_CACHE_HOME, else
+            ~/.cache/timm_paf.
+        components: as for `sample_synthetic`.
+        mixtures: as for `sample_synthetic`.
+
+    Returns:
+        Path of an `.npz` with `image` (n, 8, 8, 1) uint8 and `label` (n,) int64; `open_archive` reads it.
+
+    Raises:
+        ValueError: if a number is out of range.
+        OSError: if the cache cannot be written.
+    """
+    import sklearn
+
+    train = digits_splits().train
+    _check_settings(train, n, components, mixtures)
+    settings = {
+        'revision': _REVISION,
+        'n': int(n),
+        'seed': int(seed),
+        'components': int(components),
+        'mixtures': int(mixtures),
+        'sklearn': sklearn.__version__,
+        'numpy': np.__version__,
+        'train': train.fingerprint(),
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache_dir) if cache_dir is not None else _default_cache_dir()
+    path = folder / f'digits-synthetic-n{n}-seed{seed}-{key}.npz'
+    if not _is_intact(path, train, n):
+        data = sample_synthetic(train, n, seed=seed, components=components, mixtures=mixtures)
+        with _cache_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_archive(path, data)
+    return path
+
+
+def _sample_class(real: np.ndarray, count: int, components: int, mixtures: int, seed: int) -> np.ndarray:
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    # the exact solver: the randomised one would be another source of variation, and these matrices are small
+    pca = PCA(components, svd_solver='full').fit(real)
+    mixture = GaussianMixture(mixtures, reg_covar=_MIN_VARIANCE, max_iter=200, random_state=seed)
+    mixture.fit(pca.transform(real))
+    return pca.inverse_transform(mixture.sample(count)[0])
+
+
+def _check_settings(train: LabelledImages, n: int, components: int, mixtures: int) -> None:
+    if n < train.num_classes:
+        raise ValueError(f'got n={n} synthetic images, expected at least one for each of {train.num_classes} classes')
+    pixels = int(np.prod(train.image_shape))
+    if not 1 <= components <= pixels:
+        raise ValueError(f'got components={components}, expected 1 to {pixels}, the number of pixels of an image')
+    if mixtures < 1:
+        raise ValueError(f'got mixtures={mixtures}, expected at least 1')
+    counts = torch.bincount(train.labels, minlength=train.num_classes)
+    needed = max(components + 1, mixtures)
+    if int(counts.min()) < needed:
+        raise ValueError(
+            f'{train.name}: class {int(counts.argmin())} has {int(counts.min())} images, but components={components} '
+            f'and mixtures={mixtures} need {needed}; ask for fewer of them'
+        )
+
+
+def _is_intact(path: Path, train: LabelledImages, n: int) -> bool:
+    try:
+        data = open_archive(path, num_classes=train.num_classes, channels=train.image_shape[0])
+    except (FileNotFoundError, ValueError):
+        return False
+    return len(data) == n and data.image_shape == train.image_shape
+
+
+def _default_cache_dir() -> Path:
+    if own := os.environ.get('TIMM_PAF_CACHE'):
+        return Path(own).expanduser()
+    shared = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    # the XDG specification wants relative paths ignored
+    return (shared if shared.is_absolute() else Path.home() / '.cache') / 'timm_paf'
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f'cannot write to the cache {folder} ({reason}); set TIMM_PAF_CACHE to another folder') from error
