@@ -3,9 +3,18 @@ import time
 from collections.abc import Mapping
 from typing import Optional
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 __all__ = ['TrainingView', 'duration']
 
@@ -33,26 +42,29 @@ class TrainingView:
         self.steps = steps
         self.started = time.monotonic()
         self.validation = ''
-        self.progress: Optional[Progress] = None
+        self.live: Optional[Live] = None
         if console.is_terminal:
             self.progress = Progress(
-                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(bar_width=None),
-                MofNCompleteColumn(), TextColumn('{task.fields[rate]}'), TimeElapsedColumn(), TextColumn('left'),
-                TimeLeftColumn(), TextColumn('\n  {task.fields[numbers]}'), console=console)
-            self.task = self.progress.add_task('epoch 1', total=epochs * steps, numbers='', rate='')
+                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(),
+                MofNCompleteColumn(), TextColumn('{task.fields[rate]}'), TimeElapsedColumn(),
+                TimeRemainingColumn(), TextColumn('left'), console=console)
+            self.bar = self.progress.add_task(f'epoch 1/{epochs}', total=epochs * steps, rate='')
+            self.numbers = Text()
+            self.live = Live(Group(self.progress, self.numbers), console=console, transient=True)
 
     def __enter__(self) -> 'TrainingView':
-        if self.progress is not None:
-            self.progress.start()
+        if self.live is not None:
+            self.live.start()
         return self
 
     def __exit__(self, *exception) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        if self.live is not None:
+            self.live.stop()
 
     def say(self, text: str) -> None:
         """Write a line, above the bar if there is one."""
-        self.console.print(text, highlight=False)
+        # a line stays a line where there is no screen to fit
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def step(
             self,
@@ -74,16 +86,17 @@ class TrainingView:
             images_per_second: Images trained on each second, real and synthetic.
             shape: alpha and beta by name.
         """
-        if self.progress is None:
+        if self.live is None:
             return
         done = epoch * self.steps + step + 1
         if loss is None:
-            self.progress.update(self.task, completed=done)
+            self.progress.update(self.bar, completed=done)
             return
         numbers = [f'loss {loss:.3f}', f'under attack {robust:.1f} %', self.validation, shape_text(shape)]
         self.progress.update(
-            self.task, completed=done, description=f'epoch {epoch + 1}/{self.epochs}',
-            rate=f'{images_per_second:.0f} images/s', numbers='  '.join(filter(None, numbers)))
+            self.bar, completed=done, description=f'epoch {epoch + 1}/{self.epochs}',
+            rate=f'{images_per_second:.0f} images/s')
+        self.numbers.plain = '  ' + '  '.join(filter(None, numbers))
 
     def epoch(
             self,

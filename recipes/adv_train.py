@@ -57,7 +57,7 @@ class TrainConfig(EvaluationConfig):
     beta_penalty: float = setting(10., 'weight of |beta| in the loss, for activations with a learned beta')
     beta_grad_clip: Optional[float] = setting(0.01, 'largest gradient norm of beta')
 
-    epochs: int = setting(8, 'passes over the real training images')
+    epochs: int = setting(12, 'passes over the real training images')
     batch_size: int = setting(128, 'images a batch, real and synthetic')
     opt: str = setting('sgd', "optimizer, by timm's name")
     lr: Optional[float] = setting(None, 'learning rate; unset: lr_base * batch_size / lr_base_size')
@@ -244,9 +244,10 @@ def validate(job: Run) -> dict[str, float]:
 def report_robustness(model: nn.Module, job: Run, checkpoint: Path) -> None:
     """Clean, PGD and AutoAttack accuracy on the test split: report.json and a table."""
     try:
-        with job.console.status('measuring on the test split'):
+        with job.console.status('measuring on the test split') as status:
             report = evaluate_robustness(
                 model, job.test.images, job.test.labels, **job.config.evaluation(), device=job.device,
+                progress=lambda name, done, total: status.update(f'AutoAttack on the test split: {name} {done}/{total}'),
                 model_name=job.config.model, dataset=job.config.dataset, split='test', checkpoint=checkpoint)
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error

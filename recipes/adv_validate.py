@@ -80,9 +80,10 @@ def measure(job: Measurement) -> None:
         f'{config.model}, {job.weights} of {config.checkpoint}, on {len(job.data)} {config.split} images of '
         f'{config.dataset}, eps {config.eps}, on {job.device}', highlight=False, soft_wrap=True)
     try:
-        with console.status('measuring'):
+        with console.status('measuring') as status:
             report = evaluate_robustness(
                 job.model, job.data.images, job.data.labels, **config.evaluation(), device=job.device,
+                progress=lambda name, done, total: status.update(f'AutoAttack: {name} {done}/{total}'),
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
     except ValueError as error:
         raise RunFailed(str(error)) from error
