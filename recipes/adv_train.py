@@ -86,7 +86,7 @@ class TrainConfig(EvaluationConfig):
         if not 0 <= self.model_ema_decay < 1:
             raise ValueError(f'--model-ema-decay = {self.model_ema_decay}: expected a number from 0 to below 1.')
         if self.attack_step_size is not None:
-            parse_eps(self.attack_step_size)
+            parse_eps(self.attack_step_size, label='--attack-step-size')
 
     def training_attack(self, seed: int) -> PGD:
         """The PGD that training, or with another seed validation, uses."""
@@ -111,7 +111,7 @@ class Run:
 def prepare(argv: Optional[list[str]] = None) -> Run:
     """Settings to a run that is ready to start."""
     config = parse_config(
-        TrainConfig, argv, description=__doc__.splitlines()[0], default_config=lambda: CONFIGS / 'digits.yaml')
+        TrainConfig, argv, description=(__doc__ or '').splitlines()[0], default_config=lambda: CONFIGS / 'digits.yaml')
     device = choose_device(config.device)
     experiment = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}'
     folder = free_folder(config.output, experiment)
@@ -150,6 +150,8 @@ def prepare(argv: Optional[list[str]] = None) -> Run:
     scheduler, _ = create_scheduler_v2(
         optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,
         min_lr=config.min_lr, step_on_epochs=False, updates_per_epoch=len(batches))
+    if scheduler is None:
+        raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')
     config = dataclasses.replace(config, device=str(device), lr=lr, experiment=experiment)
     return Run(config, folder, device, batches, val, test, task, optimizer, scheduler, Console())
 
@@ -245,9 +247,12 @@ def report_robustness(model: nn.Module, job: Run, checkpoint: Path) -> None:
     """Clean, PGD and AutoAttack accuracy on the test split: report.json and a table."""
     try:
         with job.console.status('measuring on the test split') as status:
+            def progress(component: str, done: int, total: int) -> None:
+                status.update(f'AutoAttack on the test split: {component} {done}/{total}')
+
             report = evaluate_robustness(
                 model, job.test.images, job.test.labels, **job.config.evaluation(), device=job.device,
-                progress=lambda name, done, total: status.update(f'AutoAttack on the test split: {name} {done}/{total}'),
+                progress=progress,
                 model_name=job.config.model, dataset=job.config.dataset, split='test', checkpoint=checkpoint)
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error

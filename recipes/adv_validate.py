@@ -48,7 +48,7 @@ class Measurement:
 
 def prepare(argv: Optional[list[str]] = None) -> Measurement:
     """Settings and a checkpoint to a measurement that is ready to start."""
-    config = parse_config(ValidateConfig, argv, description=__doc__.splitlines()[0])
+    config = parse_config(ValidateConfig, argv, description=(__doc__ or '').splitlines()[0])
     if not config.checkpoint:
         raise ValueError('--checkpoint is missing; give the file to measure, such as DIR/model_best.pth.tar.')
     trained = read_checkpoint(config.checkpoint).get('args')

@@ -21,7 +21,6 @@ def trained():
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    optimizer.zero_grad()
     return model, x[:24], y[:24]
 
 
@@ -58,7 +57,7 @@ def test_verdicts_belong_to_the_images(trained):
 
 def test_everything_is_left_as_found(trained):
     model, x, y = trained
-    model.train()
+    model.train().zero_grad()  # the package, called directly, leaves gradients behind
     model[1].eval()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -139,7 +138,8 @@ def test_bad_input_is_named(x, y, logits, message):
 
 
 @pytest.mark.parametrize('model, message', [
-    (nn.Identity(), 'expected logits'), (nn.Sequential(nn.Flatten(), nn.Threshold(2., float('nan'))), 'NaN or infinite'),
+    (nn.Identity(), 'expected logits'),
+    (nn.Sequential(nn.Flatten(), nn.Threshold(2., float('nan'))), 'NaN or infinite'),
 ], ids=['shape', 'nan'])
 def test_bad_models_are_named(model, message):
     with pytest.raises(ValueError, match=message):

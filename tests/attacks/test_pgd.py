@@ -41,7 +41,8 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('eps, step_size, steps, random_start', [
-    (EPS, None, 10, True), ('8/255', '2/255', 3, False), (0.5, 0.7, 2, True), (1., 1., 1, True), ('1/255', '8/255', 5, True),
+    (EPS, None, 10, True), ('8/255', '2/255', 3, False), (0.5, 0.7, 2, True), (1., 1., 1, True),
+    ('1/255', '8/255', 5, True),
 ], ids=str)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_result_is_feasible(network, batch, eps, step_size, steps, random_start, dtype):
@@ -139,7 +140,8 @@ def test_starts_come_from_the_attacks_own_generator(network, batch):
 
 
 def test_starts_fill_the_ball():
-    starts = PGD(eps=0.1, step_size=1e-9, steps=1)(nn.Flatten(), torch.full((4000, 2), 0.5), torch.zeros(4000).long()) - 0.5
+    x = torch.full((4000, 2), 0.5)
+    starts = PGD(eps=0.1, step_size=1e-9, steps=1)(nn.Flatten(), x, torch.zeros(4000).long()) - x
     assert starts.abs().max() <= 0.1 + 1e-6
     for quantile in (0.1, 0.25, 0.5, 0.9):
         assert starts.quantile(quantile).item() == pytest.approx(0.2 * quantile - 0.1, abs=0.006)
@@ -207,5 +209,5 @@ def test_bad_batches_are_named(network, x, y, message):
 
 
 def test_inference_mode_is_a_clear_error(network, batch):
-    with torch.inference_mode(), pytest.raises(RuntimeError, match='use torch.no_grad instead'):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r'use torch\.no_grad instead'):
         PGD(eps=EPS)(network, *batch)

@@ -1,8 +1,8 @@
 """AutoAttack (Croce and Hein, arXiv 2003.01690) through the package pyautoattack.
 
-The attacks are the package's. What surrounds them is here, because the package asks for a model in eval mode and float32,
-reseeds the global generators, leaves gradients on parameters, ends a tracer that was running, keeps a counter that lets
-one model's warning stick to the next, and fails with fewer than ten classes.
+The attacks are the package's. What surrounds them is here, because the package asks for a model in eval mode and
+float32, reseeds the global generators, leaves gradients on parameters, ends a tracer that was running, keeps a counter
+that lets one model's warning stick to the next, and fails with fewer than ten classes.
 """
 import logging
 import random
@@ -182,10 +182,11 @@ def autoattack(
     if classes < 4:  # the (targeted) DLR loss compares the three (four) largest logits
         impossible = [name for name in components if name == 'apgd-t' or (name == 'apgd-dlr' and classes < 3)]
         components = tuple(name for name in components if name not in impossible)
-        listener.warnings += [f'{name} was left out: its loss needs more than {classes} classes.' for name in impossible]
+        listener.warnings += [f'{name} left out: its loss needs more than {classes} classes.' for name in impossible]
 
     wrapped = _Float32Logits(model)
-    with eval_mode(model), frozen_parameters(model), _global_state_kept(device), torch.autocast(device.type, enabled=False):
+    float32 = torch.autocast(device.type, enabled=False)
+    with eval_mode(model), frozen_parameters(model), _global_state_kept(device), float32:
         adversary = AutoAttack(
             wrapped, norm=_NORMS[norm], eps=radius, seed=seed, device=device, version=version,
             attacks=list(components) if version == 'custom' else None)

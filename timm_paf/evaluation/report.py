@@ -63,10 +63,9 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `correct` and `total` are integers on the first level."""
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ('accuracy', 'details')}
-        return {
-            'correct': self.accuracy.correct, 'total': self.accuracy.total,
-            **{name: value for name, value in rest.items() if value is not None}, **self.details}
+        plain = ('attack', 'norm', 'eps', 'eps_value', 'steps', 'seed', 'seconds')
+        known = {name: getattr(self, name) for name in plain if getattr(self, name) is not None}
+        return {'correct': self.accuracy.correct, 'total': self.accuracy.total, **known, **self.details}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +119,7 @@ def evaluate_robustness(
     """
     device = device or next((p.device for p in model.parameters()), x.device)
     check_images(model, x, y, device=device)
-    attacked = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
+    attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
 
     started = time.monotonic()

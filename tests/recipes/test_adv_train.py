@@ -1,0 +1,259 @@
+"""The recipes as a user runs them, small."""
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+
+import adv_train
+import adv_validate
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from _cli import run
+
+FAST = ['--model', 'wrn10_2_pssilu', '--epochs', '2', '--attack-steps', '2', '--batch-size', '64', '--pgd-steps', '3',
+        '--num-synthetic', '500', '--n-examples', '4', '--autoattack', 'none', '--device', 'cpu']
+
+
+def train(tmp_path, *argv, experiment='run'):
+    arguments = [*FAST, '--output', str(tmp_path), '--experiment', experiment, *argv]
+    return run(lambda: adv_train.prepare(arguments), adv_train.train)
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / 'summary.csv').read_text().splitlines()))
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished run with everything on, AutoAttack included."""
+    folder = tmp_path_factory.mktemp('finished')
+    os.environ.setdefault('TIMM_PAF_CACHE', str(folder / 'cache'))
+    assert train(folder, '--autoattack', 'standard', '--model-ema', '--model-ema-decay', '0.9') == 0
+    return folder / 'run'
+
+
+def test_run_writes_what_it_promises(finished):
+    names = {'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'report.json'}
+    assert names <= {path.name for path in finished.iterdir()}
+    settings = yaml.safe_load((finished / 'args.yaml').read_text())
+    assert (settings['model'], settings['eps'], settings['epochs'], settings['device']) == (
+        'wrn10_2_pssilu', '0.2', 2, 'cpu')
+    rows = rows_of(finished)
+    assert [row['epoch'] for row in rows] == ['0', '1']
+    assert {'train_loss', 'train_robust', 'eval_clean', 'eval_robust', 'eval_alpha', 'eval_beta', 'lr'} <= set(rows[0])
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+    assert rows[0]['eval_alpha'] != rows[1]['eval_alpha']
+
+
+def test_report_holds_integers(finished):
+    report = json.loads((finished / 'report.json').read_text())
+    for name, total in (('clean', 360), ('pgd', 360), ('autoattack', 4)):
+        assert type(report[name]['correct']) is int and report[name]['total'] == total
+    assert report['autoattack']['components'] == ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+    assert (report['pgd']['eps'], report['pgd']['steps']) == ('0.2', 3)
+
+
+def test_checkpoints_are_timms_and_plain(finished):
+    for name in ('last.pth.tar', 'model_best.pth.tar'):
+        checkpoint = torch.load(finished / name, weights_only=True)
+        assert {'state_dict', 'state_dict_ema', 'optimizer', 'epoch', 'metric', 'arch', 'args'} <= set(checkpoint)
+        raw, average = (checkpoint[key]['fc.weight'] for key in ('state_dict', 'state_dict_ema'))
+        assert not torch.equal(raw, average)
+        model = timm.create_model(checkpoint['arch'], in_chans=1)
+        timm.models.load_checkpoint(model, str(finished / name), use_ema=True, weights_only=True)
+        assert torch.equal(model.fc.weight, average)
+
+
+def test_best_checkpoint_is_the_most_robust_on_validation(finished):
+    rows = rows_of(finished)
+    best = max(rows, key=lambda row: (float(row['eval_robust']), -int(row['epoch'])))
+    checkpoint = torch.load(finished / 'model_best.pth.tar', weights_only=True)
+    assert (checkpoint['epoch'], checkpoint['metric']) == (int(best['epoch']), float(best['eval_robust']))
+
+
+def test_validation_gives_the_reports_numbers(finished, tmp_path, capsys):
+    argv = ['--checkpoint', str(finished / 'model_best.pth.tar'), '--pgd-steps', '3', '--n-examples', '4', '--device',
+            'cpu', '--output', str(tmp_path / 'validation')]
+    assert run(lambda: adv_validate.prepare(argv), adv_validate.measure) == 0
+    again, first = (
+        json.loads((folder / 'report.json').read_text()) for folder in (tmp_path / 'validation', finished))
+    for name in ('clean', 'pgd', 'autoattack'):
+        assert (again[name]['correct'], again[name]['total']) == (first[name]['correct'], first[name]['total'])
+    assert again['checkpoint_sha256'] == first['checkpoint_sha256']
+    assert 'state_dict_ema of' in capsys.readouterr().out
+    assert run(lambda: adv_validate.prepare(argv), adv_validate.measure) == 2  # does not write over it
+    assert 'holds a report.json already' in capsys.readouterr().err
+
+
+def test_one_line_an_epoch_without_a_terminal(tmp_path, capsys):
+    assert train(tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    epochs = [line for line in lines if line.startswith('epoch ')]
+    assert len(epochs) == 2
+    for line in epochs:
+        for part in ('loss', 'under attack', 'clean', 'robust', 'alpha', 'beta', 'images/s'):
+            assert part in line
+    assert any(line.startswith('about ') and 'of training' in line for line in lines)
+    assert '360 / 360' in lines[-3] or ' / 360' in ''.join(lines)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
+    weights = []
+    for experiment, seed in (('a', '0'), ('b', '0'), ('c', '1')):
+        assert train(tmp_path, '--epochs', '1', '--seed', seed, experiment=experiment) == 0
+        checkpoint = torch.load(tmp_path / experiment / 'last.pth.tar', weights_only=True)
+        weights.append(checkpoint['state_dict']['fc.weight'])
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_plain_training_meets_no_attack(tmp_path, monkeypatch):
+    def forward(self, x, y):
+        raise AssertionError('plain training used the adversarial task')
+
+    monkeypatch.setattr(adv_train.AdversarialTrainingTask, 'forward', forward)
+    assert train(tmp_path, '--task', 'plain', '--epochs', '1') == 0
+    row = rows_of(tmp_path / 'run')[0]
+    assert float(row['eval_clean']) > 50
+
+
+def test_initial_checkpoint_is_where_training_starts(finished, tmp_path):
+    start = ['--initial-checkpoint', str(finished / 'last.pth.tar')]
+    assert train(tmp_path, *start, '--epochs', '1', '--lr', '0', '--min-lr', '0') == 0
+    old, new = (torch.load(folder / 'last.pth.tar', weights_only=True) for folder in (finished, tmp_path / 'run'))
+    assert torch.equal(new['state_dict']['fc.weight'], old['state_dict_ema']['fc.weight'])
+
+
+@pytest.mark.parametrize('decayed', [True, False])
+def test_weight_decay_of_alpha_is_the_settings_choice(tmp_path, decayed):
+    flag = '--no-filter-bias-and-bn' if decayed else '--filter-bias-and-bn'
+    job = adv_train.prepare([*FAST, '--output', str(tmp_path), flag])
+    alpha = job.task.trainable_module.get_parameter('layer1.0.act1.alpha')
+    groups = [g['weight_decay'] for g in job.optimizer.param_groups if any(p is alpha for p in g['params'])]
+    assert groups == [5e-4 if decayed else 0.]
+
+
+@pytest.mark.parametrize('fraction, synthetic', [('0', 0), ('0.25', 16), ('1', 64)])
+def test_batches_hold_the_share_asked_for(tmp_path, fraction, synthetic):
+    job = adv_train.prepare([*FAST, '--output', str(tmp_path), '--synthetic-fraction', fraction])
+    assert int(next(iter(job.batches.epoch(0))).synthetic.sum()) == synthetic
+
+
+def test_archives_of_synthetic_images_are_read(tmp_path):
+    archive = tmp_path / 'synthetic.npz'
+    np.savez(archive, image=np.full((20, 8, 8, 1), 255, np.uint8), label=np.arange(20) % 10)
+    job = adv_train.prepare([*FAST, '--output', str(tmp_path), '--synthetic', str(archive)])
+    batch = next(iter(job.batches.epoch(0)))
+    assert (batch.x[batch.synthetic] == 1).all() and int(batch.synthetic.sum()) == 32
+
+
+def test_learning_rate_scales_with_the_batch_and_ends_at_the_minimum(tmp_path):
+    job = adv_train.prepare([*FAST, '--output', str(tmp_path), '--batch-size', '256'])
+    assert job.config.lr == pytest.approx(0.2)
+    job.scheduler.step_update(num_updates=2 * len(job.batches))
+    assert job.optimizer.param_groups[0]['lr'] == pytest.approx(0.001)
+
+
+BAD = {
+    'model': (['--model', 'wrn10_2_psilou'], 'timm knows no such model; did you mean'),
+    'eps zero': (['--eps', '0'], 'eps = 0: expected a number greater than 0'),
+    'eps text': (['--eps', 'big'], "eps = 'big': expected a number or a fraction such as 8/255"),
+    'eps unit': (['--eps', '8'], 'Did you mean 8/255'),
+    'steps': (['--attack-steps', '0'], '--attack-steps = 0: expected 1 or more'),
+    'fraction': (['--synthetic-fraction', '1.5'], '--synthetic-fraction = 1.5: expected a number from 0 to 1'),
+    'fraction nan': (['--synthetic-fraction', 'nan'], 'expected a number from 0 to 1'),
+    'dataset': (['--dataset', 'imagenet'], "--dataset = 'imagenet': there is no such data set; expected digits"),
+    'flag': (['--epsilonn', '1'], 'unrecognized arguments: --epsilonn'),
+    'synthetic': (['--synthetic', 'nowhere.npz'], 'nowhere.npz: no such file'),
+    'no synthetic': (['--synthetic'], 'synthetic_fraction=0.5 without synthetic images'),
+    'checkpoint': (['--initial-checkpoint', 'nowhere.pth'], 'checkpoint nowhere.pth: there is no such file'),
+    'device': (['--device', 'abacus'], '--device = abacus: not to be had here'),
+    'task': (['--task', 'mart'], "--task = 'mart': expected one of pgd-at, plain"),
+    'optimizer': (['--opt', 'sgdd'], 'sgdd'),
+    'schedule': (['--sched', 'cosinus'], 'cosinus'),
+    'penalty': (['--beta-penalty', '-1'], '--beta-penalty = -1.0: expected 0 or more'),
+    'step size': (['--attack-step-size', '0'], '--attack-step-size = 0'),
+    'clip': (['--beta-grad-clip', '0'], 'beta_grad_clip = 0.0'),
+    'seed': (['--seed', '-1'], '--seed = -1'),
+}
+
+
+@pytest.mark.parametrize('argv, message', BAD.values(), ids=BAD.keys())
+def test_bad_settings_are_one_line_and_write_nothing(tmp_path, capsys, argv, message):
+    assert train(tmp_path, *argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith('error: ') and error.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_checkpoint_is_one_line(tmp_path, capsys, finished):
+    foreign = tmp_path / 'notes.pth.tar'
+    foreign.write_text('shopping list')
+    assert train(tmp_path, '--initial-checkpoint', str(foreign)) == 2
+    assert 'cannot be read' in capsys.readouterr().err
+    assert train(tmp_path, '--initial-checkpoint', str(finished / 'last.pth.tar'), '--model', 'wrn10_2_relu') == 2
+    assert 'does not fit WideResNet' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['notes.pth.tar']
+
+
+def test_finished_run_is_not_written_over(finished, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert train(finished.parent) == 2
+    assert 'holds a finished run; choose another --experiment' in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_unfinished_run_is_not_written_over(tmp_path, capsys):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'last.pth.tar').write_text('precious')
+    assert train(tmp_path) == 2
+    assert 'is not empty' in capsys.readouterr().err
+
+
+def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    """NaN from the third update of the second epoch on."""
+    original, calls = adv_train.AdversarialTrainingTask.forward, []
+
+    def forward(self, x, y):
+        result = original(self, x, y)
+        calls.append(0)
+        if len(calls) == 40 + 3:  # 40 updates an epoch at 32 real images in a batch
+            result['loss'] = result['loss'] * float('nan')
+        return result
+
+    monkeypatch.setattr(adv_train.AdversarialTrainingTask, 'forward', forward)
+    assert train(tmp_path) == 1
+    assert 'the loss became NaN or infinite at step 2 of epoch 2' in capsys.readouterr().err
+    for name in ('last.pth.tar', 'model_best.pth.tar'):
+        checkpoint = torch.load(tmp_path / 'run' / name, weights_only=True)
+        assert checkpoint['epoch'] == 0
+        assert all(value.isfinite().all() for value in checkpoint['state_dict'].values())
+    assert not (tmp_path / 'run' / 'report.json').exists()
+
+
+@pytest.mark.parametrize('argv, message', [
+    ([], '--checkpoint is missing'), (['--checkpoint', 'nowhere.pth'], 'there is no such file'),
+    (['--checkpoint', 'FINISHED', '--eps', '8'], 'Did you mean 8/255'),
+    (['--checkpoint', 'FINISHED', '--model', 'resnet18_relu'], 'does not fit CifarResNet'),
+    (['--checkpoint', 'FINISHED', '--dataset', 'cifar'], 'there is no such data set'),
+], ids=['missing', 'absent', 'eps', 'model', 'dataset'])
+def test_validation_names_what_is_wrong(finished, capsys, argv, message):
+    argv = [str(finished / 'last.pth.tar') if word == 'FINISHED' else word for word in argv]
+    assert run(lambda: adv_validate.prepare(argv), adv_validate.measure) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('script', ['adv_train.py', 'adv_validate.py', 'make_synthetic.py'])
+def test_scripts_run_as_commands(script, tmp_path):
+    """From any folder; a mistake gives status 2, one line on stderr and nothing on stdout."""
+    path = os.path.join(os.path.dirname(adv_train.__file__), script)
+    result = subprocess.run(
+        [sys.executable, path, '--no-such-flag', '1'], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ''
+    assert 'Traceback' not in result.stderr and '--no-such-flag' in result.stderr
+    assert list(tmp_path.iterdir()) == []

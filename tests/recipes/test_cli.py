@@ -1,0 +1,90 @@
+import dataclasses
+from typing import Optional
+
+import pytest
+from _cli import RunFailed, parse_config, run, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of every type."""
+    eps: str = setting('8/255', 'radius')
+    steps: int = setting(10, 'steps')
+    rate: Optional[float] = setting(0.5, 'rate 100 %')
+    paths: tuple[str, ...] = setting(('a',), 'paths')
+    average: bool = setting(True, 'average')
+    kind: str = setting('x', 'kind', choices=('x', 'y'))
+
+
+def parse(tmp_path, yaml_text, *argv):
+    path = tmp_path / 'default.yaml'
+    path.write_text(yaml_text)
+    return parse_config(Config, list(argv), description='', default_config=lambda: path)
+
+
+def test_command_line_goes_before_yaml_before_defaults(tmp_path):
+    config = parse(tmp_path, 'steps: 20\nrate: 0.1\n', '--rate', '0')
+    assert config == Config(steps=20, rate=0.)
+
+
+@pytest.mark.parametrize('yaml_text, argv, expected', [
+    ('rate: 0\nsteps: 0\naverage: false\npaths: []', [], dict(rate=0., steps=0, average=False, paths=())),
+    ('rate: 1e-3', [], dict(rate=1e-3)),  # YAML reads this as text
+    ('rate: null', [], dict(rate=None)),
+    ('eps: 0.2\npaths: one.npz', [], dict(eps='0.2', paths=('one.npz',))),
+    ('', ['--no-average', '--paths', 'p', 'q'], dict(average=False, paths=('p', 'q'))),
+    ('', ['--paths'], dict(paths=())),
+    ('steps: 1.0', [], dict(steps=1)),
+], ids=str)
+def test_values_keep_their_types(tmp_path, yaml_text, argv, expected):
+    config = parse(tmp_path, yaml_text, *argv)
+    assert config == dataclasses.replace(Config(), **expected)
+    assert all(type(getattr(config, name)) is type(value) for name, value in expected.items())
+
+
+def test_config_flag_replaces_the_default_file(tmp_path):
+    (tmp_path / 'other.yaml').write_text('steps: 3\n')
+    assert parse(tmp_path, 'rate: 0.9', '-c', str(tmp_path / 'other.yaml')) == Config(steps=3)
+
+
+@pytest.mark.parametrize('yaml_text, argv, message', [
+    ('step: 3', [], "unknown key 'step'; did you mean steps"), ('steps: 2.5', [], '--steps = 2.5: expected a whole'),
+    ('steps: many', [], "--steps = 'many'"), ('average: 1', [], '--average = 1: expected true or false'),
+    ('- a', [], 'holds a list'), ('a: [', [], 'cannot be read'), ('kind: z', [], "--kind = 'z': expected one of x, y"),
+    ('paths: {a: 1}', [], '--paths = .*expected a list'), ('steps: null', [], '--steps = None'),
+    ('steps: true', [], '--steps = True'), ('', ['--stepz', '3'], 'did you mean --steps'),
+    ('', ['--steps', 'x'], "--steps = 'x'"), ('', ['-c', 'nowhere.yaml'], 'nowhere.yaml: there is no such file'),
+    ('', ['--steps'], 'expected one argument'),
+], ids=str)
+def test_mistakes_are_named_in_a_line(tmp_path, yaml_text, argv, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(tmp_path, yaml_text, *argv)
+    assert '\n' not in str(caught.value)
+
+
+def fail(error):
+    def raises(*_):
+        raise error
+    return raises
+
+
+@pytest.mark.parametrize('prepare, execute, status, message', [
+    (dict, lambda _: None, 0, ''), (fail(ValueError('bad\nvalue')), None, 2, 'error: bad value\n'),
+    (fail(FileNotFoundError('gone')), None, 2, 'error: gone\n'), (dict, fail(RunFailed('NaN')), 1, 'stopped: NaN\n'),
+    (dict, fail(KeyboardInterrupt()), 130, 'interrupted\n'),
+], ids=['fine', 'value', 'file', 'failed', 'interrupt'])
+def test_exit_status(capsys, prepare, execute, status, message):
+    assert run(prepare, execute) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ValueError):
+        run(dict, fail(ValueError('a defect')))
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_config(Config, ['--help'], description='What it does.')
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and 'rate 100 % (default: 0.5)' in text and '--no-average' in text

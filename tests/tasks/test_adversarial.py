@@ -1,0 +1,130 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+import timm_paf  # noqa: F401
+from timm_paf.attacks import PGD
+from timm_paf.tasks import AdversarialTrainingTask, learnable_betas
+
+EPS = 0.1
+
+
+def make(name='wrn10_2_pssilu', attack=None, **kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model(name, in_chans=1)
+    return AdversarialTrainingTask(model, attack or PGD(eps=EPS, steps=2), verbose=False, **kwargs)
+
+
+@pytest.fixture
+def batch():
+    return torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
+
+
+class Recorder:
+    """An attack that shifts images and notes the mode it found the model in."""
+
+    def __init__(self):
+        self.modes, self.models = [], []
+
+    def __call__(self, model, x, y):
+        self.modes.append(model.training)
+        self.models.append(model)
+        return (x + EPS).clamp(0, 1)
+
+
+def test_loss_is_that_of_the_attacked_images_in_train_mode(batch):
+    recorder = Recorder()
+    task = make(attack=recorder, beta_penalty=0.).train()
+    x, y = batch
+    result = task(x, y)
+    twin = make(attack=recorder).trainable_module.train()
+    expected = nn.functional.cross_entropy(twin((x + EPS).clamp(0, 1)), y)
+    torch.testing.assert_close(result['loss'], expected)
+    torch.testing.assert_close(result['x_adv'], (x + EPS).clamp(0, 1))
+    assert result['output'].shape == (8, 10)
+
+
+def test_batchnorm_moves_once_a_step(batch):
+    """The attack's passes leave the statistics alone; the training pass moves them."""
+    task = make().train()
+    before = task.trainable_module.norm.running_mean.clone()
+    task(*batch)
+    assert task.trainable_module.norm.num_batches_tracked == 1
+    assert not torch.equal(task.trainable_module.norm.running_mean, before)
+
+
+def test_attack_gets_the_bare_model(batch):
+    recorder = Recorder()
+    task = make(attack=recorder)
+    bare = task.trainable_module
+    task.trainable_module = nn.parallel.DataParallel(bare) if torch.cuda.is_available() else torch.compile(
+        bare, backend='eager')
+    task(*batch)
+    assert recorder.models[0] is bare
+
+
+@pytest.mark.parametrize('strength', [0., 1., 10.])
+def test_penalty_is_strength_times_beta(batch, strength):
+    task = make(beta_penalty=strength)
+    (beta,) = learnable_betas(task.trainable_module)
+    with torch.no_grad():
+        beta.fill_(-0.25)
+    assert task.penalty().item() == pytest.approx(0.25 * strength)
+    assert task(*batch)['penalty'].item() == pytest.approx(0.25 * strength)
+    (gradient,) = torch.autograd.grad(task.penalty(), beta, allow_unused=True) if strength else (torch.zeros(1),)
+    assert gradient.item() == -strength
+
+
+@pytest.mark.parametrize('name', ['wrn10_2_relu', 'wrn10_2_psilu', 'wrn10_2_pssilu_fixed'])
+def test_without_a_learned_beta_nothing_is_added(batch, name):
+    assert make(name)(*batch)['penalty'].item() == 0
+    assert learnable_betas(make(name).trainable_module) == []
+
+
+@pytest.mark.parametrize('clip', [None, 0.01, 1e-4])
+def test_step_of_beta_is_bounded_by_the_clip(batch, clip):
+    task = make(beta_grad_clip=clip)
+    (beta,) = learnable_betas(task.trainable_module)
+    optimizer = torch.optim.SGD(task.parameters(), lr=1.)
+    task.attach_optimizer(optimizer)
+    before = beta.item()
+    task(*batch)['loss'].backward()
+    raw = beta.grad.norm().item()
+    others = [p.grad.clone() for p in task.parameters() if p is not beta]
+    optimizer.step()
+    assert raw > 1  # the penalty alone gives 10
+    assert abs(beta.item() - before) == pytest.approx(raw if clip is None else clip, rel=1e-3)
+    rest = [p.grad for p in task.parameters() if p is not beta]
+    assert all(torch.equal(after, g) for after, g in zip(rest, others, strict=True))
+
+
+def test_clipping_can_be_taken_back(batch):
+    task = make()
+    optimizer = torch.optim.SGD(task.parameters(), lr=1.)
+    task.attach_optimizer(optimizer).remove()
+    (beta,) = learnable_betas(task.trainable_module)
+    beta.grad = torch.full_like(beta, 5.)
+    optimizer.step()
+    assert beta.item() == pytest.approx(-5.)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(beta_penalty=-1.), 'beta_penalty = -1.0'), (dict(beta_penalty=float('nan')), 'beta_penalty = nan'),
+    (dict(beta_grad_clip=0.), 'beta_grad_clip = 0.0: expected a number > 0, or None'),
+], ids=str)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_average_and_checkpoint_state_are_timms():
+    task = make()
+    task.setup_ema(decay=0.5)
+    (beta,) = learnable_betas(task.trainable_module)
+    with torch.no_grad():
+        beta.fill_(0.2)
+    task.update_ema(step=10)
+    state = {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
+    assert state['state_dict']['layer1.0.act1.beta'].item() == pytest.approx(0.2)
+    assert state['state_dict_ema']['layer1.0.act1.beta'].item() == pytest.approx(0.1)
