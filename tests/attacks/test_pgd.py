@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import timm
 import torch
@@ -166,7 +164,8 @@ def test_more_steps_and_a_larger_ball_are_stronger(network, batch):
         losses = [
             nn.functional.cross_entropy(network(PGD(eps=eps, steps=steps, random_start=False)(network, x, y)), y).item()
             for eps, steps in ((0.02, 1), (0.02, 20), (0.1, 20))]
-    assert all(a < b for a, b in itertools.pairwise(losses))
+    one_step, many_steps, large_ball = losses
+    assert one_step <= 1.001 * many_steps < large_ball
 
 
 def test_it_is_as_strong_as_a_second_implementation(network, batch):

@@ -30,8 +30,8 @@ def test_one_activation_serves_the_network(arch, act):
     activations = {id(m) for m in model.modules() if isinstance(m, ParametricActivation)}
     assert len(activations) == 1
     # as many places as the ReLU network has ReLUs: one shared module must not mean that some were forgotten
-    uses = [m for _, m in model.named_modules(remove_duplicate=False) if isinstance(m, ParametricActivation)]
-    assert len(uses) == sum(isinstance(m, torch.nn.ReLU) for m in plain.modules())
+    uses = sum(isinstance(child, ParametricActivation) for m in model.modules() for child in m._modules.values())
+    assert uses == sum(isinstance(m, torch.nn.ReLU) for m in plain.modules())
 
 
 def test_parameter_count_of_the_published_network():

@@ -54,6 +54,7 @@ def test_batchnorm_moves_once_a_step(batch):
     assert not torch.equal(task.trainable_module.norm.running_mean, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo of torch 2.6, of its own
 def test_attack_gets_the_bare_model(batch):
     recorder = Recorder()
     task = make(attack=recorder)

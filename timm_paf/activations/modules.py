@@ -11,6 +11,7 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from .construction import construction
 from .functional import (
     ALPHA_MAX,
     BETA_MAX,
@@ -82,8 +83,8 @@ class ParametricActivation(nn.Module):
         num_parameters: 1, or the number of channels for one value per channel.
         channel_dim: Dimension of the input that the channels run along, when there is one value per channel.
         inplace: Accepted because timm passes it; the input is needed for the gradient and never overwritten.
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
+        device: Device of the parameters; by default that of the model under construction, else torch's default.
+        dtype: Dtype of the parameters; likewise.
 
     Raises:
         ValueError: If an initial value lies outside its range, or a parameter is named that the activation lacks.
@@ -104,6 +105,10 @@ class ParametricActivation(nn.Module):
             dtype=None,
     ) -> None:
         super().__init__()
+        if device is None or dtype is None:
+            around = construction(skip=self)
+            device = around.device if device is None else device
+            dtype = around.dtype if dtype is None else dtype
         if not isinstance(num_parameters, int) or num_parameters < 1:
             raise ValueError(f'num_parameters = {num_parameters!r}: expected 1, or the number of channels.')
         self.num_parameters = num_parameters
@@ -132,6 +137,17 @@ class ParametricActivation(nn.Module):
             shown = f'({tensor.numel()},)' if tensor.numel() > 1 or tensor.is_meta else f'{tensor.item():.4g}'
             values.append(f'{name}={shown}{fixed}')
         return ', '.join(values)
+
+    def named_modules(self, memo: Optional[set] = None, prefix: str = '', remove_duplicate: bool = True):
+        """This module, once in a walk through a network, also when duplicates are asked for.
+
+        `torch.func.functional_call` asks for them, takes each name of a shared module for a place of its own, and puts
+        the wrong tensors back when it is done.
+        """
+        memo = set() if memo is None else memo
+        if self not in memo:
+            memo.add(self)
+            yield prefix, self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         call, first_prefix = _written.get(self, (None, None))

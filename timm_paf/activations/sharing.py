@@ -1,13 +1,12 @@
 """One activation module for a whole network."""
 import functools
-import sys
 import weakref
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, Optional
+from typing import Any
 
 from torch import nn
 
+from .construction import construction
 from .modules import ParametricActivation
 from .registry import REGISTERED
 
@@ -31,20 +30,6 @@ def activation_class(name: str) -> type[nn.Module]:
         near = difflib.get_close_matches(name.lower(), REGISTERED, n=3) or sorted(REGISTERED)
         raise ValueError(f'unknown activation {name!r}; did you mean {" or ".join(near)}?')
     return found
-
-
-def _model_under_construction() -> Optional[nn.Module]:
-    """The outermost nn.Module whose __init__ is running, up to the nearest timm.create_model; None outside of one."""
-    import timm
-    outermost = None
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None and frame.f_code is not timm.create_model.__code__:
-        if frame.f_code.co_name == '__init__':
-            candidate = frame.f_locals.get('self')
-            if isinstance(candidate, nn.Module) and not isinstance(candidate, ParametricActivation):
-                outermost = candidate
-        frame = frame.f_back
-    return outermost
 
 
 def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
@@ -71,7 +56,7 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
     outside: list[nn.Module] = []
 
     def act_layer(inplace: bool = False, **kwargs: Any) -> nn.Module:
-        model = _model_under_construction()
+        model = construction().model
         if model is None:
             if not outside:
                 outside.append(layer(**{**kwargs, **settings}))

@@ -37,9 +37,7 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
         act_kwargs = kwargs.pop('act_kwargs', None) or {}
         if kwargs.get('act_layer') is None:
             if activation in ACTIVATIONS:
-                # timm hands device and dtype to the layers with weights only; the activation's must come from here
-                placement = {key: kwargs[key] for key in ('device', 'dtype') if kwargs.get(key) is not None}
-                kwargs['act_layer'] = shared(activation, **{**placement, **act_kwargs})
+                kwargs['act_layer'] = shared(activation, **act_kwargs)
             elif act_kwargs:
                 raise ValueError(f'{name}: act_kwargs = {act_kwargs}, but {activation} has no parameters.')
             else:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Optional, Union
 
 import torch
-from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_device_dtype, get_norm_layer
+from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_norm_layer
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
@@ -165,7 +165,8 @@ class WideResNet(nn.Module):
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
+            self.num_features, num_classes, pool_type=pool_type, device=self.conv1.weight.device,
+            dtype=self.conv1.weight.dtype)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.global_pool.train(self.training)
         self.fc.train(self.training)

@@ -35,6 +35,7 @@ class AdversarialTrainingTask(ClassificationTask):
         attack: Called as attack(model, x, y); returns images like x.
         beta_penalty: Weight of the sum of |beta|; 0 for none.
         beta_grad_clip: Largest norm of beta's gradient; None for no clipping.
+        criterion: Loss of (logits, target); cross-entropy if None.
         **kwargs: As `timm.task.ClassificationTask`.
 
     Raises:
@@ -55,7 +56,7 @@ class AdversarialTrainingTask(ClassificationTask):
             raise ValueError(f'beta_penalty = {beta_penalty}: expected a number >= 0.')
         if beta_grad_clip is not None and not beta_grad_clip > 0:
             raise ValueError(f'beta_grad_clip = {beta_grad_clip}: expected a number > 0, or None for no clipping.')
-        super().__init__(model, criterion, **kwargs)
+        super().__init__(model, nn.CrossEntropyLoss() if criterion is None else criterion, **kwargs)
         self.attack = attack
         self.beta_penalty = beta_penalty
         self.beta_grad_clip = beta_grad_clip
