@@ -1,5 +1,6 @@
 """The parametric activation functions: mathematics, modules, sharing, and their place in timm's tables."""
 from . import functional
+from .convert import ConversionReport, LeftAlone, Replacement, convert_activations
 from .modules import (
     ACTIVATIONS,
     PELU,
@@ -21,4 +22,5 @@ __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
     'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'register_activations',
     'activation_class', 'paf_modules', 'paf_parameters', 'shared',
+    'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations',
 ]
