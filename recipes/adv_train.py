@@ -71,6 +71,9 @@ class TrainConfig(EvaluationConfig):
     warmup_epochs: int = setting(0, 'epochs of linear warm-up')
     model_ema: bool = setting(False, 'average the weights, and validate and keep the average')
     model_ema_decay: float = setting(0.995, 'decay of the average, each update')
+    eval_metric: str = setting(
+        'robust', 'what the best checkpoint is chosen by, on the validation split: robust or clean accuracy',
+        choices=('robust', 'clean'))
     checkpoint_hist: int = setting(1, 'how many of the best checkpoints to keep')
     log_interval: int = setting(5, 'updates between looks at the loss')
 
@@ -157,7 +160,7 @@ def prepare(argv: Optional[list[str]] = None) -> Run:
 
 
 def train(job: Run) -> None:
-    """Train, keep the checkpoint that is most robust on the validation split, measure it on the test split."""
+    """Train, keep the checkpoint that is best on the validation split, measure it on the test split."""
     config, view = job.config, TrainingView(job.console, epochs=job.config.epochs, steps=len(job.batches))
     settings = {**dataclasses.asdict(config), 'synthetic': list(config.synthetic)}
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,7 @@ def train(job: Run) -> None:
         for epoch in range(config.epochs):
             trained = train_epoch(job, epoch, view)
             checked = validate(job)
-            metric = checked['robust']
+            metric = checked[config.eval_metric]
             best, best_epoch = saver.save_checkpoint(epoch, metric)
             shape = shape_values(job.task.get_trainable_module())
             update_summary(
@@ -181,8 +184,8 @@ def train(job: Run) -> None:
                 epoch, loss=trained['loss'], robust=trained['robust'], val_clean=checked['clean'],
                 val_robust=checked['robust'], images_per_second=trained['images_per_second'], shape=shape,
                 best=best_epoch == epoch)
-    view.say(
-        f'most robust on the validation split: epoch {best_epoch + 1}, {best:.1f} % under PGD-{config.attack_steps}')
+    measured = f'under PGD-{config.attack_steps}' if config.eval_metric == 'robust' else 'clean'
+    view.say(f'best on the validation split: epoch {best_epoch + 1}, {best:.1f} % {measured}')
 
     checkpoint = job.folder / 'model_best.pth.tar'
     model = build_model(config.model, num_classes=job.test.num_classes, in_chans=job.test.image_shape[0])

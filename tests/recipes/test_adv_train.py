@@ -76,6 +76,14 @@ def test_best_checkpoint_is_the_most_robust_on_validation(finished):
     assert (checkpoint['epoch'], checkpoint['metric']) == (int(best['epoch']), float(best['eval_robust']))
 
 
+def test_best_checkpoint_can_be_the_most_accurate(tmp_path):
+    assert train(tmp_path, '--task', 'plain', '--eval-metric', 'clean', '--epochs', '4') == 0
+    rows = rows_of(tmp_path / 'run')
+    assert [row['eval_clean'] for row in rows] != [row['eval_robust'] for row in rows]
+    metric = torch.load(tmp_path / 'run' / 'model_best.pth.tar', weights_only=True)['metric']
+    assert metric == max(float(row['eval_clean']) for row in rows)
+
+
 def test_validation_gives_the_reports_numbers(finished, tmp_path, capsys):
     argv = ['--checkpoint', str(finished / 'model_best.pth.tar'), '--pgd-steps', '3', '--n-examples', '4', '--device',
             'cpu', '--output', str(tmp_path / 'validation')]

@@ -155,6 +155,10 @@ def convert_activations(
     """
     cls = _checked(model, name, sharing)
     wanted = _predicate(match)
+    if wanted(model):
+        raise ValueError(
+            f'{_describe(model)} is itself the activation, and a module cannot be replaced in place; build '
+            f'{cls.__name__} instead, or pass the network that holds it.')
     places = [*module_sites(model, wanted), *(site for site in attribute_sites(model) if wanted(site.module))]
     left = _left_alone(model, places)
     if not places:

@@ -1,0 +1,309 @@
+"""Other people's networks with parametric activations: what is replaced, what is not, and that the function stays."""
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from timm_paf import convert_activations, paf_parameters
+from timm_paf.activations import ACTIVATIONS, ParametricActivation, PReLU0, PSiLU, PSSiLU
+from timm_paf.activations.fitting import fit_activation
+
+X = torch.cat([torch.linspace(-8, 8, 3201), torch.linspace(-0.1, 0.1, 1001)]).double()
+
+
+def build(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, **kwargs).eval()
+
+
+def output_of(model, size=64):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return model(torch.rand(2, 3, size, size))
+
+
+def pafs(model):
+    return [m for m in model.modules() if isinstance(m, ParametricActivation)]
+
+
+def places(report):
+    return [item.name for item in report.replaced]
+
+
+class Functional(nn.Module):
+    """Every way of having an activation without a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.activation = F.relu
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x):
+        x = self.activation(self.fc1(x), inplace=True)
+        x = F.gelu(self.fc2(x))
+        return self.gate(self.fc3(x).relu())
+
+
+
+
+@pytest.mark.parametrize('name, activation, count', [
+    ('resnet18', 'prelu0', 17), ('resnet18', 'preluplus', 17), ('resnet18', 'reblu', 17), ('vgg11', 'prelu0', 10),
+    ('test_efficientnet', 'psilu', None), ('densenet121', 'prelu0', None), ('hrnet_w18_small', 'preluplus', None),
+    ('test_efficientnet_ln', 'psilu', None), ('nf_resnet26', 'prelu0', None), ('mobilenetv1_100', 'reblu', None),
+])
+def test_function_is_preserved(name, activation, count):
+    kwargs = {'act_layer': 'relu'} if name == 'mobilenetv1_100' else {}
+    model = build(name, **kwargs)
+    before = output_of(model)
+    report = convert_activations(model, activation)
+    assert count is None or len(report.replaced) == count
+    assert len(pafs(model)) == report.modules == 1 and report.max_deviation < 1e-6
+    assert not [m for m in model.modules() if type(m) in (nn.ReLU, nn.SiLU)]
+    torch.testing.assert_close(output_of(model), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name, size', [
+    ('swin_tiny_patch4_window7_224', 224), ('vgg11_bn', 64), ('maxvit_pico_rw_256', 256), ('nfnet_l0', 64),
+    ('dm_nfnet_f0', 64), ('mixer_s32_224', 224), ('vit_tiny_patch16_224', 224), ('mobilenetv3_small_050', 64),
+    ('convnext_atto', 64), ('xcit_nano_12_p16_224', 224), ('ghostnet_050', 64), ('poolformer_s12', 64),
+])
+def test_families_of_every_kind_convert(name, size):
+    """On the meta device for the structure; the tiny forward pass of the real thing is in the next test."""
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    report = convert_activations(model, 'pssilu', preserve=False)
+    assert len(report.replaced) >= 4 and len(pafs(model)) == 1
+    assert not [item for item in report.left if item.reason == 'not matched']
+    assert all(p.is_meta for p in paf_parameters(model).values())
+    assert model(torch.zeros(1, 3, size, size, device='meta')).shape == (1, 1000)
+
+
+@pytest.mark.parametrize('name, activation, deviation', [
+    ('vit_tiny_patch16_224', 'pssilu', 0.0140), ('vgg11_bn', 'psoftplus', 0.0070), ('resnet18', 'pssilu', 0.0028),
+])
+def test_converted_network_stays_near(name, activation, deviation):
+    """The untrained network computes nearly the same, and less so when the parameters start elsewhere."""
+    size = 224 if 'vit' in name else 64
+    model = build(name)
+    before = output_of(model, size)
+    other = copy.deepcopy(model)
+    report = convert_activations(model, activation)
+    convert_activations(other, activation, preserve=False)
+    assert 0 < report.max_deviation < deviation
+    near, far = ((output_of(m, size) - before).abs().max() for m in (model, other))
+    assert near < 0.5 * far
+
+
+@pytest.mark.parametrize('name, old, expected', [
+    ('prelu0', F.relu, {'alpha': 0.}), ('preluplus', F.relu, {'alpha': 1.}), ('reblu', F.relu, {'alpha': 0.}),
+    ('psilu', F.silu, {'alpha': 1.}), ('psoftplus', F.softplus, {'alpha': 1.}), ('pelu', F.elu, {'alpha': 1.}),
+    ('prelu0', lambda x: F.leaky_relu(x, 0.2), {'alpha': 0.2}), ('psilu', lambda x: x * torch.sigmoid(1.702 * x),
+                                                                 {'alpha': 1.702}),
+    ('pssilu', F.silu, {'alpha': 1., 'beta': 1e-8}),
+], ids=lambda v: getattr(v, '__name__', str(v)))
+def test_fit_finds_equal_functions(name, old, expected):
+    fit = fit_activation(name, old)
+    assert fit.exact
+    assert fit.values == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize('name, old', [
+    ('pssilu', F.relu), ('psoftplus', F.relu), ('psilu', F.relu), ('pssilu', F.gelu), ('psoftplus', F.silu),
+    ('pelu', F.gelu), ('reblu', F.gelu), ('pssilu', F.elu),
+], ids=lambda v: getattr(v, '__name__', str(v)))
+def test_fit_cannot_be_bettered(name, old):
+    """No point of an independent search comes closer than the fit by more than a twentieth."""
+    fit = fit_activation(name, old)
+    target = old(X)
+    specs = {label: spec for label, spec in ACTIVATIONS[name].parameter_specs.items() if spec.learnable}
+    best = float('inf')
+    generator = torch.Generator().manual_seed(0)
+
+    def deviation(values):
+        with torch.no_grad():
+            return (ACTIVATIONS[name](**values, dtype=torch.float64)(X) - target).abs().max().item()
+
+    for _ in range(1500):
+        values = {}
+        for label, spec in specs.items():
+            u = float(torch.rand(1, generator=generator))
+            values[label] = 0.9 * u if label == 'beta' else max(10 ** (6 * u - 4), spec.least, 1e-4)
+        best = min(best, deviation(values))
+    found = deviation(fit.values)
+    assert fit.deviation == pytest.approx(found, rel=0.02, abs=1e-9)
+    assert found <= 1.05 * best
+
+
+def test_deviation_is_that_of_the_closed_form():
+    """log(2)/alpha at 0, for softplus of sharpness alpha against ReLU."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    report = convert_activations(model, 'psoftplus')
+    (item,) = report.replaced
+    assert item.deviation == pytest.approx(0.6931471805599453 / item.values['alpha'], rel=1e-6)
+    assert model[1].alpha.item() == pytest.approx(item.values['alpha'])
+
+
+@pytest.mark.parametrize('sharing, modules', [('network', 1), ('stage', 5), ('layer', 17), ('channel', 17)])
+def test_sharing(sharing, modules):
+    model = build('resnet18')
+    before = output_of(model)
+    report = convert_activations(model, 'prelu0', sharing=sharing)
+    assert report.modules == len(pafs(model)) == modules
+    shapes = {name: tuple(p.shape) for name, p in paf_parameters(model).items()}
+    if sharing == 'channel':
+        assert shapes['act1.alpha'] == shapes['layer1.0.act2.alpha'] == (64,)
+        assert shapes['layer4.1.act2.alpha'] == (512,)
+        with torch.no_grad():  # the channels are those of the convolution, not another dimension of that size
+            model.layer4[1].act2.alpha[7] = 1.
+        x = -torch.rand(2, 512, 3, 3)
+        assert torch.equal(model.layer4[1].act2(x).nonzero()[:, 1].unique(), torch.tensor([7]))
+        model.layer4[1].act2.alpha.data.zero_()
+    else:
+        assert set(shapes.values()) == {(1,)}
+    if sharing == 'stage':
+        assert list(shapes) == ['act1.alpha', *(f'layer{i}.0.act1.alpha' for i in range(1, 5))]
+    torch.testing.assert_close(output_of(model), before)
+
+
+def test_channels_of_a_transformer_are_the_last_dimension():
+    model = build('test_vit')
+    convert_activations(model, 'psilu', sharing='channel')
+    for block in model.blocks:
+        assert block.mlp.act.alpha.shape == (block.mlp.fc1.out_features,) and block.mlp.act.channel_dim == -1
+    assert output_of(model, 160).shape == (2, 5)
+
+
+def test_slopes_a_channel_are_kept():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.PReLU(4))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([-0.5, 0., 0.25, 2.]))
+    x = torch.randn(2, 3, 5, 5)
+    before = model(x)
+    report = convert_activations(model, 'prelu0', sharing='channel', example_input=x)
+    assert isinstance(model[1], PReLU0) and report.max_deviation == 0
+    torch.testing.assert_close(model(x), before)
+
+
+def test_deviation_counts_the_slopes_that_one_value_cannot_hold():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.PReLU(2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0., 0.5]))
+    report = convert_activations(model, 'prelu0')
+    assert model[1].alpha.item() == pytest.approx(0.25)
+    assert report.max_deviation == pytest.approx(8 * 0.25)
+
+
+def test_aliases_stay_aliases():
+    model = nn.Module()
+    model.act = nn.ReLU()
+    model.body = nn.Sequential(nn.Linear(2, 2), model.act, nn.ReLU())
+    report = convert_activations(model, 'pssilu', sharing='layer')
+    assert places(report) == ['act', 'body.1', 'body.2']
+    assert model.act is model.body[1] and model.act is not model.body[2]
+    assert [item.group for item in report.replaced] == ['act', 'act', 'body.2']
+
+
+def test_functions_are_replaced_or_named():
+    model = Functional().eval()
+    x = torch.randn(3, 4)
+    before = model(x)
+    report = convert_activations(model, 'prelu0')
+    assert places(report) == ['activation'] and report.replaced[0].old.startswith('ReLU')
+    torch.testing.assert_close(model(x), before)
+    with torch.no_grad():
+        model.activation.act.alpha.fill_(3.)
+    assert not torch.allclose(model(x), before)
+    left = {(item.name, item.old): item.reason for item in report.left}
+    assert left['gate', 'Sigmoid()'] == 'a gate'
+    ((_, calls),) = [key for key, reason in left.items() if 'called in the code of Functional.forward' in reason]
+    assert 'F.gelu' in calls and 'relu' in calls
+
+
+def test_torchs_fused_transformer_layer_runs_the_new_activation():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        before = layer(x)
+        report = convert_activations(layer, 'prelu0')
+        assert places(report) == ['activation']
+        torch.testing.assert_close(layer(x), before)
+        next(iter(paf_parameters(layer).values())).fill_(2.)
+        assert not torch.allclose(layer(x), before, atol=1e-3)
+
+
+def test_match_chooses():
+    model = build('mobilenetv3_small_050')
+    report = convert_activations(model, 'psilu', match=nn.ReLU, sharing='layer')
+    assert {item.old for item in report.replaced} == {'ReLU()'}
+    assert {item.reason for item in report.left if 'ardswish' in item.old} == {'not matched'}
+    gate = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    assert places(convert_activations(gate, 'psilu', match=lambda m: isinstance(m, nn.Tanh))) == ['1']
+    pair = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.ELU())
+    assert places(convert_activations(pair, 'psilu', match=(nn.ReLU, nn.ELU))) == ['0', '2']
+
+
+def test_one_parametric_activation_becomes_another():
+    model = nn.Sequential(nn.Linear(2, 2), PSiLU(alpha=2.5))
+    report = convert_activations(model, 'pssilu', match=PSiLU)
+    assert isinstance(model[1], PSSiLU) and report.max_deviation < 1e-4
+    assert model[1].alpha.item() == pytest.approx(2.5, rel=1e-3)
+
+
+def test_settings_go_first_and_placement_is_the_models():
+    model = build('resnet18').to(torch.bfloat16).train()
+    report = convert_activations(model, 'pssilu', alpha=3., learnable={'beta': False})
+    (module,) = pafs(model)
+    assert module.alpha.item() == 3. and list(paf_parameters(model)) == ['act1.alpha']
+    assert module.alpha.dtype == torch.bfloat16 and module.training
+    assert report.replaced[0].values['alpha'] == 3.
+
+
+def test_report_reads_as_a_table():
+    report = convert_activations(Functional(), 'pssilu')
+    text = str(report)
+    assert 'activation' in text and 'pssilu(alpha=100, beta=1e-08)' in text and 'left: a gate' in text
+
+
+@pytest.mark.parametrize('model, arguments, error, message', [
+    (lambda: nn.Linear(2, 2), ['pssilu'], ValueError, 'Linear has nothing to convert'),
+    (lambda: nn.Sequential(nn.Tanh()), ['pssilu'], ValueError, r'Activations found: Tanh\(\)'),
+    (lambda: nn.ReLU(), ['pssilu'], ValueError, 'is itself the activation'),
+    (lambda: nn.Sequential(nn.ReLU()), ['pssilo'], ValueError, 'did you mean pssilu'),
+    (lambda: nn.Sequential(nn.ReLU()), ['softplus'], ValueError, 'has no parameters'),
+    (lambda: torch.jit.script(nn.Sequential(nn.ReLU())), ['pssilu'], TypeError, 'TorchScript'),
+    (lambda: F.relu, ['pssilu'], TypeError, 'expected an nn.Module'),
+], ids=['nothing', 'gates only', 'no container', 'name', 'reference', 'script', 'function'])
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
+def test_what_cannot_be_converted_says_so(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        convert_activations(model(), *arguments)
+
+
+@pytest.mark.parametrize('settings, error, message', [
+    (dict(sharing='block'), ValueError, 'expected one of network, stage, layer, channel'),
+    (dict(match='relu'), TypeError, 'expected a type, a tuple of types, or a predicate'),
+    (dict(beta=1.5), ValueError, r'expected 0 <= \|beta\|'),
+    (dict(sharing='channel'), ValueError, 'pass example_input'),
+    (dict(match=lambda m: isinstance(m, (nn.ReLU, nn.Softmax))), ValueError, r'softmax = Softmax\(dim=1\)'),
+    (dict(match=lambda m: isinstance(m, (nn.ReLU, nn.Bilinear))), ValueError, 'bilinear = .*cannot be imitated'),
+], ids=['sharing', 'match', 'value', 'channels', 'not elementwise', 'not unary'])
+def test_errors_leave_the_model_as_it_was(settings, error, message):
+    model = nn.Sequential()
+    for name, module in (('fc', nn.Linear(2, 2)), ('act', nn.ReLU()), ('softmax', nn.Softmax(dim=1)),
+                         ('bilinear', nn.Bilinear(2, 2, 2))):
+        model.add_module(name, module)
+    before = list(model.children())
+    with pytest.raises(error, match=message):
+        convert_activations(model, 'pssilu', **{'sharing': 'layer', **settings})
+    assert all(a is b for a, b in zip(model.children(), before, strict=True))
+
+
+def test_places_that_do_not_run_have_no_channels():
+    model = nn.ModuleDict({'used': nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 'unused': nn.ReLU()})
+    model.forward = model['used'].forward
+    with pytest.raises(ValueError, match='unused did not run'):
+        convert_activations(model, 'pssilu', sharing='channel', example_input=torch.rand(1, 2))
