@@ -30,7 +30,8 @@ def result(output: Path, model: str, task: str, seed: int) -> dict:
     if not report.exists():
         subprocess.run([
             sys.executable, str(TRAIN), '--model', model, '--task', task, '--seed', str(seed),
-            '--eval-metric', 'clean' if task == 'plain' else 'robust', '--output', str(output), '--experiment', experiment], check=True, stdout=sys.stderr)
+            '--eval-metric', 'clean' if task == 'plain' else 'robust', '--output', str(output),
+            '--experiment', experiment], check=True, stdout=sys.stderr)
     return json.loads(report.read_text())
 
 

@@ -289,7 +289,8 @@ def _functions(site: Site) -> list[Callable[[Tensor], Tensor]]:
     if type(module).__name__ == 'PReLU' and isinstance(weight, Tensor):  # torch's or timm's
         if weight.is_meta:
             return [leaky(0.25)]
-        return [leaky(float(slope)) for slope in (weight.detach().double().mean(), weight.min(), weight.max())]
+        slopes = weight.detach().double()
+        return [leaky(float(slope)) for slope in (slopes.mean(), slopes.min(), slopes.max())]
 
     def call(x: Tensor) -> Tensor:
         try:
