@@ -4,6 +4,7 @@ from .convert import ConversionReport, LeftAlone, Replacement, convert_activatio
 from .modules import (
     ACTIVATIONS,
     PELU,
+    REGISTERED,
     ParametricActivation,
     PELUPlus,
     PReLU0,
@@ -13,14 +14,15 @@ from .modules import (
     PSSiLU,
     PSSiLUFixed,
     ReBLU,
+    Softplus,
     SSiLU,
 )
-from .registry import REGISTERED, Softplus, register_activations
-from .sharing import activation_class, paf_modules, paf_parameters, shared
+from .registry import register_activations
+from .sharing import SHARED, activation_class, paf_modules, paf_parameters, shared
 
 __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
     'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'register_activations',
-    'activation_class', 'paf_modules', 'paf_parameters', 'shared',
+    'SHARED', 'activation_class', 'paf_modules', 'paf_parameters', 'shared',
     'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations',
 ]

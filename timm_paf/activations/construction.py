@@ -20,10 +20,13 @@ class Construction(NamedTuple):
         model: The outermost nn.Module whose `__init__` is running, up to the nearest `timm.create_model`; None outside.
         device: The `device` of the innermost of them that has one.
         dtype: The `dtype` likewise.
+        arguments: The keyword arguments of that `timm.create_model`, which timm will store for saving the model; None
+            outside.
     """
     model: Optional[nn.Module]
     device: Any
     dtype: Any
+    arguments: Optional[dict[str, Any]]
 
 
 def construction(skip: Optional[nn.Module] = None) -> Construction:
@@ -35,10 +38,12 @@ def construction(skip: Optional[nn.Module] = None) -> Construction:
     import timm
     model: Optional[nn.Module] = None
     placement: dict[str, Any] = {}
+    arguments: Optional[dict[str, Any]] = None
     frame: Optional[FrameType] = sys._getframe(1)
     while frame is not None:
         if frame.f_code is timm.create_model.__code__:
-            _note(placement, frame.f_locals.get('kwargs') or {})
+            arguments = frame.f_locals.get('kwargs') or {}
+            _note(placement, arguments)
             break
         if frame.f_code.co_name == '__init__':
             candidate = frame.f_locals.get('self')
@@ -46,7 +51,7 @@ def construction(skip: Optional[nn.Module] = None) -> Construction:
                 model = candidate
                 _note(placement, frame.f_locals)
         frame = frame.f_back
-    return Construction(model, placement.get('device'), placement.get('dtype'))
+    return Construction(model, placement.get('device'), placement.get('dtype'), arguments)
 
 
 def _note(placement: dict[str, Any], names: dict[str, Any]) -> None:

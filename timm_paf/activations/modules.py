@@ -30,7 +30,7 @@ from .functional import (
 
 __all__ = [
     'ParametricActivation', 'ParameterSpec', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU', 'PSoftplus', 'ReBLU',
-    'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'ACTIVATIONS',
+    'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'ACTIVATIONS', 'REGISTERED',
 ]
 
 # torch.fx then records a call of the function instead of running its checks on symbols
@@ -128,6 +128,13 @@ class ParametricActivation(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
+
+    def __call__(self, *args, **kwargs):
+        if args and isinstance(args[0], torch.fx.Proxy):
+            # Under FX a call of a module is recorded under the module's name, and one with many places has the name of
+            # the first: `layer1` would end before its last activation. As part of its caller it lies where it is.
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def extra_repr(self) -> str:
         values = []
@@ -287,3 +294,21 @@ ACTIVATIONS: Mapping[str, type[ParametricActivation]] = {
     'pssilu_fixed': PSSiLUFixed,
     'pssilu': PSSiLU,
 }
+
+
+class Softplus(nn.Module):
+    """torch's softplus under the signature that timm calls activations with (nn.Softplus takes no `inplace`).
+
+    Args:
+        inplace: Accepted and without effect.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.softplus(x)
+
+
+# by the names that timm finds them under
+REGISTERED: dict[str, type[nn.Module]] = {**ACTIVATIONS, 'softplus': Softplus}

@@ -2,33 +2,15 @@
 from types import ModuleType
 
 from timm.layers import create_act
-from torch import Tensor, nn
-from torch.nn import functional
 
-from .modules import ACTIVATIONS
+from .modules import REGISTERED
+from .sharing import SHARED
 
-__all__ = ['REGISTERED', 'Softplus', 'register_activations']
-
-
-class Softplus(nn.Module):
-    """torch's softplus under the signature that timm calls activations with (nn.Softplus takes no `inplace`).
-
-    Args:
-        inplace: Accepted and without effect.
-    """
-
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.softplus(x)
-
-
-REGISTERED: dict[str, type[nn.Module]] = {**ACTIVATIONS, 'softplus': Softplus}
+__all__ = ['register_activations']
 
 
 def register_activations(tables: ModuleType = create_act) -> None:
-    """Add every name of `REGISTERED` to timm's activation layers; existing names stay as they are.
+    """Add every name of `REGISTERED` and `SHARED` to timm's activation layers; existing names stay as they are.
 
     `softplus` is added because the paper compares with it and timm has none. timm looks layers up in
     `_ACT_LAYER_DEFAULT` when exporting or scripting, and there second otherwise, so that one table suffices.
@@ -47,6 +29,6 @@ def register_activations(tables: ModuleType = create_act) -> None:
             f'timm {timm.__version__} does not keep its activation layers where timm_paf expects them '
             '(the dicts _ACT_LAYER_DEFAULT and _ACT_LAYER_ME of timm.layers.create_act); '
             'install a release of timm that this version of timm_paf names as supported.')
-    for name, layer in REGISTERED.items():
+    for name, layer in {**REGISTERED, **SHARED}.items():
         if name not in efficient:
             default.setdefault(name, layer)

@@ -2,15 +2,14 @@
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Optional
 
 from torch import nn
 
 from .construction import construction
-from .modules import ParametricActivation
-from .registry import REGISTERED
+from .modules import ACTIVATIONS, REGISTERED, ParametricActivation
 
-__all__ = ['shared', 'paf_parameters', 'paf_modules', 'activation_class']
+__all__ = ['SHARED', 'shared', 'paf_parameters', 'paf_modules', 'activation_class']
 
 
 def activation_class(name: str) -> type[nn.Module]:
@@ -36,7 +35,9 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
     """An `act_layer` that puts one and the same activation module at every place of a model.
 
     Two models built with one such factory get a module each: the factory asks which model is being constructed.
-    Outside of any constructor it keeps handing out one module.
+    Outside of any constructor it keeps handing out one module. `act_layer='shared_pssilu'` is `shared('pssilu')` as a
+    name, for configuration files; timm's `save_for_hf` stores that name for a model built with the function, unless
+    `settings` asks for more than initial values (pass it `model_args=` then, as its message says).
 
     Args:
         name: Registered name, e.g. 'pssilu'.
@@ -51,23 +52,41 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
     Example:
         >>> model = timm.create_model('resnet50', act_layer=timm_paf.shared('pssilu'))
     """
+    return _factory(name, settings, outside=[])
+
+
+def _factory(name: str, settings: dict[str, Any], outside: Optional[list[nn.Module]]) -> Callable[..., nn.Module]:
     layer = activation_class(name)
+    registered_name = f'shared_{name.lower()}'
     modules: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
-    outside: list[nn.Module] = []
 
     def act_layer(inplace: bool = False, **kwargs: Any) -> nn.Module:
-        model = construction().model
+        model, _, _, arguments = construction()
         if model is None:
+            if outside is None:
+                raise RuntimeError(
+                    f'{registered_name!r} was asked for outside of the constructor of a model, so there is nothing to '
+                    f'share it; use one timm_paf.shared({name!r}) at all its places.')
             if not outside:
                 outside.append(layer(**{**kwargs, **settings}))
             return outside[0]
         if model not in modules:
             modules[model] = layer(**{**kwargs, **settings})
+            if arguments is not None and set(settings) <= {'alpha', 'beta'}:  # the values are in the state dict
+                for key, value in arguments.items():
+                    if value is act_layer:
+                        arguments[key] = registered_name
         return modules[model]
 
     functools.update_wrapper(act_layer, layer, assigned=('__doc__',), updated=())
-    act_layer.__name__ = act_layer.__qualname__ = f'shared_{name.lower()}'
+    act_layer.__name__ = act_layer.__qualname__ = registered_name
     return act_layer
+
+
+# `shared(name)` for every activation with parameters, by the names that timm finds them under
+SHARED: dict[str, Callable[..., nn.Module]] = {
+    f'shared_{name}': _factory(name, {}, outside=None) for name in ACTIVATIONS
+}
 
 
 def paf_modules(model: nn.Module) -> Iterator[tuple[str, ParametricActivation]]:

@@ -10,8 +10,7 @@ from timm.layers import activations_me
 from torch import nn
 from torch.nn import functional as F
 
-from .modules import ParametricActivation
-from .registry import Softplus
+from .modules import ParametricActivation, Softplus
 
 __all__ = ['ACTIVATION_TYPES', 'GATE_TYPES', 'FUNCTIONS', 'Site', 'attribute_sites', 'function_calls', 'module_sites']
 
