@@ -113,6 +113,7 @@ class ParametricActivation(nn.Module):
             raise ValueError(f'num_parameters = {num_parameters!r}: expected 1, or the number of channels.')
         self.num_parameters = num_parameters
         self.channel_dim = channel_dim
+        self.places = 1  # of a network that hold this module; `shared` and `convert_activations` count
         given = {name: value for name, value in (('alpha', alpha), ('beta', beta)) if value is not None}
         asked = learnable if isinstance(learnable, Mapping) else {}
         for name in (*given, *asked):
@@ -130,11 +131,44 @@ class ParametricActivation(nn.Module):
                 self.register_buffer(name, tensor)
 
     def __call__(self, *args, **kwargs):
-        if args and isinstance(args[0], torch.fx.Proxy):
-            # Under FX a call of a module is recorded under the module's name, and one with many places has the name of
-            # the first: `layer1` would end before its last activation. As part of its caller it lies where it is.
-            return self.forward(*args, **kwargs)
+        if self.places > 1 and args and isinstance(args[0], torch.fx.Proxy):
+            return self._trace(args[0].tracer, *args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    def _trace(self, tracer, *args, **kwargs):
+        """Forward under FX, recorded where it is called.
+
+        A tracer names what a module computes by the module's first name, so that of a shared one everything would
+        belong to the first place, and `layer1` would end before its last activation.
+        """
+        caller = getattr(tracer, 'current_module_qualname', None)  # of torchvision's tracer, which features come from
+        if caller is None:
+            return self.forward(*args, **kwargs)
+        here = [name for name, child in tracer.root.get_submodule(caller)._modules.items() if child is self]
+        try:
+            if len(here) == 1:  # of several, FX does not say which is called
+                tracer.current_module_qualname = f'{caller}.{here[0]}' if caller else here[0]
+            return self.forward(*args, **kwargs)
+        finally:
+            tracer.current_module_qualname = caller
+
+    def register_forward_hook(self, hook, **kwargs):
+        """As nn.Module; refuses the hook of a timm feature extractor if the activation stands at several places."""
+        self._refuse_feature_hook(hook)
+        return super().register_forward_hook(hook, **kwargs)
+
+    def register_forward_pre_hook(self, hook, **kwargs):
+        """As `register_forward_hook`."""
+        self._refuse_feature_hook(hook)
+        return super().register_forward_pre_hook(hook, **kwargs)
+
+    def _refuse_feature_hook(self, hook) -> None:
+        from timm.models import FeatureHooks
+        if self.places > 1 and isinstance(getattr(getattr(hook, 'func', None), '__self__', None), FeatureHooks):
+            raise ValueError(
+                f'a feature map is to be read by a hook on {type(self).__name__}, one activation at {self.places} '
+                "places: the hook would see the last of them. Pass feature_cls='getter', 'list' or 'fx' in place of "
+                "'hook', or out_indices without this map.")
 
     def extra_repr(self) -> str:
         values = []

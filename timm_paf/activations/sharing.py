@@ -62,21 +62,23 @@ def _factory(name: str, settings: dict[str, Any], outside: Optional[list[nn.Modu
 
     def act_layer(inplace: bool = False, **kwargs: Any) -> nn.Module:
         model, _, _, arguments = construction()
-        if model is None:
-            if outside is None:
-                raise RuntimeError(
-                    f'{registered_name!r} was asked for outside of the constructor of a model, so there is nothing to '
-                    f'share it; use one timm_paf.shared({name!r}) at all its places.')
-            if not outside:
-                outside.append(layer(**{**kwargs, **settings}))
-            return outside[0]
-        if model not in modules:
-            modules[model] = layer(**{**kwargs, **settings})
-            if arguments is not None and set(settings) <= {'alpha', 'beta'}:  # the values are in the state dict
-                for key, value in arguments.items():
-                    if value is act_layer:
-                        arguments[key] = registered_name
-        return modules[model]
+        if model is None and outside is None:
+            raise RuntimeError(
+                f'{registered_name!r} was asked for outside of the constructor of a model, so there is nothing to '
+                f'share it; use one timm_paf.shared({name!r}) at all its places.')
+        module = modules.get(model) if model is not None else next(iter(outside or ()), None)
+        if module is not None:
+            if isinstance(module, ParametricActivation):
+                module.places += 1
+            return module
+        module = layer(**{**kwargs, **settings})
+        if model is not None:
+            modules[model] = module
+        elif outside is not None:
+            outside.append(module)
+        if arguments is not None and set(settings) <= {'alpha', 'beta'}:  # the values are in the state dict
+            arguments.update({key: registered_name for key, value in arguments.items() if value is act_layer})
+        return module
 
     functools.update_wrapper(act_layer, layer, assigned=('__doc__',), updated=())
     act_layer.__name__ = act_layer.__qualname__ = registered_name

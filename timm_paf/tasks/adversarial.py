@@ -3,11 +3,12 @@ from collections.abc import Callable
 from typing import Any, Optional, Union
 
 import torch
+from timm.layers import use_reentrant_ckpt
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from ..activations import paf_parameters
+from ..activations import paf_modules, paf_parameters
 
 __all__ = ['AdversarialTrainingTask', 'learnable_betas']
 
@@ -65,6 +66,24 @@ class AdversarialTrainingTask(ClassificationTask):
     def betas(self) -> list[nn.Parameter]:
         """The learnable beta parameters of the model; looked up each time, since wrapping may replace parameters."""
         return learnable_betas(self.trainable_module)
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'AdversarialTrainingTask':
+        """As `timm.task.ClassificationTask`.
+
+        Raises:
+            ValueError: If the model shares an activation and recomputes its blocks by reentrant checkpointing. Each
+                block would then report the gradient of the one activation by itself, and DistributedDataParallel takes
+                one report a step.
+        """
+        model = self.trainable_module
+        shared = any(module.places > 1 and list(module.parameters()) for _, module in paf_modules(model))
+        checkpointing = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
+        if shared and checkpointing and use_reentrant_ckpt():
+            raise ValueError(
+                'a shared activation cannot be trained under DistributedDataParallel with reentrant gradient '
+                'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False), or turn gradient '
+                'checkpointing off.')
+        return super().prepare_distributed(device_ids, **ddp_kwargs)
 
     def attach_optimizer(self, optimizer: torch.optim.Optimizer):
         """Clip beta's gradient just before every step of this optimizer.

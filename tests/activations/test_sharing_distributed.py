@@ -1,0 +1,140 @@
+"""A shared activation in two processes: equal on both, and equal to one process with the whole batch."""
+import copy
+import os
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from timm.layers import set_reentrant_ckpt
+from torch import multiprocessing
+from torch.nn import functional as F
+
+from timm_paf import paf_parameters, shared
+from timm_paf.attacks import PGD
+from timm_paf.tasks import AdversarialTrainingTask
+
+NETWORKS = {
+    'ours': lambda: timm.create_model('wrn10_2_pssilu', in_chans=1),
+    'stock': lambda: timm.create_model('test_resnet', act_layer=shared('pssilu'), in_chans=1, num_classes=10),
+}
+
+
+def network(name, checkpointing=False):
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()  # BatchNorm by its running statistics, which do not depend on the batch
+    model.set_grad_checkpointing(checkpointing)
+    return model
+
+
+def steps(model, x, y):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(8, 1, 16, 16, generator=generator), torch.arange(8)
+
+
+def data_parallel(rank, folder, name, checkpointing):
+    model = network(name, checkpointing)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    x, y = (t.chunk(2)[rank] for t in batch())
+    steps(wrapped, x, y)
+    torch.save({key: p.detach() for key, p in paf_parameters(model).items()}, folder / f'{rank}.pt')
+
+
+def fully_sharded(rank, folder, name, checkpointing):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    model = fully_shard(network(name, checkpointing))
+    x, y = (t.chunk(2)[rank] for t in batch())
+    steps(model, x, y)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        torch.save(state, folder / 'state.pt')
+
+
+def reentrant(rank, folder, name, checkpointing):
+    set_reentrant_ckpt(True)
+    model = network(name, checkpointing)
+    task = AdversarialTrainingTask(model, PGD(eps=0.1, steps=1), verbose=False)
+    try:
+        task.prepare_distributed()
+        said = ''
+    except ValueError as error:
+        said = str(error)
+    failed = ''
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    x, y = (t.chunk(2)[rank] for t in batch())
+    try:
+        steps(wrapped, x.requires_grad_(), y)
+    except RuntimeError as error:
+        failed = str(error)
+    torch.save({'said': said, 'failed': failed}, folder / f'{rank}.pt')
+
+
+def process(rank, work, folder, *arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
+    work(rank, folder, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def two_processes(work, folder, *arguments):
+    os.environ['PYTHONWARNINGS'] = 'ignore'  # gloo and the launcher warn about themselves
+    try:
+        multiprocessing.spawn(process, (work, folder, *arguments), nprocs=2)
+    finally:
+        del os.environ['PYTHONWARNINGS']
+
+
+@pytest.mark.parametrize('name, checkpointing', [('ours', False), ('ours', True), ('stock', True)])
+def test_data_parallel_keeps_it_equal(name, checkpointing, tmp_path):
+    two_processes(data_parallel, tmp_path, name, checkpointing)
+    first, second = (torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2))
+    alone, start = network(name), paf_parameters(network(name))
+    steps(alone, *batch())
+    for key, parameter in paf_parameters(alone).items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], parameter.detach(), rtol=1e-5, atol=1e-6)
+        assert not torch.equal(parameter, start[key])  # it moved
+
+
+def test_sharded_network(tmp_path):
+    two_processes(fully_sharded, tmp_path, 'ours', False)
+    state = torch.load(tmp_path / 'state.pt', weights_only=True)
+    alone = network('ours')
+    steps(alone, *batch())
+    assert list(state) == list(alone.state_dict())
+    for key, value in alone.state_dict().items():
+        torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_reentrant_checkpointing_is_refused(tmp_path):
+    """And rightly: without the refusal it fails inside of DistributedDataParallel."""
+    two_processes(reentrant, tmp_path, 'ours', True)
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
+        assert 'set_reentrant_ckpt(False)' in found['said'] and '\n' not in found['said']
+        assert 'ready only once' in found['failed']
+
+
+@pytest.mark.parametrize('share, checkpointing, kind', [
+    (True, True, False), (True, False, True), (False, True, True)], ids=['other kind', 'none', 'not shared'])
+def test_what_works_is_not_refused(share, checkpointing, kind, monkeypatch):
+    prepared = []
+    monkeypatch.setattr('torch.nn.parallel.DistributedDataParallel', lambda m, **kwargs: prepared.append(m) or m)
+    model = copy.deepcopy(network('ours')) if share else timm.create_model('wrn10_2_relu', act_layer='pssilu')
+    model.set_grad_checkpointing(checkpointing)
+    set_reentrant_ckpt(kind)
+    try:
+        AdversarialTrainingTask(model, PGD(eps=0.1, steps=1), verbose=False).prepare_distributed()
+    finally:
+        set_reentrant_ckpt(False)
+    assert prepared == [model]
