@@ -2,13 +2,15 @@
 
 Importing this package registers its activation layers and its models in timm, and does nothing else.
 """
-from .activations import convert_activations, functional, paf_parameters, register_activations, shared
+from .activations import convert_activations, functional, paf_parameters, register_activations, shape, shared
 
 register_activations()
 
 from . import models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
 from ._version import __version__  # noqa: E402
+from .models import to_robustbench  # noqa: E402
 
 __all__ = [
-    '__version__', 'convert_activations', 'functional', 'models', 'paf_parameters', 'register_activations', 'shared',
+    '__version__', 'convert_activations', 'functional', 'models', 'paf_parameters', 'register_activations', 'shape',
+    'shared', 'to_robustbench',
 ]

@@ -1,8 +1,10 @@
+import argparse
 import pickle
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import timm_paf  # noqa: F401
 from timm_paf.models import load_weights, read_checkpoint, select_state_dict
@@ -41,8 +43,10 @@ def test_bare_state_dict(tmp_path):
     (lambda p: torch.save({'epoch': 1, 'note': 'x'}, p), ValueError, 'holds no state_dict; it holds epoch, note'),
     (lambda p: torch.save({'state_dict': Payload()}, p), ValueError, 'cannot be read'),
     (lambda p: p.write_bytes(pickle.dumps(Payload())), ValueError, 'cannot be read'),
-    (lambda p: torch.save(model('wrn10_2_relu').state_dict(), p), ValueError, 'does not fit WideResNet: Missing key'),
-    (lambda p: torch.save(model(num_classes=3).state_dict(), p), ValueError, 'does not fit WideResNet: size mismatch'),
+    (lambda p: torch.save(model('wrn10_2_relu').state_dict(), p), ValueError,
+     'does not fit WideResNet: weights for wrn10_2_pssilu: the file has no parametric activation'),
+    (lambda p: torch.save(model(num_classes=3).state_dict(), p), ValueError,
+     r'does not fit WideResNet: .* fc\.weight has shape \(3, 128\), expected \(10, 128\)'),
 ], ids=['absent', 'text', 'empty', 'list', 'foreign', 'object', 'pickle', 'other activation', 'other classes'])
 def test_bad_files_are_named_and_change_nothing(tmp_path, capsys, write, error, message):
     path = tmp_path / 'c.pth.tar'
@@ -57,9 +61,11 @@ def test_bad_files_are_named_and_change_nothing(tmp_path, capsys, write, error, 
     assert 'never be printed' not in capsys.readouterr().out
 
 
-def test_truncated_file(tmp_path):
-    path = tmp_path / 'c.pth'
-    torch.save(model().state_dict(), path)
+@pytest.mark.parametrize('name, save', [
+    ('c.pth', torch.save), ('c.safetensors', save_file)], ids=['torch', 'safetensors'])
+def test_truncated_file(tmp_path, name, save):
+    path = tmp_path / name
+    save(model().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match='cannot be read'):
         read_checkpoint(path)
@@ -68,3 +74,34 @@ def test_truncated_file(tmp_path):
 def test_averaged_weights_that_are_not_there():
     with pytest.raises(ValueError, match='no averaged weights'):
         select_state_dict({'state_dict': {}}, use_ema=True)
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda s: {'state_dict': {f'module.{key}': value for key, value in s.items()}},
+    lambda s: {'model': {f'_orig_mod.{key}': value for key, value in s.items()}, 'args': argparse.Namespace(lr=0.1)},
+    lambda s: {'state_dict': {}, 'model_ema': s},
+], ids=['data parallel', "timm's train.py, compiled", 'averaged'])
+def test_wrappers(tmp_path, wrap):
+    source, target = model(), model()
+    torch.save(wrap(source.state_dict()), tmp_path / 'c.pth')
+    load_weights(target, tmp_path / 'c.pth')
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in target.state_dict().items())
+
+
+def test_safetensors(tmp_path):
+    source, target = model(), model()
+    save_file(source.state_dict(), tmp_path / 'c.safetensors')
+    assert load_weights(target, tmp_path / 'c.safetensors') == 'weights'
+    assert torch.equal(target.fc.weight, source.fc.weight)
+
+
+@pytest.mark.parametrize('use_ema, source', [(None, 'state_dict'), (False, 'state_dict'), (True, 'swadict')])
+def test_the_authors_average_is_taken_when_asked_for(use_ema, source):
+    checkpoint = {'state_dict': {'a': torch.zeros(1)}, 'swadict': {'module.a': torch.ones(1)}}
+    weights, found = select_state_dict(checkpoint, use_ema=use_ema)
+    assert found == source and weights == {'a': torch.full((1,), float(source == 'swadict'))}
+
+
+def test_an_empty_average_of_the_authors_is_none():
+    with pytest.raises(ValueError, match='no averaged weights'):
+        select_state_dict({'state_dict': {'a': torch.zeros(1)}, 'swadict': {}}, use_ema=True)

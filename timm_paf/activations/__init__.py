@@ -1,5 +1,5 @@
 """The parametric activation functions: mathematics, modules, sharing, and their place in timm's tables."""
-from . import functional
+from . import functional, shape
 from .convert import ConversionReport, LeftAlone, Replacement, convert_activations
 from .modules import (
     ACTIVATIONS,
@@ -22,7 +22,7 @@ from .sharing import SHARED, activation_class, paf_modules, paf_parameters, shar
 
 __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
-    'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'register_activations',
+    'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'shape', 'register_activations',
     'SHARED', 'activation_class', 'paf_modules', 'paf_parameters', 'shared',
     'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations',
 ]

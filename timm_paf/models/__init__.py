@@ -1,6 +1,14 @@
 """Architectures of the paper, registered in timm as `<architecture>_<activation>`, and their checkpoints."""
+from .card import model_card, save_for_hf
 from .checkpoint import load_weights, read_checkpoint, select_state_dict
 from .cifar_resnet import CifarResNet
+from .cifar_vgg import CifarVGG
+from .imagenet_resnet import ImageNetResNet
+from .preact_resnet import PreActResNet
+from .robustbench import to_robustbench
 from .wide_resnet import WideResNet
 
-__all__ = ['CifarResNet', 'WideResNet', 'load_weights', 'read_checkpoint', 'select_state_dict']
+__all__ = [
+    'CifarResNet', 'PreActResNet', 'WideResNet', 'CifarVGG', 'ImageNetResNet',
+    'load_weights', 'read_checkpoint', 'select_state_dict', 'model_card', 'save_for_hf', 'to_robustbench',
+]

@@ -8,17 +8,20 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from ..activations import ACTIVATIONS, shared
+from .published import checkpoint_filter_fn
 
 # activations without parameters that the paper compares with, by timm's names
 REFERENCE_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus')
 VARIANT_ACTIVATIONS = (*REFERENCE_ACTIVATIONS, *ACTIVATIONS)
+# of the networks for 32x32 images; those of CIFAR-10
+NUM_CLASSES = 10
 
 
-def cifar_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, Any]:
-    """timm's pretrained cfg of a network for 32x32 images with pixels in [0, 1]."""
+def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, Any]:
+    """timm's pretrained cfg of a network that takes pixels in [0, 1]; for 32x32 images unless `settings` say more."""
     return {
         'url': '',
-        'num_classes': 10,
+        'num_classes': NUM_CLASSES,
         'input_size': (3, 32, 32),
         'pool_size': (4, 4),
         'crop_pct': 1.,
@@ -43,7 +46,9 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
             else:
                 kwargs['act_layer'] = activation
         feature_cfg = dict(out_indices=tuple(range(model_cls.num_feature_levels)))
-        return build_model_with_cfg(model_cls, name, pretrained, feature_cfg=feature_cfg, **{**arch, **kwargs})
+        return build_model_with_cfg(
+            model_cls, name, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
+            **{**arch, **kwargs})
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module

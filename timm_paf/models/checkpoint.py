@@ -1,4 +1,5 @@
 """Reading weights from checkpoint files without executing what is in them."""
+import argparse
 import os
 import warnings
 from collections.abc import Mapping
@@ -6,16 +7,21 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
+
+from .published import fit_state_dict
 
 __all__ = ['load_weights', 'read_checkpoint', 'select_state_dict']
 
 
 def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
-    """Read a checkpoint file with `torch.load(weights_only=True)`.
+    """Read a checkpoint file without running code from it: safetensors, or `torch.load(weights_only=True)`.
 
     Args:
-        path: A file written by timm's CheckpointSaver, by this project's recipes, or a bare state dict.
+        path: A file written by timm's CheckpointSaver, by this project's recipes or by the authors' code, or a bare
+            state dict; of safetensors if its name ends so.
 
     Returns:
         The dictionary in the file, on the CPU.
@@ -30,7 +36,11 @@ def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about the pickle protocol of files that it then cannot read anyway
-            content = torch.load(path, map_location='cpu', weights_only=True)
+            if path.suffix == '.safetensors':
+                content: Any = load_file(path)
+            else:
+                with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py stores its arguments so
+                    content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # bytes that are no checkpoint fail inside the unpickler in any way there is
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -50,27 +60,29 @@ def select_state_dict(
 
     Args:
         checkpoint: What `read_checkpoint` returned.
-        use_ema: True for the averaged weights, False for the raw ones, None for the averaged ones if there are any.
+        use_ema: True for the averaged weights, False for the raw ones, None for the averaged ones if timm would take
+            them. What the authors' code averages (`swadict`) is taken for True only.
 
     Returns:
-        The state dict and where it was: 'state_dict_ema', 'state_dict', or 'weights' for a bare state dict.
+        The state dict, without prefixes of wrappers, and where it was: 'state_dict_ema', 'model_ema', 'swadict',
+        'state_dict', 'model', or 'weights' for a bare state dict.
 
     Raises:
         ValueError: If the weights asked for are not there.
     """
-    if use_ema is not False and 'state_dict_ema' in checkpoint:
-        return dict(checkpoint['state_dict_ema']), 'state_dict_ema'
+    averaged = () if use_ema is False else ('state_dict_ema', 'model_ema', *(('swadict',) if use_ema else ()))
+    for source in (*averaged, *(() if use_ema else ('state_dict', 'model'))):
+        if isinstance(checkpoint.get(source), Mapping) and checkpoint[source]:
+            return clean_state_dict(dict(checkpoint[source])), source
     if use_ema:
         raise ValueError(f'the checkpoint has no averaged weights (state_dict_ema); it holds {_keys(checkpoint)}.')
-    if isinstance(checkpoint.get('state_dict'), Mapping):
-        return dict(checkpoint['state_dict']), 'state_dict'
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
-        return dict(checkpoint), 'weights'
+        return clean_state_dict(dict(checkpoint)), 'weights'
     raise ValueError(f'the checkpoint holds no state_dict; it holds {_keys(checkpoint)}.')
 
 
 def load_weights(model: nn.Module, path: Union[str, os.PathLike], *, use_ema: Optional[bool] = None) -> str:
-    """Load a checkpoint's weights into a model, strictly.
+    """Load a checkpoint's weights into a model, strictly; in our layout or a published one (`fit_state_dict`).
 
     Args:
         model: The network; changed only if everything fits.
@@ -85,15 +97,13 @@ def load_weights(model: nn.Module, path: Union[str, os.PathLike], *, use_ema: Op
         ValueError: If the file is no checkpoint, or its weights belong to another network.
     """
     state_dict, source = select_state_dict(read_checkpoint(path), use_ema=use_ema)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
-        model.load_state_dict(state_dict, strict=True)
-    except RuntimeError as error:
-        model.load_state_dict(before)
-        reasons = '; '.join(line.strip()[:160] for line in str(error).splitlines()[1:3])
+        fitting = fit_state_dict(state_dict, model)
+    except ValueError as error:
         raise ValueError(
-            f'checkpoint {path} does not fit {type(model).__name__}: {reasons} Was it made with another --model, '
+            f'checkpoint {path} does not fit {type(model).__name__}: {error} Was it made with another --model, '
             'number of classes or number of channels?') from error
+    model.load_state_dict(fitting, strict=True)
     return source
 
 

@@ -5,15 +5,18 @@ and blocks of the ImageNet networks).
 """
 from typing import Any, Union
 
+import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from ._variants import cifar_cfg, register_variants, variant_cfgs
+from ._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['CifarResNet']
 
 _ARCHITECTURES = {
     'resnet18': dict(block=BasicBlock, layers=(2, 2, 2, 2)),
+    'resnet34': dict(block=BasicBlock, layers=(3, 4, 6, 3)),
+    'resnet50': dict(block=Bottleneck, layers=(3, 4, 6, 3)),
 }
 
 
@@ -23,6 +26,8 @@ class CifarResNet(ResNet):
     Args:
         block: Residual block class of timm.models.resnet.
         layers: Number of blocks of each stage.
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Input channels.
         output_stride: 8, 4 or 2; below 8 the last stages are dilated.
         zero_init_last: Start the last BatchNorm of each block at 0; off, as in the networks of the paper.
         **kwargs: As timm's ResNet.
@@ -38,6 +43,7 @@ class CifarResNet(ResNet):
             self,
             block: type[Union[BasicBlock, Bottleneck]],
             layers: tuple[int, ...],
+            num_classes: int = NUM_CLASSES,
             in_chans: int = 3,
             output_stride: int = 8,
             zero_init_last: bool = False,
@@ -49,8 +55,8 @@ class CifarResNet(ResNet):
             raise ValueError(f'output_stride = {output_stride}: expected 8, 4 or 2.')
         # timm counts from a stem of stride 4; this one has stride 1
         super().__init__(
-            block, layers, in_chans=in_chans, output_stride=4 * output_stride, zero_init_last=zero_init_last,
-            device=device, dtype=dtype, **kwargs)
+            block, layers, num_classes=num_classes, in_chans=in_chans, output_stride=4 * output_stride,
+            zero_init_last=zero_init_last, device=device, dtype=dtype, **kwargs)
         stem = nn.Conv2d(
             in_chans, self.feature_info[0]['num_chs'], kernel_size=3, padding=1, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
@@ -62,6 +68,11 @@ class CifarResNet(ResNet):
         for info in self.feature_info[1:]:
             info['reduction'] //= 4
 
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names that no recipe may decay: none. Whether alpha and beta are decayed is a choice of the recipe."""
+        return set()
 
-default_cfgs = variant_cfgs(_ARCHITECTURES, cifar_cfg('conv1', 'fc'))
+
+default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg('conv1', 'fc'))
 register_variants(CifarResNet, _ARCHITECTURES, __name__)

@@ -1,0 +1,330 @@
+"""Shapes against closed forms, and what is searched against what is known."""
+import csv
+import importlib.util
+import json
+import math
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from timm_paf.activations import ACTIVATIONS, PELU, PSoftplus, PSSiLU, functional, shape
+
+INF = math.inf
+SILU_AT, SILU_LEAST = -1.2784645427610738, -0.27846454276107379  # -(1 + W(1/e)) and -W(1/e), W being Lambert's
+
+
+def near(value):
+    return pytest.approx(value, rel=1e-7, abs=1e-12)
+
+
+# name, parameters, and what closed forms say
+CLOSED_FORMS = [
+    ('relu', {}, dict(
+        curvature=INF, curvature_at=0., finite_curvature=0., negative_sign='zero', slope_left=0., slope_right=1.,
+        smoothness='C0', zeros=(), zero_on=((-INF, 0.),), monotonicity='increasing', negative_mean=0.)),
+    ('silu', {}, dict(
+        curvature=0.5, curvature_at=0., negative_sign='negative', negative_min=SILU_LEAST, negative_min_at=SILU_AT,
+        negative_max=0., negative_max_at=0., slope_left=0., slope_right=1., smoothness='smooth', zeros=(0.,),
+        monotonicity='neither', falls_on=((-INF, SILU_AT),), negative_on=((-INF, 0.),), positive_on=())),
+    ('softplus', {}, dict(
+        curvature=0.25, curvature_at=0., negative_sign='positive', negative_max=math.log(2), negative_max_at=0.,
+        negative_min=0., negative_min_at=-INF, slope_left=0., slope_right=1., smoothness='smooth', zeros=(),
+        monotonicity='increasing', positive_on=((-INF, 0.),))),
+    ('gelu', {}, dict(
+        curvature=2 / math.sqrt(2 * math.pi), curvature_at=0., slope_right=1., smoothness='smooth', zeros=(0.,),
+        negative_min_at=-0.75179152469)),
+    ('elu', {}, dict(
+        curvature=1., curvature_at=0., smoothness='C1', monotonicity='increasing', negative_min=-1.,
+        negative_min_at=-INF, negative_mean=-1 + (1 - math.exp(-8)) / 8, breaks=(shape.Break(0., 2, -1.),))),
+    ('tanh', {}, dict(  # |f''| = 2 t (1 - t^2), greatest at t = 1/sqrt(3)
+        curvature=4 / 3 / math.sqrt(3), curvature_at=-math.atanh(1 / math.sqrt(3)), slope_left=0., slope_right=0.)),
+    ('hard_swish', {}, dict(
+        curvature=INF, curvature_at=-3., finite_curvature=1 / 3, negative_min=-0.375, negative_min_at=-1.5,
+        zero_on=((-INF, -3.),), zeros=(0.,), falls_on=((-3., -1.5),), smoothness='C0', negative_mean=-0.75 / 8)),
+    ('prelu0', {'alpha': -0.2}, dict(
+        negative_sign='positive', monotonicity='neither', falls_on=((-INF, 0.),), slope_left=-0.2, negative_max=INF,
+        negative_max_at=-INF, negative_mean=0.8, breaks=(shape.Break(0., 1, 1.2),))),
+    ('prelu0', {'alpha': 0.2}, dict(
+        negative_sign='negative', monotonicity='increasing', falls_on=(), negative_min=-INF, slope_left=0.2)),
+    ('prelu0', {'alpha': 1.}, dict(curvature=0., smoothness='smooth', breaks=(), zeros=(0.,))),
+    ('preluplus', {'alpha': 0.4}, dict(
+        slope_left=0., slope_right=0.4, curvature=INF, breaks=(shape.Break(0., 1, 0.4),))),
+    ('preluplus', {'alpha': 0.}, dict(monotonicity='constant', zero_on=((-INF, INF),), smoothness='smooth')),
+    ('pelu', {'alpha': 1.}, dict(curvature=1., curvature_at=0., smoothness='C1', slope_left=0., slope_right=1.)),
+    ('pelu', {'alpha': 0.5}, dict(
+        curvature=INF, finite_curvature=0.5, finite_curvature_at=0., smoothness='C0', negative_min=-0.5,
+        negative_min_at=-INF, breaks=(shape.Break(0., 1, 0.5),))),
+    ('pelu', {'alpha': 1 + 1e-7}, dict(curvature=INF, smoothness='C0')),
+    ('pelu', {'alpha': -2.}, dict(
+        negative_sign='positive', negative_max=2., negative_max_at=-INF, falls_on=((-INF, 0.),),
+        negative_mean=2 - (1 - math.exp(-8)) / 4)),
+    ('peluplus', {'alpha': 3.}, dict(slope_left=0., slope_right=3., curvature=INF, finite_curvature=1.)),
+    ('psilu', {'alpha': 0.}, dict(curvature=0., slope_left=0.5, slope_right=0.5, monotonicity='increasing')),
+    ('reblu', {'alpha': 0.6}, dict(
+        slope_left=0., slope_right=1.6, curvature=INF, finite_curvature=0.6, finite_curvature_at=0.,
+        negative_sign='zero', smoothness='C0')),
+    ('reblu', {'alpha': -2.}, dict(  # f' = 1 - 2 x/sqrt(x^2 + 1)
+        falls_on=((1 / math.sqrt(3), INF),), zeros=(4 / 3,), slope_right=-1., monotonicity='neither')),
+    ('ssilu', {'beta': 0.3}, dict(
+        curvature=0.5 / 0.7, slope_left=-0.3 / 0.7, slope_right=1., zeros=(-math.log(7 / 3), 0.))),
+    ('pssilu_fixed', {'alpha': -2., 'beta': 0.1}, dict(curvature=2 / 0.9, zeros=(-math.log(9) / 4, 0.))),
+    ('pssilu', {'alpha': 2., 'beta': 0.1}, dict(
+        curvature=1 / 0.9, curvature_at=0., slope_left=-0.1 / 0.9, slope_right=1., zeros=(-math.log(9) / 2, 0.),
+        negative_sign='mixed', positive_on=((-INF, -math.log(9) / 2),), negative_on=((-math.log(9) / 2, 0.),),
+        negative_max=INF, negative_max_at=-INF, smoothness='smooth')),
+    ('pssilu', {'alpha': 1., 'beta': 0.5}, dict(  # x (sigmoid(x) - 1/2) 2 touches 0 and is even
+        negative_sign='positive', zeros=(0.,), falls_on=((-INF, 0.),), negative_min=0., negative_min_at=0.)),
+    ('pssilu', {'alpha': 1e4, 'beta': 0.3}, dict(
+        curvature=5e3 / 0.7, curvature_at=0., zeros=(-math.log(7 / 3) / 1e4, 0.), slope_left=-0.3 / 0.7)),
+    ('pssilu', {'alpha': 1e-3, 'beta': 1e-8}, dict(
+        curvature=5e-4 / (1 - 1e-8), zeros=(-math.log(1e8 - 1) * 1e3, 0.), slope_left=-1e-8 / (1 - 1e-8))),
+    ('pssilu', {'alpha': 1e-12, 'beta': 0.3}, dict(
+        zeros=(-math.log(7 / 3) * 1e12, 0.), slope_left=-0.3 / 0.7, negative_max=INF)),
+    ('pssilu', {'alpha': 0., 'beta': 0.99}, dict(
+        curvature=0., slope_left=-49., slope_right=-49., monotonicity='decreasing', falls_on=((-INF, INF),))),
+]
+
+
+@pytest.mark.parametrize('name, parameters, expected', [
+    pytest.param(*case, id=f'{case[0]}-{",".join(map(str, case[1].values()))}-{n}')
+    for n, case in enumerate(CLOSED_FORMS)])
+def test_closed_forms(name, parameters, expected):
+    found = shape.describe(name, **parameters)
+    for field, value in expected.items():
+        if isinstance(value, tuple):
+            flat = [tuple(vars(v).values()) if isinstance(v, shape.Break) else v for v in getattr(found, field)]
+            wanted = [tuple(vars(v).values()) if isinstance(v, shape.Break) else v for v in value]
+            assert len(flat) == len(wanted), (field, flat)
+            for one, other in zip(flat, wanted, strict=True):
+                assert one == near(other), field
+        else:
+            assert getattr(found, field) == (value if isinstance(value, str) else near(value)), field
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(-4, 4).map(lambda e: 10.**e), st.sampled_from([-1, 1]), st.floats(1e-8, 0.99))
+def test_pssilu_at_any_parameters(alpha, sign, beta):
+    found = shape.describe('pssilu', alpha=sign * alpha, beta=-sign * beta)
+    assert (found.curvature, found.curvature_at) == near((alpha / 2 / (1 - beta), 0.))
+    assert (found.slope_left, found.slope_right) == near((-beta / (1 - beta), 1.))
+    crossing = -math.log((1 - beta) / beta) / alpha
+    if abs(beta - 0.5) > 1e-6:
+        assert found.zeros == near(tuple(sorted((crossing, 0.))))
+        assert found.negative_sign == ('mixed' if beta < 0.5 else 'positive')
+    assert found.monotonicity == 'neither' and len(found.falls_on) == 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(-3, 4).map(lambda e: 10.**e))
+def test_psoftplus_and_psilu_at_any_sharpness(alpha):
+    softplus, silu = shape.describe('psoftplus', alpha=alpha), shape.describe('psilu', alpha=alpha)
+    assert (softplus.curvature, softplus.curvature_at) == near((alpha / 4, 0.))
+    assert (softplus.negative_sign, softplus.negative_min_at) == ('positive', -INF)
+    assert softplus.negative_max == near(math.log(2) / alpha)
+    assert silu.curvature == near(alpha / 2)
+    # PSiLU is SiLU with both axes divided by alpha
+    assert (silu.negative_min, silu.negative_min_at) == (
+        pytest.approx(SILU_LEAST / alpha, rel=1e-9), pytest.approx(SILU_AT / alpha, rel=1e-7))
+
+
+@pytest.mark.parametrize('name, parameters', [
+    ('prelu0', (-0.2,)), ('preluplus', (0.4,)), ('pelu', (1.,)), ('pelu', (0.5,)), ('peluplus', (3.,)),
+    ('psilu', (30.,)), ('psoftplus', (1e3,)), ('psoftplus', (0.02,)), ('reblu', (0.6,)), ('ssilu', (0.3,)),
+    ('pssilu_fixed', (2., 0.1)), ('pssilu', (50., 0.3)),
+])
+def test_a_search_finds_what_is_known_in_closed_form(name, parameters):
+    """The same function as an unknown one: breaks and limits must be found where the names have them from formulas."""
+    labels = ACTIVATIONS[name].parameter_specs
+    known = shape.describe(name, **dict(zip(labels, parameters, strict=True)))
+    found = shape.describe(lambda x: getattr(functional, name)(x, *parameters))
+    for field in ('curvature', 'finite_curvature', 'slope_left', 'slope_right', 'negative_min', 'negative_max',
+                  'negative_mean', 'zeros'):
+        assert getattr(found, field) == near(getattr(known, field)), field
+    assert found.smoothness == {'smooth': 'C2+'}.get(known.smoothness, known.smoothness)
+    assert [(s.x, s.order) for s in found.breaks] == [(s.x, s.order) for s in known.breaks]
+    assert found.falls_on == tuple(near(interval) for interval in known.falls_on)
+
+
+@pytest.mark.parametrize('function, breaks', [
+    (lambda x: torch.relu(x - 1 / 3), [(1 / 3, 1, 1.)]),
+    (lambda x: torch.relu(x).square(), [(0., 2, 2.)]),
+    (lambda x: (x - 1.3).abs() + torch.where(x > 2, x, 0.), [(1.3, 1, 2.), (2., 0, 2.)]),
+    (lambda x: x.clamp(-1, 1), [(-1., 1, 1.), (1., 1, -1.)]),
+    (nn.functional.softplus, []),  # turns linear at 20, with a jump of 2e-9
+    (torch.exp, []),
+    (lambda x: x.pow(3), []),
+], ids=['shifted-relu', 'squared-relu', 'kink-and-jump', 'hardtanh', 'softplus', 'exp', 'cube'])
+def test_breaks_of_functions(function, breaks):
+    found = shape.describe(function)
+    assert [tuple(vars(spot).values()) for spot in found.breaks] == [near(spot) for spot in breaks]
+    assert found.smoothness == ('discontinuous', 'C0', 'C1', 'C2+')[min((b[1] for b in breaks), default=3)]
+
+
+def test_limits_that_are_infinite_or_missing():
+    assert shape.describe(lambda x: x.pow(3)).slope_left == INF
+    exp = shape.describe(torch.exp)
+    assert (exp.curvature, exp.curvature_at, exp.slope_left, exp.slope_right) == (INF, INF, 0., INF)
+    assert math.isnan(shape.describe(lambda x: x + torch.sin(x).square()).slope_right)
+
+
+def test_curvature_is_greatest_beside_a_break():
+    found = shape.describe(lambda x: torch.where(x < 2, x.clamp(min=0).pow(3) / 6, 2 * x - 8 / 3))
+    assert (found.curvature, found.curvature_at, found.smoothness) == (near(2.), 2., 'C1')
+
+
+def test_digits_lost_to_cancellation_are_no_zeros():
+    found = shape.describe(lambda x: x - x.tanh())  # 0 in float64 for |x| < 1e-8
+    assert (found.zeros, found.zero_on, found.negative_on) == ((0.,), (), ((-INF, 0.),))
+
+
+def test_a_downward_jump_is_a_fall():
+    found = shape.describe(lambda x: torch.where(x > 2, x - 1, x))
+    assert found.falls_on == ((2., 2.),) and found.monotonicity == 'neither'
+
+
+@pytest.mark.parametrize('length', [0.5, 8., 100.])
+def test_mean_over_the_stated_range(length):
+    found = shape.describe('elu', mean_range=length)
+    assert found.negative_mean == near(-1 - math.expm1(-length) / length) and found.mean_range == length
+
+
+def test_learned_values_are_read_and_the_module_is_left_alone():
+    module = PSSiLU(alpha=2., beta=0.1).train()
+    with torch.no_grad():
+        module.alpha.fill_(3.)
+    found = shape.describe(module)
+    assert found.parameters == {'alpha': 3., 'beta': near(0.1)} and found.name == 'pssilu'
+    assert found.curvature == pytest.approx(1.5 / 0.9, rel=1e-6)
+    assert module.training and module.alpha.dtype == torch.float32 and module.alpha.grad is None
+
+
+@pytest.mark.parametrize('value', [0., -0., 1e-45, 1e-3, 0.5, 0.99, 1., 1e4, 1e5, -1e20, 3e38], ids=str)
+@pytest.mark.parametrize('name', ACTIVATIONS)
+def test_learned_values_at_and_beyond_the_edges_have_a_shape(name, value):
+    module = ACTIVATIONS[name]()
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.fill_(value)
+    found = shape.describe(module)
+    numbers = [v for v in found.to_dict().values() if isinstance(v, float)]
+    assert not any(map(math.isnan, numbers)) and math.isfinite(found.finite_curvature)
+
+
+def test_a_module_is_described_in_inference_mode_and_in_place():
+    module = PSSiLU(alpha=2.)
+    with torch.inference_mode():
+        assert shape.describe(module).curvature == near(1.)
+        assert shape.describe(nn.ReLU(inplace=True)).curvature == INF
+        assert shape.describe(PSoftplus(alpha=2.)).curvature == 0.5
+
+
+def test_logging_every_epoch_is_cheap():
+    shape.describe('pssilu')
+    module, times = PSSiLU(alpha=2., beta=0.1), []
+    for _ in range(5):
+        start = time.perf_counter()
+        shape.describe(module)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2  # 0.02 s on an idle core
+
+
+@pytest.mark.parametrize('activation, parameters, error, words', [
+    ('psilo', {}, ValueError, 'did you mean psilu'),
+    ('pssilu', {'alpha': 2e4}, ValueError, r'expected 0 <= \|alpha\|'),
+    ('relu', {'alpha': 1.}, ValueError, "'relu' does not take alpha"),
+    ('relu', {'mean_range': 0.}, ValueError, 'mean_range = 0.0'),
+    (PSSiLU(), {'alpha': 2.}, TypeError, 'is a module and has its parameters'),
+    (PSSiLU(num_parameters=3), {}, ValueError, 'one value per channel'),
+    (nn.PReLU(3), {}, ValueError, 'one value per channel'),
+    (PSSiLU(device='meta'), {}, ValueError, 'meta device'),
+    (3, {}, TypeError, 'expected a name'),
+    (nn.GELU, {}, TypeError, 'nn.Module instance'),
+    (lambda x: x.softmax(0), {}, ValueError, 'not elementwise'),
+    (lambda x: x.sum(), {}, ValueError, 'expected the same of both'),
+    (lambda x: x.detach() * 2, {}, ValueError, 'through autograd'),
+    (torch.sqrt, {}, ValueError, 'finite on'),
+    (torch.sin, {}, ValueError, 'oscillates without end'),
+], ids=['unknown', 'range', 'foreign-parameter', 'mean-range', 'module-and-parameters', 'channels', 'prelu-channels',
+        'meta', 'number', 'class', 'softmax', 'sum', 'detached', 'sqrt', 'sine'])
+def test_errors_say_what_to_do(activation, parameters, error, words):
+    with pytest.raises(error, match=words):
+        shape.describe(activation, **parameters)
+
+
+def test_nan_has_no_shape():
+    module = PELU()
+    with torch.no_grad():
+        module.alpha.fill_(math.nan)
+    with pytest.raises(ValueError, match='expected finite parameters'):
+        shape.describe(module)
+
+
+def test_rows_for_csv_and_json(tmp_path):
+    found = shape.describe('pssilu', alpha=2., beta=0.1)
+    row = found.to_dict()
+    assert json.loads(json.dumps(row)) == row
+    with open(tmp_path / 'shapes.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    with open(tmp_path / 'shapes.csv', newline='') as file:
+        back, = csv.DictReader(file)
+    assert float(back['negative_max']) == INF and float(back['curvature']) == found.curvature
+    assert back['zeros'] == '-1.09861, 0' and back['alpha'] == '2.0'
+
+
+def test_prints_as_a_table():
+    text = str(shape.describe('pssilu', alpha=2., beta=0.1))
+    lines = {line.split('│')[1].strip(): line.split('│')[2].strip() for line in text.splitlines() if '│' in line}
+    assert text.splitlines()[0].strip() == 'pssilu(alpha=2, beta=0.1)'
+    assert lines['greatest curvature'] == '1.11111 at x = 0'
+    assert lines['negative on'] == '(-1.09861, 0)' and lines['breaks'] == 'none'
+
+
+matplotlib = pytest.mark.skipif(importlib.util.find_spec('matplotlib') is None, reason='needs matplotlib')
+
+
+@matplotlib
+def test_plot_draws_values_and_derivatives_without_spikes():
+    figure = shape.plot({'kinked': 'relu', 'smooth': 'silu'}, x_range=(-2., 3.))
+    assert [axes.get_ylabel() for axes in figure.axes] == ['$f(x)$', "$f'(x)$", "$f''(x)$"]
+    lines = [[line for line in axes.lines if line.get_label() in ('kinked', 'smooth')] for axes in figure.axes]
+    relu = [torch.as_tensor(panel[0].get_ydata()) for panel in lines]
+    x = torch.as_tensor(lines[0][0].get_xdata())
+    torch.testing.assert_close(relu[0], x.clamp(min=0), rtol=0, atol=1e-14)
+    assert (relu[1].isnan() == (x == 0)).all() and set(relu[1][x != 0].tolist()) == {0., 1.}
+    assert (relu[2].isnan() == (x == 0)).all() and not relu[2][x != 0].any()
+    marks = [line for line in figure.axes[2].lines if list(line.get_xdata()) == [0.] and line.get_marker() != 'None']
+    assert len(marks) == 1  # ReLU's kink, and none of SiLU
+    silu = torch.as_tensor(lines[2][1].get_ydata())
+    assert float(silu.max()) == pytest.approx(0.5, abs=1e-4) and not silu.isnan().any()
+    styles = [(line.get_linestyle(), line.get_marker()) for line in lines[0]]
+    assert styles[0][0] != styles[1][0] and styles[0][1] != styles[1][1]  # readable without colour
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['kinked', 'smooth']
+
+
+@matplotlib
+def test_plot_writes_a_file_and_leaves_pyplot_alone(tmp_path):
+    from matplotlib import pyplot
+    shape.plot([PSSiLU(alpha=2., beta=0.1), torch.tanh]).savefig(tmp_path / 'shapes.png')
+    assert (tmp_path / 'shapes.png').read_bytes().startswith(b'\x89PNG')
+    assert not pyplot.get_fignums()
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'matplotlib.figure', None)
+    with pytest.raises(ImportError, match=r"pip install 'timm-paf\[plot\]'"):
+        shape.plot('relu')
+
+
+@matplotlib
+@pytest.mark.parametrize('activations, x_range, words', [
+    ([], (-1., 1.), 'activations is empty'), ('relu', (1., 1.), 'x_range'), ('relu', (0., INF), 'x_range'),
+], ids=['nothing', 'empty-range', 'infinite-range'])
+def test_plot_errors(activations, x_range, words):
+    with pytest.raises(ValueError, match=words):
+        shape.plot(activations, x_range=x_range)

@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import timm
+import torch
+from timm.models._hub import generate_readme
+
+import timm_paf  # noqa: F401
+from timm_paf.activations import ACTIVATIONS
+from timm_paf.models import model_card, save_for_hf
+
+CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
+REPORT = {
+    'clean': {'correct': 354, 'total': 360, 'attack': 'none'},
+    'pgd': {'correct': 275, 'total': 360, 'attack': 'PGD-20', 'norm': 'Linf', 'eps': '8/255', 'steps': 20},
+    'autoattack': {'correct': 87, 'total': 128, 'attack': 'AutoAttack', 'norm': 'Linf', 'eps': '8/255'},
+    'dataset': 'digits', 'split': 'test', 'model': 'wrn10_2_pssilu'}
+
+
+def trained(name, **kwargs):
+    """A model whose every tensor differs from those of a fresh one."""
+    model = timm.create_model(name, **kwargs)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(1.05).add_(0.01)
+    return model.eval()
+
+
+def assert_same_logits(model, other, size=16):
+    x = torch.rand(2, model.in_chans, size, size)
+    with torch.no_grad():
+        assert torch.equal(model(x), other.eval()(x))
+
+
+def loaded(source, path):
+    """The model built without the options of the source, which come with its weights."""
+    torch.save(source.state_dict(), path)
+    return timm.create_model(
+        'wrn10_2_pssilu', pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
+
+
+ROUND_TRIPS = {
+    **{f'wrn10_2_{act}': dict(name=f'wrn10_2_{act}') for act in ('relu', 'silu', 'softplus', *ACTIVATIONS)},
+    'resnet18_pssilu': dict(name='resnet18_pssilu'),
+    'preact_resnet18_psoftplus': dict(name='preact_resnet18_psoftplus'),
+    'grey, 7 classes': dict(name='wrn10_2_pssilu', in_chans=1, num_classes=7),
+    'constant beta': dict(name='wrn10_2_pssilu', act_kwargs=dict(learnable={'beta': False}, beta=0.2)),
+    'DeepMind': dict(name='wrn10_2_silu', pad_type='same', **CIFAR10),
+    'one a place': dict(name='wrn10_2_relu', act_layer='pssilu'),
+    'stock, shared': dict(name='resnet18', act_layer='shared_pssilu', num_classes=10),
+}
+
+
+@pytest.mark.parametrize('case', ROUND_TRIPS)
+def test_round_trip(tmp_path, case):
+    kwargs = dict(ROUND_TRIPS[case])
+    model = trained(kwargs.pop('name'), **kwargs)
+    recorded = {k: v for k, v in kwargs.items() if k in ('act_layer', 'act_kwargs')}  # timm before 1.0.29 records none
+    folder = save_for_hf(model, tmp_path / 'model', training_data='digits', model_args=recorded)
+    assert sorted(path.name for path in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+    other = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    assert_same_logits(model, other)
+    learns = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, other)]
+    assert learns[0] == learns[1]
+
+
+@pytest.mark.parametrize('safe', [False, True], ids=['torch', 'safetensors'])
+@pytest.mark.parametrize('options', [{}, dict(pad_type='same', **CIFAR10)], ids=['plain', 'DeepMind'])
+def test_round_trip_with_timms_own_function(tmp_path, safe, options):
+    source = trained('wrn10_2_pssilu', **options)
+    model = loaded(source, tmp_path / 'published.pt')
+    timm.models.save_for_hf(model, str(tmp_path / 'hub'), safe_serialization=safe)
+    assert_same_logits(source, timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True))
+
+
+def test_folder_describes_what_came_with_the_weights(tmp_path):
+    source = trained('wrn10_2_pssilu', pad_type='same', **CIFAR10)
+    folder = save_for_hf(loaded(source, tmp_path / 'published.pt'), tmp_path / 'hub', training_data='CIFAR-10')
+    args = json.loads((folder / 'config.json').read_text())['model_args']
+    assert args['pad_type'] == 'same' and len(args['input_mean']) == len(args['input_std']) == 3
+
+
+def test_card_says_what_the_model_is(tmp_path):
+    model = timm.create_model('wrn10_2_pssilu', act_kwargs=dict(alpha=2.125, beta=0.25))
+    save_for_hf(model, tmp_path, training_data=['digits, train split', 'synthetic digits'], report=REPORT)
+    text = (tmp_path / 'README.md').read_text()
+    for expected in (
+            'PSSiLU: alpha=2.125, beta=0.25', 'digits, train split', 'synthetic digits', 'license: apache-2.0',
+            'Clean accuracy:** 98.33 % (354 of 360 images)',
+            'PGD-20 accuracy:** 76.39 % (275 of 360 images) in the Linf ball of radius 8/255',
+            'AutoAttack accuracy:** 67.97 % (87 of 128 images) in the Linf ball of radius 8/255',
+            'import timm_paf', f"timm.create_model('local-dir:{tmp_path}', pretrained=True)", 'digits, test'):
+        assert expected in text
+
+
+@pytest.mark.parametrize('name, kwargs, expected', [
+    ('wrn10_2_silu', {}, {'Activation': 'SiLU', 'Robust accuracy': 'not measured', 'Input': 'pixels in [0, 1]'}),
+    ('wrn10_2_softplus', {}, {'Activation': 'Softplus'}),
+    ('wrn10_2_ssilu', {}, {'Activation': ['SSiLU: beta=0.3 (constant) (`layer1.0.act1`)']}),
+    ('wrn10_2_relu', CIFAR10, {'Input': 'pixels in [0, 1]; the network normalises with mean (0.4914, 0.4822, 0.4465) '
+                                        'and std (0.2471, 0.2435, 0.2616)'}),
+], ids=['silu', 'softplus', 'constant', 'normalised'])
+def test_details_of_the_card(name, kwargs, expected):
+    details = model_card(timm.create_model(name, **kwargs), training_data='digits')['details']
+    assert {key: details[key] for key in expected} == expected
+
+
+def test_card_is_one_for_timms_upload():
+    model = timm.create_model('wrn10_2_pssilu')
+    text = generate_readme(model_card(model, training_data='digits', report=REPORT, license='cc-by-4.0'), 'name')
+    header = text.split('---\n')[1]
+    assert 'license: cc-by-4.0' in header and '- timm_paf' in header and '# Model card for name' in text
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(training_data=[]), 'expected the names of the data sets'),
+    (dict(training_data=' '), 'expected the names of the data sets'),
+    (dict(training_data='x', report={}), 'expected clean, pgd or autoattack'),
+    (dict(training_data='x', report={'dataset': 'digits'}), 'report with dataset'),
+    (dict(training_data='x', report={'clean': {'correct': 0.98, 'total': 1}}), 'integers'),
+    (dict(training_data='x', report={'clean': {'correct': 3, 'total': 2}}), '0 <= correct <= total'),
+    (dict(training_data='x', report={'clean': 98.3}), 'integers'),
+], ids=['no data', 'blank', 'empty', 'no measurement', 'fractions', 'too many', 'number'])
+def test_bad_cards_write_nothing(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        save_for_hf(timm.create_model('wrn10_2_relu'), tmp_path / 'model', **kwargs)
+    assert not (tmp_path / 'model').exists()

@@ -1,0 +1,195 @@
+"""What timm expects of a model, written once for the networks that timm lacks."""
+import re
+from collections import Counter
+from typing import Any, Optional, Union
+
+import torch
+from timm.layers import create_classifier
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
+
+from ..activations import paf_modules
+
+__all__ = ['StagedNet', 'shared_activations']
+
+
+def shared_activations(model: nn.Module) -> list[str]:
+    """First names of the parametric activations that stand at more than one place of a model."""
+    # by parent: a walk over names shows a shared activation once
+    places = Counter(child for parent in model.modules() for child in parent._modules.values())
+    return [name for name, module in paf_modules(model) if places[module] > 1]
+
+
+class StagedNet(nn.Module):
+    """Base of networks that are a chain: levels of features, what finishes them, `global_pool`, `fc`.
+
+    A subclass registers its children in the order in which they run and lists in `feature_info` those that are levels.
+    It ends its constructor with `build_head` and `init_weights`, and defines `forward_features`, since TorchScript
+    cannot walk over children by name.
+
+    Attributes:
+        num_feature_levels: Length of `feature_info`.
+        stem: Regular expression for how the names of the stem's parameters begin.
+    """
+
+    num_feature_levels: int
+    stem = r'conv1\.'
+    feature_info: list[dict[str, Any]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_rate = 0.
+        self.grad_checkpointing = False
+
+    def build_head(self, num_features: int, num_classes: int, global_pool: str, device=None, dtype=None) -> None:
+        """Register pooling and classifier behind everything else."""
+        self.num_classes = num_classes
+        self.num_features = num_features
+        self.global_pool, self.fc = create_classifier(
+            num_features, num_classes, pool_type=global_pool, device=device, dtype=dtype)
+        self.head_hidden_size = num_features * self.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """He initialisation by fan-out for convolutions, zero for every bias, torch's default for the classifier."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into groups, for layer-wise learning rates.
+
+        A shared activation belongs to every depth. It is left to the last group, the classifier's, whose learning rate
+        is not scaled down.
+        """
+        shared = ''.join(rf'(?!{re.escape(name)}\.)' for name in shared_activations(self))
+        block = r'layer(\d+)' if coarse else r'layer(\d+)\.(\d+)'
+        return dict(
+            stem=f'^{shared}{self.stem}',
+            blocks=[(f'^{shared}{block}', None), (r'^norm\.', (99999,))])
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names that no recipe may decay: none. Whether alpha and beta are decayed is a choice of the recipe."""
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> Union[str, nn.Module]:
+        """The classifier, or its name."""
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Put a new classifier in place, and a new pooling if one is named.
+
+        Args:
+            num_classes: Number of classes; 0 for no classifier.
+            global_pool: timm's pooling type, '' for none; None keeps the present one.
+        """
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        weight = next(self.parameters())
+        self.build_head(self.num_features, num_classes, pool_type, device=weight.device, dtype=weight.dtype)
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last level to the final features."""
+        return x
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: Union[int, list[int], None] = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
+        """Features of all levels, beside the final features.
+
+        Args:
+            x: Images (B, C, H, W).
+            indices: Levels to return: all if None, the last n if an int.
+            norm: Apply what follows the last level (norm and activation, if there are any) to that level.
+            stop_early: Run no further than the last level asked for.
+            output_fmt: 'NCHW' only.
+            intermediates_only: Return the list alone.
+
+        Returns:
+            The final features and the list of levels, or the list.
+
+        Raises:
+            ValueError: If another format is asked for.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt = {output_fmt!r}: expected NCHW.')
+        take_indices, max_index = feature_take_indices(self.num_feature_levels, indices)
+        levels = [info['module'] for info in self.feature_info]
+        final = len(levels) - 1
+        intermediates = []
+        for name, child in self.named_children():  # in the order in which they run
+            if self.grad_checkpointing and isinstance(child, nn.Sequential):
+                x = checkpoint_seq(child, x)
+            else:
+                x = child(x)
+            if name not in levels:
+                continue
+            index = levels.index(name)
+            if index in take_indices:
+                intermediates.append(self.finish(x) if norm and index == final else x)
+            if index == (max_index if stop_early else final):
+                break
+        if intermediates_only:
+            return intermediates
+        if not stop_early or max_index == final:
+            x = self.finish(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, list[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what the levels asked for do not need.
+
+        Args:
+            indices: Levels to keep, as for `forward_intermediates`.
+            prune_norm: Remove what follows the last level.
+            prune_head: Remove pooling and classifier; they go in any case when later levels do.
+
+        Returns:
+            The indices of the levels, counted from the first.
+        """
+        take_indices, max_index = feature_take_indices(self.num_feature_levels, indices)
+        levels = [info['module'] for info in self.feature_info]
+        for name in levels[max_index + 1:]:
+            setattr(self, name, nn.Sequential())
+        ends_early = max_index < len(levels) - 1
+        if prune_norm or ends_early:
+            for name in ('norm', 'act'):
+                if hasattr(self, name):
+                    setattr(self, name, nn.Identity())
+        if ends_early:
+            self.num_features = self.feature_info[max_index]['num_chs']
+        if prune_head or ends_early:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to logits (B, num_classes), or to the pooled features (B, head_hidden_size)."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = nn.functional.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

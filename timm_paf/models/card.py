@@ -1,0 +1,159 @@
+"""Models for the hub: timm's files and a model card that says what the network is and how robust it was found."""
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import timm.models
+from timm.models._hub import generate_readme
+from torch import nn
+
+from ..activations import paf_modules
+from .options import network_options
+
+__all__ = ['model_card', 'save_for_hf']
+
+_CITATION = """@article{dai2021parameterizing,
+  title = {Parameterizing Activation Functions for Adversarial Robustness},
+  author = {Dai, Sihui and Mahloujifar, Saeed and Mittal, Prateek},
+  journal = {arXiv preprint arXiv:2110.05626},
+  year = {2021}
+}"""
+_MEASUREMENTS = ('clean', 'pgd', 'autoattack')
+
+
+def model_card(
+        model: nn.Module,
+        *,
+        training_data: Union[str, Sequence[str]],
+        report: Optional[Mapping[str, Any]] = None,
+        license: Optional[str] = None,
+        source: str = 'local-dir:FOLDER',
+        description: Optional[str] = None,
+) -> dict[str, Any]:
+    """A model card, as timm's `push_to_hf_hub(model_card=...)` and `generate_readme` take it.
+
+    Args:
+        model: A model made by `timm.create_model`.
+        training_data: Data sets that it was trained on, and how.
+        report: Content of a `report.json` of this project: 'clean', 'pgd' and 'autoattack', each with the integers
+            `correct` and `total`; None is written down as not measured.
+        license: Licence of the weights; by default the model's `pretrained_cfg` says it.
+        source: What `timm.create_model` finds the model under, for the example of use.
+        description: First paragraph; by default the architecture, its activation and its robust accuracy.
+
+    Returns:
+        The parts of the card.
+
+    Raises:
+        ValueError: If there is no training data, or the report has no measurement or one without counts.
+    """
+    data = [training_data] if isinstance(training_data, str) else list(training_data)
+    if not data or not all(isinstance(name, str) and name.strip() for name in data):
+        raise ValueError(f'training_data = {training_data!r}: expected the names of the data sets.')
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    architecture = cfg.get('architecture') or type(model).__name__
+    measured = {} if report is None else _measurements(report)
+    options = network_options(model)
+    details: dict[str, Any] = {
+        'Architecture': architecture,
+        'Input': _input(options),
+        'Activation': _activation(model),
+        'Training data': data,
+        **measured,
+    }
+    if report is None:
+        details['Robust accuracy'] = 'not measured'
+    elif report.get('dataset'):
+        details['Measured on'] = ', '.join(str(report[key]) for key in ('dataset', 'split') if report.get(key))
+    summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items()) or 'not measured'
+    return {
+        'tags': ['image-classification', 'timm', 'timm_paf', 'adversarial-robustness'],
+        'license': license or cfg.get('license') or 'unknown',
+        'description': description or f'{architecture} for adversarial robustness. Accuracy, {summary}.',
+        'details': details,
+        'usage': (
+            '```python\n'
+            'import timm\n'
+            'import timm_paf  # registers the architecture and its activation\n\n'
+            f"model = timm.create_model('{source}', pretrained=True).eval()\n"
+            'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n'
+            '```'),
+        'citation': _CITATION,
+    }
+
+
+def save_for_hf(
+        model: nn.Module,
+        folder: Union[str, os.PathLike],
+        *,
+        training_data: Union[str, Sequence[str]],
+        report: Optional[Mapping[str, Any]] = None,
+        license: Optional[str] = None,
+        model_args: Optional[Mapping[str, Any]] = None,
+) -> Path:
+    """Write a model to a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` reads.
+
+    timm's `save_for_hf` with safetensors, and `README.md` with the model card. The folder is what a repository of the
+    hub holds. `import timm_paf` before the model is created again.
+
+    Args:
+        model: A model made by `timm.create_model`.
+        folder: Made if it is not there; files in it with these names are overwritten.
+        training_data: As `model_card`.
+        report: As `model_card`.
+        license: As `model_card`.
+        model_args: Arguments of `create_model` that the model was built with and that its weights do not show, where
+            timm has not recorded them, such as `dict(act_layer='shared_pssilu')`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: As `model_card`, and if an argument of the model has no form in JSON.
+    """
+    folder = Path(folder)
+    card = model_card(
+        model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
+    built_with = {
+        **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
+        **network_options(model), **(model_args or {})}
+    timm.models.save_for_hf(model, str(folder), model_args=built_with, safe_serialization=True)
+    (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
+    return folder
+
+
+def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
+    """'Clean accuracy', 'PGD-20 accuracy', … to percentages with their counts and balls."""
+    lines: dict[str, str] = {}
+    for name in _MEASUREMENTS:
+        found = report.get(name)
+        if found is None:
+            continue
+        correct, total = (found.get(key) if isinstance(found, Mapping) else None for key in ('correct', 'total'))
+        if not isinstance(correct, int) or not isinstance(total, int) or not 0 <= correct <= total or total < 1:
+            raise ValueError(f'report[{name!r}] = {found!r}: expected integers 0 <= correct <= total, total >= 1.')
+        attack = found.get('attack')
+        title = 'Clean' if name == 'clean' else str(attack or name)
+        ball = f' in the {found["norm"]} ball of radius {found["eps"]}' if found.get('norm') else ''
+        lines[f'{title} accuracy'] = f'{100 * correct / total:.2f} % ({correct} of {total} images){ball}'
+    if not lines:
+        raise ValueError(f'report with {", ".join(map(str, report)) or "nothing"}: expected clean, pgd or autoattack.')
+    return lines
+
+
+def _activation(model: nn.Module) -> Union[str, list[str]]:
+    """The parametric activations with their values, or the names of the others."""
+    described = [f'{type(module).__name__}: {module.extra_repr()} (`{name}`)' for name, module in paf_modules(model)]
+    if described:
+        return described
+    plain = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith((
+        'torch.nn.modules.activation', 'timm.layers.activations', 'timm_paf.activations'))}
+    return ', '.join(sorted(plain)) or 'none found'
+
+
+def _input(options: Mapping[str, Any]) -> str:
+    if 'input_mean' not in options:
+        return 'pixels in [0, 1]'
+    numbers = {name: ', '.join(f'{value:.4g}' for value in options[f'input_{name}']) for name in ('mean', 'std')}
+    return f'pixels in [0, 1]; the network normalises with mean ({numbers["mean"]}) and std ({numbers["std"]})'

@@ -1,0 +1,129 @@
+"""VGG networks for small images: five stages of 3x3 convolutions with max-pools between them and one linear layer.
+
+Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and E, with the head of their common form for CIFAR-10:
+the last map is pooled and classified, without the two hidden layers of 4096 units.
+"""
+from typing import Any, Optional
+
+from timm.layers import LayerType, get_act_layer, get_norm_layer
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, jit, nn
+
+from ._staged import StagedNet
+from ._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+
+__all__ = ['CifarVGG']
+
+_DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    **{f'vgg{depth}': dict(layers=layers) for depth, layers in _DEPTHS.items()},
+    **{f'vgg{depth}_bn': dict(layers=layers, norm_layer=nn.BatchNorm2d) for depth, layers in _DEPTHS.items()},
+}
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution with bias, normalisation if there is one, activation."""
+
+    def __init__(
+            self,
+            in_chs: int,
+            out_chs: int,
+            act_layer: type[nn.Module],
+            norm_layer: Optional[type[nn.Module]] = None,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.conv = nn.Conv2d(in_chs, out_chs, kernel_size=3, padding=1, **dd)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(out_chs, **dd)
+        self.act = act_layer(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class CifarVGG(StagedNet):
+    """VGG for inputs (B, in_chans, H, W) of any size.
+
+    The max-pools round the size up. For multiples of 32 that changes nothing; smaller maps shrink to 1x1 and no
+    further, so that the `reduction` of the last levels is that of large enough images.
+
+    Args:
+        layers: Number of convolutions of each of the five stages.
+        channels: Channels of each stage.
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Input channels.
+        global_pool: timm's pooling type.
+        output_stride: 32 only; here because timm's VGG has it.
+        act_layer: Activation as a name, class or factory.
+        norm_layer: Normalisation as a name or class; None for none.
+        drop_rate: Dropout before the classifier.
+
+    Raises:
+        ValueError: If there are not five stages, or output_stride is not 32.
+    """
+
+    num_feature_levels = 6
+    stem = r'layer1\.0\.'
+
+    def __init__(
+            self,
+            layers: tuple[int, ...] = _DEPTHS[16],
+            channels: tuple[int, ...] = (64, 128, 256, 512, 512),
+            num_classes: int = NUM_CLASSES,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            output_stride: int = 32,
+            act_layer: LayerType = nn.ReLU,
+            norm_layer: Optional[LayerType] = None,
+            drop_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        if len(layers) != 5 or len(channels) != 5:
+            raise ValueError(f'layers = {layers}, channels = {channels}: expected five numbers each, one a stage.')
+        if output_stride != 32:
+            raise ValueError(f'output_stride = {output_stride}: expected 32, since max-pools have no dilated form.')
+        dd = {'device': device, 'dtype': dtype}
+        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+
+        self.feature_info = []
+        in_chs = in_chans
+        for stage, (out_chs, depth) in enumerate(zip(channels, layers, strict=True), start=1):
+            # The pool stands first in the next stage, so that a level is the map before it, as in timm's VGG.
+            modules: list[nn.Module] = [_halve()] if stage > 1 else []
+            for _ in range(depth):
+                modules.append(ConvBlock(in_chs, out_chs, act_layer, norm_layer, **dd))
+                in_chs = out_chs
+            self.add_module(f'layer{stage}', nn.Sequential(*modules))
+            self.feature_info.append(dict(num_chs=out_chs, reduction=2 ** (stage - 1), module=f'layer{stage}'))
+        self.pool = _halve()
+        self.feature_info.append(dict(num_chs=in_chs, reduction=32, module='pool'))
+        self.build_head(in_chs, num_classes, global_pool, **dd)
+        self.init_weights()
+        if isinstance(self.fc, nn.Linear):
+            nn.init.normal_(self.fc.weight, std=0.01)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the pooled features of the last stage (B, num_features, H/32, W/32), at least 1x1."""
+        if self.grad_checkpointing and not jit.is_scripting():
+            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4, self.layer5], x, flatten=True)
+        else:
+            x = self.layer1(x)
+            x = self.layer2(x)
+            x = self.layer3(x)
+            x = self.layer4(x)
+            x = self.layer5(x)
+        return self.pool(x)
+
+
+def _halve() -> nn.MaxPool2d:
+    return nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
+
+
+default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg('layer1.0.conv', 'fc', pool_size=(1, 1)))
+register_variants(CifarVGG, _ARCHITECTURES, __name__)

@@ -1,0 +1,81 @@
+"""timm's ResNet for images of 224x224 pixels in [0, 1], such as those of ImageNet and ImageNette.
+
+He et al., arXiv 1512.03385.
+"""
+from typing import Any, Union
+
+import torch
+from timm.models._manipulate import checkpoint_seq
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from ._variants import pixel_cfg, register_variants, variant_cfgs
+
+__all__ = ['ImageNetResNet']
+
+_ARCHITECTURES = {
+    'resnet18_224': dict(block=BasicBlock, layers=(2, 2, 2, 2)),
+    'resnet50_224': dict(block=Bottleneck, layers=(3, 4, 6, 3)),
+}
+
+
+class ImageNetResNet(ResNet):
+    """timm's ResNet, whose weights it loads, with a place of its own for the stem's features.
+
+    timm reads them at `act1`. That may be an activation shared with all other places, and an extractor with hooks or a
+    traced graph would see another place's output there.
+
+    Args:
+        block: Residual block class of timm.models.resnet.
+        layers: Number of blocks of each stage.
+        output_stride: 32, 16 or 8; below 32 the last stages are dilated.
+        **kwargs: As timm's ResNet.
+
+    Raises:
+        ValueError: If output_stride is none of 32, 16, 8.
+    """
+
+    num_feature_levels = 5
+    feature_info: list[dict[str, Any]]
+
+    def __init__(
+            self,
+            block: type[Union[BasicBlock, Bottleneck]],
+            layers: tuple[int, ...],
+            output_stride: int = 32,
+            **kwargs: Any,
+    ) -> None:
+        if output_stride not in (32, 16, 8):
+            raise ValueError(f'output_stride = {output_stride}: expected 32, 16 or 8.')
+        super().__init__(block, layers, output_stride=output_stride, **kwargs)
+        # extractors that rebuild a network run its children in order, so the tap must stand right behind `act1`
+        children = dict(self.named_children())
+        for name in list(children)[list(children).index('maxpool'):]:
+            delattr(self, name)
+        self.stem_features = nn.Identity()
+        for name in list(children)[list(children).index('maxpool'):]:
+            self.add_module(name, children[name])
+        self.feature_info[0]['module'] = 'stem_features'
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names that no recipe may decay: none. Whether alpha and beta are decayed is a choice of the recipe."""
+        return set()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to features (B, num_features, H/32, W/32)."""
+        x = self.stem_features(self.act1(self.bn1(self.conv1(x))))
+        x = self.maxpool(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
+        else:
+            x = self.layer1(x)
+            x = self.layer2(x)
+            x = self.layer3(x)
+            x = self.layer4(x)
+        return x
+
+
+default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg(
+    'conv1', 'fc', num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875))
+register_variants(ImageNetResNet, _ARCHITECTURES, __name__)

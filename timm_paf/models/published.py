@@ -1,0 +1,290 @@
+"""Weights in the layouts of published networks, under the names and in the form of ours.
+
+A layout is recognised by its keys. What is read: the training checkpoints of arXiv 2110.05626 and RobustBench's
+`Dai2021Parameterizing` (one copy of the activation in each block), RobustBench's generic WideResNet, ResNet and
+PreActResNet, DeepMind's WideResNet (arXiv 2010.03593), and our own.
+"""
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from ._copies import is_activation_key, merge_copies, refuse
+from .options import InputNormalization, has_same_padding, input_normalization, use_same_padding
+
+__all__ = ['checkpoint_filter_fn', 'fit_state_dict']
+
+_logger = logging.getLogger(__name__)
+
+# what DeepMind's networks subtract and divide by, from the number of classes; it is not in their files
+_DEEPMIND_STATISTICS = {
+    10: ('CIFAR-10', (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    100: ('CIFAR-100', (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+_STATISTICS_KEYS = (('mean', 'std'), ('mu', 'sigma'), ('normalize.mean', 'normalize.std'))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a family of published networks names its tensors.
+
+    Args:
+        name: For messages.
+        has: Keys that every file of it has.
+        lacks: Keys that none has.
+        renames: Regular expressions and what to put in place of a match at the beginning of a key; the first counts.
+        unused: Regular expression of keys that the original's forward pass does not read.
+        optional_bias: The classifier may have none.
+        deepmind: Strided convolutions with 'same' padding and normalisation inside.
+    """
+    name: str
+    has: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    unused: Optional[str] = None
+    optional_bias: bool = False
+    deepmind: bool = False
+
+    def rename(self, key: str) -> str:
+        """The key under our names."""
+        for pattern, replacement in self.renames:
+            renamed, count = re.subn(f'^{pattern}', replacement, key)
+            if count:
+                return renamed
+        return key
+
+
+_OURS = Layout(name='our layout', has=())
+_LAYOUTS = (
+    Layout(
+        name="RobustBench's WideResNet",
+        has=('block1.layer.0.conv1.weight', 'bn1.weight'),
+        renames=(
+            (r'block(\d)\.layer\.(\d+)\.bn(\d)\.', r'layer\1.\2.norm\3.'),
+            (r'block(\d)\.layer\.(\d+)\.convShortcut\.', r'layer\1.\2.shortcut.'),
+            (r'block(\d)\.layer\.(\d+)\.', r'layer\1.\2.'),
+            (r'bn1\.', 'norm.'),
+        ),
+        unused=r'sub_block1\.',
+        optional_bias=True),
+    Layout(
+        name="DeepMind's WideResNet",
+        has=('init_conv.weight', 'layer.0.block.0.conv_0.weight'),
+        renames=(
+            (r'init_conv\.', 'conv1.'),
+            *((rf'layer\.{stage}\.block\.(\d+)\.{theirs}\.', rf'layer{stage + 1}.\1.{ours}.')
+              for stage in range(3)
+              for theirs, ours in (
+                  ('batchnorm_0', 'norm1'), ('relu_0', 'act1'), ('conv_0', 'conv1'),
+                  ('batchnorm_1', 'norm2'), ('relu_1', 'act2'), ('conv_1', 'conv2'), ('shortcut', 'shortcut'))),
+            (r'batchnorm\.', 'norm.'), (r'relu\.', 'act.'), (r'logits\.', 'fc.'),
+        ),
+        deepmind=True),
+    Layout(
+        name="RobustBench's ResNet",
+        has=('linear.weight', 'bn1.weight', 'layer1.0.bn1.weight'),
+        renames=((r'(layer\d\.\d+)\.shortcut\.', r'\1.downsample.'), (r'linear\.', 'fc.'))),
+    Layout(
+        name="RobustBench's PreActResNet",
+        has=('linear.weight', 'layer1.0.bn1.weight'),
+        lacks=('bn1.weight',),
+        renames=(
+            (r'(layer\d\.\d+)\.bn(\d)\.', r'\1.norm\2.'), (r'(layer\d\.\d+)\.shortcut\.0\.', r'\1.shortcut.'),
+            (r'bn\.', 'norm.'), (r'linear\.', 'fc.'))),
+)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Weights from a file to weights for a model, as `timm.create_model(..., pretrained=True)` asks for them.
+
+    As `fit_state_dict`; besides, a file with another number of classes or channels than the model's is left to timm to
+    adapt if `pretrained_cfg` says that the file has that number.
+    """
+    return fit_state_dict(state_dict, model, adapt=True)
+
+
+def fit_state_dict(state_dict: Mapping[str, Any], model: nn.Module, *, adapt: bool = False) -> dict[str, Tensor]:
+    """Weights in any of the layouts above, under the names of a model.
+
+    A file of a network with normalisation inside or with 'same' padding gives the model both, where it was built
+    without. DeepMind's files do not say what the network normalises with: it is what the model was built with
+    (`input_mean`, `input_std`), else that of CIFAR-10 or CIFAR-100, by the number of classes, with a line in the log.
+
+    Args:
+        state_dict: Names to tensors; wrappers' prefixes (`module.`, `_orig_mod.`, `model.`) are taken off.
+        model: The network that the weights are for. Unchanged if they do not fit.
+        adapt: Let classifier and first convolution differ where the model's `pretrained_cfg` announces it.
+
+    Returns:
+        One tensor for each name in the model's state dict, except those that timm is to adapt.
+
+    Raises:
+        ValueError: If the weights are of another architecture or activation, or copies of one activation contradict
+            each other or are incomplete.
+    """
+    label = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
+    weights = _unwrap(state_dict, label)
+    own = model.state_dict()
+    layout = _recognise(weights, own)
+    if layout.unused:
+        weights = {key: value for key, value in weights.items() if not re.match(layout.unused, key)}
+    statistics = _take_statistics(weights, label)
+    weights = {_plain(layout.rename(key)): value for key, value in weights.items()}
+    same = layout.deepmind or (layout is _OURS and any('.same.' in key for key in state_dict))
+    expected = {_plain(key): value for key, value in own.items() if not key.startswith('normalize.')}
+
+    weights = merge_copies(weights, model, label)
+    for key, value in expected.items():
+        norm, _, name = key.rpartition('.')
+        if name == 'num_batches_tracked' and f'{norm}.running_mean' in weights:  # files from before PyTorch 0.4.1
+            weights.setdefault(key, torch.zeros_like(value))
+    if layout.optional_bias and 'fc.weight' in weights and 'fc.bias' in expected:
+        weights.setdefault('fc.bias', weights['fc.weight'].new_zeros(len(weights['fc.weight'])))
+    left_to_timm = _settle_shapes(weights, expected, model, label) if adapt else set()
+    _check(weights, expected, left_to_timm, layout, label)
+
+    classes = len(weights['fc.weight']) if layout.deepmind else None
+    _take_options(model, same, statistics, classes, label)
+    final = model.state_dict()
+    weights.update({key: value for key, value in final.items() if key.startswith('normalize.')})
+    return {key: weights[_plain(key)] for key in final if _plain(key) in weights}
+
+
+def _unwrap(state_dict: Mapping[str, Any], label: str) -> dict[str, Tensor]:
+    weights = clean_state_dict(dict(state_dict))
+    if any(key.startswith('model.') for key in weights):
+        if not all(key.startswith(('model.', 'normalize.')) for key in weights):
+            refuse(label, "some keys start with 'model.' and others do not; expected the weights of one network.")
+        weights = {key.removeprefix('model.'): value for key, value in weights.items()}
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            refuse(label, f'{key} is of type {type(value).__name__}; expected names and tensors.')
+    return weights
+
+
+def _recognise(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Layout:
+    for layout in _LAYOUTS:
+        if all(key in weights for key in layout.has) and not any(key in weights for key in layout.lacks):
+            if all(key in own for key in layout.has):
+                continue  # the model's names are these
+            return layout
+    return _OURS
+
+
+def _plain(key: str) -> str:
+    """The key without the trace of `use_same_padding`."""
+    return key.replace('.same.', '.')
+
+
+def _take_statistics(weights: dict[str, Tensor], label: str) -> Optional[tuple[list[float], list[float]]]:
+    """Mean and standard deviation in the file, if there are any; takes them out."""
+    for mean, std in _STATISTICS_KEYS:
+        if mean in weights and std in weights:
+            return weights.pop(mean).flatten().tolist(), weights.pop(std).flatten().tolist()
+        if mean in weights or std in weights:
+            refuse(label, f'there is only one of {mean} and {std}; expected both.')
+    return None
+
+
+def _take_options(model: nn.Module, same: bool, statistics, classes: Optional[int], label: str) -> None:
+    """Normalisation and padding of the file's network for the model; `classes` is given for DeepMind's networks."""
+    first = getattr(model, 'normalize', None)
+    built_with = isinstance(first, InputNormalization)
+    if has_same_padding(model) and not same:
+        refuse(label, "the model was built with pad_type='same', the weights were trained without; leave it out.")
+    if statistics is None and classes is not None and not built_with:
+        if classes not in _DEEPMIND_STATISTICS:
+            refuse(label, f"DeepMind's file does not say what its network of {classes} classes normalises with; "
+                           'build the model with input_mean= and input_std=.')
+        name, *statistics = _DEEPMIND_STATISTICS[classes]
+        _logger.warning(
+            f'Weights for {label}: the file does not say what the network normalises with. Taking mean and std of '
+            f'{name}, as in the published networks; build the model with input_mean= and input_std= for others.')
+    if statistics is not None:
+        if first is None:
+            refuse(label, 'the weights are of a network that normalises inside, which this architecture cannot.')
+        stem = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
+        mean, std = statistics
+        layer = input_normalization(mean, std, stem.shape[1], device=stem.device, dtype=stem.dtype)
+        if built_with and not (torch.allclose(first.mean, layer.mean) and torch.allclose(first.std, layer.std)):
+            refuse(label, f'the file normalises with ({layer.extra_repr()}), the model with ({first.extra_repr()}).')
+        model.normalize = layer.train(model.training)
+    if same:
+        use_same_padding(model)
+
+
+def _settle_shapes(
+        weights: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        model: nn.Module,
+        label: str,
+) -> set[str]:
+    """Names of what timm adapts. Corrects what `pretrained_cfg` says of the file where file and model agree."""
+    cfg = model.pretrained_cfg
+    classifier, stem = cfg.get('classifier'), cfg.get('first_conv')
+    left: set[str] = set()
+    weight = weights.get(f'{classifier}.weight')
+    if weight is not None and weight.ndim == 2:
+        if model.num_classes == len(weight):
+            cfg['num_classes'] = len(weight)
+        elif cfg['num_classes'] == len(weight):
+            left |= {f'{classifier}.weight', f'{classifier}.bias'}
+        else:
+            refuse(label, f'the file has {len(weight)} classes, the model {model.num_classes}; pass '
+                           f'num_classes={len(weight)}, or pretrained_cfg_overlay=dict(…, '
+                           f'num_classes={len(weight)}) for a new classifier.')
+    weight, own = weights.get(f'{stem}.weight'), expected.get(f'{stem}.weight')
+    if weight is not None and own is not None and weight.ndim == own.ndim == 4:
+        in_file, in_model = weight.shape[1], own.shape[1]
+        if in_file == in_model:
+            cfg['input_size'] = (in_file, *cfg['input_size'][1:])
+        elif cfg['input_size'][0] == in_file and weight.shape[2:] == own.shape[2:]:
+            left.add(f'{stem}.weight')
+        else:
+            refuse(label, f'the file has {in_file} input channels, the model {in_model}; pass in_chans={in_file}.')
+    return left
+
+
+def _check(
+        weights: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        left_to_timm: set[str],
+        layout: Layout,
+        label: str,
+) -> None:
+    """Raise ValueError, in one line, if a name is missing or too many, or a shape differs."""
+    faults = [f'{key} is missing' for key in expected if key not in weights and key not in left_to_timm]
+    faults += [f'{key} is unknown' for key in weights if key not in expected and key not in left_to_timm]
+    faults += [
+        f'{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}'
+        for key, value in weights.items()
+        if key in expected and key not in left_to_timm and value.shape != expected[key].shape]
+    if not faults:
+        return
+    more = f' and {len(faults) - 2} more' if len(faults) > 2 else ''
+    theirs, ours = _outline(weights), _outline(expected)
+    outlines = f' The file has {theirs}, the model {ours}.' if theirs != ours else ''
+    refuse(label, f'{"; ".join(faults[:2])}{more} (read as {layout.name}).{outlines}')
+
+
+def _outline(weights: Mapping[str, Tensor]) -> str:
+    """Blocks and channels of each stage, such as '4+4+4 blocks of 160/320/640 channels'."""
+    blocks: dict[str, set[str]] = {}
+    widths: dict[str, int] = {}
+    for key, value in weights.items():
+        match = re.match(r'(layer\d+)\.(\d+)\.', key)
+        if match:
+            blocks.setdefault(match[1], set()).add(match[2])
+            if value.ndim == 4:
+                widths[match[1]] = len(value)
+    if not blocks:
+        return f'{len(weights)} tensors'
+    channels = '/'.join(str(width) for width in widths.values())
+    activation = sorted({key.rsplit('.', 1)[-1] for key in weights if is_activation_key(key)})
+    suffix = f', {" and ".join(activation)}' if activation else ''
+    return f'{"+".join(str(len(found)) for found in blocks.values())} blocks of {channels} channels{suffix}'
