@@ -1,15 +1,18 @@
 """Other people's networks with parametric activations: what is replaced, what is not, and that the function stays."""
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
 from timm_paf import convert_activations, paf_parameters
 from timm_paf.activations import ACTIVATIONS, ParametricActivation, PReLU0, PSiLU, PSSiLU
 from timm_paf.activations.fitting import fit_activation
+from timm_paf.activations.sites import stages
 
 X = torch.cat([torch.linspace(-8, 8, 3201), torch.linspace(-0.1, 0.1, 1001)]).double()
 
@@ -48,6 +51,27 @@ class Functional(nn.Module):
         return self.gate(self.fc3(x).relu())
 
 
+class Plain(nn.ReLU):
+    """A ReLU of somebody's own."""
+
+
+class QuickGELU(nn.Module):
+    """An activation written by hand, as transformers' are."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Tokens(nn.Module):
+    """Channels last, and the activation sees a half of what the layer wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(4, 12), nn.GELU()
+
+    def forward(self, x):
+        a, b = self.fc(x).chunk(2, dim=-1)
+        return self.act(a) * b
 
 
 @pytest.mark.parametrize('name, activation, count', [
@@ -307,3 +331,184 @@ def test_places_that_do_not_run_have_no_channels():
     model.forward = model['used'].forward
     with pytest.raises(ValueError, match='unused did not run'):
         convert_activations(model, 'pssilu', sharing='channel', example_input=torch.rand(1, 2))
+
+
+@pytest.mark.parametrize('module, match, converted', [
+    (Plain(), None, True), (Plain(), nn.ReLU, True), (nn.ReLU6(), nn.Hardtanh, False), (nn.ReLU6(), None, True),
+    (nn.Hardtanh(), None, False), (PSiLU(), ParametricActivation, True), (nn.Linear(2, 2), nn.ReLU, False),
+    (QuickGELU(), None, False), (QuickGELU(), lambda m: isinstance(m, QuickGELU), True),
+], ids=['subclass', 'subclass by type', 'ReLU6 is no Hardtanh', 'ReLU6', 'gate', 'PAF by base', 'no activation',
+        'by hand', 'by hand, asked for'])
+def test_kinds_of_modules(module, match, converted):
+    if isinstance(match, type):
+        match = (match, nn.Mish)
+    report = convert_activations(nn.Sequential(module, nn.Mish()), 'psilu', preserve=False, match=match)
+    assert ('0' in places(report)) is converted
+
+
+def test_an_activation_by_hand_is_named_then_fitted():
+    report = convert_activations(nn.Sequential(QuickGELU(), nn.ReLU()), 'psilu')
+    assert [(item.name, item.old) for item in report.left] == [('0', 'torch.sigmoid')]
+    model = nn.Sequential(QuickGELU())
+    report = convert_activations(model, 'psilu', match=lambda m: isinstance(m, QuickGELU))
+    assert model[0].alpha.item() == pytest.approx(1.702) and not report.left
+
+
+def test_partial_functions_keep_their_settings():
+    model = nn.Module()
+    model.act = partial(F.leaky_relu, negative_slope=0.3, inplace=True)
+    report = convert_activations(model, 'prelu0')
+    assert report.max_deviation < 1e-6 and report.replaced[0].values == pytest.approx({'alpha': 0.3})
+    with pytest.raises(TypeError, match='does not take'):
+        model.act(torch.ones(2), 0.2)
+
+
+def test_calls_in_any_method_are_named():
+    report = convert_activations(timm.create_model('mobilevitv2_050', device='meta'), 'pssilu', preserve=False)
+    (item,) = [item for item in report.left if item.old == 'F.relu']
+    assert item.reason == ('called in the code of LinearSelfAttention._forward_cross_attn, '
+                           'LinearSelfAttention._forward_self_attn')
+
+
+def test_traced_graphs_name_their_calls():
+    report = convert_activations(torch.fx.symbolic_trace(Functional()), 'prelu0', match=nn.Sigmoid, preserve=False)
+    assert any('gelu' in item.old for item in report.left)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
+def test_activations_out_of_reach_are_named():
+    model = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Sequential(nn.ReLU())))
+    model.kept = [nn.Linear(2, 2), nn.SiLU()]
+    model.by_name = {'a': nn.GELU()}
+    report = convert_activations(model, 'pssilu')
+    assert places(report) == ['0']
+    reasons = {item.name: item.reason for item in report.left}
+    assert set(reasons) == {'kept[1]', "by_name['a']", '1.0'}
+    assert 'TorchScript' in reasons['1.0'] and 'outside of the module tree' in reasons['kept[1]']
+
+
+def test_names_in_any_case():
+    model = nn.Sequential(nn.ReLU())
+    assert convert_activations(model, 'PSSiLU').activation == 'pssilu' and isinstance(model[0], PSSiLU)
+
+
+def test_under_a_default_device_the_fit_is_made_on_the_cpu():
+    with torch.device('meta'):
+        model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        report = convert_activations(model, 'psoftplus')
+    assert model[1].alpha.is_meta and 0 < report.max_deviation < 0.01
+
+
+def test_an_old_activation_in_half_precision_is_fitted():
+    model = nn.Sequential(PSiLU(alpha=2.5)).half()
+    report = convert_activations(model, 'psilu', match=PSiLU)
+    assert model[0].alpha.dtype == torch.float16 and model[0].alpha.item() == 2.5 and report.max_deviation < 1e-6
+
+
+@pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')  # the old network's own
+def test_padded_tokens_pass_torchs_encoder():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.), 2).eval()
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False] * 3])
+    with torch.no_grad():
+        before = model(x, src_key_padding_mask=padding)
+        convert_activations(model, 'prelu0')
+        torch.testing.assert_close(model(x, src_key_padding_mask=padding)[~padding], before[~padding])
+
+
+def distributed():
+    torch.distributed.init_process_group('gloo', rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        return nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def hooked():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize('model, error, message', [
+    (distributed, TypeError, 'before it is wrapped'), (hooked, ValueError, '1 = .* has hooks'),
+], ids=['DDP', 'hooks'])
+def test_what_would_be_lost_is_refused(model, error, message):
+    model = model()
+    with pytest.raises(error, match=message):
+        convert_activations(model, 'pssilu')
+    assert not pafs(model)
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('resnet101', ['act1', 'layer1.0.act1', 'layer2.0.act1', 'layer3.0.act1', 'layer4.0.act1']),
+    ('regnety_002', ['stem.bn.act', 's1.b1.act3', 's2.b1.act3', 's3.b1.act3', 's4.b1.act3']),
+    ('vit_tiny_patch16_224', ['blocks.0.mlp.act']), ('mixer_s32_224', ['blocks.0.mlp_tokens.act']),
+    ('swin_tiny_patch4_window7_224', [f'layers.{i}.blocks.0.mlp.act' for i in range(4)]),
+    ('convnext_atto', [f'stages.{i}.blocks.0.mlp.act' for i in range(4)]),
+    ('efficientnet_b0', ['bn1.act', *(f'blocks.{i}.0.bn1.act' for i in range(7)), 'bn2.act']),
+    ('vgg16', ['features.1', 'pre_logits.act1']),
+], ids=lambda v: v if isinstance(v, str) else '')
+def test_stages(name, expected):
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    report = convert_activations(model, 'pssilu', sharing='stage', preserve=False)
+    assert list(dict.fromkeys(item.group for item in report.replaced)) == expected
+
+
+def test_stages_of_few_blocks_and_of_wrapped_networks():
+    names = [f'module.layers.{i}.blocks.{j}.act' for i in range(3) for j in range(2)]
+    assert set(stages(names).values()) == {f'module.layers.{i}' for i in range(3)}
+
+
+@pytest.mark.parametrize('model, shape, channels, dim', [
+    (lambda: nn.Sequential(nn.Linear(4, 6), nn.Dropout(), nn.ReLU()), (2, 3, 4), 6, -1),
+    (lambda: nn.Sequential(nn.Conv1d(4, 6, 1), nn.Identity(), nn.ReLU()), (2, 4, 5), 6, 1),
+    (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU()), (2, 4), 6, 1), (Tokens, (2, 5, 5, 4), 6, -1),
+    (Tokens, (2, 7, 4), 6, -1), (lambda: timm.layers.LayerNormAct(6), (2, 5, 5, 6), 6, -1),
+    (lambda: timm.layers.BatchNormAct2d(6), (2, 6, 5, 5), 6, 1),
+], ids=['linear, dropout', 'conv1d, identity', 'vectors', 'NHWC, half', 'tokens, half', 'norm-act last', 'norm-act'])
+def test_channels_follow_the_layer_before(model, shape, channels, dim):
+    model = model().eval()
+    x = torch.randn(*shape)
+    before = model(x)
+    match = (nn.ReLU, nn.GELU)
+    convert_activations(model, 'psilu', sharing='channel', example_input=x, match=match, preserve=False)
+    (paf,) = pafs(model)
+    assert paf.alpha.shape == (channels,) and paf.channel_dim == dim
+    assert model(x).shape == before.shape
+
+
+def test_one_module_for_several_widths_has_no_channels():
+    model = torchvision.models.resnet50()
+    with pytest.raises(ValueError, match=r'layer1\.0\.relu is one module for 64 and 256 channels'):
+        convert_activations(model, 'prelu0', sharing='channel', example_input=torch.zeros(1, 3, 32, 32))
+    assert not pafs(model)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')
+@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'test_vit'])
+def test_converted_network_is_a_network(name):
+    """State dict, copy, script and compile, with a value that only the shared parameter can bring."""
+    model, other = build(name), build(name)
+    for network in (model, other):
+        convert_activations(network, 'pssilu', preserve=False)
+    (key, parameter), *more = paf_parameters(model).items()
+    with torch.no_grad():
+        parameter.fill_(3.)
+    keys = [item for item in model.state_dict() if item.endswith(('alpha', 'beta'))]
+    assert keys == [key, *dict(more)] and len(keys) == 2
+    size = 160 if 'vit' in name else 64
+    expected = output_of(model, size)
+    assert not torch.equal(output_of(other, size), expected)
+    other.load_state_dict(model.state_dict())
+    for form in (other, copy.deepcopy(model), torch.jit.script(model), torch.compile(model, backend='eager')):
+        torch.testing.assert_close(output_of(form, size), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_network_runs_its_new_activations():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    compiled = torch.compile(model, backend='eager')
+    x = torch.randn(3, 2)
+    before = compiled(x)
+    convert_activations(compiled, 'psilu', preserve=False)
+    assert torch.equal(compiled(x), model(x)) and not torch.allclose(compiled(x), before)

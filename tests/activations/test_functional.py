@@ -4,6 +4,7 @@ import math
 import mpmath
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from timm_paf.activations import functional
 
@@ -193,6 +194,15 @@ def test_strided_inputs_keep_values_and_layout(name):
     assert channels_last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(channels_last, expected, rtol=0, atol=0)
     torch.testing.assert_close(function(x[:, :, ::2, 1::3], *parameters), expected[:, :, ::2, 1::3], rtol=1e-6, atol=0)
+    torch.testing.assert_close(function(x.flip(2), *parameters), expected.flip(2), rtol=1e-6, atol=0)
+    per_channel = [torch.full((3,), p) for p in parameters]
+    by_channel = function(x.to(memory_format=torch.channels_last), *per_channel)
+    assert by_channel.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(by_channel, expected, rtol=1e-6, atol=0)
+    for overlapping in (x[:, :1, :, :1].expand(2, 3, 8, 8), torch.as_strided(x, (4, 5), (1, 2))):
+        torch.testing.assert_close(
+            function(overlapping, *parameters), function(overlapping.contiguous(), *parameters), rtol=1e-6, atol=0)
+    assert function(torch.rand(2, 0, 3), *(torch.ones(0) for _ in parameters)).shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize('name', REFERENCE)
@@ -207,23 +217,34 @@ def test_backward_keeps_the_input_alone(name):
 
 @pytest.mark.parametrize('call, error, message', [
     (lambda: functional.psilu(torch.arange(3), 1.), TypeError, 'torch.int64 tensor; expected a floating-point'),
+    (lambda: functional.psilu(torch.ones(3, dtype=torch.bool), 1.), TypeError, 'torch.bool tensor; expected'),
+    (lambda: functional.psilu(torch.ones(3, dtype=torch.complex64), 1.), TypeError, 'torch.complex64 tensor; expected'),
     (lambda: functional.psilu([1., 2.], 1.), TypeError, 'x is list'),
+    (lambda: functional.psilu(torch.rand(2), 1j), TypeError, 'alpha is complex 1j; expected a real number'),
+    (lambda: functional.psilu(torch.rand(2), 'one'), TypeError, "alpha is str 'one'; expected a real number"),
+    (lambda: functional.psilu(torch.rand(2), torch.tensor([2])), TypeError, 'alpha is a torch.int64 tensor'),
+    (lambda: functional.pssilu(torch.rand(2), 1., torch.tensor(1j)), TypeError, 'beta is a torch.complex64 tensor'),
+    (lambda: functional.psilu(torch.rand(2, 3), torch.ones(0)), ValueError, 'holds 0 values'),
+    (lambda: functional.psilu(torch.rand(()), torch.ones(2)), ValueError, 'channels along dimension 1'),
     (lambda: functional.psilu(torch.rand(2, 3), torch.ones(4)), ValueError, 'does not have 4 channels'),
     (lambda: functional.psilu(torch.rand(3), torch.ones(3)), ValueError, 'channels along dimension 1'),
     (lambda: functional.pssilu(torch.rand(2, 3), 1., torch.ones(3, 1)), ValueError, 'expected .*C'),
-], ids=['integers', 'list', 'channels', 'rank', 'shape'])
+], ids=['integers', 'bool', 'complex', 'list', 'complex-number', 'string', 'integer-alpha', 'complex-beta', 'none',
+        'no-rank', 'channels', 'rank', 'shape'])
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', REFERENCE)
-def test_autocast_promotes_nothing(name):
+def test_autocast_promotes_nothing(name, dtype):
     x = torch.randn(4, 3, requires_grad=True)
     parameters = [torch.tensor([p], requires_grad=True) for p in REFERENCE[name][1][0]]
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast('cpu', dtype=dtype):
         y = getattr(functional, name)(torch.nn.functional.linear(x, torch.eye(3)), *parameters)
-    assert y.dtype == torch.bfloat16
+        assert getattr(functional, name)(x.detach().double(), *parameters).dtype == torch.float64
+    assert y.dtype == dtype
     y.sum().backward()
     assert x.grad.dtype == torch.float32
 
@@ -238,3 +259,167 @@ def test_vmap_and_jacobian(name):
     v = x[0].clone().requires_grad_()
     (diagonal,) = torch.autograd.grad(function(v, *parameters).sum(), v)
     torch.testing.assert_close(jacobian, torch.diag(diagonal))
+
+
+SMOOTH = {  # parameters away from every kink and edge
+    'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (0.3,), 'psilu': (1.3,), 'psoftplus': (0.7,),
+    'reblu': (0.6,), 'ssilu': (0.3,), 'pssilu_fixed': (0.8, 0.3), 'pssilu': (1.3, 0.2)}
+forward_mode = pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')  # torch's own, on the way in
+
+
+def plain(name, x, *parameters):
+    """The same in torch's own operations, without care for digits or infinities."""
+    def shifted(a, b):
+        return x * (torch.sigmoid(a * x) - b) / (1 - b)
+    def formula(a, b=None):
+        return {
+            'prelu0': lambda: torch.where(x > 0, x, a * x), 'preluplus': lambda: torch.where(x > 0, a * x, 0 * x),
+            'pelu': lambda: torch.where(x > 0, x, a * torch.expm1(x)),
+            'peluplus': lambda: torch.where(x > 0, a * x, torch.expm1(x)), 'psilu': lambda: x * torch.sigmoid(a * x),
+            'psoftplus': lambda: torch.log1p(torch.exp(a * x)) / a,
+            'reblu': lambda: torch.where(x > 0, x + a * ((x * x + 1).sqrt() - 1), 0 * x),
+            'ssilu': lambda: shifted(1, a), 'pssilu_fixed': lambda: shifted(a * a, b), 'pssilu': lambda: shifted(a, b),
+        }[name]()
+    return formula(*parameters)
+
+
+@forward_mode
+@pytest.mark.parametrize('outer', [torch.func.jacrev, torch.func.jacfwd], ids=['jacrev', 'jacfwd'])
+@pytest.mark.parametrize('inner', [torch.func.jacrev, torch.func.jacfwd], ids=['jacrev', 'jacfwd'])
+@pytest.mark.parametrize('name', REFERENCE)
+def test_forward_and_reverse_mode_in_any_order(name, inner, outer):
+    arguments = [torch.tensor([-2., -0.5, 0.3, 1.7], dtype=torch.float64)]
+    arguments += [torch.tensor([p], dtype=torch.float64) for p in SMOOTH[name]]
+    every = tuple(range(len(arguments)))
+    def hessian(function):
+        loss = lambda *v: function(*v).square().sum()  # noqa: E731
+        return outer(inner(loss, argnums=every), argnums=every)(*arguments)
+    ours, expected = hessian(getattr(functional, name)), hessian(lambda *v: plain(name, *v))
+    torch.testing.assert_close(ours, expected)
+
+
+@forward_mode
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('name', REFERENCE)
+def test_tangents_of_some_arguments_in_the_dtype_of_x(name, dtype):
+    function, parameters = getattr(functional, name), [torch.tensor([p]) for p in SMOOTH[name]]
+    x, direction = torch.randn(6).to(dtype), torch.randn(6).to(dtype)
+    y, tangent = torch.func.jvp(lambda v: function(v, *parameters), (x,), (direction,))
+    _, expected = torch.func.jvp(lambda v: plain(name, v, *parameters), (x.float(),), (direction.float(),))
+    assert y.dtype == tangent.dtype == dtype
+    torch.testing.assert_close(tangent.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    first, *rest = parameters
+    _, tangent = torch.func.jvp(lambda p: function(x, p, *rest), (first,), (torch.ones(1),))
+    _, expected = torch.func.jvp(lambda p: plain(name, x.float(), p, *rest), (first,), (torch.ones(1),))
+    torch.testing.assert_close(tangent.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_vmap_over_parameters(name):
+    x = torch.randn(5)
+    many = [torch.tensor([[p], [p + 0.1], [p + 0.2]]) for p in SMOOTH[name]]
+    mapped = torch.func.vmap(lambda *p: getattr(functional, name)(x, *p))(*many)
+    for row, *parameters in zip(mapped, *many, strict=True):
+        torch.testing.assert_close(row, getattr(functional, name)(x, *parameters))
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_traces_as_one_graph_with_gradients(name):
+    torch._dynamo.reset()
+    function = getattr(functional, name)
+    inputs = [torch.randn(3, 4, requires_grad=True), *(torch.tensor([p], requires_grad=True) for p in SMOOTH[name])]
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager')
+    y, expected = compiled(*inputs), function(*inputs)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs))
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_tensors_without_data(name):
+    x = torch.empty(2, 3, device='meta', dtype=torch.bfloat16, requires_grad=True)
+    parameters = [torch.empty(3, device='meta', requires_grad=True) for _ in SMOOTH[name]]
+    y = getattr(functional, name)(x, *parameters)
+    y.sum().backward()
+    assert y.is_meta and y.dtype == x.grad.dtype == torch.bfloat16
+    assert all(p.grad.shape == (3,) and p.grad.dtype == torch.float32 for p in parameters)
+    with FakeTensorMode():
+        fake = torch.randn(2, 3, requires_grad=True)
+        getattr(functional, name)(fake, *SMOOTH[name]).sum().backward()
+        assert fake.grad.shape == (2, 3)
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script.* is deprecated')
+@pytest.mark.parametrize('name', REFERENCE)
+def test_scripted_functions_have_the_same_gradients(name):
+    """TorchScript differentiates the value itself, also at the kink."""
+    function = getattr(functional, name)
+    scripted = torch.jit.script(function)
+    x = torch.tensor([-3., 0., 2.], requires_grad=True)
+    parameters = [torch.tensor([p], requires_grad=True) for p in SMOOTH[name]]
+    for _ in range(3):  # the second and third call run what the profile of the first has made
+        ours = torch.autograd.grad(scripted(x, *parameters).sum(), [x, *parameters])
+        torch.testing.assert_close(ours, torch.autograd.grad(function(x, *parameters).sum(), [x, *parameters]))
+
+
+@pytest.mark.parametrize('name, parameters', [
+    *CASES, pytest.param('pssilu', (0., 0.5), id='pssilu-0,0.5'), pytest.param('reblu', (-1.,), id='reblu--1')])
+def test_second_derivatives_at_infinity_are_numbers(name, parameters):
+    x = torch.tensor([INF, -INF, 0., -0., 1e30, -1e30, 3e38], requires_grad=True)
+    tensors = [torch.tensor([p], requires_grad=True) for p in parameters]
+    (slope,) = torch.autograd.grad(getattr(functional, name)(x, *tensors).sum(), x, create_graph=True)
+    assert slope.isfinite().all()
+    second = torch.autograd.grad(slope.sum(), [x, *tensors], allow_unused=True)
+    assert second[0] is None or (second[0].isfinite().all() and (second[0][[0, 1]] == 0).all())
+    assert not any(g.isnan().any() for g in second if g is not None)
+
+
+@pytest.mark.parametrize('name', REFERENCE)
+def test_nan_goes_into_every_gradient(name):
+    x = torch.tensor([NAN, 1.], requires_grad=True)
+    tensors = [torch.full((2,), p, requires_grad=True) for p in SMOOTH[name]]
+    getattr(functional, name)(x, *tensors, 0).sum().backward()
+    for tensor in (x, *tensors):
+        assert tensor.grad.isnan().tolist() == [True, False]
+
+
+def test_gradients_have_the_dtype_of_their_tensor():
+    x = torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        alpha = torch.tensor(1., dtype=dtype, requires_grad=True)
+        grad_x, grad_alpha = torch.autograd.grad(functional.psilu(x, alpha).sum(), [x, alpha])
+        assert grad_x.dtype == torch.bfloat16 and grad_alpha.dtype == dtype and grad_alpha.shape == ()
+
+
+def test_half_precision_gradient_is_multiplied_before_it_is_rounded():
+    """Nothing on the way to a gradient is limited to the range of float16, whose largest number is 65504."""
+    x = torch.zeros(1, dtype=torch.float16, requires_grad=True)
+    (grad,) = torch.autograd.grad(functional.psilu(x, 1.), x, torch.tensor([4e4], dtype=torch.float16))
+    assert grad.item() == 2e4
+    alpha = torch.tensor(1., requires_grad=True)
+    scaled = torch.full((1,), 100., dtype=torch.float16)
+    (grad,) = torch.autograd.grad(functional.preluplus(scaled, alpha), alpha, torch.tensor([4e4], dtype=torch.float16))
+    assert grad.item() == pytest.approx(4e6, rel=1e-3)
+
+
+def test_a_parameter_at_zero_has_consistent_mixed_derivatives():
+    x = torch.tensor([-1., 2.], requires_grad=True)
+    beta = torch.tensor([0.], requires_grad=True)
+    y = functional.ssilu(x, beta).sum()
+    grad_x, grad_beta = torch.autograd.grad(y, [x, beta], create_graph=True)
+    (one,) = torch.autograd.grad(grad_x.sum(), beta, retain_graph=True)
+    (other,) = torch.autograd.grad(grad_beta, x)
+    torch.testing.assert_close(one, other.sum().reshape(1))
+    assert one.item() != 0
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.trace:FutureWarning')
+@pytest.mark.filterwarnings('ignore:.*torch.jit.trace.* is deprecated')
+@pytest.mark.parametrize('name', REFERENCE)
+def test_tracing_records_operations_of_torch_without_a_warning(name):
+    parameters = [torch.tensor([p]) for p in SMOOTH[name]]
+    x = torch.randn(3, 4)
+    traced = torch.jit.trace(getattr(functional, name), (torch.rand(2, 5), *parameters))
+    assert 'PythonOp' not in str(traced.graph)
+    torch.testing.assert_close(traced(x, *parameters), getattr(functional, name)(x, *parameters))

@@ -1,0 +1,149 @@
+"""The bounds that docs/tables/accuracy.md states, with the measure and the bounds of the command that writes it."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.benchmarks import accuracy
+from tests.activations.test_functional import exact, exact_partial
+from timm_paf.activations import functional
+
+INF = math.inf
+NAMES = list(accuracy.FORMULAS)
+CASES = [
+    pytest.param(name, p, id=f'{name}-{",".join(map(str, p))}')
+    for name, (_, choices) in accuracy.FORMULAS.items() for p in choices]
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'tables' / 'accuracy.md'
+
+
+def assert_within_bounds(name, parameters, x):
+    errors = accuracy.measure(name, x, parameters)
+    for quantity, bound in accuracy.stated(name, x.dtype).items():
+        worst = int(errors.ulps[quantity].argmax())
+        assert errors.ulps[quantity][worst] <= bound, (name, parameters, quantity, errors.x[worst])
+
+
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_the_reference_is_the_formula_of_the_paper(name, parameters):
+    """The reference of the measure, in extended precision, against arbitrary precision."""
+    points = [-700., -90., -12., -1.2784645, -0.5, -1e-3, 1e-3, 0.7, 3., 12., 90., 700.]
+    for x in points:
+        value, *partials = accuracy.reference(name, np.array([x]), parameters)
+        assert float(value[0]) == pytest.approx(float(exact(name, x, parameters)), rel=1e-13, abs=1e-300)
+        for index, partial in enumerate(partials):
+            if index and parameters[index - 1] == 0 and name != 'reblu':
+                continue  # |p| has no derivative there
+            expected = float(exact_partial(name, x, parameters, index))
+            assert float(partial[0]) == pytest.approx(expected, rel=1e-9, abs=1e-16), (x, index)
+
+
+@pytest.mark.parametrize('dtype', accuracy.DTYPES)
+@pytest.mark.parametrize('name', NAMES)
+def test_errors_stay_within_what_is_stated(name, dtype):
+    if dtype == 'float64' and np.finfo(np.longdouble).nmant < 63:
+        pytest.skip('no floating-point type of numpy is finer than float64 here')
+    for parameters in accuracy.FORMULAS[name][1]:
+        assert_within_bounds(name, parameters, accuracy.grid(name, parameters, accuracy.DTYPES[dtype], per_binade=16))
+
+
+def test_the_measure_sees_one_unit():
+    """At 1 the unit of float32 is 2^-23; where sigmoid's tail hangs on the last digit of x it is |x| of them."""
+    assert accuracy.spacing(np.array([1., 1.5, 2.]), torch.float32).tolist() == [2.**-23, 2.**-23, 2.**-22]
+    assert accuracy.spacing(np.array([0., 1e-42]), torch.float32).tolist() == [2.**-149] * 2
+    (moves, *_) = accuracy.sensitivity('psilu', np.array([-40.]), (1.,))
+    (value, *_) = accuracy.reference('psilu', np.array([-40.]), (1.,))
+    assert moves[0] / abs(float(value[0])) == pytest.approx(40, rel=0.05)
+
+
+def signed(least, greatest):
+    """Numbers of float32 whose size lies in a range."""
+    sizes = st.floats(np.float32(least).item(), np.float32(greatest).item(), width=32)
+    return st.tuples(sizes, st.sampled_from([1, -1])).map(math.prod)
+
+
+# the documented range where it is bounded, as far as float32 has digits left to compare with; else numbers of a network
+ALPHA = {'psilu': (0., 1e4), 'pssilu': (0., 1e4), 'psoftplus': (1.001e-3, 1e4)}
+BETA = (0., 0.99)
+
+
+def parameters_of(name, alpha, beta):
+    return st.tuples(*(signed(*(beta if q == 'd/dβ' else alpha)) for q in accuracy.quantities(name)[2:]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', NAMES)
+def test_any_parameters_and_inputs_stay_within_what_is_stated(name, dtype):
+    # alpha^2, what pssilu_fixed is made of, is a normal number or 0
+    alpha = (1e-15, 99.) if name == 'pssilu_fixed' else ALPHA.get(name, (0., 10.))
+    inputs = st.lists(st.floats(-accuracy.LIMIT, accuracy.LIMIT, width=32), min_size=1, max_size=20)
+
+    @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+    @given(parameters_of(name, alpha, BETA), inputs)
+    def check(parameters, x):
+        x = torch.tensor(x).to(dtype)
+        assert_within_bounds(name, parameters, x[x.abs() <= accuracy.LIMIT])
+    check()
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')  # torch's own, on the way into forward mode
+@pytest.mark.parametrize('name', NAMES)
+def test_any_derivative_is_consistent_to_second_order(name):
+    """By finite differences, which must cross neither the kink at x = 0 nor that of |p|, nor an edge."""
+    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
+    @given(parameters_of(name, (0.05, 4.), (0.05, 0.9)), st.lists(signed(0.05, 20.), min_size=1, max_size=6))
+    def check(parameters, x):
+        x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        tensors = [torch.tensor([p], dtype=torch.float64, requires_grad=True) for p in parameters]
+        function = getattr(functional, name)
+        assert torch.autograd.gradcheck(function, (x, *tensors), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, (x, *tensors), atol=1e-4)
+    check()
+
+
+@pytest.mark.parametrize('name, parameters', CASES)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_results_at_infinity_are_limits(name, parameters, dtype):
+    """A limit is what the formula gives far out: finite there and approached, or growing without bound."""
+    x = torch.tensor([INF, -INF], dtype=dtype)
+    value, dx, *partials = accuracy.computed(name, x, parameters)
+    far = [accuracy.reference(name, np.array([size, -size]), parameters) for size in (1e30, 1e33)]
+    for ours, near, farther in zip((value, dx, *partials), *far, strict=True):
+        assert not ours.isnan().any()
+        for got, first, second in zip(ours.tolist(), near, farther, strict=True):
+            if abs(second) > 100 * abs(first) and abs(second) > 1e10:
+                assert abs(got) > 1e30 and math.copysign(1, got) == np.sign(second)
+            elif (name, parameters) == ('reblu', (-1.,)) and got == 0:
+                pass  # x - sqrt(x^2+1) + 1: the 1 is lost beside an x of more than 1e8 already
+            else:
+                assert got == pytest.approx(float(second), rel=2.**-8, abs=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('layout', accuracy.LAYOUTS)
+def test_gradients_of_four_million_elements_are_summed_in_float32(dtype, layout):
+    assert accuracy.sum_error(dtype, accuracy.LAYOUTS[layout]) <= accuracy.STATED_SUM
+
+
+def test_the_command_writes_the_page(tmp_path, capsys):
+    page = tmp_path / 'accuracy.md'
+    assert accuracy.main(['--dtypes', 'bfloat16', '--output', str(page)]) == 0
+    assert 'pssilu' in capsys.readouterr().out
+    rows = [line for line in page.read_text().splitlines() if '| bfloat16 |' in line and '≤' in line]
+    assert [row.split('`')[1] for row in rows] == NAMES
+
+
+def test_the_documentation_states_these_bounds():
+    text = PAGE.read_text()
+    for name in NAMES:
+        for label, dtype in accuracy.DTYPES.items():
+            (row,) = [line for line in text.splitlines() if line.startswith(f'| `{name}` | {label} |')]
+            bounds = accuracy.stated(name, dtype)
+            expected = [f'≤ {bounds[q]:g}' if q in bounds else '' for q in accuracy.QUANTITIES]
+            cells = [cell.strip() for cell in row.strip('|').split('|')[2:]]
+            assert [cell.partition('(')[2].rstrip(')') for cell in cells] == expected
+            measured = [float(cell.split()[0]) for cell in cells if cell]
+            assert all(m <= bounds[q] for m, q in zip(measured, bounds, strict=True))

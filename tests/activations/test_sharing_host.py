@@ -1,0 +1,272 @@
+"""What torch and timm do with a network whose places share one activation: compile, export, move, freeze, save."""
+import copy
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from timm.optim import create_optimizer_v2
+from timm.utils import freeze, unfreeze
+from torch import nn
+
+from timm_paf import paf_parameters, shared
+from timm_paf.activations import ACTIVATIONS, ParametricActivation
+
+# a residual, a norm-act, a transformer network of timm, and one of ours
+ARCHITECTURES = ['test_resnet', 'test_efficientnet', 'test_vit', 'wrn10_2_relu']
+deprecated = pytest.mark.filterwarnings(
+    'ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning',
+    'ignore::torch.jit.TracerWarning')  # of timm's patch embedding
+
+
+def build(name, **kwargs):
+    torch.manual_seed(0)
+    size = dict(img_size=32) if name == 'test_vit' else {}
+    act_layer = shared('pssilu', alpha=2., beta=0.2)
+    return timm.create_model(name, act_layer=act_layer, num_classes=7, **size, **kwargs).eval()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request):
+    model = build(request.param)
+    model.name = request.param
+    return model
+
+
+@pytest.fixture
+def x():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model, logits):
+    model.zero_grad()
+    logits.square().sum().backward()
+    return [p.grad.clone() for p in paf_parameters(model).values()]
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@deprecated
+@pytest.mark.parametrize('script', [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(2, 3, 32, 32))],
+                         ids=['script', 'trace'])
+def test_torchscript(model, x, script):
+    expected = model(x)
+    slopes = gradients(model, expected)
+    buffer = io.BytesIO()
+    torch.jit.save(script(model), buffer)
+    loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
+    close(loaded(x), expected)
+    learned = {name: p for name, p in loaded.named_parameters() if name.endswith(('alpha', 'beta'))}
+    assert list(learned) == list(paf_parameters(model))
+    loaded(x).square().sum().backward()
+    for parameter, slope in zip(learned.values(), slopes, strict=True):
+        torch.testing.assert_close(parameter.grad, slope, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_compile_sees_one_graph(act):
+    """fullgraph=True raises where the graph would break; values and gradients are those of the eager network."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    act_layer = shared(act)
+    for _ in range(2):
+        model.append(nn.Conv2d(3, 3, 3))
+        model.append(act_layer())
+    x = torch.randn(2, 3, 9, 9, requires_grad=True)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    results = []
+    for network in (model, compiled):
+        y = network(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])))
+    for eager, other in zip(*results, strict=True):
+        close(eager, other)
+
+
+def test_compiled_network(model, x):
+    expected = model(x)
+    slopes = gradients(model, expected)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    logits = compiled(x)
+    close(logits, expected)
+    for a, b in zip(gradients(model, logits), slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(x):
+    model = build('wrn10_2_relu')
+    expected = model(x)
+    slopes = gradients(model, expected)
+    logits = torch.compile(model, fullgraph=True)(x)
+    close(logits, expected)
+    for a, b in zip(gradients(model, logits), slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_export(model, x):
+    dynamic = None if model.name == 'test_vit' else ({0: torch.export.Dim('batch', min=1, max=64)},)
+    program = torch.export.export(model, (x,), dynamic_shapes=dynamic)
+    assert len([key for key in program.state_dict if key.endswith('alpha')]) == 1
+    close(program.module()(x), model(x))
+    if dynamic:
+        more = torch.cat([x, x, x])
+        close(program.module()(more), model(more))
+
+
+@pytest.mark.filterwarnings('ignore')  # of the exporter, about itself
+@pytest.mark.parametrize('dynamo', [True, False], ids=['dynamo', 'torchscript'])
+@pytest.mark.parametrize('name', ['test_efficientnet', 'wrn10_2_relu'])
+def test_onnx_runs_as_the_network_does(name, dynamo, x, tmp_path):
+    runtime = pytest.importorskip('onnxruntime')
+    model, path = build(name), tmp_path / 'model.onnx'
+    with torch.no_grad():
+        options = dict(verbose=False) if dynamo else {}
+        torch.onnx.export(model, (x,), str(path), dynamo=dynamo, **options)
+        expected = model(x)
+    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_onnx_of_each_activation(act, tmp_path):
+    runtime = pytest.importorskip('onnxruntime')
+    module, path = ACTIVATIONS[act](), tmp_path / 'act.onnx'
+    x = torch.tensor([[-50., -3., -0.4, 0., 0.7, 4., 60.]])
+    torch.onnx.export(module, (x,), str(path), dynamo=False)
+    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, module(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('way', ['assign', 'to_empty'])
+def test_from_the_meta_device(model, x, way):
+    with torch.device('meta'):
+        target = build(model.name)
+    assert all(p.is_meta for p in paf_parameters(target).values())
+    if way == 'to_empty':
+        target.to_empty(device='cpu')
+    target.load_state_dict(model.state_dict(), assign=way == 'assign')
+    assert not any(p.is_meta for p in target.parameters())
+    assert len(paf_parameters(target)) == 2
+    close(target(x), model(x))
+
+
+def test_functional_call_leaves_the_model_alone(model, x):
+    before, logits = copy.deepcopy(model.state_dict()), model(x)
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    identities = {name: id(p) for name, p in model.named_parameters()}
+    alpha = next(iter(paf_parameters(model)))
+    parameters[alpha] += 1.
+    found = torch.func.functional_call(model, parameters, (x,))
+    assert {name: id(p) for name, p in model.named_parameters()} == identities
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    close(model(x), logits)
+    with torch.no_grad():
+        model.get_parameter(alpha).add_(1.)
+    close(found, model(x))
+    assert not torch.allclose(found, logits)
+
+
+def test_gradient_through_functional_call(model, x):
+    slopes = gradients(model, model(x))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(values):
+        return torch.func.functional_call(model, {**parameters, **values}, (x,)).square().sum()
+
+    found = torch.func.grad(loss)({name: parameters[name] for name in paf_parameters(model)})
+    for a, b in zip(found.values(), slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_freeze():
+    """It belongs to every part that it stands in: freezing one freezes it, and it can be released by itself."""
+    model = timm.create_model('resnet18', act_layer=shared('pssilu'))
+    freeze(model, ['layer1'], include_bn_running_stats=False)
+    assert not any(p.requires_grad for p in paf_parameters(model).values())
+    assert not model.layer1[0].conv1.weight.requires_grad and model.layer2[0].conv1.weight.requires_grad
+    for parameter in paf_parameters(model).values():
+        parameter.requires_grad_()
+    assert model.layer4[1].act2.alpha.requires_grad and not model.layer1[0].conv1.weight.requires_grad
+    freeze(model)
+    assert not any(p.requires_grad for p in model.parameters())
+    unfreeze(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet18_pssilu', 'wrn10_2_pssilu'])
+def test_layer_decay_leaves_it_at_full_rate(name):
+    kwargs = dict(act_layer=shared('pssilu')) if name == 'resnet18' else {}
+    model = timm.create_model(name, **kwargs)
+    optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
+    assert len(scale) == len(list(model.parameters()))
+    assert {scale[id(p)] for p in paf_parameters(model).values()} == {1.}
+    assert scale[id(model.conv1.weight)] < scale[id(model.layer3[0].conv1.weight)] < 1.
+    assert scale[id(model.get_classifier().weight)] == 1.
+
+
+def test_safetensors(model, x, tmp_path):
+    expected = model(x)
+    save_file(model.state_dict(), tmp_path / 'dict.safetensors')
+    save_model(model, str(tmp_path / 'model.safetensors'))
+    for load in (lambda m: m.load_state_dict(load_file(tmp_path / 'dict.safetensors')),
+                 lambda m: load_model(m, str(tmp_path / 'model.safetensors'))):
+        target = build(model.name)
+        for parameter in paf_parameters(target).values():
+            nn.init.zeros_(parameter)
+        load(target)
+        close(target(x), expected)
+
+
+@pytest.mark.parametrize('safe', [True, False], ids=['safetensors', 'bin'])
+def test_hub_folder(model, x, safe, tmp_path):
+    expected = model(x)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=safe)
+    if 'relu' not in model.name:
+        assert json.loads((tmp_path / 'config.json').read_text())['model_args']['act_layer'] == 'shared_pssilu'
+    target = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    close(target(x), expected)
+    assert len({id(m) for m in target.modules() if isinstance(m, ParametricActivation)}) == 1
+    assert len(paf_parameters(target)) == 2
+
+
+def test_hub_refuses_what_a_name_does_not_say(tmp_path):
+    model = timm.create_model('test_resnet', act_layer=shared('pssilu', learnable={'beta': False}))
+    with pytest.raises(ValueError, match=re.escape("'act_layer' is not serializable; provide a model_args")):
+        timm.models.save_for_hf(model, tmp_path)
+
+
+@pytest.mark.parametrize('place', ['constructor', 'outside'])
+def test_the_name_shares_within_a_model_only(place):
+    if place == 'outside':
+        with pytest.raises(RuntimeError, match=r"use one timm_paf.shared\('pssilu'\) at all its places"):
+            timm.layers.create_act_layer('shared_pssilu')
+    else:
+        first, second = (timm.create_model('resnet18', act_layer='shared_pssilu') for _ in range(2))
+        assert first.act1 is first.layer4[1].act2 and first.act1 is not second.act1
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_promotes_nothing_behind_an_activation(model, x, dtype):
+    seen = []
+    handles = [m.register_forward_hook(lambda m, i, y: seen.append((i[0].dtype, y.dtype)))
+               for m in model.modules() if isinstance(m, ParametricActivation)]
+    with torch.autocast('cpu', dtype=dtype):
+        assert model(x).dtype == dtype
+    assert handles and seen and all(before == after for before, after in seen)
+    assert dtype in {after for _, after in seen}
+
+
+def test_cast_and_placed_as_the_model_is(model):
+    assert {p.dtype for p in copy.deepcopy(model).to(torch.float16).parameters()} == {torch.float16}
+    placed = build(model.name, device='meta', dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in paf_parameters(placed).values()} == {('meta', torch.bfloat16)}
