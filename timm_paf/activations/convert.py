@@ -1,17 +1,29 @@
 """Put a parametric activation into any network."""
+import copy
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
+from .channels import channels_of
 from .fitting import FIT_RANGE, fit_activation
 from .modules import ACTIVATIONS, ParametricActivation, PReLU0
 from .sharing import activation_class
-from .sites import ACTIVATION_TYPES, GATE_TYPES, Site, attribute_sites, function_calls, module_sites
+from .sites import (
+    ACTIVATION_TYPES,
+    GATE_TYPES,
+    Site,
+    attribute_sites,
+    function_calls,
+    module_sites,
+    nearest_type,
+    stages,
+    unreachable_sites,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +32,8 @@ __all__ = ['ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations'
 
 Match = Union[type, tuple[type, ...], Callable[[nn.Module], bool], None]
 SHARING = ('network', 'stage', 'layer', 'channel')
+# floating-point types that a parameter can be trained in
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +123,8 @@ class _FunctionSite(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        if not isinstance(inplace, bool):  # F.leaky_relu(x, 0.2): another second argument
+            raise TypeError('the activation was called with an argument that a parametric activation does not take.')
         return self.act(x)
 
 
@@ -125,17 +141,20 @@ def convert_activations(
     """Replace the activations of a network, in place.
 
     Replaced are modules, wherever they stand (inside timm's norm-act layers as well), and functions kept as attributes
-    (`self.activation = F.relu`). Calls written into a forward method cannot be replaced from outside; the report names
-    the modules that make them. Gates (sigmoid, tanh, softmax) are left unless `match` asks for them.
+    (`self.activation = F.relu`, also in a `functools.partial`). Calls written into a method cannot be replaced from
+    outside; the report names the modules that make them. Gates (sigmoid, tanh, softmax) are left unless `match` asks
+    for them. Convert before the optimizer is made, which would not know the new parameters, and before wrappers such as
+    DistributedDataParallel. A compiled model is compiled anew at its next call.
 
     Args:
         model: Any network; changed in place.
         name: Registered name of a parametric activation.
-        sharing: One module for the whole 'network'; one for each 'stage' (the first level of the module tree that
-            divides the activations); one for each place ('layer'); or one value for each channel of each place
+        sharing: One module for the whole 'network'; one for each 'stage' (the level of the module tree that divides the
+            activations, see `sites.stages`); one for each place ('layer'); or one value for each channel of each place
             ('channel'), which needs an `example_input` or a timm model that says its input size.
-        match: What to replace: a type or tuple of types (exact types), or a predicate on modules. None replaces what
-            usually stands between layers: ReLU, LeakyReLU, ELU, GELU, SiLU, Mish, Softplus and their relatives.
+        match: What to replace: a type or tuple of types, or a predicate on modules, which also takes activations that
+            are written by hand. None replaces what usually stands between layers: ReLU, LeakyReLU, ELU, GELU, SiLU,
+            Mish, Softplus and their relatives. Subclasses count as what they derive from; ReLU6 is no Hardtanh.
         preserve: Start where the new function equals the old one, or comes closest to it; places that share a module
             are fitted to the commonest activation among them. False starts at the paper's initial values.
         example_input: Input for one forward pass, for 'channel' only.
@@ -145,15 +164,18 @@ def convert_activations(
         What was replaced and what was left, and why.
 
     Raises:
-        ValueError: If the name or the sharing is unknown, the activation has no parameters, nothing matches, or the
-            channels of a place cannot be found. The model is unchanged then.
-        TypeError: If the model is no nn.Module, or a TorchScript module, whose code is fixed.
+        ValueError: If the name or the sharing is unknown, the activation has no parameters, nothing matches, an
+            activation has hooks, which would be lost, or the channels of a place cannot be found. The model is
+            unchanged then.
+        TypeError: If the model is no nn.Module, a TorchScript module, whose code is fixed, statically quantised, or
+            already wrapped for distributed training.
 
     Example:
         >>> model = timm.create_model('swin_tiny_patch4_window7_224')
         >>> print(timm_paf.convert_activations(model, 'pssilu', sharing='stage'))
     """
     cls = _checked(model, name, sharing)
+    name = name.lower()
     wanted = _predicate(match)
     if wanted(model):
         raise ValueError(
@@ -166,9 +188,13 @@ def convert_activations(
         raise ValueError(
             f'{type(model).__name__} has nothing to convert: no activation matches {match or "the usual types"}. '
             f'Activations found: {", ".join(seen)}. Pass match=... for others.')
-    channels = _channels(model, places, example_input) if sharing == 'channel' else {}
-    reference = next(iter(model.parameters()), torch.empty(0))
-    placement = {'device': reference.device, 'dtype': reference.dtype if reference.is_floating_point() else None}
+    hooked = next((site for site in places if _hooks(site.module)), None)
+    if hooked is not None:
+        raise ValueError(
+            f'{hooked.name} = {_describe(hooked.module)} has hooks, which would be lost with it; convert the model '
+            'before hooks are registered, or remove them.')
+    channels = channels_of(model, places, example_input) if sharing == 'channel' else {}
+    placement = _placement(model)
 
     planned: list[tuple[Site, ParametricActivation]] = []  # nothing is put before all is known to fit
     replaced: dict[str, Replacement] = {}
@@ -182,7 +208,7 @@ def convert_activations(
         arguments: dict[str, Any] = {**placement, **channels.get(first.name, {}), **fitted, **settings}
         new = cls(**arguments).train(model.training)
         values = {label: float(arguments.get(label, spec.init)) for label, spec in cls.parameter_specs.items()}
-        if preserve and sharing == 'channel' and name.lower() == 'prelu0' and 'alpha' not in settings:
+        if preserve and sharing == 'channel' and name == 'prelu0' and 'alpha' not in settings:
             _copy_slopes(first.module, new)
         for site in members:
             deviation = _deviation(new, values, site) if preserve else None
@@ -190,12 +216,13 @@ def convert_activations(
             planned.append((site, new))
     for site, new in planned:
         _put(site, new)
-    return ConversionReport(name.lower(), sharing, tuple(replaced[site.name] for site in places), left)
+    _forgo_nested_tensors(model)
+    return ConversionReport(name, sharing, tuple(replaced[site.name] for site in places), left)
 
 
 def _groups(places: list[Site], sharing: str) -> list[list[Site]]:
     """The places that will hold one module, group by group."""
-    stage_of = _stages([site.name for site in places]) if sharing == 'stage' else {}
+    stage_of = stages([site.name for site in places]) if sharing == 'stage' else {}
     groups: dict[Any, list[Site]] = {}
     for site in places:  # an aliased module stays one module, whatever the sharing
         key = {'network': '', 'stage': stage_of.get(site.name)}.get(sharing, id(site.module))
@@ -208,6 +235,10 @@ def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActiva
         raise TypeError('model is a TorchScript module, whose code is fixed; convert the nn.Module, then script it.')
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is of type {type(model).__name__}; expected an nn.Module.')
+    for label, module in model.named_modules():
+        for prefix, reason in _UNCHANGEABLE.items():
+            if any(f'{base.__module__}.{base.__name__}'.startswith(prefix) for base in type(module).__mro__):
+                raise TypeError(f'{label or "model"} is of type {type(module).__name__}: {reason}.')
     if sharing not in SHARING:
         raise ValueError(f'sharing = {sharing!r}: expected one of {", ".join(SHARING)}.')
     cls = activation_class(name)
@@ -216,12 +247,36 @@ def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActiva
     return cls
 
 
+_UNCHANGEABLE = {  # by name, since importing them takes long
+    'torch.nn.parallel.distributed.DistributedDataParallel':
+        'it would not average the gradients of new parameters; convert the model before it is wrapped',
+    'torch.distributed.fsdp.': 'it would not know the new parameters; convert the model before it is wrapped',
+    'torch.ao.nn.quantized.modules.': 'activations on quantised tensors have no parameters; convert before quantising',
+    'torch.ao.nn.intrinsic.quantized.modules.':
+        'activations on quantised tensors have no parameters; convert before quantising',
+}
+
+
+def _hooks(module: nn.Module) -> bool:
+    return any((
+        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+def _placement(model: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the first parameter that could be one of an activation."""
+    parameters = list(model.parameters())
+    reference = next((p for p in parameters if p.dtype in _DTYPES), None)
+    if reference is None:
+        return {'device': parameters[0].device if parameters else torch.get_default_device(), 'dtype': None}
+    return {'device': reference.device, 'dtype': reference.dtype}
+
+
 def _predicate(match: Match) -> Callable[[nn.Module], bool]:
     if match is None:
-        return lambda module: type(module) in ACTIVATION_TYPES
+        return lambda module: nearest_type(module) in ACTIVATION_TYPES
     if isinstance(match, type) or (isinstance(match, tuple) and all(isinstance(item, type) for item in match)):
         types = match if isinstance(match, tuple) else (match,)
-        return lambda module: type(module) in types
+        return lambda module: nearest_type(module, types) in types
     if not callable(match):
         raise TypeError(f'match = {match!r}: expected a type, a tuple of types, or a predicate on modules.')
     return match
@@ -229,38 +284,23 @@ def _predicate(match: Match) -> Callable[[nn.Module], bool]:
 
 def _left_alone(model: nn.Module, places: list[Site]) -> tuple[LeftAlone, ...]:
     taken = {site.name for site in places}
+    found = [*module_sites(model, lambda module: nearest_type(module) is not None), *attribute_sites(model)]
     left = [
-        LeftAlone(site.name, _describe(site.module), 'a gate' if type(site.module) in GATE_TYPES else 'not matched')
-        for site in [
-            *module_sites(model, lambda module: type(module) in (*ACTIVATION_TYPES, *GATE_TYPES)),
-            *attribute_sites(model)]
-        if site.name not in taken]
+        LeftAlone(
+            site.name, _describe(site.module), 'a gate' if nearest_type(site.module) in GATE_TYPES else 'not matched')
+        for site in found if site.name not in taken]
+    left += [LeftAlone(site.name, _describe(site.module), reason) for site, reason in unreachable_sites(model)]
     # a module is named where its class was first seen: twelve equal blocks are one fact
-    seen: dict[type, LeftAlone] = {}
+    matched = {type(site.module) for site in places}
+    seen: dict[type, list[LeftAlone]] = {}
     for prefix, module in model.named_modules():
-        if type(module) not in seen and (calls := function_calls(module)):
-            seen[type(module)] = LeftAlone(
-                prefix or type(model).__name__, ', '.join(calls),
-                f'called in the code of {type(module).__name__}.forward')
-    return (*left, *seen.values())
-
-
-def _stages(names: list[str]) -> dict[str, str]:
-    """The stage of each place: the shortest prefix at which the places divide into groups."""
-    prefixes = {name: name.split('.')[0] for name in names}
-    depth = 1
-    # one prefix that holds more than half of the places is a container of stages (`layers`, `blocks`), not a stage
-    while True:
-        counts = {prefix: sum(value == prefix for value in prefixes.values()) for prefix in prefixes.values()}
-        largest = max(counts, key=lambda prefix: counts[prefix])
-        members = [name for name in names if prefixes[name] == largest]
-        if counts[largest] <= len(names) / 2 or all(name.count('.') < depth for name in members):
-            return prefixes
-        depth = largest.count('.') + 2
-        deeper = {name: '.'.join(name.split('.')[:depth]) for name in members}
-        if len(set(deeper.values())) == len(members):  # every place would be a stage of its own
-            return prefixes
-        prefixes.update(deeper)
+        if type(module) not in seen and type(module) not in matched:
+            seen[type(module)] = [
+                LeftAlone(
+                    prefix or type(model).__name__, ', '.join(calls.functions),
+                    f'{"a gate, " if calls.gates else ""}called in the code of {", ".join(calls.methods)}')
+                for calls in function_calls(module)]
+    return (*left, *(item for items in seen.values() for item in items))
 
 
 def _put(site: Site, module: nn.Module) -> None:
@@ -271,6 +311,14 @@ def _put(site: Site, module: nn.Module) -> None:
     if hasattr(site.parent, 'activation_relu_or_gelu'):
         # torch's TransformerEncoderLayer would otherwise run its fused ReLU or GELU in eval mode
         site.parent.activation_relu_or_gelu = 0
+
+
+def _forgo_nested_tensors(model: nn.Module) -> None:
+    """Let torch's encoders keep padded tensors: nested ones are for its fused layers, which only know ReLU and GELU."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+                getattr(layer, 'activation_relu_or_gelu', 1) == 0 for layer in module.layers):
+            module.enable_nested_tensor = module.use_nested_tensor = False
 
 
 def _describe(module: nn.Module) -> str:
@@ -294,7 +342,10 @@ def _functions(site: Site) -> list[Callable[[Tensor], Tensor]]:
 
     def call(x: Tensor) -> Tensor:
         try:
-            y = module(x.clone())  # the module may work in place
+            function = module
+            if next(itertools.chain(module.parameters(), module.buffers()), None) is not None:
+                function = copy.deepcopy(module).to('cpu', torch.float64)
+            y = function(x.clone())  # the module may work in place
             fits = isinstance(y, Tensor) and y.shape == x.shape and not y.is_meta
         except Exception as error:  # whatever a predicate matched may fail in any way
             raise ValueError(_UNFIT.format(site.name, _describe(module), error)) from error
@@ -319,68 +370,10 @@ def _copy_slopes(old: nn.Module, new: ParametricActivation) -> None:
 
 def _deviation(new: ParametricActivation, values: dict[str, Any], site: Site) -> float:
     """Greatest |new - old| over |x| <= FIT_RANGE, and over the channels where they differ."""
-    x = torch.linspace(-FIT_RANGE, FIT_RANGE, 3201, dtype=torch.float64)
+    x = torch.linspace(-FIT_RANGE, FIT_RANGE, 3201, dtype=torch.float64, device='cpu')
     weight, alpha = getattr(site.module, 'weight', None), getattr(new, 'alpha', None)
     if isinstance(new, PReLU0) and isinstance(weight, Tensor) and not weight.is_meta and torch.equal(weight, alpha):
         return 0.  # slope by slope, see _copy_slopes
     with torch.no_grad():
         y = type(new)(**values, device='cpu', dtype=torch.float64)(x)
         return max(float((y - function(x)).abs().max()) for function in _functions(site))
-
-
-def _channels(model: nn.Module, places: list[Site], example: Optional[Tensor]) -> dict[str, dict[str, int]]:
-    """Number and dimension of the channels at each place, from one forward pass."""
-    if example is None:
-        size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size')
-        if size is None:
-            raise ValueError(
-                "sharing = 'channel' needs the number of channels at each place; pass example_input, a batch for one "
-                'forward pass.')
-        parameter = next(model.parameters())
-        example = torch.zeros((2, *size), device=parameter.device, dtype=parameter.dtype)
-    found: dict[int, dict[str, int]] = {}
-    source: dict[int, tuple[Tensor, int]] = {}  # tensors are kept so that an id is not used twice
-
-    def note_output(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            # timm's LayerNorm2d derives from nn.LayerNorm and keeps channels second
-            last = isinstance(module, (nn.Linear, nn.LayerNorm)) and not type(module).__name__.endswith('2d')
-            source[id(output)] = (output, -1 if last else 1)
-
-    def note_input(site: nn.Module, inputs: tuple) -> None:
-        x = inputs[0]
-        guess = 1 if x.dim() in (2, 4, 5) else -1  # (B, N, C) otherwise
-        dim = source[id(x)][1] if id(x) in source and x.dim() > 2 else guess
-        found[id(site)] = {'num_parameters': x.shape[dim], 'channel_dim': dim}
-
-    handles = [m.register_forward_hook(note_output) for m in model.modules() if not list(m.children())]
-    functions = [site for site in places if site.attribute not in site.parent._modules]
-    kept = [getattr(site.parent, site.attribute) for site in functions]
-    for site, function in zip(functions, kept, strict=True):
-        setattr(site.parent, site.attribute, _noting(function, partial(note_input, site.module)))
-    handles += [site.module.register_forward_pre_hook(note_input) for site in places if site not in functions]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for site, function in zip(functions, kept, strict=True):
-            setattr(site.parent, site.attribute, function)
-        for module, mode in modes.items():
-            module.training = mode
-    missing = [site.name for site in places if id(site.module) not in found]
-    if missing:
-        raise ValueError(
-            f"sharing = 'channel': {', '.join(missing[:3])} did not run in the forward pass, so the number of channels "
-            "is unknown; leave these places out with match=..., or use sharing='layer'.")
-    return {site.name: found[id(site.module)] for site in places}
-
-
-def _noting(function: Callable, note: Callable[[tuple], None]) -> Callable:
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        note(args)
-        return function(*args, **kwargs)
-    return wrapped

@@ -40,7 +40,9 @@ def fit_activation(name: str, old: Callable[[Tensor], Tensor]) -> Fit:
         The values for the constructor, and the deviation that is left. Constants of the activation stay what they are.
     """
     # half the points lie within 1 of 0, where the kinks and bends are
-    x = torch.cat([torch.linspace(-FIT_RANGE, FIT_RANGE, 1601), torch.linspace(-1, 1, 1601)]).double().sort().values
+    # on the CPU also under a default device such as meta
+    halves = [torch.linspace(-width, width, 1601, device='cpu') for width in (FIT_RANGE, 1.)]
+    x = torch.cat(halves).double().sort().values
     with torch.no_grad():
         target = old(x.clone())
     return _fit(name, tuple(x.tolist()), tuple(target.tolist()))
@@ -48,13 +50,13 @@ def fit_activation(name: str, old: Callable[[Tensor], Tensor]) -> Fit:
 
 @lru_cache(maxsize=256)
 def _fit(name: str, points: tuple[float, ...], targets: tuple[float, ...]) -> Fit:
-    x, target = torch.tensor(points, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
+    x, target = (torch.tensor(values, dtype=torch.float64, device='cpu') for values in (points, targets))
     cls = ACTIVATIONS[name]
     specs = {label: spec for label, spec in cls.parameter_specs.items() if spec.learnable}
 
     def deviation(values: dict[str, Any]) -> float:
         with torch.no_grad():
-            return float((cls(**values, dtype=torch.float64)(x) - target).abs().max())
+            return float((cls(**values, device='cpu', dtype=torch.float64)(x) - target).abs().max())
 
     bounds = []
     for spec in specs.values():

@@ -42,7 +42,9 @@ def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
                 with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py stores its arguments so
                     content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # bytes that are no checkpoint fail inside the unpickler in any way there is
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ''
+        if not any(character.isalpha() for character in reason):  # the unpickler's own may be a bare number
+            reason = f'{type(error).__name__} {reason}'.strip()
         raise ValueError(
             f'checkpoint {path} cannot be read ({reason}); expected a file of tensors and plain values as torch.save '
             'writes it.') from error
