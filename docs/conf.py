@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import timm_paf  # noqa: E402
-from figures import draw_figures  # noqa: E402
+from figures import draw_figures
+
+import timm_paf
 
 project = 'timm_paf'
 author = 'The timm_paf developers'
@@ -36,5 +37,6 @@ def escape_bars(app, what, name, obj, options, lines):
 
 
 def setup(app):
+    """Connect what is above to Sphinx."""
     app.connect('autodoc-process-docstring', escape_bars, priority=900)
     app.connect('builder-inited', lambda app: draw_figures(Path(app.srcdir) / '_build' / 'figures'))

@@ -20,6 +20,7 @@ def draw_figures(folder: Path) -> None:
     """Write one SVG for each page, and the table of the page on shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     for page, activations in FIGURES.items():
-        shape.plot([ACTIVATIONS[name](**values) for name, values in activations]).savefig(folder / f'{page}.svg', metadata={'Date': None})
+        figure = shape.plot([ACTIVATIONS[name](**values) for name, values in activations])
+        figure.savefig(folder / f'{page}.svg', metadata={'Date': None})
     text = str(shape.describe('pssilu', alpha=2.4, beta=0.3))
     (folder / 'describe.txt').write_text('\n'.join(line.rstrip() for line in text.splitlines()) + '\n')

@@ -153,6 +153,16 @@ def test_copies_of_a_model_share_as_it_does(copied):
     assert twin.layer4[1].act2.alpha.item() == 1.5
 
 
+@pytest.mark.parametrize('copied', [copy.deepcopy, through_pickle], ids=lambda f: f.__name__)
+def test_models_and_factories_with_settings_can_be_copied(copied):
+    act_layer = shared('pssilu', learnable={'beta': False}, alpha=2.)
+    model = copied(timm.create_model('test_resnet', act_layer=act_layer))
+    assert is_shared(model) and list(paf_parameters(model)) == ['conv1.2.alpha']
+    first, second = (timm.create_model('test_resnet', act_layer=layer) for layer in (act_layer, copied(act_layer)))
+    assert is_shared(second) and first.act1 is not second.act1 and second.act1.alpha.item() == 2.
+    assert list(paf_parameters(second)) == ['conv1.2.alpha']
+
+
 def test_weights_only_file(tmp_path):
     model = set_shape(small(), 1.5, 0.1)
     torch.save(model.state_dict(), tmp_path / 'weights.pth')

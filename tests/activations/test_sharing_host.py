@@ -239,8 +239,11 @@ def test_hub_folder(model, x, safe, tmp_path):
     assert len(paf_parameters(target)) == 2
 
 
-def test_hub_refuses_what_a_name_does_not_say(tmp_path):
-    model = timm.create_model('test_resnet', act_layer=shared('pssilu', learnable={'beta': False}))
+@pytest.mark.parametrize('name, settings', [
+    ('test_resnet', dict(learnable={'beta': False})), ('vgg11', {})], ids=['settings', 'no names'])
+def test_hub_refuses_what_a_name_does_not_say(name, settings, tmp_path):
+    with torch.device('meta'):
+        model = timm.create_model(name, act_layer=shared('pssilu', **settings))
     with pytest.raises(ValueError, match=re.escape("'act_layer' is not serializable; provide a model_args")):
         timm.models.save_for_hf(model, tmp_path)
 

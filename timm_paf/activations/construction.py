@@ -22,11 +22,13 @@ class Construction(NamedTuple):
         dtype: The `dtype` likewise.
         arguments: The keyword arguments of that `timm.create_model`, which timm will store for saving the model; None
             outside.
+        architecture: Name of the architecture that it was asked for; None outside.
     """
     model: Optional[nn.Module]
     device: Any
     dtype: Any
     arguments: Optional[dict[str, Any]]
+    architecture: Optional[str]
 
 
 def construction(skip: Optional[nn.Module] = None) -> Construction:
@@ -39,10 +41,12 @@ def construction(skip: Optional[nn.Module] = None) -> Construction:
     model: Optional[nn.Module] = None
     placement: dict[str, Any] = {}
     arguments: Optional[dict[str, Any]] = None
+    architecture: Optional[str] = None
     frame: Optional[FrameType] = sys._getframe(1)
     while frame is not None:
         if frame.f_code is timm.create_model.__code__:
             arguments = frame.f_locals.get('kwargs') or {}
+            architecture = frame.f_locals.get('model_name')
             _note(placement, arguments)
             break
         if frame.f_code.co_name == '__init__':
@@ -51,7 +55,7 @@ def construction(skip: Optional[nn.Module] = None) -> Construction:
                 model = candidate
                 _note(placement, frame.f_locals)
         frame = frame.f_back
-    return Construction(model, placement.get('device'), placement.get('dtype'), arguments)
+    return Construction(model, placement.get('device'), placement.get('dtype'), arguments, architecture)
 
 
 def _note(placement: dict[str, Any], names: dict[str, Any]) -> None:

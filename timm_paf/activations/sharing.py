@@ -1,9 +1,12 @@
 """One activation module for a whole network."""
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
+import timm
+import torch
 from torch import nn
 
 from .construction import construction
@@ -36,15 +39,15 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
 
     Two models built with one such factory get a module each: the factory asks which model is being constructed.
     Outside of any constructor it keeps handing out one module. `act_layer='shared_pssilu'` is `shared('pssilu')` as a
-    name, for configuration files; timm's `save_for_hf` stores that name for a model built with the function, unless
-    `settings` asks for more than initial values (pass it `model_args=` then, as its message says).
+    name, for configuration files. A model built with the function is saved by timm's `save_for_hf` under that name, if
+    its architecture takes names and `settings` ask for no more than initial values; otherwise timm refuses.
 
     Args:
         name: Registered name, e.g. 'pssilu'.
         **settings: Arguments of the activation, e.g. `alpha=2., learnable=False`, `device=`, `dtype=`.
 
     Returns:
-        A function with the signature that timm calls activation layers with.
+        A partial function with the signature that timm calls activation layers with; it can be pickled.
 
     Raises:
         ValueError: If the name is unknown.
@@ -52,42 +55,62 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
     Example:
         >>> model = timm.create_model('resnet50', act_layer=timm_paf.shared('pssilu'))
     """
-    return _factory(name, settings, outside=[])
+    return functools.partial(_at_next_place, _Sharing(name, settings))
 
 
-def _factory(name: str, settings: dict[str, Any], outside: Optional[list[nn.Module]]) -> Callable[..., nn.Module]:
-    layer = activation_class(name)
-    registered_name = f'shared_{name.lower()}'
-    modules: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
+class _Sharing:
+    """The modules that one factory has made: one for each model, and one for all that is built outside of models."""
 
-    def act_layer(inplace: bool = False, **kwargs: Any) -> nn.Module:
-        model, _, _, arguments = construction()
-        if model is None and outside is None:
-            raise RuntimeError(
-                f'{registered_name!r} was asked for outside of the constructor of a model, so there is nothing to '
-                f'share it; use one timm_paf.shared({name!r}) at all its places.')
-        module = modules.get(model) if model is not None else next(iter(outside or ()), None)
-        if module is not None:
-            if isinstance(module, ParametricActivation):
-                module.places += 1
-            return module
-        module = layer(**{**kwargs, **settings})
-        if model is not None:
-            modules[model] = module
-        elif outside is not None:
-            outside.append(module)
-        if arguments is not None and set(settings) <= {'alpha', 'beta'}:  # the values are in the state dict
-            arguments.update({key: registered_name for key, value in arguments.items() if value is act_layer})
+    def __init__(self, name: str, settings: dict[str, Any], outside: bool = True) -> None:
+        self.layer = activation_class(name)
+        self.name = name.lower()
+        self.settings = settings
+        self.outside = outside  # whether it may be used there
+        self.modules: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
+        self.module: Optional[nn.Module] = None
+
+    def __reduce__(self):
+        return _Sharing, (self.name, self.settings, self.outside)  # the modules belong to models that exist
+
+
+def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> nn.Module:
+    model, _, _, arguments, architecture = construction()
+    if model is None and not sharing.outside:
+        raise RuntimeError(
+            f"'shared_{sharing.name}' was asked for outside of the constructor of a model, so there is nothing to "
+            f'share it; use one timm_paf.shared({sharing.name!r}) at all its places.')
+    module = sharing.module if model is None else sharing.modules.get(model)
+    if module is not None:
+        if isinstance(module, ParametricActivation):
+            module.places += 1
         return module
+    module = sharing.layer(**{**kwargs, **sharing.settings})
+    if model is None:
+        sharing.module = module
+        return module
+    sharing.modules[model] = module
+    if arguments is not None and architecture is not None and set(sharing.settings) <= {'alpha', 'beta'}:
+        for key, value in arguments.items():  # initial values are in the state dict, and the rest is in the name
+            if isinstance(value, functools.partial) and sharing in value.args and _takes_names(architecture, key):
+                arguments[key] = f'shared_{sharing.name}'
+    return module
 
-    functools.update_wrapper(act_layer, layer, assigned=('__doc__',), updated=())
-    act_layer.__name__ = act_layer.__qualname__ = registered_name
-    return act_layer
+
+@functools.cache
+def _takes_names(architecture: str, key: str) -> bool:
+    """Whether an architecture of timm takes an activation by name; some call what they are given. Found by trying."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device('meta'):
+        warnings.simplefilter('ignore')
+        try:
+            model = timm.create_model(architecture, **{key: 'shared_pssilu'})
+        except Exception:  # in any way there is
+            return False
+    return any(isinstance(module, ParametricActivation) for module in model.modules())
 
 
 # `shared(name)` for every activation with parameters, by the names that timm finds them under
 SHARED: dict[str, Callable[..., nn.Module]] = {
-    f'shared_{name}': _factory(name, {}, outside=None) for name in ACTIVATIONS
+    f'shared_{name}': functools.partial(_at_next_place, _Sharing(name, {}, outside=False)) for name in ACTIVATIONS
 }
 
 
