@@ -449,7 +449,7 @@ def test_what_would_be_lost_is_refused(model, error, message):
     ('vgg16', ['features.1', 'pre_logits.act1']),
 ], ids=lambda v: v if isinstance(v, str) else '')
 def test_stages(name, expected):
-    with torch.device('meta'):
+    with torch.device('cpu' if name == 'regnety_002' else 'meta'):  # torch 2.6 cannot lay a regnet out on meta
         model = timm.create_model(name)
     report = convert_activations(model, 'pssilu', sharing='stage', preserve=False)
     assert list(dict.fromkeys(item.group for item in report.replaced)) == expected

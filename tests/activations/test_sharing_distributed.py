@@ -106,6 +106,7 @@ def test_data_parallel_keeps_it_equal(name, checkpointing, tmp_path):
         assert not torch.equal(parameter, start[key])  # it moved
 
 
+@pytest.mark.skipif(torch.__version__ < '2.7', reason='torch 2.6 shards on GPUs only')
 def test_sharded_network(tmp_path):
     two_processes(fully_sharded, tmp_path, 'ours', False)
     state = torch.load(tmp_path / 'state.pt', weights_only=True)
