@@ -2,10 +2,11 @@
 import pytest
 import timm
 import torch
+from timm.models import FeatureHookNet
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from timm_paf import shared
+from timm_paf import convert_activations, shared
 from timm_paf.activations import PSSiLU
 
 EXTRACTORS = ['list', 'dict', 'getter', 'hook', 'fx']
@@ -92,6 +93,19 @@ def test_fx_refuses_a_place_that_it_cannot_tell_from_another():
     """Both activations of a block are one module: which of them was called, the tracer does not know."""
     with pytest.raises(ValueError, match=r'layer1\.0\.act1.* is not present in model'):
         create_feature_extractor(build('resnet18'), ['layer1.0.act1'])
+
+
+def test_converted_network_is_read_in_the_same_way():
+    torch.manual_seed(0)
+    model = timm.create_model('resnet18').eval()
+    convert_activations(model, 'pssilu', alpha=2., beta=0.2)
+    x = torch.rand(1, 3, 32, 32)
+    expected = model.forward_intermediates(x, intermediates_only=True)
+    found = create_feature_extractor(model, {'act1': '0', 'layer1': '1', 'layer4': '4'})(x)
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[int(key)])
+    with pytest.raises(ValueError, match='one activation at 17 places'):
+        FeatureHookNet(model)
 
 
 def test_plain_symbolic_trace_computes_the_same():

@@ -207,6 +207,7 @@ def convert_activations(
             fitted = fit_activation(name, _functions(typical)[0]).values
         arguments: dict[str, Any] = {**placement, **channels.get(first.name, {}), **fitted, **settings}
         new = cls(**arguments).train(model.training)
+        new.places = len(members)
         values = {label: float(arguments.get(label, spec.init)) for label, spec in cls.parameter_specs.items()}
         if preserve and sharing == 'channel' and name == 'prelu0' and 'alpha' not in settings:
             _copy_slopes(first.module, new)
