@@ -77,6 +77,12 @@ def test_state_dict_holds_each_parameter_once(name):
     assert [key for key in prefixed if key.endswith(('alpha', 'beta'))] == [f'module.{key}' for key in keys]
 
 
+def test_state_dict_into_a_plain_dict():
+    model = small()
+    for _ in range(2):
+        assert list(model.state_dict(destination={})) == list(model.state_dict())
+
+
 def test_state_dict_of_a_part_has_the_parameters_too():
     model = small()
     model.state_dict()

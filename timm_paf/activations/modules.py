@@ -6,7 +6,7 @@ first name the module is reached by, and both that form and the form with a copy
 import math
 import weakref
 from collections.abc import Mapping
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,15 @@ class ParameterSpec(NamedTuple):
 # what has been seen of a module's places so far. Kept outside the modules so that copies and pickles do not carry them.
 _written: 'weakref.WeakKeyDictionary[ParametricActivation, tuple]' = weakref.WeakKeyDictionary()
 _loading: 'weakref.WeakKeyDictionary[ParametricActivation, _LoadRecord]' = weakref.WeakKeyDictionary()
+
+
+def _mark(destination: dict) -> Any:
+    """What a dictionary is known by later, without keeping it alive; a plain one cannot be referred to weakly."""
+    return id(destination) if type(destination) is dict else weakref.ref(destination)
+
+
+def _is_marked(mark: Any, destination: dict) -> bool:
+    return mark() is destination if isinstance(mark, weakref.ref) else mark == id(destination)
 
 
 class _LoadRecord:
@@ -191,10 +200,11 @@ class ParametricActivation(nn.Module):
             yield prefix, self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        call, first_prefix = _written.get(self, (None, None))
-        if call is not None and call() is destination and first_prefix != prefix:
+        mark, first_prefix = _written.get(self, (None, prefix))
+        first_key = first_prefix + next(iter(self.parameter_specs))
+        if first_prefix != prefix and first_key in destination and _is_marked(mark, destination):
             return  # already in this state dict, under the name of its first place
-        _written[self] = (weakref.ref(destination), prefix)
+        _written[self] = (_mark(destination), prefix)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
