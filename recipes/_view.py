@@ -75,6 +75,7 @@ class TrainingView:
             robust: Optional[float],
             images_per_second: Optional[float],
             shape: Mapping[str, float],
+            data_wait: Optional[float] = None,
     ) -> None:
         """Show one update: the running means of the epoch, in which `robust` is the training attack's.
 
@@ -85,6 +86,7 @@ class TrainingView:
             robust: Accuracy in percent under the attack.
             images_per_second: Images trained on each second, real and synthetic.
             shape: alpha and beta by name.
+            data_wait: Share of the epoch's time in percent that training stood waiting for data.
         """
         if self.live is None:
             return
@@ -92,7 +94,9 @@ class TrainingView:
         if loss is None:
             self.progress.update(self.bar, completed=done)
             return
-        numbers = [f'loss {loss:.3f}', f'under attack {robust:.1f} %', self.validation, shape_text(shape)]
+        numbers = [
+            f'loss {loss:.3f}', f'under attack {robust:.1f} %', self.validation, shape_text(shape),
+            wait_text(data_wait)]
         self.progress.update(
             self.bar, completed=done, description=f'epoch {epoch + 1}/{self.epochs}',
             rate=f'{images_per_second:.0f} images/s')
@@ -109,6 +113,7 @@ class TrainingView:
             images_per_second: float,
             shape: Mapping[str, float],
             best: bool,
+            data_wait: Optional[float] = None,
     ) -> None:
         """Show a finished epoch; all accuracies in percent."""
         self.validation = f'validation: clean {val_clean:.1f} %, robust {val_robust:.1f} %'
@@ -116,9 +121,14 @@ class TrainingView:
         parts = [
             f'epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}', f'loss {loss:.3f}',
             f'under attack {robust:.1f} %', self.validation + (' (best)' if best else ''), shape_text(shape),
-            f'{images_per_second:.0f} images/s', f'{duration(left)} left' if left else '',
+            f'{images_per_second:.0f} images/s', wait_text(data_wait), f'{duration(left)} left' if left else '',
         ]
         self.say('  '.join(filter(None, parts)))
+
+
+def wait_text(data_wait: Optional[float]) -> str:
+    """The share of time spent waiting for data, in percent."""
+    return '' if data_wait is None else f'{data_wait:.1f} % waiting for data'
 
 
 def shape_text(shape: Mapping[str, float]) -> str:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from timm_paf.data import ConcatenatedImages, LabelledImages, to_unit_range
+from timm_paf.data import ConcatenatedImages, LabelledImages, label_distribution, to_unit_range
 
 FLOATS = torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(0))
 BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 1, 3, 2)
 LABELS = torch.tensor([0, 1, 2, 1])
+SOFT = torch.tensor([[0.2, 0.3, 0.5], [0., 1., 0.], [0.25, 0.25, 0.5], [0.5, 0.5, 0.]])
 
 
 def with_pixel(value):
@@ -32,6 +33,11 @@ BAD = {
     'labels short': (FLOATS, LABELS[:3], 3, r'shape \(3,\) for 4 images'),
     'label too high': (FLOATS, LABELS, 2, 'labels from 0 to 2, expected 0 to 1'),
     'label negative': (FLOATS, LABELS - 1, 3, 'labels from -1'),
+    'soft labels of other classes': (FLOATS, SOFT, 4, r'soft labels of shape \(4, 3\) for 4 images, expected \(4, 4\)'),
+    'soft labels short': (FLOATS, SOFT[:3], 3, r'soft labels of shape \(3, 3\)'),
+    'sum of 1.01': (FLOATS, SOFT * torch.tensor([[1], [1], [1.01], [1]]), 3, r'first at image 2, sum 1.01\)'),
+    'negative probability': (FLOATS, SOFT + torch.tensor([-1., 1., 0.]), 3, 'first at image 0'),
+    'nan probability': (FLOATS, SOFT / torch.tensor([[1], [0], [1], [1.]]) * 0 + SOFT, 3, 'first at image 1'),
     'no classes': (FLOATS, LABELS, 0, 'num_classes=0'),
     'classes as float': (FLOATS, LABELS, 3.0, 'num_classes=3.0'),
 }
@@ -123,3 +129,25 @@ def test_concatenation_refuses_parts_that_differ():
         ConcatenatedImages([first, LabelledImages(BYTES.reshape(4, 1, 2, 3), LABELS, 3, 'other')])
     with pytest.raises(ValueError, match='other has 5 classes but a has 3'):
         ConcatenatedImages([first, LabelledImages(BYTES, LABELS, 5, 'other')])
+
+
+def test_soft_labels_are_kept():
+    data = LabelledImages(BYTES, SOFT, 3, 'a')
+    assert torch.equal(data.take(torch.tensor([2, 0]))[1], SOFT[[2, 0]])
+    assert data.fingerprint() != LabelledImages(BYTES, SOFT.flip(0), 3, 'a').fingerprint()
+    joined = ConcatenatedImages([data, LabelledImages(BYTES, LABELS, 3, 'b')])
+    expected = torch.stack([torch.eye(3)[1], SOFT[2]])
+    # soft also where a batch happens to hold none of the soft ones
+    assert torch.equal(joined.take(torch.tensor([5, 2]))[1], expected)
+    assert torch.equal(joined.take(torch.tensor([5]))[1], expected[:1])
+
+
+@pytest.mark.parametrize('smoothing', [0., 0.1, 1.])
+def test_smoothing_is_torchs(smoothing):
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.cross_entropy(logits, LABELS, label_smoothing=smoothing)
+    target = label_distribution(LABELS, 3, smoothing=smoothing)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, target), expected)
+    expected = torch.nn.functional.cross_entropy(logits, SOFT, label_smoothing=smoothing)
+    target = label_distribution(SOFT, 3, smoothing=smoothing)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, target), expected)

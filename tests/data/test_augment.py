@@ -1,5 +1,7 @@
 """Batched augmentation against a loop over images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +72,97 @@ def test_global_random_state_is_left_alone():
     before = torch.get_rng_state()
     Augment(crop_padding=1, hflip=True)(images(), generator=generator())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_jitter_factors_are_uniform_around_one():
+    factors = Augment(color_jitter=0.4).draw(5000, (3, 6, 5), generator=generator())['jitter']
+    assert factors.shape == (5000, 3) and factors.min() >= 0.6 and factors.max() <= 1.4
+    standard_error = 0.8 / 12**0.5 / 5000**0.5
+    assert ((factors.mean(0) - 1).abs() < 5 * standard_error).all()
+    assert Augment(color_jitter=3.).draw(5000, (3, 6, 5), generator=generator())['jitter'].min() >= 0
+
+
+def test_cutout_is_a_square_around_any_pixel():
+    x = torch.ones(20000, 1, 7, 9)
+    holes = (Augment(cutout=3)(x, generator=generator()) == 0)[:, 0]
+    # a corner is hit by four centres of 63, a pixel in the middle by nine
+    expected = torch.full((7, 9), 9.)
+    expected[[0, -1]] = 6
+    expected[:, [0, -1]] = 6
+    for row in (0, -1):
+        for column in (0, -1):
+            expected[row, column] = 4
+    share = expected / 63
+    assert ((holes.float().mean(0) - share).abs() < 5 * (share * (1 - share) / 20000).sqrt()).all()
+    assert holes.sum((1, 2)).unique().tolist() == [4, 6, 9]
+
+
+@pytest.mark.parametrize('probability', [0.25, 1.])
+def test_erasing_takes_as_often_and_as_much_as_it_says(probability):
+    x = torch.ones(4000, 1, 40, 40)
+    area = (Augment(erase_prob=probability)(x, generator=generator()) == 0).float().mean((1, 2, 3))
+    erased = area > 0
+    assert abs(int(erased.sum()) - 4000 * probability) <= 5 * (4000 * probability * (1 - probability)) ** 0.5
+    taken = area[erased]
+    # rounded to whole pixels and, for the longest, cut at the image: mean (0.02 + 1/3) / 2 up to a percent
+    assert taken.min() > 0.01 and taken.max() < 0.35
+    assert abs(float(taken.mean()) - 0.1767) < 0.01 + 5 * 0.09 / len(taken) ** 0.5
+
+
+@pytest.mark.parametrize('alpha', [0.3, 1., 4.])
+def test_cutmix_changes_labels_as_much_as_pixels(alpha):
+    count, size = 3000, 32
+    x = torch.arange(count).float()[:, None, None, None].expand(-1, 1, size, size) / count
+    target = torch.nn.functional.one_hot(torch.arange(count) % 7, 7).float()
+    mixed, labels = Augment(cutmix=alpha).labelled(x, target, generator=generator())
+    own = (mixed == x).flatten(1).float().mean(1)
+    # what is not the image's own comes from the next one
+    assert ((mixed == x) | (mixed == x.roll(-1, 0))).all()
+    torch.testing.assert_close(labels, own[:, None] * target + (1 - own[:, None]) * target.roll(-1, 0))
+    # before it is cut at the border the pasted share s is Beta(alpha, alpha): a side of sqrt(s) keeps at an even
+    # centre 1 - sqrt(s) / 4 of its length on average
+    share = torch.distributions.Beta(alpha, alpha).sample((200_000,))
+    expected = float((share.sqrt() * (1 - share.sqrt() / 4)).square().mean())
+    assert abs(float(1 - own.mean()) - expected) < 5 * 0.3 / count**0.5 + 0.01
+
+
+def test_cutmix_asks_for_labels():
+    with pytest.raises(ValueError, match='without labels'):
+        Augment(cutmix=1.)(images(), generator=generator())
+
+
+EVERYTHING = Augment(crop_padding=2, hflip=True, color_jitter=0.3, cutout=2, erase_prob=0.5, cutmix=1.)
+
+
+def test_rows_of_the_draws_can_be_used_apart():
+    """What is done to an image does not depend on which others are at hand."""
+    x = images(torch.uint8)
+    draws = EVERYTHING.draw(len(x), x.shape[1:], generator=generator())
+    whole, some = EVERYTHING.apply(x, draws), torch.tensor([5, 60, 5, 0])
+    assert torch.equal(EVERYTHING.apply(x[some], {name: rows[some] for name, rows in draws.items()}), whole[some])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_results_are_the_same_on_a_gpu():
+    x, target = images(torch.uint8), torch.eye(64)
+    for augment in (EVERYTHING, replace(EVERYTHING, color_jitter=0.)):
+        draws = augment.draw(len(x), x.shape[1:], generator=generator())
+        results = []
+        for device in ('cpu', 'cuda'):
+            here = {name: rows.to(device) for name, rows in draws.items()}
+            y, labels = augment.apply(x.to(device), here), target.to(device)
+            results.append(augment.mix(y, y.roll(-1, 0), labels, labels.roll(-1, 0), here))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other.cpu(), atol=1e-6 if augment.color_jitter else 0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [('color_jitter', -0.1), ('color_jitter', float('nan')), ('erase_prob', 1.1), ('erase_prob', '1'), ('cutmix', -1),
+     ('cutmix', float('inf')), ('cutout', 1.5), ('cutout', -1)], ids=str)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f'got {name}='):
+        Augment(**{name: value})
 
 
 @pytest.mark.parametrize('padding', [-1, 1.5, True, None, '1'], ids=repr)

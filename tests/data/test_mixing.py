@@ -1,5 +1,9 @@
 """Mixed batches: exact shares, exact passes, and an order that is a function of (seed, epoch, step)."""
 
+import os
+import socket
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -223,6 +227,182 @@ def test_several_sources_as_one():
     assert snapshot(joined.epoch(2)) == snapshot(mixed().epoch(2))
 
 
+def source_of(batch):
+    """Number of the synthetic source that each synthetic image of a batch is from, read from its pixels."""
+    kinds = (batch.x[:, 1, 2, 2] * 255).round().long()
+    return kinds[kinds != REAL] - SYNTHETIC
+
+
+@pytest.mark.parametrize(
+    ('weights', 'per_ten'), [(None, (10, 10, 10)), ((1, 1, 1), (10, 10, 10)), ((0.5, 0.2, 0.3), (15, 6, 9))], ids=str)
+def test_weighted_sources_have_exact_shares_and_passes(weights, per_ten):
+    sizes = (31, 17, 8)
+    sources = [numbered(size, SYNTHETIC + number) for number, size in enumerate(sizes)]
+    batches = MixedBatches(
+        numbered(50, REAL), sources, batch_size=8, synthetic_fraction=3 / 8, seed=0, synthetic_weights=weights,
+        drop_last=True)
+    uses = [Counter() for _ in sources]
+    for step, batch in enumerate(batch for epoch in range(4) for batch in batches.epoch(epoch)):
+        assert int(batch.synthetic.sum()) == 3
+        for number, size in enumerate(sizes):
+            uses[number].update(indices(batch, SYNTHETIC + number))
+            every = [uses[number][index] for index in range(size)]
+            assert max(every) - min(every) <= 1
+            assert abs(uses[number].total() - per_ten[number] / 10 * (step + 1)) <= 1
+    assert step == 39
+    assert [use.total() for use in uses] == [4 * count for count in per_ten]
+
+
+def test_each_source_is_treated_in_its_own_way():
+    sources = [numbered(40, SYNTHETIC), numbered(40, SYNTHETIC + 1)]
+    settings = {'batch_size': 12, 'synthetic_fraction': 2 / 3, 'seed': 0}
+    plain = MixedBatches(numbered(40, REAL), sources, **settings)
+    treated = MixedBatches(
+        numbered(40, REAL), sources, **settings, smoothing=0.1, synthetic_smoothing=(0.5, 0.),
+        synthetic_augment=(Augment(), Augment(color_jitter=0.9)))
+    for before, after in zip(plain.epoch(0), treated.epoch(0), strict=True):
+        assert torch.equal(before.target, before.y) and torch.equal(before.y, after.y)
+        kinds = (before.x[:, 1, 0, 0] * 255).round().long()
+        smoothing = torch.tensor([0., 0.1, 0.5, 0.])[kinds][:, None]
+        expected = torch.nn.functional.one_hot(before.y, 10) * (1 - smoothing) + smoothing / 10
+        torch.testing.assert_close(after.target, expected)
+        jittered = kinds == SYNTHETIC + 1
+        assert torch.equal(after.x[~jittered], before.x[~jittered])
+        assert (after.x[jittered] != before.x[jittered]).flatten(1).any(1).all()
+
+
+def test_soft_labels_reach_the_target():
+    soft = torch.rand(70, 10, generator=torch.Generator().manual_seed(0))
+    soft = soft / soft.sum(1, keepdim=True)
+    source = LabelledImages(numbered(70, SYNTHETIC).images, soft, 10, 'soft')
+    batch = next(MixedBatches(numbered(50, REAL), source, batch_size=20, synthetic_fraction=0.5, seed=0).epoch(0))
+    taken = torch.tensor(indices(batch, SYNTHETIC))
+    torch.testing.assert_close(batch.target[batch.synthetic], soft[taken])
+    assert torch.equal(batch.y[batch.synthetic], soft[taken].argmax(1))
+    assert torch.equal(batch.target[~batch.synthetic].max(1).values, torch.ones(10))
+    # all batches of a run are of one form, also those without one of the soft labels
+    alone = MixedBatches(numbered(31, REAL), source, batch_size=16, synthetic_fraction=1 / 16, seed=0)
+    assert [tuple(batch.target.shape) for batch in alone.epoch(0)] == [(16, 10), (16, 10), (1, 10)]
+
+
+def test_cutmix_pairs_go_round_in_a_ring():
+    # two images, halves of a large rectangle: each shows the other, the last one the first
+    shades = LabelledImages(torch.tensor([0., 1.])[:, None, None, None].expand(-1, 1, 16, 16), torch.arange(2), 2, 'a')
+    batches = MixedBatches(
+        shades, batch_size=2, synthetic_fraction=0., seed=0, real_augment=Augment(cutmix=100.))
+    for epoch in range(5):
+        (batch,) = batches.epoch(epoch)
+        assert all(image.unique().tolist() == [0, 1] for image in batch.x)
+        torch.testing.assert_close(batch.target[:, 1], batch.x.mean((1, 2, 3)))
+
+
+def test_cutmix_stays_within_a_source():
+    mixed_up = {'real_augment': Augment(cutmix=1.), 'synthetic_augment': Augment()}
+    for before, after in zip(mixed(batch_size=20).epoch(0), mixed(batch_size=20, **mixed_up).epoch(0), strict=True):
+        assert torch.equal(before.x[before.synthetic], after.x[after.synthetic])
+        assert (after.x[~after.synthetic, 1] * 255).round().unique().tolist() == [REAL]
+        # a real image's red and blue say which image each of its pixels is from; labels must follow the pixels
+        codes = (after.x[~after.synthetic] * 255).round().long()
+        labels = torch.nn.functional.one_hot((codes[:, 0] + 256 * codes[:, 2]) * 10 // 50, 10).float().mean((1, 2))
+        torch.testing.assert_close(after.target[~after.synthetic], labels)
+    assert (after.target[~after.synthetic].max(1).values < 1).any()
+
+
+ALL_OF_IT = {
+    'batch_size': 13, 'fraction': 0.4, 'smoothing': 0.1,
+    'real_augment': Augment(crop_padding=1, hflip=True, color_jitter=0.2, erase_prob=0.5, cutmix=1.),
+    'synthetic_augment': Augment(cutout=2, cutmix=0.5),
+}
+
+
+def rows(batch):
+    """The images of a batch with all that belongs to them, in a sorted order."""
+    columns = [batch.x.flatten(1), batch.y[:, None], batch.target, batch.synthetic[:, None]]
+    return sorted(torch.cat(columns, 1).tolist())
+
+
+@pytest.mark.parametrize('world_size', [2, 3])
+def test_ranks_together_see_what_one_process_sees(world_size):
+    alone = list(mixed(**ALL_OF_IT).epoch(2))
+    shares = zip(*(
+        mixed(**ALL_OF_IT, rank=rank, world_size=world_size).epoch(2) for rank in range(world_size)), strict=True)
+    for whole, parts in zip(alone, shares, strict=True):
+        # exactly the same images, each with the same augmentation, and none twice
+        assert sorted(row for part in parts for row in rows(part)) == rows(whole)
+        assert {part.total for part in parts} == {len(whole)} == {whole.total}
+        sizes, synthetic = [len(part) for part in parts], [int(part.synthetic.sum()) for part in parts]
+        assert max(sizes) - min(sizes) <= 1 and max(synthetic) - min(synthetic) <= 1
+
+
+PROCESS = """
+import os, sys, torch
+torch.set_num_threads(1)
+torch.distributed.init_process_group('gloo')
+sys.path.insert(0, sys.argv[1])
+from test_mixing import ALL_OF_IT, mixed, rows
+rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+batches = mixed(**ALL_OF_IT, rank=rank, world_size=world_size)
+gathered = [None] * world_size
+torch.distributed.all_gather_object(gathered, [rows(batch) for batch in batches.epoch(1, 2)])
+if rank == 0:
+    torch.save(gathered, sys.argv[2])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_under_torchruns_environment(tmp_path, unused_port):
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = {
+        **os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': unused_port, 'WORLD_SIZE': '2', 'OMP_NUM_THREADS': '1'}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', PROCESS, here, str(tmp_path / 'out.pt')], env={**environment, 'RANK': str(rank)},
+            cwd=os.path.dirname(os.path.dirname(here)))
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    shares = zip(*torch.load(tmp_path / 'out.pt', weights_only=True), strict=True)
+    alone = mixed(**ALL_OF_IT).epoch(1, 2)
+    for whole, (first, second) in zip(alone, shares, strict=True):
+        assert sorted(first + second) == rows(whole)
+
+
+@pytest.fixture
+def unused_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+class Endless:
+    """A set too large for any list of its indices; its images are made when they are asked for."""
+
+    num_classes, image_shape, name = 10, (1, 2, 2), 'endless'
+
+    def __len__(self):
+        return 10**12
+
+    def take(self, indices):
+        return torch.zeros(len(indices), 1, 2, 2, dtype=torch.uint8), indices * 10 // 10**12
+
+
+def test_sets_of_any_size_start_at_once():
+    # 10^12 images sorted by class, real and synthetic: an index table would be 8 TB
+    batches = MixedBatches(Endless(), [Endless(), Endless()], batch_size=600, synthetic_fraction=0.5, seed=0)
+    labels = torch.cat([batch.y for batch in islice(batches.epoch(3, 10**6), 10)])
+    counts = torch.bincount(labels, minlength=10)
+    assert float(((counts - 600) ** 2 / 600).sum()) < 9 + 5 * 18**0.5
+
+
+def test_real_images_sorted_by_class_are_mixed_too():
+    batches = mixed(4000, 4000, 80, 0.5, seed=3)
+    counts = torch.stack([torch.bincount(b.y[~b.synthetic], minlength=10) for b in batches.epoch(0)]).double()
+    assert counts.shape == (100, 10) and counts.sum(0).tolist() == [400] * 10
+    variance = 40 * 0.1 * 0.9 * (4000 - 40) / (4000 - 1)
+    chi2 = float(((counts - 4) ** 2 / variance).sum()) * 0.9
+    assert abs(chi2 - 9 * 99) < 5 * (2 * 9 * 99) ** 0.5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_batches_on_a_gpu_are_the_same():
     settings = {'real_augment': Augment(crop_padding=1, hflip=True)}
@@ -242,6 +422,12 @@ BAD = {
     'batch of 2.5': ({'batch_size': 2.5}, 'batch_size=2.5'),
     'seed as float': ({'seed': 1.0}, 'seed=1.0'),
     'nothing to mix in': ({'num_synthetic': 0}, 'without synthetic images'),
+    'smoothing above 1': ({'smoothing': 1.1}, 'smoothing=1.1'),
+    'smoothing nan': ({'synthetic_smoothing': float('nan')}, 'smoothing=nan'),
+    'two smoothings for one source': ({'synthetic_smoothing': (0.1, 0.2)}, '2 values of synthetic_smoothing for 1'),
+    'two weights for one source': ({'synthetic_weights': (1, 1)}, 'got 2 weights'),
+    'rank': ({'rank': 2, 'world_size': 2}, 'got rank=2, expected 0 to 1'),
+    'more processes than images': ({'world_size': 5}, 'smallest batch has 4 images for world_size=5'),
     'nothing left': ({'batch_size': 200, 'drop_last': True}, '50 images do not fill one batch'),
 }
 

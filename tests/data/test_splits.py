@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from timm_paf.data import stratified_split
+from timm_paf.data import held_out, stratified_split
 
 CASES = {
     'balanced': (torch.arange(100) % 10, [30, 20, 50]),
@@ -57,3 +57,35 @@ def test_seed_decides_the_split():
 def test_sizes_that_do_not_fit(sizes):
     with pytest.raises(ValueError, match='add up'):
         stratified_split(torch.arange(10), sizes, seed=0)
+
+
+HELD_OUT = {
+    'balanced and sorted': (torch.arange(1000) // 100, 100),
+    'skewed': (torch.tensor([0] * 700 + [1] * 200 + [2] * 7), 90),
+    'gaps in the class numbers': (torch.tensor([4] * 30 + [9] * 60), 9),
+    'all but one': (torch.arange(40) % 4, 39),
+}
+
+
+@pytest.mark.parametrize('case', HELD_OUT)
+def test_held_out_sample_is_stratified(case):
+    labels, size = HELD_OUT[case]
+    chosen = held_out(labels, size, seed=0)
+    assert len(chosen) == len(chosen.unique()) == size
+    counts = torch.bincount(labels[chosen], minlength=int(labels.max()) + 1)
+    assert ((counts - size * torch.bincount(labels) / len(labels)).abs() < 1).all()
+    assert torch.equal(chosen, held_out(labels, size, seed=0))
+
+
+def test_held_out_sample_is_another_one_for_another_seed_and_not_the_first_ones():
+    labels = torch.arange(5000) // 500
+    first, second = (set(held_out(labels, 500, seed=seed).tolist()) for seed in (0, 1))
+    # two independent tenths have a tenth of themselves in common
+    assert abs(len(first & second) - 50) < 5 * 45**0.5
+    assert not torch.equal(labels[held_out(labels, 500, seed=0)].sort().values, labels[held_out(labels, 500, seed=0)])
+
+
+@pytest.mark.parametrize('size', [0, -1, 10, 11])
+def test_held_out_sizes_that_do_not_fit(size):
+    with pytest.raises(ValueError, match='expected 1 to 9'):
+        held_out(torch.arange(10) % 2, size, seed=0)

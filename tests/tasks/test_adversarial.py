@@ -45,6 +45,22 @@ def test_loss_is_that_of_the_attacked_images_in_train_mode(batch):
     assert result['output'].shape == (8, 10)
 
 
+def test_attack_is_given_the_likeliest_class_and_the_loss_the_soft_label(batch):
+    x, y = batch
+    soft = 0.7 * nn.functional.one_hot(y, 10) + 0.03
+    given = []
+
+    def attack(model, images, labels):
+        given.append(labels)
+        return images
+
+    task = make(attack=attack, beta_penalty=0.)
+    result = task(x, soft)
+    assert torch.equal(given[0], y)
+    expected = -(soft * result['output'].log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(result['loss'], expected)
+
+
 def test_batchnorm_moves_once_a_step(batch):
     """The attack's passes leave the statistics alone; the training pass moves them."""
     task = make().train()

@@ -1,12 +1,21 @@
 """Data sets that timm lacks, and batches that mix real and synthetic images at an exact share."""
 
 from timm_paf.data.archives import open_archive, open_archives, save_archive
-from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, check_compatible, to_unit_range
+from timm_paf.data.arrays import (
+    ConcatenatedImages,
+    ImageSource,
+    LabelledImages,
+    check_compatible,
+    label_distribution,
+    to_unit_range,
+)
 from timm_paf.data.augment import Augment, random_hflip, random_shift
 from timm_paf.data.digits import DigitsSplits, digits_splits
+from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
-from timm_paf.data.splits import stratified_split
+from timm_paf.data.splits import held_out, stratified_split
+from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
 from timm_paf.data.synthetic import cached_synthetic_digits, sample_synthetic
 
 __all__ = [
@@ -14,21 +23,31 @@ __all__ = [
     'Batch',
     'ConcatenatedImages',
     'DigitsSplits',
+    'EndlessStream',
     'ImageSource',
     'IndexPermutation',
     'LabelledImages',
     'MixedBatches',
+    'Prefetched',
+    'Rank',
+    'RealPasses',
     'cached_synthetic_digits',
     'check_compatible',
+    'counts_after',
     'derive_seed',
     'digits_splits',
+    'free_bytes',
     'generator_for',
+    'held_out',
+    'label_distribution',
     'open_archive',
     'open_archives',
+    'place_on_device',
     'random_hflip',
     'random_shift',
     'sample_synthetic',
     'save_archive',
+    'stored_bytes',
     'stratified_split',
     'to_unit_range',
 ]

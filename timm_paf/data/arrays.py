@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_SUM_TOLERANCE = 1e-3  # of a row of soft labels: float16 archives with many classes come this far from 1
 
 
 class ImageSource(Protocol):
@@ -35,7 +38,10 @@ class ImageSource(Protocol):
         ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W), uint8 or float32 in [0, 1], and labels (B,) int64 at `indices` (B,) int64."""
+        """Images (B, C, H, W), uint8 or float32 in [0, 1], and labels at `indices` (B,) int64.
+
+        Labels are (B,) int64, or (B, K) float32 with rows that sum to 1 if the source has soft labels.
+        """
         ...
 
 
@@ -48,7 +54,8 @@ class LabelledImages:
 
     Args:
         images: (N, C, H, W), float32 with finite values in [0, 1], or uint8. N, C, H and W are at least 1.
-        labels: (N,) int64 with values in 0..num_classes-1, on the same device as the images.
+        labels: (N,) int64 with values in 0..num_classes-1, or soft: (N, num_classes) float32, every value at least 0
+            and every row with sum 1 (within 1e-3); on the same device as the images.
         num_classes: number of classes, at least 1.
         name: short name that messages use for this set.
 
@@ -87,9 +94,9 @@ class LabelledImages:
             indices: (B,) int64 in 0..N-1, any device.
 
         Returns:
-            Images (B, C, H, W) in their stored dtype and labels (B,) int64, on the device of this set.
+            Images (B, C, H, W) in their stored dtype and labels (B,) or (B, K), on the device of this set.
         """
-        indices = indices.to(self.images.device)
+        indices = indices.to(self.images.device, non_blocking=True)
         return self.images[indices], self.labels[indices]
 
     def subset(self, indices: Tensor, *, name: str) -> 'LabelledImages':
@@ -98,7 +105,7 @@ class LabelledImages:
         return LabelledImages(images, labels, self.num_classes, name)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape, dtype, pixels, labels and class count; the name is left out.
+        """SHA-256 (hex) of shape, dtype, pixels, labels (as they are, hard or soft) and class count, not of the name.
 
         Two sets with the same fingerprint hold the same data, whatever their strides or device.
         """
@@ -113,7 +120,7 @@ class ConcatenatedImages:
 
     Args:
         parts: at least one source; all share image shape and class count. Their dtypes may differ: a batch that draws
-            from parts of different dtypes is float32 in [0, 1].
+            from parts of different dtypes is float32 in [0, 1], and if one part has soft labels, so has the whole.
         name: short name for messages; the parts' names joined by '+' if None.
 
     Raises:
@@ -130,13 +137,14 @@ class ConcatenatedImages:
         self.num_classes = parts[0].num_classes
         self.image_shape = parts[0].image_shape
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self._soft = len({has_soft_labels(part) for part in parts}) > 1
 
     def __len__(self) -> int:
         """Number of images in all parts together."""
         return int(self._ends[-1])
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy out images (B, C, H, W) and labels (B,) at `indices` ((B,) int64 in 0..N-1), in the order asked for.
+        """Copy out images (B, C, H, W) and labels at `indices` ((B,) int64 in 0..N-1), in the order asked for.
 
         Raises:
             IndexError: if an index is outside 0..N-1.
@@ -151,7 +159,7 @@ class ConcatenatedImages:
             start = int(self._ends[number]) - len(self.parts[number])
             part_images, part_labels = self.parts[number].take(indices[slot] - start)
             images.append(part_images)
-            labels.append(part_labels)
+            labels.append(label_distribution(part_labels, self.num_classes) if self._soft else part_labels)
             slots.append(slot)
         if not slots:
             return self.parts[0].take(indices)
@@ -175,6 +183,24 @@ def to_unit_range(images: Tensor) -> Tensor:
     if images.dtype == torch.float32:
         return images
     raise ValueError(f'got images of dtype {images.dtype}, expected uint8 or float32; convert them first')
+
+
+def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0.) -> Tensor:
+    """Labels as probabilities (B, K) float32.
+
+    Args:
+        labels: (B,) int64 or, soft already, (B, K) float32.
+        num_classes: K.
+        smoothing: s in [0, 1]; gives (1 - s) * p + s / K, as torch's cross_entropy has it.
+    """
+    if labels.ndim == 1:
+        labels = F.one_hot(labels, num_classes).float()
+    return torch.lerp(labels, torch.full_like(labels, 1 / num_classes), smoothing) if smoothing else labels
+
+
+def has_soft_labels(source: ImageSource) -> bool:
+    """Whether a source hands out labels as probabilities; reads one image of it, unless it decodes (`ahead`)."""
+    return not hasattr(source, 'ahead') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
 
 
 def check_compatible(first: ImageSource, second: ImageSource) -> None:
@@ -217,6 +243,9 @@ def _check_images(images: Tensor, name: str) -> None:
 def _check_labels(labels: Tensor, count: int, num_classes: int, name: str) -> None:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f'{name}: got num_classes={num_classes!r}, expected an integer of at least 1')
+    if isinstance(labels, Tensor) and labels.dtype == torch.float32:
+        _check_soft_labels(labels, count, num_classes, name)
+        return
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f'{name}: got labels as {got}, expected a torch tensor of int64; convert them with .long()')
@@ -230,4 +259,20 @@ def _check_labels(labels: Tensor, count: int, num_classes: int, name: str) -> No
         raise ValueError(
             f'{name}: got labels from {low} to {high}, expected 0 to {num_classes - 1}; '
             f'correct num_classes={num_classes} or the labels'
+        )
+
+
+def _check_soft_labels(labels: Tensor, count: int, num_classes: int, name: str) -> None:
+    if labels.shape != (count, num_classes):
+        raise ValueError(
+            f'{name}: got soft labels of shape {tuple(labels.shape)} for {count} images, expected '
+            f'({count}, {num_classes}); give one probability per image and class'
+        )
+    # written so that NaN counts as wrong
+    wrong = ~((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() <= _SUM_TOLERANCE))
+    if wrong.any():
+        index = int(wrong.int().argmax())
+        raise ValueError(
+            f'{name}: got soft labels that are no probabilities (first at image {index}, sum '
+            f'{float(labels[index].sum()):g}), expected values >= 0 with sum 1; apply a softmax to logits'
         )

@@ -1,38 +1,121 @@
 """Augmentation of whole batches, on the device where the batch is, with random numbers that the caller hands in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, log
+from numbers import Real
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from timm_paf.data.arrays import to_unit_range
+from timm_paf.data.pixels import blank, jitter, mirror, paste, shift
+
+_ERASED_AREA = (0.02, 1 / 3)  # share of the image and log of height / width, as timm's RandomErasing takes them
+_ERASED_LOG_ASPECT = (log(0.3), log(1 / 0.3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is done to the images of one source; the default does nothing.
+    """What is done to the images of one source, in the order of the arguments; the default does nothing.
+
+    Random numbers are drawn on the CPU, a few for each image, and travel to the device. What is done with them are a
+    few operations on the whole batch, uint8 as long as it can be. Results are the same on every device, bit for bit;
+    only those of `color_jitter` may differ by rounding.
 
     Args:
         crop_padding: shift each image by up to this many pixels each way, as padding and random cropping do; >= 0.
             The paper uses 4 on 32x32 images.
         hflip: mirror each image left to right with probability 1/2. Not for digits: most have no mirror image.
+        color_jitter: s >= 0; brightness, contrast and saturation are changed by factors that are uniform in
+            [max(0, 1 - s), 1 + s], in this order.
+        cutout: set a square of this side to 0; its centre is any pixel, parts outside the image are lost; >= 0.
+        erase_prob: with this probability, set a rectangle inside the image to 0; its area is uniform in 2 % to 1/3 of
+            the image, the logarithm of its aspect ratio uniform between those of 0.3 and 1/0.3. Where such a rectangle
+            is longer than the image it is cut.
+        cutmix: a >= 0; each image gets a rectangle of another one of its source and batch, and of its label as large a
+            share as the rectangle is of the image. That share is Beta(a, a) before the rectangle is cut off at the
+            image's border. 0 leaves it out.
 
     Raises:
-        ValueError: if crop_padding is not an integer of at least 0.
+        ValueError: if a setting is out of range.
+
+    Source: DeVries and Taylor, arXiv 1708.04552, for cutout; Zhong et al., arXiv 1708.04896, for erasing; Yun et al.,
+    arXiv 1905.04899, for cutmix.
     """
 
     crop_padding: int = 0
     hflip: bool = False
+    color_jitter: float = 0.
+    cutout: int = 0
+    erase_prob: float = 0.
+    cutmix: float = 0.
 
     def __post_init__(self) -> None:
-        _check_padding(self.crop_padding)
+        _check_pixels(self.crop_padding, 'crop_padding', '0 leaves images in place')
+        _check_pixels(self.cutout, 'cutout', '0 leaves it out')
+        _check_number(self.color_jitter, 'color_jitter')
+        _check_number(self.erase_prob, 'erase_prob', most=1)
+        _check_number(self.cutmix, 'cutmix')
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Shift, then mirror, images (B, C, H, W); dtype and device stay. `generator` is a CPU generator."""
+        """Augment images (B, C, H, W) with numbers from a CPU generator.
+
+        dtype and device stay, but colour jitter makes float32 of uint8.
+
+        Raises:
+            ValueError: if `cutmix` is set, which changes labels as well; see `labelled`.
+        """
+        if self.cutmix:
+            raise ValueError(f'got cutmix={self.cutmix} without labels, which it changes; call labelled() instead')
+        return self.apply(images, self.draw(len(images), images.shape[1:], generator=generator))
+
+    def labelled(self, images: Tensor, target: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augment images (B, C, H, W) and their label distributions (B, K) float32; cutmix pairs i with i + 1."""
+        draws = self.draw(len(images), images.shape[1:], generator=generator)
+        images = self.apply(images, draws)
+        return self.mix(images, images.roll(-1, 0), target, target.roll(-1, 0), draws)
+
+    def draw(self, count: int, image_shape: torch.Size, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw what is to be done to `count` images (C, H, W): tensors on the CPU with one row for each image."""
+        _, height, width = image_shape
+        draws = {}
         if self.crop_padding:
-            images = random_shift(images, self.crop_padding, generator=generator)
+            draws['shift'] = _draw_shift(count, self.crop_padding, generator)
         if self.hflip:
-            images = random_hflip(images, generator=generator)
+            draws['mirror'] = _draw_mirror(count, generator)
+        if self.color_jitter:
+            low, high = max(0., 1 - self.color_jitter), 1 + self.color_jitter
+            draws['jitter'] = low + (high - low) * torch.rand(count, 3, generator=generator)
+        if self.cutout:
+            draws['cutout'] = _draw_square(count, self.cutout, height, width, generator)
+        if self.erase_prob:
+            draws['erase'] = _draw_rectangle(count, self.erase_prob, height, width, generator)
+        if self.cutmix:
+            draws['cutmix'] = _draw_mixed(count, self.cutmix, height, width, generator)
+        return draws
+
+    def apply(self, images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """Do all but cutmix to images (B, C, H, W), with draws of B rows on their device."""
+        if 'shift' in draws:
+            images = shift(images, draws['shift'], padding=self.crop_padding)
+        if 'mirror' in draws:
+            images = mirror(images, draws['mirror'])
+        if 'jitter' in draws:
+            images = jitter(to_unit_range(images), draws['jitter'])
+        for name in ('cutout', 'erase'):
+            if name in draws:
+                images = blank(images, draws[name])
         return images
+
+    def mix(
+        self, images: Tensor, others: Tensor, target: Tensor, other_target: Tensor, draws: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Paste of `others` into `images`, both (B, C, H, W), and mix the label distributions (B, K) alike."""
+        if 'cutmix' not in draws:
+            return images, target
+        images, own = paste(images, others, draws['cutmix'])
+        return images, torch.lerp(other_target, target, own[:, None])
 
 
 def random_shift(images: Tensor, padding: int, *, generator: torch.Generator) -> Tensor:
@@ -49,15 +132,8 @@ def random_shift(images: Tensor, padding: int, *, generator: torch.Generator) ->
     Raises:
         ValueError: if the padding is not an integer of at least 0.
     """
-    _check_padding(padding)
-    count, channels, height, width = images.shape
-    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    rows = (offsets[0] + torch.arange(height)).to(images.device)
-    columns = (offsets[1] + torch.arange(width)).to(images.device)
-    image = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    padded = F.pad(images, (padding, padding, padding, padding))
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    _check_pixels(padding, 'crop_padding', '0 leaves images in place')
+    return shift(images, _draw_shift(len(images), padding, generator).to(images.device), padding=padding)
 
 
 def random_hflip(images: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -70,10 +146,52 @@ def random_hflip(images: Tensor, *, generator: torch.Generator) -> Tensor:
     Returns:
         (B, C, H, W), a new tensor of the same dtype and device.
     """
-    chosen = torch.randint(0, 2, (len(images), 1, 1, 1), generator=generator).to(images.device, torch.bool)
-    return torch.where(chosen, images.flip(-1), images)
+    return mirror(images, _draw_mirror(len(images), generator).to(images.device))
 
 
-def _check_padding(padding: int) -> None:
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise ValueError(f'got crop_padding={padding!r}, expected an integer of at least 0; 0 leaves images in place')
+def _draw_shift(count: int, padding: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2 * padding + 1, (2, count), generator=generator).T.contiguous()
+
+
+def _draw_mirror(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, (count,), generator=generator).bool()
+
+
+def _draw_square(count: int, side: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    top = torch.randint(0, height, (count,), generator=generator) - side // 2
+    left = torch.randint(0, width, (count,), generator=generator) - side // 2
+    return torch.stack([top, left, top + side, left + side], 1)
+
+
+def _draw_rectangle(count: int, probability: float, height: int, width: int, generator: torch.Generator) -> Tensor:
+    chosen, area, aspect, top, left = torch.rand(5, count, generator=generator, dtype=torch.float64)
+    area = height * width * torch.lerp(*area.new_tensor(_ERASED_AREA), area)
+    aspect = torch.lerp(*aspect.new_tensor(_ERASED_LOG_ASPECT), aspect).exp()
+    rows = (area * aspect).sqrt().round().clamp(1, height)
+    columns = (area / aspect).sqrt().round().clamp(1, width)
+    top, left = (top * (height - rows + 1)).floor(), (left * (width - columns + 1)).floor()
+    boxes = torch.stack([top, left, top + rows, left + columns], 1).long()
+    return boxes * (chosen < probability)[:, None]
+
+
+def _draw_mixed(count: int, alpha: float, height: int, width: int, generator: torch.Generator) -> Tensor:
+    from scipy.special import betaincinv  # slow to import; torch's own Beta takes no generator
+
+    share, row, column = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    share = torch.from_numpy(betaincinv(alpha, alpha, share.numpy()))
+    rows, columns = ((length * share.sqrt()).round().long() for length in (height, width))
+    top, left = (row * height).long() - rows // 2, (column * width).long() - columns // 2
+    return torch.stack([top, left, top + rows, left + columns], 1)
+
+
+def _check_pixels(value: int, name: str, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f'got {name}={value!r}, expected an integer of at least 0; {hint}')
+
+
+def _check_number(value: float, name: str, most: float | None = None) -> None:
+    if isinstance(value, bool) or not (
+        isinstance(value, Real) and isfinite(value) and value >= 0 and (most is None or value <= most)
+    ):
+        expected = 'a finite number of at least 0' if most is None else f'a number from 0 to {most}'
+        raise ValueError(f'got {name}={value!r}, expected {expected}')

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from timm_paf.data.order import derive_seed
+from timm_paf.data.order import IndexPermutation, derive_seed
 
 
 def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, ...]:
@@ -42,6 +42,34 @@ def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tupl
         rest = {label: indices[quotas[label]:] for label, indices in rest.items()}
         parts.append(torch.tensor(_interleaved(list(chosen.values()), ranks)))
     return tuple(parts)
+
+
+def held_out(labels: Tensor, size: int, *, seed: int) -> Tensor:
+    """Choose a stratified sample of a large data set.
+
+    Of each class its proportional share is taken, rounded as in `stratified_split`. The result is a function of labels,
+    size and seed alone. Apart from counting the labels of each class the work depends on `size` only.
+
+    Args:
+        labels: (N,) int64 class numbers, at least 0.
+        size: how many to choose, 1 to N - 1.
+        seed: any integer.
+
+    Returns:
+        (size,) int64 indices in shuffled order, each once.
+
+    Raises:
+        ValueError: if the size is out of range.
+    """
+    if not 1 <= size < len(labels):
+        raise ValueError(f'got a held-out size of {size} for {len(labels)} images, expected 1 to {len(labels) - 1}')
+    counts = {label: count for label, count in enumerate(torch.bincount(labels).tolist()) if count}
+    chosen = []
+    for label, quota in _proportional(counts, size).items():
+        ordinals = IndexPermutation(counts[label], 'held out', seed, label)(torch.arange(quota))
+        chosen.append((labels == label).nonzero()[:, 0][ordinals])
+    order = IndexPermutation(size, 'held out', seed, 'order')(torch.arange(size))
+    return torch.cat(chosen)[order]
 
 
 def _proportional(counts: dict[int, int], size: int) -> dict[int, int]:

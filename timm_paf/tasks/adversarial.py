@@ -114,15 +114,19 @@ class AdversarialTrainingTask(ClassificationTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Attack a batch and compute the loss on the result.
 
+        Of soft labels the attack is given the likeliest class. Climbing the loss of a smoothed label would raise the
+        probability of the true class wherever that is above the label's share: no attack at all.
+
         Args:
             input: Images (B, C, H, W) in [0, 1].
-            target: Labels (B,), int64.
+            target: Labels (B,), int64, or probabilities (B, num_classes) if the criterion takes them.
 
         Returns:
             'loss', a scalar; 'output', the logits (B, num_classes) on the attacked images; 'x_adv', those images;
             'penalty', the part of the loss that is not the criterion's.
         """
-        x_adv = self.attack(unwrap_model(self.trainable_module), input, target)
+        y = target if target.ndim == 1 else target.argmax(1)
+        x_adv = self.attack(unwrap_model(self.trainable_module), input, y)
         output = self.trainable_module(x_adv)
         penalty = self.penalty()
         return {

@@ -1,0 +1,102 @@
+"""Changes to whole batches of images, each image by its own numbers; nothing random here."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, rounded as torchvision rounds it
+
+
+def shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
+    """Pad with zeros on all sides and crop each image back to its size.
+
+    Args:
+        images: (B, C, H, W), any dtype.
+        offsets: (B, 2) int64, row and column of the crop in the padded image, each in 0..2*padding.
+        padding: pixels on each side.
+
+    Returns:
+        (B, C, H, W), a new tensor of the same dtype.
+    """
+    count, channels, height, width = images.shape
+    device = images.device
+    rows = offsets[:, :1] + torch.arange(height, device=device)
+    columns = offsets[:, 1:] + torch.arange(width, device=device)
+    padded = F.pad(images, (padding, padding, padding, padding))
+    image = torch.arange(count, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """Mirror left to right the images (B, C, H, W) for which `chosen` (B,) bool is true."""
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, then contrast, then saturation, clipping to [0, 1] after each.
+
+    With factor f, brightness is f * x; contrast f * x + (1 - f) * the mean of the image's grey values; saturation
+    f * x + (1 - f) * its grey values. Images of other than three channels count as grey: their contrast takes the mean
+    of all pixels, and they have no saturation.
+
+    Args:
+        images: (B, C, H, W) float32 in [0, 1].
+        factors: (B, 3) for brightness, contrast and saturation, each at least 0; 1 changes nothing.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1].
+
+    Source: torchvision.transforms.functional `adjust_brightness`, `adjust_contrast`, `adjust_saturation`.
+    """
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    images = (images * brightness).clamp(0, 1)
+    images = torch.lerp(_grey(images).mean((1, 2, 3), keepdim=True), images, contrast).clamp(0, 1)
+    if images.shape[1] != 3:
+        return images
+    return torch.lerp(_grey(images), images, saturation).clamp(0, 1)
+
+
+def blank(images: Tensor, boxes: Tensor) -> Tensor:
+    """Set to 0 what lies in each image's box.
+
+    Args:
+        images: (B, C, H, W), any dtype.
+        boxes: (B, 4) top, left, bottom, right, the last two not included; parts outside the image are ignored.
+
+    Returns:
+        (B, C, H, W), a new tensor of the same dtype.
+    """
+    return images.masked_fill(_inside(boxes, images), 0)
+
+
+def paste(images: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace what lies in each image's box by the same place of another image.
+
+    Args:
+        images: (B, C, H, W), any dtype.
+        others: like images.
+        boxes: (B, 4) as for `blank`.
+
+    Returns:
+        The images (B, C, H, W), and the share (B,) float32 of each that is still its own.
+    """
+    inside = _inside(boxes, images)
+    return torch.where(inside, others, images), 1 - inside.flatten(1).float().mean(1)
+
+
+def _inside(boxes: Tensor, images: Tensor) -> Tensor:
+    """(B, 1, H, W) bool."""
+    height, width = images.shape[-2:]
+    top, left, bottom, right = boxes[:, :, None].unbind(1)
+    row = torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device)
+    rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] != 3:
+        return images
+    weights = torch.tensor(_GREY, device=images.device)[:, None, None]
+    return (images * weights).sum(1, keepdim=True)
