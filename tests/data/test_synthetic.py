@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from timm_paf.data import LabelledImages, cached_synthetic_digits, digits_splits, open_archive, sample_synthetic
 from timm_paf.data import synthetic as synthetic_module
+from timm_paf.data.synthetic import NearestImages
 
 
 @pytest.fixture(scope='module')
@@ -218,3 +219,53 @@ def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('in the way')
     with pytest.raises(OSError, match=r'cannot write to the cache .*file .*set TIMM_PAF_CACHE'):
         cached_synthetic_digits(20, 0, tmp_path / 'file')
+
+
+def distances(images, train):
+    """The same distance the plain way."""
+    difference = images[:, None].double() - train[None].double()
+    return difference.square().mean((2, 3, 4)).sqrt() / 255
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 4096])
+def test_distance_to_the_nearest_image(chunk):
+    data = colour_images()
+    images = torch.randint(0, 256, (9, 3, 4, 5), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    found, where = NearestImages(data, chunk=chunk)(torch.cat([images, data.images[50:51], data.images[3:4] + 1]))
+    expected, index = distances(images, data.images).min(1)
+    torch.testing.assert_close(found[:9], expected, rtol=1e-14, atol=0)
+    assert where[:9].tolist() == index.tolist()
+    # an equal image is at exactly 0, and one grey level away in every pixel at exactly 1/255
+    assert (found[9], where[9]) == (0, 50) and (found[10], where[10]) == (1 / 255, 3)
+
+
+def test_distance_is_exact_for_large_bright_images():
+    # float32 rounds the squares of 3 * 64 * 64 bright pixels: images one level apart in one pixel would look equal
+    image = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
+    other = image.clone()
+    other[0, 0, 0, 0] = 254
+    found, _ = NearestImages(LabelledImages(image, torch.zeros(1, dtype=torch.int64), 1, 'white'))(other)
+    assert found.item() == pytest.approx((3 * 64 * 64) ** -0.5 / 255, rel=1e-14)
+
+
+def test_float_images_are_compared_in_8_bits(splits):
+    found, where = NearestImages(splits.train)((splits.train.images[:5] * 255).round().to(torch.uint8))
+    assert found.tolist() == [0] * 5
+    assert torch.equal(splits.train.images[where], splits.train.images[:5])
+    # of held-out digits none is as near as make_synthetic.py's default threshold
+    assert NearestImages(splits.train)((splits.test.images * 255).round().to(torch.uint8))[0].min() > 0.02
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        (torch.zeros(2, 3, 4, 5), r'\(2, 3, 4, 5\) torch.float32, expected'),
+        (torch.zeros(2, 3, 5, 4, dtype=torch.uint8), r'with \(C, H, W\) = \(3, 4, 5\) as in colour'),
+    ],
+    ids=['floats', 'other shape'],
+)
+def test_distance_of_other_images_is_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        NearestImages(colour_images())(images)
+    with pytest.raises(ValueError, match='chunk=0'):
+        NearestImages(colour_images(), chunk=0)

@@ -12,11 +12,12 @@ from timm_paf.data.arrays import (
 from timm_paf.data.augment import Augment, random_hflip, random_shift
 from timm_paf.data.digits import DigitsSplits, digits_splits
 from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
+from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_manifest
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
 from timm_paf.data.splits import held_out, stratified_split
 from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
-from timm_paf.data.synthetic import cached_synthetic_digits, sample_synthetic
+from timm_paf.data.synthetic import NearestImages, cached_synthetic_digits, sample_synthetic
 
 __all__ = [
     'Augment',
@@ -27,7 +28,10 @@ __all__ = [
     'ImageSource',
     'IndexPermutation',
     'LabelledImages',
+    'Manifest',
     'MixedBatches',
+    'NearestImages',
+    'PartRecord',
     'Prefetched',
     'Rank',
     'RealPasses',
@@ -40,11 +44,13 @@ __all__ = [
     'generator_for',
     'held_out',
     'label_distribution',
+    'manifest_parts',
     'open_archive',
     'open_archives',
     'place_on_device',
     'random_hflip',
     'random_shift',
+    'read_manifest',
     'sample_synthetic',
     'save_archive',
     'stored_bytes',

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from timm_paf.data.archives import open_archive, save_archive
-from timm_paf.data.arrays import LabelledImages, to_unit_range
+from timm_paf.data.arrays import ImageSource, LabelledImages, to_unit_range
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.order import derive_seed
 
@@ -64,6 +65,55 @@ def sample_synthetic(
         train.num_classes,
         f'{train.name}/synthetic',
     )
+
+
+class NearestImages:
+    """How near images come to a training set: the distance that de-duplication is decided by.
+
+    The distance of two images is the root mean square of their pixel differences, pixels quantised to 8 bits and
+    counted in [0, 1]: 0 for equal images, 1 for black and white. It is computed from whole numbers in float64 without
+    rounding before the root, so it depends neither on the batch nor on the device.
+
+    Args:
+        train: the images to compare with; float ones are rounded to 8 bits.
+        device: where to compute; the training set stays where it is.
+        chunk: how many training images are compared at a time, at least 1; it bounds memory, 8 bytes a pixel.
+    """
+
+    def __init__(self, train: ImageSource, *, device: torch.device | str = 'cpu', chunk: int = 4096) -> None:
+        if chunk < 1:
+            raise ValueError(f'got chunk={chunk}, expected at least 1')
+        self.train, self.device, self.chunk = train, torch.device(device), chunk
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances (B,) float64 of images (B, C, H, W) uint8 to the nearest training image, and its index (B,) int64.
+
+        Both are on the CPU; among equally near training images the first counts.
+
+        Raises:
+            ValueError: if the images are not uint8 or of another shape than the training images.
+        """
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.train.image_shape:
+            raise ValueError(
+                f'got images {tuple(images.shape)} {images.dtype}, expected (B, C, H, W) uint8 with (C, H, W) = '
+                f'{self.train.image_shape} as in {self.train.name}'
+            )
+        asked = images.to(self.device).flatten(1).double()
+        best = torch.full((len(asked),), torch.inf, dtype=torch.float64, device=self.device)
+        where = torch.zeros(len(asked), dtype=torch.int64, device=self.device)
+        for start in range(0, len(self.train), self.chunk):
+            indices = torch.arange(start, min(start + self.chunk, len(self.train)))
+            known = _quantised(self.train.take(indices)[0]).to(self.device).flatten(1).double()
+            # |a-b|^2 = |a|^2 + |b|^2 - 2ab; all of it whole numbers far below 2^53
+            squares = asked.square().sum(1)[:, None] + known.square().sum(1) - 2 * asked @ known.T
+            low, index = squares.min(1)
+            nearer = low < best
+            best, where = torch.where(nearer, low, best), torch.where(nearer, index + start, where)
+        return (best / asked.shape[1]).sqrt().cpu() / 255, where.cpu()
+
+
+def _quantised(images: Tensor) -> Tensor:
+    return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
 
 def cached_synthetic_digits(

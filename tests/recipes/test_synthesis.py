@@ -1,0 +1,259 @@
+"""make_synthetic.py with a diffusion model, from the command line to a folder: resumed, sharded, and with bad input."""
+import errno
+import json
+import os
+import shutil
+import sys
+
+import make_synthetic
+import pytest
+import torch
+from _settings import build_model
+
+from timm_paf.data import digits_splits, open_archives
+from timm_paf.data.manifest import manifest_parts, read_manifest
+from timm_paf.data.synthetic import NearestImages
+
+pytest.importorskip('diffusers')
+
+FIT = ['--train', '--train-steps', '3', '--train-width', '8', '--train-batch-size', '16']
+DRAW = ['--method', 'diffusion', '--sampler', 'ddim', '--sampling-steps', '2', '--num-images', '55',
+        '--part-size', '20', '--batch-size', '16', '--device', 'cpu']
+
+
+def main(*args):
+    return make_synthetic.main([str(arg) for arg in args])
+
+
+def content(folder):
+    """Every file of a folder, byte for byte."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('synthesis') / 'whole'
+    assert main(*DRAW, *FIT, '--output', folder) == 0
+    return folder
+
+
+@pytest.fixture(scope='module')
+def generator(made, tmp_path_factory):
+    return shutil.copytree(made / 'generator', tmp_path_factory.mktemp('generator') / 'ddpm')
+
+
+@pytest.fixture(scope='module')
+def unconditional(generator, tmp_path_factory):
+    from diffusers import UNet2DModel
+    folder = shutil.copytree(generator, tmp_path_factory.mktemp('generator') / 'unconditional')
+    config = json.loads((folder / 'unet' / 'config.json').read_text())
+    torch.manual_seed(0)
+    UNet2DModel.from_config(config | {'num_class_embeds': None}).save_pretrained(folder / 'unet')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def labeller(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('labeller') / 'model.pth.tar'
+    model = build_model('wrn10_2_relu', num_classes=10, in_chans=1)
+    model.get_classifier().weight.data.mul_(60)  # sure of some images, unsure of others
+    torch.save({'arch': 'wrn10_2_relu', 'state_dict': model.state_dict()}, path)
+    return path
+
+
+def test_folder_is_what_its_manifest_says(made):
+    manifest = read_manifest(made)
+    train = digits_splits().train
+    assert manifest.complete and manifest.plan['source']['sha256'] == train.fingerprint()
+    assert manifest.plan['generator']['trained_here']['train_steps'] == 3
+    paths = manifest_parts(made, verify=True)
+    assert [path.name for path in paths] == ['part-00000.npz', 'part-00001.npz', 'part-00002.npz']
+    data = open_archives(paths, num_classes=10, channels=1)
+    images, labels = data.take(torch.arange(len(data)))
+    assert labels.bincount().tolist() == manifest.counts()['per_class'] == [6] * 5 + [5] * 5
+    assert NearestImages(train)(images)[0].min() >= 0.02
+    assert not [name for name in content(made) if name.endswith('.tmp')]
+    assert str(made.parent) not in (made / 'manifest.json').read_text()
+
+
+def test_started_again_nothing_is_made_twice(made, capsys):
+    before = content(made)
+    times = {path: path.stat().st_mtime_ns for path in made.glob('*.npz')}
+    assert main(*DRAW, *FIT, '--output', made) == 0
+    assert content(made) == before
+    assert {path: path.stat().st_mtime_ns for path in made.glob('*.npz')} == times
+    assert 'part-0' not in capsys.readouterr().out
+
+
+def stop_at(name, call):
+    """Stands for a process that ends inside the given call of a function."""
+    def stopping(monkeypatch):
+        module = sys.modules['_synthesis_parts' if name != '_save_folder' else '_synthesis_training']
+        plain, calls = getattr(module, name), []
+
+        def function(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, function)
+    return stopping
+
+
+STOPS = {
+    'before the generator is saved': stop_at('_save_folder', 1),
+    'in the first part': stop_at('save_archive', 1),
+    'in the second part': stop_at('save_archive', 2),
+    'between a part and its record': stop_at('write_json', 2),
+}
+
+
+@pytest.mark.parametrize('stop', STOPS)
+def test_stopped_and_started_again_is_as_if_it_had_not_been(made, tmp_path, monkeypatch, stop):
+    command = [*DRAW, *FIT, '--output', tmp_path / 'folder']
+    with monkeypatch.context() as patch:
+        STOPS[stop](patch)
+        assert main(*command) == 130
+    assert content(tmp_path / 'folder') != content(made)
+    assert main(*command) == 0
+    assert content(tmp_path / 'folder') == content(made)
+
+
+def test_a_damaged_part_is_made_anew(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / 'folder')
+    (folder / 'part-00001.npz').write_bytes(b'half')
+    assert main(*DRAW, *FIT, '--output', folder) == 0
+    assert content(folder) == content(made)
+
+
+def test_ranks_share_the_parts_and_the_result_is_the_same(generator, tmp_path, monkeypatch, capsys):
+    command = [*DRAW, '--generator', generator]
+    assert main(*command, '--output', tmp_path / 'one') == 0
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for rank, own in ((1, ['part-00001.npz']), (0, ['part-00000.npz', 'part-00002.npz'])):
+        capsys.readouterr()
+        monkeypatch.setenv('RANK', str(rank))
+        assert main(*command, '--output', tmp_path / 'two') == 0
+        said = capsys.readouterr().out.splitlines()
+        assert [line.split(':')[0] for line in said if line.startswith('part-')] == own
+    assert content(tmp_path / 'two') == content(tmp_path / 'one')
+
+
+def test_labels_are_the_labellers(unconditional, labeller, tmp_path):
+    assert main(
+        *DRAW, '--generator', unconditional, '--labeller-checkpoint', labeller, '--no-balance',
+        '--min-confidence', '0.4', '--output', tmp_path / 'folder') == 0
+    data = open_archives(manifest_parts(tmp_path / 'folder'), num_classes=10, channels=1)
+    images, labels = data.take(torch.arange(len(data)))
+    model = build_model('wrn10_2_relu', num_classes=10, in_chans=1).eval()
+    model.load_state_dict(torch.load(labeller, weights_only=True)['state_dict'])
+    confidence, expected = model(images.float() / 255).softmax(1).max(1)
+    assert torch.equal(labels, expected) and confidence.min() >= 0.4
+    manifest = read_manifest(tmp_path / 'folder')
+    assert manifest.plan['labeller']['model'] == 'wrn10_2_relu'
+    assert manifest.counts()['rejected']['low_confidence'] > 0
+
+
+def test_what_cannot_be_reached_ends_with_status_1(generator, labeller, tmp_path, capsys):
+    assert main(
+        *DRAW, '--generator', generator, '--labeller-checkpoint', labeller, '--min-confidence', '1', '--max-draws', '2',
+        '--output', tmp_path / 'folder') == 1
+    told = capsys.readouterr().err
+    assert told.startswith('stopped: part-00000.npz: of ') and 'low_confidence' in told and told.count('\n') == 1
+
+
+def test_a_full_disk_keeps_what_was_made(made, tmp_path, monkeypatch, capsys):
+    plain = sys.modules['_synthesis_parts'].save_archive
+
+    def full(path, data):
+        if path.name == 'part-00001.npz':
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        plain(path, data)
+
+    command = [*DRAW, *FIT, '--output', tmp_path / 'folder']
+    with monkeypatch.context() as patch:
+        patch.setattr('_synthesis_parts.save_archive', full)
+        assert main(*command) == 1
+    told = capsys.readouterr().err
+    assert 'No space left' in told and told.count('\n') == 1
+    assert (tmp_path / 'folder' / 'part-00000.npz').exists()
+    assert main(*command) == 0 and content(tmp_path / 'folder') == content(made)
+
+
+CHANGED = {
+    'seed': (['--seed', '1'], 'seed = 0, now it is 1'),
+    'training': (['--train-steps', '4'], 'train_steps = 3, now it is 4'),
+    'number': (['--num-images', '56'], 'num_images = 55, now it is 56'),
+    'filter': (['--min-distance', '0.03'], 'filters.min_distance = 0.02, now it is 0.03'),
+    'sampler': (['--sampling-steps', '3'], 'generator.sampling_steps = 2, now it is 3'),
+}
+
+
+@pytest.mark.parametrize('change', CHANGED)
+def test_other_settings_do_not_go_into_one_folder(made, capsys, change):
+    before = content(made)
+    arguments, message = CHANGED[change]
+    assert main(*DRAW, *FIT, *arguments, '--output', made) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count('\n') == 1
+    assert content(made) == before
+
+
+def test_a_manifest_without_its_generator(made, tmp_path, capsys):
+    folder = shutil.copytree(made, tmp_path / 'folder')
+    shutil.rmtree(folder / 'generator')
+    assert main(*DRAW, *FIT, '--output', folder) == 2
+    assert 'a generator that is gone' in capsys.readouterr().err
+
+
+BAD = {
+    'no generator': ([], 'one of --generator FOLDER and --train'),
+    'two generators': ([*FIT, '--generator', 'x'], 'one of --generator FOLDER and --train'),
+    'no such generator': (['--generator', 'nowhere'], 'there is no such folder'),
+    'an archive': ([*FIT, '--output', 'd.npz'], 'give the name of a folder'),
+    'no such parent': ([*FIT, '--output', 'a/b'], 'there is no folder a'),
+    'overwrite': ([*FIT, '--overwrite'], '--overwrite belongs to --method mixture'),
+    'no images': ([*FIT, '--num-images', '0'], '--num-images = 0'),
+    'no parts': ([*FIT, '--part-size', '0'], '--part-size = 0'),
+    'no sampling': ([*FIT, '--sampling-steps', '0'], '--sampling-steps = 0'),
+    'too much sampling': ([*FIT, '--sampling-steps', '1001'], 'expected at most 1000'),
+    'width': ([*FIT, '--train-width', '12'], 'a multiple of 8'),
+    'rate': ([*FIT, '--train-lr', 'nan'], '--train-lr = nan'),
+    'confidence': ([*FIT, '--min-confidence', '1.5'], 'a number from 0 to 1'),
+    'distance': ([*FIT, '--min-distance', 'nan'], 'a number from 0 to 1'),
+    'confidence of nobody': ([*FIT, '--min-confidence', '0.5'], 'need --labeller-checkpoint'),
+    'nobody to label': ([*FIT, '--no-conditional'], '--no-conditional needs --labeller-checkpoint'),
+    'no such checkpoint': ([*FIT, '--labeller-checkpoint', 'nowhere.pth'], 'there is no such file'),
+    'sampler': ([*FIT, '--sampler', 'euler'], '--sampler'),
+    'mixture with a generator': ([*FIT, '--method', 'mixture'], 'belong to --method diffusion'),
+    'mixture with a labeller': (['--method', 'mixture', '--labeller-checkpoint', 'x'], 'belongs to --method diffusion'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[case]
+    assert main(*DRAW, '--output', 'folder', *arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
+    assert os.listdir(tmp_path) == []
+
+
+def test_unlabelled_images_need_a_labeller(unconditional, tmp_path, capsys):
+    assert main(*DRAW, '--generator', unconditional, '--output', tmp_path / 'folder') == 2
+    assert 'knows no classes; give --labeller-checkpoint' in capsys.readouterr().err
+
+
+def test_fitting_under_torchrun_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main(*DRAW, *FIT, '--output', tmp_path / 'folder') == 2
+    assert '--train runs in one process' in capsys.readouterr().err
+
+
+def test_without_diffusers_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'diffusers', None)
+    assert main(*DRAW, *FIT, '--output', tmp_path / 'folder') == 2
+    assert 'pip install "timm-paf[synthetic]"' in capsys.readouterr().err

@@ -1,0 +1,306 @@
+"""Images from diffusion models: against diffusers' own pipelines and closed forms; folders that are not as expected."""
+import json
+import os
+import types
+
+import numpy as np
+import pytest
+import torch
+from _synthesis_diffusion import Diffusion, NotFinite, folder_sha256, load_diffusion
+from _synthesis_training import check_trainable, fit_diffusion, read_training_record
+from safetensors.torch import load_file, save_file
+
+from timm_paf.data import LabelledImages
+
+diffusers = pytest.importorskip('diffusers')
+CPU = torch.device('cpu')
+SHAPE = (1, 8, 8)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_unet(**settings):
+    torch.manual_seed(0)
+    settings = dict(sample_size=8, in_channels=1, out_channels=1) | settings
+    return diffusers.UNet2DModel(
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+        down_block_types=('DownBlock2D',) * 2, up_block_types=('UpBlock2D',) * 2, **settings)
+
+
+def save(folder, unet, scheduler):
+    unet.save_pretrained(folder / 'unet')
+    scheduler.save_pretrained(folder / 'scheduler')
+    return folder
+
+
+def load(folder, **settings):
+    settings = dict(image_shape=SHAPE, num_classes=10, sampler=None, steps=5, device=CPU) | settings
+    return load_diffusion(folder, **settings)
+
+
+PIPELINES = {
+    'ddpm': (diffusers.DDPMPipeline, diffusers.DDPMScheduler),
+    'ddim': (diffusers.DDIMPipeline, diffusers.DDIMScheduler),
+}
+
+
+@pytest.mark.parametrize('name', PIPELINES)
+def test_images_are_those_of_diffusers_own_pipeline(tmp_path, name):
+    pipeline, scheduler = PIPELINES[name]
+    scheduler = scheduler(num_train_timesteps=100)
+    drawn = load(save(tmp_path, tiny_unet(), scheduler)).draw(4, None, seeded())
+    own = pipeline(tiny_unet().eval(), scheduler)
+    own.set_progress_bar_config(disable=True)
+    expected = own(batch_size=4, generator=seeded(), num_inference_steps=5, output_type='np').images
+    assert drawn.dtype == torch.uint8 and drawn.shape == (4, *SHAPE)
+    assert np.array_equal(drawn.permute(0, 2, 3, 1).numpy(), np.rint(expected * 255))
+    assert len(drawn.flatten(1).unique(dim=0)) == 4
+
+
+def point_mass_eps(scheduler, mean):
+    """The exact noise predictor if all images of class k are mean[k]: (x - sqrt(abar) mean) / sqrt(1 - abar)."""
+    def unet(x, t, class_labels):
+        abar = scheduler.alphas_cumprod[t]
+        return types.SimpleNamespace(sample=(x - abar.sqrt() * mean[class_labels]) / (1 - abar).sqrt())
+    return unet
+
+
+def point_mass_edm(scheduler, mean):
+    """The same for EDM: D(x) = mean, so that F = (mean - c_skip x) / c_out (Karras et al., 2022, table 1)."""
+    data = scheduler.config.sigma_data
+
+    def unet(scaled, t, class_labels):
+        sigma = (4 * t).exp()  # c_noise = log(sigma) / 4
+        x = scaled * (sigma**2 + data**2).sqrt()
+        skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
+        return types.SimpleNamespace(sample=(mean[class_labels] - skip * x) / out)
+    return unet
+
+
+CLOSED = {
+    'ddpm': (diffusers.DDPMScheduler, point_mass_eps, 100),
+    'ddim': (diffusers.DDIMScheduler, point_mass_eps, 20),
+    'edm': (diffusers.EDMEulerScheduler, point_mass_edm, 20),
+}
+
+
+@pytest.mark.parametrize('name', CLOSED)
+def test_a_known_distribution_is_drawn(name):
+    scheduler, unet, steps = CLOSED[name]
+    scheduler = scheduler(num_train_timesteps=100)
+    mean = torch.linspace(-0.9, 0.9, 3 * 64).reshape(3, *SHAPE)
+    diffusion = Diffusion(
+        unet(scheduler, mean), scheduler, image_shape=SHAPE, conditional=True, steps=steps, device=CPU)
+    labels = torch.tensor([2, 0, 1, 2])
+    drawn = diffusion.draw(4, labels, seeded())
+    expected = (mean[labels] + 1) * 127.5
+    # half a grey level of rounding, and the last noise level of the sampler
+    assert (drawn.float() - expected).abs().max() < 3
+
+
+def test_draws_depend_on_their_generator_alone(tmp_path):
+    diffusion = load(save(tmp_path, tiny_unet(num_class_embeds=10), diffusers.DDPMScheduler(100)))
+    labels = torch.arange(4)
+    before = torch.get_rng_state()
+    first = diffusion.draw(4, labels, seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+    diffusion.draw(4, labels, seeded(1))
+    assert torch.equal(diffusion.draw(4, labels, seeded()), first)
+    assert not torch.equal(diffusion.draw(4, labels.flip(0), seeded()), first)
+
+
+def test_nan_is_not_made_into_pixels():
+    diffusion = Diffusion(
+        lambda x, t: types.SimpleNamespace(sample=x * float('nan')), diffusers.DDPMScheduler(100), image_shape=SHAPE,
+        conditional=False, steps=2, device=CPU)
+    with pytest.raises(NotFinite):
+        diffusion.draw(2, None, seeded())
+
+
+STEPS = {
+    'ddpm unset': (diffusers.DDPMScheduler, None, None, 'DDPMScheduler', 100),
+    'ddim unset': (diffusers.DDIMScheduler, None, None, 'DDIMScheduler', 50),
+    'edm unset': (diffusers.EDMEulerScheduler, None, None, 'EDMEulerScheduler', 50),
+    'ddpm as ddim': (diffusers.DDPMScheduler, 'ddim', None, 'DDIMScheduler', 50),
+    'ddim as ddpm': (diffusers.DDIMScheduler, 'ddpm', 7, 'DDPMScheduler', 7),
+}
+
+
+@pytest.mark.parametrize('case', STEPS)
+def test_sampler_and_steps(tmp_path, case):
+    scheduler, sampler, steps, name, expected = STEPS[case]
+    save(tmp_path, tiny_unet(), scheduler(num_train_timesteps=100))
+    loaded = load(tmp_path, sampler=sampler, steps=steps)
+    assert (type(loaded.scheduler).__name__, loaded.steps, loaded.conditional) == (name, expected, False)
+
+
+def test_the_older_form_with_all_files_in_one_folder(tmp_path):
+    save(tmp_path / 'new', tiny_unet(), diffusers.DDPMScheduler(100))
+    tiny_unet().save_pretrained(tmp_path / 'old')
+    diffusers.DDPMScheduler(100).save_pretrained(tmp_path / 'old')
+    old, new = (load(tmp_path / name).draw(2, None, seeded()) for name in ('old', 'new'))
+    assert torch.equal(old, new)
+    assert folder_sha256(tmp_path / 'old') == folder_sha256(tmp_path / 'new')
+
+
+def test_weights_as_torch_saves_them(tmp_path, capfd):
+    save(tmp_path / 'safe', tiny_unet(), diffusers.DDPMScheduler(100))
+    save(tmp_path / 'bin', tiny_unet(), diffusers.DDPMScheduler(100))
+    (tmp_path / 'bin' / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()
+    tiny_unet().save_pretrained(tmp_path / 'bin' / 'unet', safe_serialization=False)
+    capfd.readouterr()
+    safe, plain = (load(tmp_path / name).draw(2, None, seeded()) for name in ('safe', 'bin'))
+    assert torch.equal(safe, plain)
+    assert capfd.readouterr() == ('', '')
+
+
+class Harm:
+    """Unpickled with code allowed, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def harmful_weights(folder):
+    (folder / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()
+    torch.save({'weight': Harm(folder / 'executed')}, folder / 'unet' / 'diffusion_pytorch_model.bin')
+
+
+def broken(change, **settings):
+    """A good folder with one thing changed, and settings that ask for it."""
+    def make(folder):
+        save(folder, tiny_unet(), diffusers.DDPMScheduler(100))
+        change(folder)
+        return settings
+    return make
+
+
+def replace_unet(**settings):
+    return lambda folder: tiny_unet(**settings).save_pretrained(folder / 'unet')
+
+
+def rewrite(**changes):
+    def change(folder):
+        path = folder / 'scheduler' / 'scheduler_config.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return change
+
+
+def cut_weights(folder):
+    path = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def without(key):
+    def change(folder):
+        path = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+        weights = load_file(path)
+        del weights[key]
+        save_file(weights, path)
+    return change
+
+
+FOLDERS = {
+    'weights incomplete': (broken(without('conv_norm_out.weight')), r'do not belong together \(conv_norm_out.weight'),
+    'more output channels': (broken(replace_unet(out_channels=2)), 'gives 2 channels, but DDPMScheduler takes 1'),
+    'scheduler without steps': (
+        broken(rewrite(_class_name='ScoreSdeVeScheduler')), 'not a scheduler of diffusers'),
+    'no scheduler': (broken(lambda folder: (folder / 'scheduler' / 'scheduler_config.json').unlink()), 'no such file'),
+    'no weights': (
+        broken(lambda folder: (folder / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()), 'not a readable'),
+    'weights cut': (broken(cut_weights), 'not a readable UNet2DModel'),
+    'weights with code': (broken(harmful_weights), 'not a readable UNet2DModel'),
+    'config is not JSON': (broken(lambda folder: (folder / 'unet' / 'config.json').write_text('{')), 'not a readable'),
+    'other channels': (broken(replace_unet(in_channels=3, out_channels=3)), r'makes images of \(3, 8, 8\)'),
+    'other size': (broken(replace_unet(sample_size=(8, 16))), r'makes images of \(1, 8, 16\), expected \(1, 8, 8\)'),
+    'other classes': (broken(replace_unet(num_class_embeds=7)), 'knows 7 classes, but the data set has 10'),
+    'classes as vectors': (broken(replace_unet(class_embed_type='timestep')), "class_embed_type = 'timestep'"),
+    'latent': (broken(lambda folder: (folder / 'vae').mkdir()), 'holds vae'),
+    'scheduler is no scheduler': (broken(rewrite(_class_name='UNet2DModel')), 'not a scheduler of diffusers'),
+    'unknown scheduler': (broken(rewrite(_class_name='NoScheduler')), 'not a scheduler of diffusers'),
+    'too many steps': (broken(lambda folder: None, steps=101), 'sampling-steps = 101.* trained with 100'),
+    'edm as ddim': (
+        broken(lambda folder: diffusers.EDMEulerScheduler().save_pretrained(folder / 'scheduler'), sampler='ddim'),
+        'was made for EDMEulerScheduler'),
+}
+
+
+@pytest.mark.parametrize('case', FOLDERS)
+def test_a_folder_that_is_not_as_expected(tmp_path, capfd, case):
+    make, message = FOLDERS[case]
+    settings = make(tmp_path)
+    capfd.readouterr()
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load(tmp_path, **settings)
+    assert '\n' not in str(caught.value) and capfd.readouterr() == ('', '')
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match='there is no such folder'):
+        load(tmp_path / 'nowhere')
+
+
+@pytest.fixture(scope='module')
+def two_greys():
+    """Class 0 is dark, class 1 bright, in no regular order."""
+    labels = torch.randint(0, 2, (64,), generator=seeded())
+    noise = torch.randint(0, 30, (64, *SHAPE), generator=seeded(1))
+    return LabelledImages((noise + 20 + 180 * labels[:, None, None, None]).to(torch.uint8), labels, 2, 'greys')
+
+
+def fit(train, folder, **settings):
+    settings = dict(
+        conditional=True, width=8, steps=60, batch_size=32, lr=1e-2, seed=0, device=CPU, record={'a': 1}) | settings
+    return fit_diffusion(train, folder, **settings)
+
+
+def test_fitting_learns_which_class_is_which(tmp_path, two_greys):
+    seen = []
+    loss = fit(two_greys, tmp_path / 'model', progress=seen.append)
+    assert seen == list(range(1, 61))
+    assert 0 < loss < 0.5  # noise that is not predicted at all has a squared error of 1
+    diffusion = load(tmp_path / 'model', num_classes=2, sampler='ddim', steps=10)
+    assert diffusion.conditional
+    # from the same noise: so short a training settles the difference between classes, not yet each image
+    dark, bright = (diffusion.draw(16, torch.full((16,), label), seeded()).float().mean((1, 2, 3)) for label in (0, 1))
+    assert (bright > dark + 10).all()
+
+
+def test_fitting_is_a_function_of_its_seed(tmp_path, two_greys):
+    before = torch.get_rng_state()
+    for name, seed in (('first', 0), ('again', 0), ('other', 1)):
+        torch.rand(len(name))  # what the program drew before must not matter
+        fit(two_greys, tmp_path / name, steps=3, seed=seed)
+    first, again, other = (folder_sha256(tmp_path / name) for name in ('first', 'again', 'other'))
+    assert first == again != other
+    torch.set_rng_state(before)
+
+
+def test_fitting_that_diverges_is_told_and_leaves_nothing(tmp_path, two_greys):
+    with pytest.raises(NotFinite, match='lower --train-lr'):
+        fit(two_greys, tmp_path / 'model', lr=1e30, steps=25)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_record(tmp_path, two_greys):
+    fit(two_greys, tmp_path / 'model', steps=1, conditional=False)
+    assert read_training_record(tmp_path / 'model') == {'a': 1}
+    assert not load(tmp_path / 'model', num_classes=2).conditional
+    (tmp_path / 'model' / 'training.json').unlink()
+    with pytest.raises(ValueError, match='as --generator, without --train'):
+        read_training_record(tmp_path / 'model')
+
+
+@pytest.mark.parametrize(
+    ('shape', 'step'), [((1, 8, 8), None), ((3, 32, 32), None), ((1, 7, 8), 2), ((3, 30, 32), 4)], ids=str)
+def test_sizes_that_can_be_fitted(shape, step):
+    if step is None:
+        return check_trainable(shape)
+    with pytest.raises(ValueError, match=f'multiples of {step}'):
+        check_trainable(shape)

@@ -1,0 +1,277 @@
+"""Parts of synthetic images: what is kept, what is left out and why, and that a part depends on its number alone."""
+import dataclasses
+import json
+
+import pytest
+import torch
+from _synthesis_parts import (
+    REASONS,
+    Labeller,
+    PartMaker,
+    PartsFailed,
+    begin,
+    check_folder,
+    finish,
+    finished_part,
+    write_part,
+)
+from torch import nn
+
+from timm_paf.data import LabelledImages, open_archives
+from timm_paf.data.manifest import Manifest, manifest_parts, read_manifest
+
+CLASSES, SHAPE = 4, (1, 2, 3)
+
+
+def images_of(labels, generator):
+    """Class k has pixels 60k+10 to 60k+29."""
+    noise = torch.randint(10, 30, (len(labels), *SHAPE), generator=generator)
+    return (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
+
+
+class Draws:
+    """A generator that draws the classes it is asked for, or of its own accord mostly class 0."""
+
+    def __init__(self, *, conditional):
+        self.conditional = conditional
+
+    def draw(self, count, labels, generator):
+        if not self.conditional:
+            weights = torch.tensor([0.4, 0.2, 0.2, 0.2])
+            labels = torch.multinomial(weights, count, replacement=True, generator=generator)
+        return images_of(labels, generator)
+
+
+class Brightness(nn.Module):
+    """Knows the class by its brightness; `sharpness` says how sure it is."""
+
+    def __init__(self, sharpness=100.):
+        super().__init__()
+        self.sharpness = sharpness
+
+    def forward(self, x):
+        centres = (torch.arange(CLASSES) * 60 + 20) / 255
+        return -self.sharpness * (x.mean((1, 2, 3))[:, None] - centres).abs()
+
+
+@pytest.fixture(scope='module')
+def source():
+    labels = torch.tensor([0] * 60 + [1] * 20 + [2] * 10 + [3] * 10)
+    return LabelledImages(images_of(labels, torch.Generator().manual_seed(0)), labels, CLASSES, 'real')
+
+
+def maker(source, generator=None, labeller=True, **settings):
+    settings = dict(
+        num_images=50, part_size=23, batch_size=16, seed=0, balance=True, min_confidence=0., min_distance=0.,
+        max_draws=20) | settings
+    cpu = torch.device('cpu')
+    return PartMaker(
+        generator=generator or Draws(conditional=False), labeller=Labeller(Brightness(), cpu) if labeller else None,
+        source=source, device=cpu, **settings)
+
+
+WAYS = {
+    'unconditional, labelled': dict(generator=Draws(conditional=False)),
+    'conditional, trusted': dict(generator=Draws(conditional=True), labeller=False),
+    'conditional, checked': dict(generator=Draws(conditional=True)),
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_labels_are_right_and_balanced_in_each_part_and_in_all(source, way):
+    made = [maker(source, **WAYS[way]).make(part) for part in range(3)]
+    assert [len(data) for data, _, _ in made] == [23, 23, 4]
+    labels = torch.cat([data.labels for data, _, _ in made])
+    assert labels.bincount().tolist() == [13, 13, 12, 12]
+    for data, rejected, drawn in made:
+        counts = data.labels.bincount(minlength=CLASSES)
+        assert counts.max() - counts.min() <= 1
+        assert torch.equal(data.images.float().mean((1, 2, 3)).div(60).long(), data.labels)
+        assert list(rejected) == list(REASONS) and len(data) + sum(rejected.values()) == drawn
+    # parts that drew from one stream would hold the same images
+    assert len(torch.cat([data.images for data, _, _ in made]).flatten(1).unique(dim=0)) == 50
+    # classes are not in the order in which they were filled
+    assert made[0][0].labels.tolist() != sorted(made[0][0].labels.tolist())
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_part_depends_on_its_number_and_the_seed_alone(source, way):
+    one, other = maker(source, **WAYS[way]), maker(source, **WAYS[way])
+    forward = [one.make(part)[0].fingerprint() for part in (0, 1)]
+    assert [other.make(part)[0].fingerprint() for part in (1, 0)] == forward[::-1]
+    assert forward[0] != forward[1]
+    assert maker(source, seed=1, **WAYS[way]).make(0)[0].fingerprint() != forward[0]
+
+
+def test_without_balance_images_come_as_they_are_drawn(source):
+    settings = dict(balance=False, num_images=2000, part_size=2000, batch_size=200)
+    own, rejected, drawn = maker(source, **settings).make(0)
+    asked, _, _ = maker(source, Draws(conditional=True), labeller=False, **settings).make(0)
+    # the generator's own shares and the training set's; a share of 0.4 of 2000 has a standard deviation of 0.011
+    assert (own.labels.bincount() / 2000 - torch.tensor([.4, .2, .2, .2])).abs().max() < 0.05
+    assert (asked.labels.bincount() / 2000 - torch.tensor([.6, .2, .1, .1])).abs().max() < 0.05
+    assert drawn - 2000 == sum(rejected.values())
+
+
+class Script:
+    """Draws the images given, then new ones of all classes in turn."""
+
+    def __init__(self, first, *, conditional=False):
+        self.first, self.conditional = first, conditional
+
+    def draw(self, count, labels, generator):
+        images = images_of(torch.arange(count) % CLASSES if labels is None else labels, generator)
+        if self.first is not None:
+            images[:len(self.first)], self.first = self.first, None
+        return images
+
+
+def pixels(value):
+    return torch.full((1, *SHAPE), value, dtype=torch.uint8)
+
+
+def between_classes():
+    return pixels(50)  # halfway between classes 0 and 1: confidence 0.5
+
+
+SCRIPTS = {
+    'low_confidence': (lambda source: between_classes(), dict(min_confidence=0.9)),
+    'duplicate': (lambda source: source.images[:1], {}),
+    'near_duplicate': (lambda source: source.images[:1] + 1, dict(min_distance=1.01 / 255)),
+    'repeated': (lambda source: pixels(5).expand(2, *SHAPE), {}),
+    'nothing': (lambda source: source.images[:1] + 1, dict(min_distance=0.99 / 255)),
+}
+
+
+@pytest.mark.parametrize('reason', SCRIPTS)
+def test_why_an_image_is_left_out(source, reason):
+    first, settings = SCRIPTS[reason]
+    first = first(source)
+    data, rejected, _ = maker(source, Script(first), balance=False, num_images=16, part_size=16, **settings).make(0)
+    left_out = {key: count for key, count in rejected.items() if count and key != 'surplus'}
+    assert left_out == ({} if reason == 'nothing' else {reason: 1})
+    held = (data.images == first[0]).flatten(1).all(1).sum()
+    assert held == (reason in ('repeated', 'nothing'))
+
+
+def test_a_conditional_image_that_looks_like_another_class_is_left_out(source):
+    asks_for_3 = LabelledImages(source.images[-10:], source.labels[-10:], CLASSES, 'all of class 3')
+    script = Script(pixels(20), conditional=True)
+    data, rejected, _ = maker(asks_for_3, script, balance=False, num_images=8, part_size=8).make(0)
+    assert rejected['other_label'] == 1 and data.labels.tolist() == [3] * 8
+
+
+def test_a_sure_enough_labeller_keeps(source):
+    data, rejected, _ = maker(source, Script(between_classes()), balance=False, min_confidence=0.5).make(0)
+    assert rejected['low_confidence'] == 0 and (data.images == 50).flatten(1).all(1).any()
+
+
+def test_a_class_that_never_comes_is_told(source):
+    zeros = LabelledImages(source.images[:60], source.labels[:60], CLASSES, 'only class 0')
+    lonely = Draws(conditional=True)
+    lonely.draw = lambda count, labels, generator: images_of(torch.zeros(count, dtype=torch.int64), generator)
+    with pytest.raises(PartsFailed, match=r'part-00000.npz: of 112 images drawn .* \(.*other_label.*class 1 lacks 6'):
+        maker(zeros, lonely, max_draws=4).make(0)
+
+
+def test_a_labeller_of_nan_is_told(source):
+    with pytest.raises(PartsFailed, match='NaN or infinite logits'):
+        Labeller(Brightness(float('nan')), torch.device('cpu'))(source.images)
+
+
+PLAN = {'seed': 0, 'num_images': 50, 'num_parts': 3, 'num_classes': CLASSES, 'filters': {'min_confidence': 0.9}}
+
+
+@pytest.fixture
+def folder(tmp_path, source):
+    folder = tmp_path / 'parts'
+    folder.mkdir()
+    begin(folder, PLAN)
+    for part in (2, 0):
+        write_part(folder, part, maker(source).make(part))
+    return folder
+
+
+def test_manifest_grows_to_the_whole(folder, source):
+    assert not finish(folder, PLAN).complete
+    with pytest.raises(ValueError, match='2 of 3 parts are made'):
+        manifest_parts(folder)
+    write_part(folder, 1, maker(source).make(1))
+    manifest = finish(folder, PLAN)
+    assert manifest.complete and manifest.counts()['per_class'] == [13, 13, 12, 12]
+    assert len(open_archives(manifest_parts(folder, verify=True), num_classes=CLASSES, channels=1)) == 50
+
+
+def test_a_part_that_is_finished_while_the_manifest_is_written_is_in_it(folder, source, monkeypatch):
+    plain = Manifest.save
+
+    def save(manifest, folder):
+        if not manifest.complete:
+            # another process finishes and writes the whole, then this one writes what it saw before
+            write_part(folder, 1, maker(source).make(1))
+            finish(folder, PLAN)
+        plain(manifest, folder)
+
+    monkeypatch.setattr(Manifest, 'save', save)
+    assert finish(folder, PLAN).complete
+    assert read_manifest(folder).complete
+
+
+def test_an_unreadable_record_ends_the_run(folder):
+    (folder / 'part-00002.json').write_text('{')
+    with pytest.raises(PartsFailed, match=r'part-00002.json: not readable'):
+        finish(folder, PLAN)
+
+
+DAMAGE = {
+    'archive gone': lambda folder: (folder / 'part-00000.npz').unlink(),
+    'archive cut': lambda folder: (folder / 'part-00000.npz').write_bytes(
+        (folder / 'part-00000.npz').read_bytes()[:-1]),
+    'record gone': lambda folder: (folder / 'part-00000.json').unlink(),
+    'record cut': lambda folder: (folder / 'part-00000.json').write_text('{"file": '),
+    'record of another': lambda folder: (folder / 'part-00000.json').write_bytes(
+        (folder / 'part-00002.json').read_bytes()),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_a_damaged_part_is_not_finished(folder, damage):
+    assert finished_part(folder, 0).images == 23 and finished_part(folder, 1) is None
+    DAMAGE[damage](folder)
+    assert finished_part(folder, 0) is None
+    assert finished_part(folder, 2).images == 4
+
+
+PLANS = {
+    'the same': (PLAN, ''),
+    'another seed': (PLAN | {'seed': 1}, 'seed = 0, now it is 1'),
+    'another filter': (PLAN | {'filters': {'min_confidence': 0.5}}, 'filters.min_confidence = 0.9, now it is 0.5'),
+    'something new': (PLAN | {'extra': 1}, 'extra = None, now it is 1'),
+    'something less': ({k: v for k, v in PLAN.items() if k != 'seed'}, 'seed = 0, now it is None'),
+    'unknown': (None, 'a generator that is gone'),
+}
+
+
+@pytest.mark.parametrize('case', PLANS)
+def test_a_folder_goes_on_with_its_own_plan_only(folder, case):
+    plan, message = PLANS[case]
+    if not message:
+        return check_folder(folder, plan)
+    with pytest.raises(ValueError, match=message):
+        check_folder(folder, plan)
+
+
+def test_foreign_parts_are_not_taken(tmp_path):
+    (tmp_path / 'part-00000.npz').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'part-00000.npz but no manifest.json'):
+        check_folder(tmp_path, PLAN)
+    check_folder(tmp_path / 'new', PLAN)
+
+
+def test_records_hold_what_was_made(folder, source):
+    data, rejected, drawn = maker(source).make(0)
+    record = finished_part(folder, 0)
+    assert (record.drawn, dict(record.rejected), sum(record.per_class)) == (drawn, rejected, len(data))
+    held = json.loads((folder / 'part-00000.json').read_text())['versions']['torch']
+    assert held.split('+')[0] == torch.__version__.split('+')[0]
+    assert dataclasses.asdict(record)['images'] == 23
