@@ -144,8 +144,8 @@ def load_diffusion(
     channels = image_shape[0] * (2 if learned else 1)
     if unet.config.out_channels != channels:
         raise ValueError(
-            f'{unet_folder}: gives {unet.config.out_channels} channels, but {type(scheduler).__name__} takes {channels} of '
-            f'images with {image_shape[0]}; leave --sampler unset, or get the folder again')
+            f'{unet_folder}: gives {unet.config.out_channels} channels, but {type(scheduler).__name__} takes '
+            f'{channels} for images with {image_shape[0]}; leave --sampler unset, or get the folder again')
     trained_steps = scheduler.config.num_train_timesteps
     steps = steps or (trained_steps if type(scheduler).__name__ == SAMPLERS['ddpm'] else min(50, trained_steps))
     if steps > trained_steps:
