@@ -9,6 +9,7 @@ import torch
 
 from timm_paf.data import ConcatenatedImages, LabelledImages, open_archive, open_archives, save_archive
 from timm_paf.data import archives as archives_module
+from timm_paf.data.disk import DiskImages
 
 NHWC = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
@@ -40,6 +41,16 @@ def test_good_archives(tmp_path, case):
     assert data.name == 'a.npz'
 
 
+
+
+def with_nan(array, index, value=np.nan):
+    array = array.astype(np.float64)
+    array[index].flat[1] = value
+    return array
+
+
+SOFT = np.eye(3)[LABEL] * .7 + .1
+NEGATIVE = SOFT + np.array([[0, 0, 0]] * 3 + [[-.3, .3, 0]] + [[0, 0, 0]] * 2)
 SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
 OBJECTS = np.empty(6, object)
 BAD = {
@@ -48,7 +59,16 @@ BAD = {
     'keys of two kinds': ({'image': NHWC, 'Y': LABEL}, {}, 'holds image, Y; expected'),
     'both pairs': ({'image': NHWC, 'label': LABEL, 'X': NHWC, 'Y': LABEL}, {}, 'expected either'),
     'empty': ({}, {}, 'holds nothing; expected'),
-    'float images': ({'image': NHWC / 255, 'label': LABEL}, {}, "'image' is of dtype float64, expected uint8"),
+    'integer images': ({'image': NHWC.astype(int), 'label': LABEL}, {}, "'image' is of dtype int64, expected uint8"),
+    'normalised images': (
+        {'image': NHWC / 127.5 - 1, 'label': LABEL}, {}, r"'image' has pixels from -.* at index 0 \(offset"),
+    'images beyond 255': ({'image': NHWC * 2., 'label': LABEL}, {}, r'expected finite values in \[0, 255\]'),
+    'NaN in an image': ({'image': with_nan(NHWC / 255, 4), 'label': LABEL}, {}, 'pixels from nan .* index 4'),
+    'infinite pixel': ({'image': with_nan(NHWC / 255, 2, np.inf), 'label': LABEL}, {}, 'to inf at index 2'),
+    'soft labels that do not add up': ({'image': NHWC, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
+    'soft labels below zero': ({'image': NHWC, 'label': NEGATIVE}, {}, "'label' has the row .* at index 3"),
+    'soft labels with NaN': ({'image': NHWC, 'label': with_nan(SOFT, 5)}, {}, 'index 5, expected probabilities'),
+    'soft labels of other classes': ({'image': NHWC, 'label': SOFT[:, :2]}, {}, r'\(6, 2\) .*, expected \(6, 3\)'),
     'flat images': ({'image': NHWC.reshape(6, -1), 'label': LABEL}, {}, r"'image' has shape \(6, 60\), expected"),
     'no images': ({'image': NHWC[:0], 'label': LABEL[:0]}, {}, 'nothing empty'),
     'object images': ({'image': OBJECTS, 'label': LABEL}, {}, "'image' is of dtype object: .* not read"),
@@ -169,6 +189,20 @@ def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch
     images, labels = whole.take(torch.arange(6))
     assert np.array_equal(images.numpy(), NCHW) and labels.tolist() == LABEL.tolist()
     assert isinstance(open_archives([tmp_path / 'a.npz'], num_classes=3), LabelledImages)
+
+
+@pytest.mark.parametrize('limit, kind', [(360, LabelledImages), (359, DiskImages)], ids=['fits', 'too large'])
+def test_what_is_read_whole(tmp_path, monkeypatch, limit, kind):
+    monkeypatch.setattr(archives_module, 'IN_MEMORY', limit)
+    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
+    assert isinstance(open_archive(tmp_path / 'a.npz', num_classes=3), kind)
+
+
+@pytest.mark.parametrize('num_classes', [0, True, 3., None], ids=str)
+def test_class_counts_that_are_none(tmp_path, num_classes):
+    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
+    with pytest.raises(ValueError, match='got num_classes='):
+        open_archive(tmp_path / 'a.npz', num_classes=num_classes)
 
 
 @pytest.mark.parametrize('paths', [[], 'a.npz'], ids=['none', 'a bare string'])

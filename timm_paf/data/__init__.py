@@ -11,20 +11,29 @@ from timm_paf.data.arrays import (
 )
 from timm_paf.data.augment import Augment, random_hflip, random_shift
 from timm_paf.data.digits import DigitsSplits, digits_splits
+from timm_paf.data.disk import DiskImages, SampleReport
+from timm_paf.data.errors import DataChanged
+from timm_paf.data.folders import FolderImages
 from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
 from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_manifest
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
+from timm_paf.data.pairs import labels_beside
 from timm_paf.data.splits import held_out, stratified_split
 from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
 from timm_paf.data.synthetic import NearestImages, cached_synthetic_digits, sample_synthetic
+from timm_paf.data.unpack import default_cache_dir
+from timm_paf.data.verify import verify_archive
 
 __all__ = [
     'Augment',
     'Batch',
     'ConcatenatedImages',
+    'DataChanged',
     'DigitsSplits',
+    'DiskImages',
     'EndlessStream',
+    'FolderImages',
     'ImageSource',
     'IndexPermutation',
     'LabelledImages',
@@ -35,15 +44,18 @@ __all__ = [
     'Prefetched',
     'Rank',
     'RealPasses',
+    'SampleReport',
     'cached_synthetic_digits',
     'check_compatible',
     'counts_after',
+    'default_cache_dir',
     'derive_seed',
     'digits_splits',
     'free_bytes',
     'generator_for',
     'held_out',
     'label_distribution',
+    'labels_beside',
     'manifest_parts',
     'open_archive',
     'open_archives',
@@ -56,4 +68,5 @@ __all__ = [
     'stored_bytes',
     'stratified_split',
     'to_unit_range',
+    'verify_archive',
 ]

@@ -1,67 +1,108 @@
-"""Image archives on disk: `.npz` files with labelled 8-bit images, as generators of synthetic data publish them."""
+"""Labelled images on disk, in the forms in which generators of synthetic data publish them."""
 
 import os
 import secrets
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from timm.utils.misc import natural_key
 
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
+from timm_paf.data.disk import DiskImages
+from timm_paf.data.errors import BadArchive, naming
+from timm_paf.data.folders import FolderImages
+from timm_paf.data.headers import Header, zip_header
+from timm_paf.data.layout import LAYOUTS, check_image_header, check_label_header, find_layout
+from timm_paf.data.pairs import IMAGE_FILES, read_pair
+from timm_paf.data.stored import MemoryFile, Progress, StoredArray
+from timm_paf.data.unpack import unpacked
 
+IN_MEMORY = 1 << 24  # bytes of images up to which an archive is read whole: less than what importing torch takes
 _KEYS = (('image', 'label'), ('X', 'Y'))  # EDM and DDPM archives, CIFAR-5m
-_CHANNELS = (1, 3)  # what may be taken for a channel axis when the caller does not say
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    num_classes: int
+    channels: int | None
+    layout: str | None
+    mapped: bool | None
+    cache_dir: str | os.PathLike[str] | None
+    progress: Progress | None
 
 
 def open_archive(
-    path: str | os.PathLike[str], *, num_classes: int, channels: int | None = None, layout: str | None = None,
-) -> LabelledImages:
-    """Open one `.npz` archive of labelled images.
+    path: str | os.PathLike[str],
+    *,
+    num_classes: int,
+    channels: int | None = None,
+    layout: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    mapped: bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> ImageSource:
+    """Open labelled images on disk, whatever their form; what the path is decides:
 
-    The members are `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m): images uint8, (N, H, W, C) or
-    (N, C, H, W); labels of any integer type, (N,). Headers are checked before any pixel is read, pickled objects are
-    never loaded, and NHWC images are viewed as NCHW without a copy.
+    - `.npz` (or any other name): members `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m). Stored ones are
+      read in place, deflated ones are unpacked once into a cache.
+    - `.npy`: images, with labels in another `.npy` beside it; `labels_beside` says how it is found.
+    - `.bin`: bare uint8 images, one after the other, with labels in a `.npy` beside it.
+    - a folder: `images.npy` or `images.bin` with its labels; or `.npz` parts, all of them in natural order; or image
+      files in a sub-folder for each class (`FolderImages`).
+
+    Images are uint8, or floats in [0, 1] or [0, 255] (the sample decides which), with axes NHWC, NCHW, or with the
+    image axis last as in SVHN's HWCN. Labels are integers (N,), or soft, floats (N, num_classes). Headers and a fixed
+    sample are checked before anything else is read, and pickled objects are never loaded.
 
     Args:
-        path: the file.
+        path: file or folder.
         num_classes: number of classes; labels must lie in 0..num_classes-1.
         channels: number of channels of an image; without it an axis of 1 or 3 is taken for the channels.
-        layout: 'NHWC' or 'NCHW' where the shape alone leaves it open.
+        layout: 'NHWC', 'NCHW', 'HWCN' or 'CHWN' where the shape alone leaves it open.
+        labels: the file with the labels of a `.npy` or `.bin`, where its name does not say so.
+        mapped: True to leave the images on the disk and read what `take` asks for, False to read all of them now. If
+            None, up to 16 MiB of images are read now, and every byte of them is checked.
+        cache_dir: where deflated archives are unpacked; None for `default_cache_dir()`.
+        progress: called as progress(what, done, in all) while one is unpacked.
 
     Returns:
-        Images (N, C, H, W) uint8 and labels (N,) int64, named after the file.
+        `LabelledImages` for what is in memory, else a source that reads from the disk (`DiskImages`, `FolderImages`, or
+        `ConcatenatedImages` for a folder of parts); images (N, C, H, W), named after the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is not such an archive; one line that names the file and, where it applies, the member.
+        ValueError: if it is not such an archive; one line that names the file and, where it applies, the member and the
+            index or offset.
     """
     path = Path(path)
-    if layout not in (None, 'NHWC', 'NCHW'):
-        raise ValueError(f"got layout={layout!r}, expected 'NHWC', 'NCHW' or None")
+    if layout not in (None, *LAYOUTS):
+        raise ValueError(f"got layout={layout!r}, expected {', '.join(map(repr, LAYOUTS))} or None")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f'got num_classes={num_classes!r}, expected an integer of at least 1')
     if not path.exists():
         raise FileNotFoundError(f'{path}: no such file; check the path, or make one with recipes/make_synthetic.py')
-    try:
-        with zipfile.ZipFile(path) as archive:
-            image_key, label_key = _find_keys(path, archive.namelist())
-            image_shape = _check_image_header(path, archive, image_key)
-            to_nchw = _axes(path, image_key, image_shape, channels, layout)
-            _check_label_header(path, archive, label_key, image_shape[0])
-            labels = _read(path, archive, label_key)
-            _check_label_range(path, label_key, labels, num_classes)
-            images = _read(path, archive, image_key)
-    except _BadArchive:
-        raise
-    except _BROKEN as error:
-        raise _BadArchive(f'{path}: not a readable .npz archive ({_first_line(error)}); get the file again') from error
-    return LabelledImages(
-        torch.from_numpy(images).permute(to_nchw), torch.from_numpy(labels.astype(np.int64)), num_classes, path.name,
-    )
+    options = _Options(
+        num_classes=num_classes, channels=channels, layout=layout, mapped=mapped, cache_dir=cache_dir,
+        progress=progress)
+    if path.is_dir():
+        return _open_folder(path, options)
+    if path.suffix in ('.pkl', '.pickle'):
+        raise BadArchive(f'{path}: pickles can execute code and are not read; see recipes/convert_pickle.py')
+    if path.suffix in ('.npy', '.bin'):
+        pair = read_pair(path, Path(labels) if labels is not None else None, channels, layout)
+        if path.suffix == '.bin':
+            options = replace(options, layout=layout or 'NHWC')
+        return _open_arrays(path, *pair, options)
+    message = f'{path}: not a readable .npz archive'
+    with naming(str(path), message), zipfile.ZipFile(path) as archive:
+        image_key, label_key = _find_keys(path, archive.namelist())
+        image, label = (zip_header(path, archive, key) for key in (image_key, label_key))
+        return _open_arrays(path, image, label, options)
 
 
 def open_archives(
@@ -70,14 +111,20 @@ def open_archives(
     num_classes: int,
     channels: int | None = None,
     layout: str | None = None,
+    mapped: bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> ImageSource:
     """Open several archives as one source, in the order given; nothing is copied to join them.
 
     Args:
-        paths: at least one file.
+        paths: at least one file or folder.
         num_classes: as for `open_archive`.
         channels: as for `open_archive`.
         layout: as for `open_archive`; the parts may differ in layout if this is None.
+        mapped: as for `open_archive`.
+        cache_dir: as for `open_archive`.
+        progress: as for `open_archive`.
 
     Raises:
         FileNotFoundError: if a file is missing; this is found out before any file is read.
@@ -88,7 +135,12 @@ def open_archives(
     for path in paths:
         if not Path(path).exists():
             raise FileNotFoundError(f'{path}: no such file; check the path')
-    parts = [open_archive(path, num_classes=num_classes, channels=channels, layout=layout) for path in paths]
+    parts = [
+        open_archive(
+            path, num_classes=num_classes, channels=channels, layout=layout, mapped=mapped, cache_dir=cache_dir,
+            progress=progress)
+        for path in paths
+    ]
     return parts[0] if len(parts) == 1 else ConcatenatedImages(parts)
 
 
@@ -106,14 +158,27 @@ def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
         ValueError: if the images are not uint8.
         OSError: if the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
     if data.images.dtype != torch.uint8:
         raise ValueError(f'{data.name}: got images of dtype {data.images.dtype}, archives hold uint8; quantise them')
-    image = np.ascontiguousarray(data.images.permute(0, 2, 3, 1).cpu().numpy())
+    write_arrays(path, data.images.permute(0, 2, 3, 1).cpu().numpy(), data.labels.cpu().numpy())
+
+
+def write_arrays(path: str | os.PathLike[str], image: np.ndarray, label: np.ndarray) -> None:
+    """Write arrays as the members `image` and `label` of an uncompressed archive; see `save_archive` for how.
+
+    Args:
+        path: the file to write; its folder must exist.
+        image: (N, H, W, C) uint8.
+        label: (N,) integers.
+
+    Raises:
+        OSError: if the file cannot be written; nothing is left behind then.
+    """
+    path = Path(path)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
     try:
         with open(partial, 'xb') as file:
-            np.savez(file, image=image, label=data.labels.cpu().numpy())
+            np.savez(file, image=np.ascontiguousarray(image), label=label)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -121,104 +186,65 @@ def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
         partial.unlink(missing_ok=True)
 
 
-class _BadArchive(ValueError):
-    """A finished message about an archive, told apart from errors of the libraries that read it."""
+def _open_folder(path: Path, options: _Options) -> ImageSource:
+    pairs = [path / name for name in IMAGE_FILES if (path / name).exists()]
+    if len(pairs) > 1:
+        raise BadArchive(f'{path}: holds {" and ".join(pair.name for pair in pairs)}; give the path of one of them')
+    parts = pairs or sorted(path.glob('[!.]*.npz'), key=lambda part: natural_key(part.name))
+    if not parts:
+        return FolderImages(path, num_classes=options.num_classes, channels=options.channels)
+    return open_archives(parts, **vars(options))
+
+
+def _open_arrays(path: Path, image: Header, label: Header, options: _Options) -> ImageSource:
+    """A source from headers: in memory, in place, or in the cache."""
+    check_image_header(image)
+    layout = find_layout(image, label, options.channels, options.layout)
+    axis = layout.index('N')
+    check_label_header(label, image.shape[axis], options.num_classes)
+    in_memory = image.nbytes <= IN_MEMORY if options.mapped is None else not options.mapped
+    plain = all(_in_place(header, number) for header, number in ((image, axis), (label, 0)))
+    files = None
+    if plain:
+        pixels, targets = image.stored(), label.stored()
+    elif in_memory:
+        (pixels, file), (targets, label_file) = _read_rows(image, axis), _read_rows(label, 0)
+        files = file, label_file
+    else:
+        copies = unpacked(
+            {'pixels': (image, axis), 'targets': (label, 0)}, cache_dir=options.cache_dir, progress=options.progress)
+        pixels, targets = copies['pixels'], copies['targets']
+    row = layout.replace('N', '')
+    source = DiskImages(
+        pixels, targets, layout=row[::-1] if image.fortran else row, num_classes=options.num_classes, name=path.name,
+        files=files)
+    return source.load() if in_memory else source
+
+
+def _in_place(header: Header, axis: int) -> bool:
+    """Whether the rows of an array lie in the file one after the other."""
+    physical = len(header.shape) - 1 - axis if header.fortran else axis
+    return header.offset is not None and physical == 0
+
+
+def _read_rows(header: Header, axis: int) -> tuple[StoredArray, MemoryFile]:
+    """An array in memory with the image axis first; zipfile checks its CRC."""
+    with naming(header.where):
+        if header.key:
+            with zipfile.ZipFile(header.path) as archive, archive.open(f'{header.key}.npy') as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            array = np.load(header.path, allow_pickle=False)
+    physical = array.T if header.fortran else array
+    rows = np.ascontiguousarray(np.moveaxis(physical, len(header.shape) - 1 - axis if header.fortran else axis, 0))
+    return StoredArray(header.path, header.key, 0, rows.shape, rows.dtype), MemoryFile(header.path, rows)
 
 
 def _find_keys(path: Path, members: list[str]) -> tuple[str, str]:
     found = [pair for pair in _KEYS if all(f'{key}.npy' in members for key in pair)]
     if len(found) != 1:
         held = ', '.join(member.removesuffix('.npy') for member in members[:8]) or 'nothing'
-        raise _BadArchive(
+        raise BadArchive(
             f"{path}: holds {held}; expected either 'image' and 'label' or 'X' and 'Y'; rename the members"
         )
     return found[0]
-
-
-def _check_image_header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...]:
-    shape, dtype = _header(path, archive, key)
-    if dtype != np.uint8:
-        raise _BadArchive(f"{path}: '{key}' is of dtype {dtype}, expected uint8 (0 to 255); convert it")
-    if len(shape) != 4 or 0 in shape:
-        raise _BadArchive(
-            f"{path}: '{key}' has shape {shape}, expected (N, H, W, C) or (N, C, H, W) with nothing empty; reshape it"
-        )
-    return shape
-
-
-def _check_label_header(path: Path, archive: zipfile.ZipFile, key: str, count: int) -> None:
-    shape, dtype = _header(path, archive, key)
-    if dtype.kind not in 'iu':
-        raise _BadArchive(f"{path}: '{key}' is of dtype {dtype}, expected integers; convert it")
-    if shape != (count,):
-        raise _BadArchive(f"{path}: '{key}' has shape {shape} for {count} images, expected ({count},)")
-
-
-def _check_label_range(path: Path, key: str, labels: np.ndarray, num_classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        where = int(np.argmax((labels < 0) | (labels >= num_classes)))
-        raise _BadArchive(
-            f"{path}: '{key}' has values from {low} to {high}, expected 0 to {num_classes - 1} (first wrong one at "
-            f'index {where}); is this archive made for another data set?'
-        )
-
-
-def _axes(
-    path: Path, key: str, shape: tuple[int, ...], channels: int | None, layout: str | None,
-) -> tuple[int, int, int, int]:
-    """The permutation of axes that makes NCHW of the stored array."""
-    accepted = _CHANNELS if channels is None else (channels,)
-    readings = {'NHWC': shape[3], 'NCHW': shape[1]}
-    fitting = [name for name, count in readings.items() if count in accepted and layout in (None, name)]
-    if not fitting:
-        wanted = ' or '.join(map(str, accepted))
-        raise _BadArchive(
-            f"{path}: '{key}' has shape {shape}, expected {wanted} channels, last or second"
-            f'{f" ({layout})" if layout else ""}; is this archive made for another data set?'
-        )
-    if len(fitting) == 2 and prod(shape[1:]) != 1:
-        raise _BadArchive(f"{path}: '{key}' has shape {shape}, which may be NHWC or NCHW; say which with layout=")
-    return (0, 3, 1, 2) if fitting[0] == 'NHWC' else (0, 1, 2, 3)
-
-
-def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a member, from its first bytes; makes sure that the member is as long as they say."""
-    info = archive.getinfo(f'{key}.npy')
-    with _naming(path, key), archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise _BadArchive(f"{path}: '{key}' is in .npy format {version}, expected (1, 0) or (2, 0); save it anew")
-        start = file.tell()
-    if dtype.hasobject:
-        raise _BadArchive(
-            f"{path}: '{key}' is of dtype {dtype}: pickled objects can execute code and are not read; save plain arrays"
-        )
-    held, promised = info.file_size - start, prod(shape) * dtype.itemsize
-    if held != promised:
-        raise _BadArchive(f"{path}: '{key}' holds {held} bytes but its header promises {promised}; get the file again")
-    return shape, dtype
-
-
-def _read(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    with _naming(path, key), archive.open(f'{key}.npy') as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
-@contextmanager
-def _naming(path: Path, key: str) -> Iterator[None]:
-    """Tell what member could not be read; the libraries' messages do not."""
-    try:
-        yield
-    except _BadArchive:
-        raise
-    except _BROKEN as error:
-        raise _BadArchive(f"{path}: '{key}' cannot be read ({_first_line(error)}); get the file again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

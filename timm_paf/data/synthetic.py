@@ -200,7 +200,7 @@ def _check_settings(train: LabelledImages, n: int, components: int, mixtures: in
 
 def _is_intact(path: Path, train: LabelledImages, n: int) -> bool:
     try:
-        data = open_archive(path, num_classes=train.num_classes, channels=train.image_shape[0])
+        data = open_archive(path, num_classes=train.num_classes, channels=train.image_shape[0], mapped=False)
     except (FileNotFoundError, ValueError):
         return False
     return len(data) == n and data.image_shape == train.image_shape

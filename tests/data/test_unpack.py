@@ -1,0 +1,247 @@
+"""Archives that have to be written anew: once, whole or not at all, by one process, and only where there is room."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from timm_paf.data import LabelledImages, open_archive, unpack
+from timm_paf.data.disk import DiskImages
+
+NHWC = np.random.RandomState(0).randint(0, 256, (60, 5, 4, 3), dtype=np.uint8)
+NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
+LABEL = np.arange(60) * 3 // 60
+HWCN = np.ascontiguousarray(NHWC.transpose(1, 2, 3, 0))
+SOFT = np.eye(3)[LABEL]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / 'cache'
+
+
+def opened(path, cache, **options):
+    return open_archive(path, **{'num_classes': 3, 'mapped': True, 'cache_dir': cache, **options})
+
+
+def entries(cache):
+    return sorted(path.name for path in cache.iterdir() if not path.name.endswith('.lock'))
+
+
+FORMS = {
+    'deflated': (np.savez_compressed, {'image': NHWC, 'label': LABEL}, {}),
+    'deflated NCHW': (np.savez_compressed, {'X': NCHW, 'Y': LABEL}, {}),
+    'deflated floats': (np.savez_compressed, {'image': NHWC.astype('>f8'), 'label': LABEL}, {}),
+    'deflated soft labels': (np.savez_compressed, {'image': NHWC, 'label': SOFT}, {}),
+    'deflated HWCN': (np.savez_compressed, {'image': HWCN, 'label': LABEL}, {}),
+    'HWCN': (np.savez, {'image': HWCN, 'label': LABEL}, {}),
+    'CHWN': (np.savez, {'image': np.ascontiguousarray(NCHW.transpose(1, 2, 3, 0)), 'label': LABEL}, {'layout': 'CHWN'}),
+    'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}),
+    'deflated Fortran order': (np.savez_compressed, {'image': np.asfortranarray(NCHW), 'label': LABEL}, {}),
+    'Fortran soft labels': (np.savez, {'image': NHWC, 'label': np.asfortranarray(SOFT)}, {}),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('chunk', [7, 1 << 22], ids=['many pieces', 'one piece'])
+def test_the_copy_holds_what_the_archive_does(tmp_path, cache, monkeypatch, form, chunk):
+    monkeypatch.setattr(unpack, 'CHUNK', chunk)
+    save, members, options = FORMS[form]
+    save(tmp_path / 'a.npz', **members)
+    source = opened(tmp_path / 'a.npz', cache, **options)
+    assert isinstance(source, DiskImages) and source.image_shape == (3, 5, 4)
+    assert source.pixels.path.is_relative_to(cache) and source.name == 'a.npz'
+    order = torch.tensor([59, 0, 33, 33])
+    images, labels = source.take(order)
+    assert torch.equal(images * (1 if images.dtype == torch.uint8 else 255), torch.from_numpy(NCHW)[order])
+    assert (labels.argmax(1) if source.soft else labels).tolist() == LABEL[order].tolist()
+    assert len(entries(cache)) == 1 and len(list((cache / entries(cache)[0]).iterdir())) == 3
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_small_ones_need_no_cache(tmp_path, cache, form):
+    save, members, options = FORMS[form]
+    save(tmp_path / 'a.npz', **members)
+    source = opened(tmp_path / 'a.npz', cache, mapped=None, **options)
+    assert isinstance(source, LabelledImages)
+    images, labels = source.take(torch.tensor([59, 0]))
+    assert torch.equal(images * (1 if images.dtype == torch.uint8 else 255), torch.from_numpy(NCHW)[[59, 0]])
+    assert (labels.argmax(1) if labels.ndim == 2 else labels).tolist() == [2, 0]
+    assert not cache.exists()
+
+
+def deflated(path, image=NHWC, label=LABEL):
+    np.savez_compressed(path, image=image, label=label)
+    return path
+
+
+def test_unpacked_once(tmp_path, cache):
+    path, steps = deflated(tmp_path / 'a.npz'), []
+    opened(path, cache, progress=lambda *step: steps.append(step))
+    assert steps == [('unpacking a.npz', 3600, 3600), ('unpacking a.npz', 480, 480)]
+    steps.clear()
+    opened(path, cache, progress=lambda *step: steps.append(step))
+    opened(shutil.move(path, tmp_path / 'sub.npz'), cache)  # the name is only part of the folder's name
+    os.utime(tmp_path / 'sub.npz', (1, 1))
+    opened(tmp_path / 'sub.npz', cache, progress=lambda *step: steps.append(step))
+    assert not steps and len(entries(cache)) == 2
+
+
+def test_other_content_under_the_same_name_is_unpacked_anew(tmp_path, cache):
+    opened(deflated(tmp_path / 'a.npz'), cache)
+    source = opened(deflated(tmp_path / 'a.npz', NHWC ^ 1), cache)
+    assert torch.equal(source.take(torch.tensor([3]))[0], torch.from_numpy(NCHW[[3]] ^ 1))
+
+
+def test_what_it_was_made_from_is_recorded(tmp_path, cache):
+    source = opened(deflated(tmp_path / 'a.npz'), cache)
+    record = json.loads((source.pixels.path.parent / 'source.json').read_text())
+    assert record['path'] == str(tmp_path / 'a.npz') and record['size'] == os.path.getsize(tmp_path / 'a.npz')
+    assert record['written']['pixels']['sha256'] == hashlib.sha256(NHWC.tobytes()).hexdigest()
+    assert record['written']['targets']['sha256'] == hashlib.sha256(LABEL.tobytes()).hexdigest()
+
+
+
+DAMAGE = {
+    'cut short': lambda entry: os.truncate(entry / 'pixels.npy', 500),
+    'labels gone': lambda entry: (entry / 'targets.npy').unlink(),
+    'record gone': lambda entry: (entry / 'source.json').unlink(),
+    'record broken': lambda entry: (entry / 'source.json').write_text('{'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_a_copy_that_is_not_whole_is_made_anew(tmp_path, cache, damage):
+    source = opened(deflated(tmp_path / 'a.npz'), cache)
+    DAMAGE[damage](source.pixels.path.parent)
+    again = opened(tmp_path / 'a.npz', cache)
+    assert np.array_equal(again.take(torch.arange(60))[0], NCHW)
+
+
+def test_remains_of_a_killed_process_are_taken_away(tmp_path, cache):
+    entry = opened(deflated(tmp_path / 'a.npz'), cache).pixels.path.parent
+    remains = cache / f'.{entry.name}.12345.abcd.tmp'
+    entry.rename(remains)
+    opened(tmp_path / 'a.npz', cache)
+    assert entries(cache) == [entry.name]
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[content.find(b'image.npy') + 20_000] ^= 255
+    path.write_bytes(content)
+
+
+def test_damaged_archives_leave_nothing_behind(tmp_path, cache):
+    # large enough for the fault to lie behind what zipfile reads together with the header
+    image = np.random.RandomState(2).randint(0, 256, (1200, 5, 4, 3), dtype=np.uint8)
+    flipped(deflated(tmp_path / 'a.npz', image, np.arange(1200) % 3))
+    with pytest.raises(ValueError, match=r"a\.npz: 'image' cannot be read \(.*; get the file again"):
+        opened(tmp_path / 'a.npz', cache)
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize('image, label, message', [
+    (NHWC, LABEL + 1, "a.npz: 'label' has values from 1 to 3.* at index 40"),
+    (NHWC / 127.5 - 1, LABEL, "a.npz: 'image' has pixels from -.* at index 0, expected"),
+], ids=['label', 'pixels'])
+def test_messages_about_the_content_name_the_archive(tmp_path, cache, image, label, message):
+    with pytest.raises(ValueError, match=message):
+        opened(deflated(tmp_path / 'a.npz', image, label), cache)
+
+
+def test_no_room(tmp_path, cache, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(unpack.shutil, 'disk_usage', lambda path: usage._replace(free=16_000_000))
+    with pytest.raises(ValueError, match=r'a\.npz: needs 4\.1 kB unpacked, the cache .* has 16\.0 MB left; free some'):
+        opened(deflated(tmp_path / 'a.npz'), cache)
+    assert entries(cache) == []
+
+
+def test_room_runs_out_while_unpacking(tmp_path, cache, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(unpack.os, 'fsync', full)
+    with pytest.raises(ValueError, match=r'a\.npz: cannot be unpacked into the cache .*No space left.*TIMM_PAF_CACHE'):
+        opened(deflated(tmp_path / 'a.npz'), cache)
+    assert entries(cache) == []
+
+
+def test_a_cache_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match=r'a\.npz: cannot be unpacked into the cache .*file'):
+        opened(deflated(tmp_path / 'a.npz'), tmp_path / 'file')
+
+
+WORKER = '''
+import sys, time, json
+import numpy as np, torch
+from pathlib import Path
+from timm_paf.data import open_archive
+ready, go, path, cache = map(Path, sys.argv[1:])
+steps = []
+ready.touch()
+while not go.exists():
+    time.sleep(.002)
+source = open_archive(path, num_classes=3, mapped=True, cache_dir=cache, progress=lambda *step: steps.append(step[0]))
+print(json.dumps(['unpacking a.npz' in steps, int(source.take(torch.arange(len(source)))[0].long().sum())]))
+'''
+
+
+def test_two_processes_start_together(tmp_path, cache):
+    image = np.random.RandomState(1).randint(0, 256, (20_000, 8, 8, 3), dtype=np.uint8)
+    path = deflated(tmp_path / 'a.npz', image, np.arange(20_000) % 3)
+    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2]), 'OMP_NUM_THREADS': '1'}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, '-c', WORKER, tmp_path / f'ready{n}', tmp_path / 'go', path, cache], env=environment,
+            stdout=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    while not all((tmp_path / f'ready{n}').exists() for n in range(2)):
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(.01)
+    (tmp_path / 'go').touch()
+    results = [json.loads(worker.communicate()[0]) for worker in workers]
+    assert sorted(unpacked for unpacked, _ in results) == [False, True]
+    assert {total for _, total in results} == {int(image.sum(dtype=np.int64))}
+    assert len(entries(cache)) == 1
+
+
+def test_without_locks_the_first_to_finish_is_used(tmp_path, cache, monkeypatch):
+    path = deflated(tmp_path / 'a.npz')
+    monkeypatch.setattr(unpack, 'fcntl', None)
+
+    def other_process(what, done, total):
+        monkeypatch.setattr(unpack, '_check_room', lambda *args: None)
+        if done == 3600 and not entries_done:
+            entries_done.append(opened(path, cache).pixels.path)
+
+    entries_done = []
+    source = opened(path, cache, progress=other_process)
+    assert [source.pixels.path] == entries_done and len(entries(cache)) == 1
+    assert np.array_equal(source.take(torch.arange(60))[0], NCHW)
+
+
+@pytest.mark.parametrize('variables, expected', [
+    ({'TIMM_PAF_CACHE': '/own', 'XDG_CACHE_HOME': '/xdg'}, '/own'),
+    ({'XDG_CACHE_HOME': '/xdg'}, '/xdg/timm_paf'),
+    ({'XDG_CACHE_HOME': 'relative', 'HOME': '/home/x'}, '/home/x/.cache/timm_paf'),
+    ({'HOME': '/home/x'}, '/home/x/.cache/timm_paf'),
+], ids=['own', 'xdg', 'relative xdg', 'home'])
+def test_default_cache(monkeypatch, variables, expected):
+    for name in ('TIMM_PAF_CACHE', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert unpack.default_cache_dir() == Path(expected)

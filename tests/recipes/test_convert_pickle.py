@@ -1,0 +1,130 @@
+"""The command that makes plain archives of pickles: arrays come through bit for bit, anything else is never run."""
+
+import os
+import pickle
+import pickletools
+import re
+
+import numpy as np
+import pytest
+
+from timm_paf.data import open_archive
+
+NHWC = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+LABEL = np.array([0, 1, 2, 2, 1, 0])
+
+
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(__file__), '..', '..', 'recipes'))
+    import convert_pickle
+    return convert_pickle.main
+
+
+def convert(main, tmp_path, content, *flags):
+    (tmp_path / 'a.pickle').write_bytes(content)
+    return main([str(tmp_path / 'a.pickle'), '--output', str(tmp_path / 'a.npz'), '--num-classes', '3', *flags])
+
+
+def ti(data=NHWC, targets=LABEL, **more):
+    return {'data': data, 'extrapolated_targets': targets, **more}
+
+
+def old_names(content):
+    """The same pickle with the module names of numpy before 2.0, as most files in the wild have them."""
+    return content.replace(b'numpy._core', b'numpy.core')
+
+
+GOOD = {
+    **{f'protocol {p}': (lambda p=p: pickle.dumps(ti(), protocol=p)) for p in range(6)},
+    'NCHW': lambda: pickle.dumps(ti(np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2)))),
+    'Fortran order': lambda: pickle.dumps(ti(np.asfortranarray(NHWC))),
+    'big-endian labels': lambda: pickle.dumps(ti(targets=LABEL.astype('>i4'))),
+    'labels as a list': lambda: pickle.dumps(ti(targets=LABEL.tolist())),
+    'labels as a list of numpy numbers': lambda: pickle.dumps(ti(targets=list(LABEL))),
+    'other members': lambda: pickle.dumps(ti(ti_index=np.arange(6), note='text', sizes={'a': (1, None)})),
+    'keys as bytes': lambda: pickle.dumps({key.encode(): value for key, value in ti().items()}),
+    'numpy 1': lambda: old_names(pickle.dumps(ti(), protocol=2)),
+}
+
+
+@pytest.mark.parametrize('case', GOOD)
+def test_arrays_come_through(main, tmp_path, case):
+    assert convert(main, tmp_path, GOOD[case]()) == 0
+    with np.load(tmp_path / 'a.npz', allow_pickle=False) as archive:
+        assert archive['image'].dtype == np.uint8 and np.array_equal(archive['image'], NHWC)
+        assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], LABEL)
+    assert len(open_archive(tmp_path / 'a.npz', num_classes=3)) == 6
+
+
+class Call:
+    """Pickles as a call of something, which plain unpickling would make."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def objects():
+    array = np.empty(6, object)
+    array[:] = [1] * 6
+    return array
+
+
+def lying_shape():
+    content = pickle.dumps(ti(), protocol=2)
+    assert content.count(b'K\x06K\x05K\x04K\x03t') == 1
+    return content.replace(b'K\x06K\x05K\x04K\x03t', b'K\x07K\x05K\x04K\x03t')
+
+
+REFUSED = {
+    'system call': (
+        lambda path: pickle.dumps(ti(x=Call(os.system, f'touch {path}'))), r'holds posix\.system|nt\.system'),
+    'open': (lambda path: pickle.dumps(ti(x=Call(open, str(path), 'w'))), r'refused, it holds _?io\.open'),
+    'eval': (lambda path: pickle.dumps(Call(eval, f'open({str(path)!r}, "w")')), r'holds builtins\.eval'),
+    'import by numpy': (
+        lambda path: b'cnumpy.testing._private.utils\nrunstring\n(S"open(%a)"\n(dtR.' % str(path),
+        'holds numpy.testing'),
+    'a dotted name': (lambda path: b'\x80\x04\x8c\x05numpy\x8c\x0bos.getcwd()\x93.', r'holds numpy\.os\.getcwd'),
+    'array of objects': (lambda path: pickle.dumps(ti(targets=objects())), 'holds an array of'),
+    'array of text': (lambda path: pickle.dumps(ti(targets=LABEL.astype(str))), "dtype 'U"),
+    'structured array': (lambda path: pickle.dumps(ti(targets=LABEL.view([('a', 'i8')]))), 'structured|dtype'),
+    'shape that is not there': (lambda path: lying_shape(), r'shape \(7, 5, 4, 3\) and dtype uint8 with 360 bytes'),
+    'no dictionary': (lambda path: pickle.dumps([NHWC]), 'holds a list'),
+    'truncated': (lambda path: pickle.dumps(ti())[:-100], 'not a readable pickle'),
+    'text': (lambda path: b'<html>', 'not a readable pickle'),
+    'empty': (lambda path: b'', 'not a readable pickle'),
+    'no data': (lambda path: pickle.dumps({'extrapolated_targets': LABEL}), "no array 'data', it holds extrapolated"),
+    'float images': (lambda path: pickle.dumps(ti(NHWC / 255)), 'expected .* uint8'),
+    'label out of range': (lambda path: pickle.dumps(ti(targets=LABEL + 1)), 'is 3 at index 2, expected 0 to 2'),
+    'labels of another length': (lambda path: pickle.dumps(ti(targets=LABEL[:5])), r'\(5,\) int64 for 6 images'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_anything_else_is_refused_and_not_run(main, tmp_path, capsys, case):
+    make, message = REFUSED[case]
+    bomb = tmp_path / 'exploded'
+    assert convert(main, tmp_path, make(bomb)) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count('\n') == 1 and str(tmp_path / 'a.pickle') in error
+    assert not bomb.exists() and not (tmp_path / 'a.npz').exists()
+
+
+def test_the_bombs_would_explode(tmp_path):
+    # otherwise the test above would pass whatever the command does
+    make, _ = REFUSED['open']
+    pickle.loads(make(tmp_path / 'exploded'))['x'].close()
+    assert (tmp_path / 'exploded').exists()
+    assert any(op.name == 'REDUCE' for op, _, _ in pickletools.genops(REFUSED['system call'][0](tmp_path)))
+
+
+def test_other_keys_and_an_archive_that_is_there(main, tmp_path, capsys):
+    content = pickle.dumps({'x': NHWC, 'y': LABEL})
+    flags = ['--image-key', 'x', '--label-key', 'y']
+    assert convert(main, tmp_path, content, *flags) == 0
+    assert convert(main, tmp_path, content, *flags) == 2
+    assert 'already there' in capsys.readouterr().err
+    assert convert(main, tmp_path, content, *flags, '--overwrite') == 0
