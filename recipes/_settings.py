@@ -1,19 +1,80 @@
 """Settings that training and validation share, and what they are made into."""
 import dataclasses
 import difflib
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import timm
 import torch
 from _cli import setting
+from rich.console import Console
 from torch import nn
 
 import timm_paf  # noqa: F401  (registers the models)
 from timm_paf.attacks import ThreatModel
-from timm_paf.data import DigitsSplits, digits_splits
+from timm_paf.data import (
+    DatasetOptions,
+    DataSplits,
+    Decoding,
+    ImageSource,
+    LabelledImages,
+    cached_synthetic_digits,
+    free_bytes,
+    open_archives,
+    place_on_device,
+    to_unit_range,
+    verify_archive,
+)
+from timm_paf.data import open_dataset as open_splits
 
 DATASETS = ('digits',)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from; the flags are timm's where timm has them."""
+    dataset: str = setting(
+        'digits', 'digits (embedded, 8x8), torch/cifar10, torch/cifar100, folder, hfds/NAME, wds/NAME … as timm names '
+        'them, or the path of an archive')
+    data_dir: Optional[str] = setting(None, 'folder of the data set')
+    dataset_download: bool = setting(False, 'download the data set if it is not there')
+    num_classes: Optional[int] = setting(None, 'number of classes, where the data set does not say')
+    test_data: tuple[str, ...] = setting((), 'archives of test images, where the data set is an archive')
+    val_size: int = setting(1024, 'training images held out for validation, stratified; digits have their own split')
+    split_seed: int = setting(0, 'decides which ones')
+    train_split: str = setting('train', "name of the data set's training split")
+    val_split: Optional[str] = setting(None, 'name of a validation split; unset: taken from the training images')
+    test_split: str = setting('validation', "name of the data set's test split")
+    in_chans: int = setting(3, 'channels that images in files are converted to, 1 or 3')
+    img_size: int = setting(224, 'height and width that images in files are brought to')
+    train_crop_mode: str = setting(
+        'rrc', 'how training images in files are cropped; resize: as in evaluation',
+        choices=('rrc', 'rkrc', 'rkrr', 'resize'))
+    crop_pct: float = setting(0.875, 'part of a resized image that evaluation looks at')
+    workers: int = setting(4, 'processes that decode images in files; arrays need none')
+
+    def __post_init__(self) -> None:
+        for name in ('val_size', 'img_size'):
+            at_least(self, name, 1)
+        at_least(self, 'workers', 0)
+        if self.num_classes is not None:
+            at_least(self, 'num_classes', 1)
+        if self.in_chans not in (1, 3):
+            raise ValueError(f'--in-chans = {self.in_chans}: expected 1 or 3.')
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f'--crop-pct = {self.crop_pct}: expected a number above 0, up to 1.')
+
+    def dataset_options(self) -> DatasetOptions:
+        """The settings as `timm_paf.data.open_dataset` takes them."""
+        decoding = Decoding(
+            channels=self.in_chans, size=self.img_size, train_crop_mode=self.train_crop_mode, crop_pct=self.crop_pct,
+            workers=self.workers)
+        return DatasetOptions(
+            data_dir=self.data_dir, download=self.dataset_download, num_classes=self.num_classes,
+            test_data=self.test_data, val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
+            train_split=self.train_split, val_split=self.val_split, test_split=self.test_split)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +129,114 @@ def choose_device(name: Optional[str]) -> torch.device:
     return device
 
 
-def open_dataset(name: str) -> DigitsSplits:
-    """The train, validation and test splits of a data set.
+def open_dataset(name: str, config: Optional[DataConfig] = None) -> DataSplits:
+    """The train, validation and test splits of a data set; the last two as float32 images.
+
+    Args:
+        name: Name of the data set.
+        config: Where it is and how it is split; the defaults if None.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is none of that name, or it is not as expected.
+        FileNotFoundError: If its files are not there.
     """
-    if name not in DATASETS:
-        raise ValueError(f'--dataset = {name!r}: there is no such data set; expected {" or ".join(DATASETS)}.')
-    return digits_splits()
+    try:
+        train, val, test = open_splits(name, (config or DataConfig()).dataset_options())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error}; see --data-dir and --dataset-download.') from error
+    except ValueError as error:
+        raise ValueError(f'--dataset = {name!r}: {error}.') from error
+    return DataSplits(train, in_floats(val), in_floats(test))
+
+
+def in_floats(data: LabelledImages) -> LabelledImages:
+    """The set with images in float32, as the measurements take them."""
+    return dataclasses.replace(data, images=to_unit_range(data.images))
+
+
+def open_synthetic(
+        paths: Sequence[str],
+        *,
+        joined: bool,
+        num_synthetic: int,
+        dataset: str,
+        like: ImageSource,
+) -> list[ImageSource]:
+    """The sources of synthetic images.
+
+    Args:
+        paths: Archives; a pattern with * or ? stands for the parts of one source, in the order of their names, and
+            'generated' for digits made from the training split.
+        joined: Take all paths as parts of one source.
+        num_synthetic: How many images are generated.
+        dataset: Name of the data set trained on.
+        like: Its training images.
+
+    Raises:
+        ValueError: If a path is not such an archive, or 'generated' is asked for with another data set than the digits.
+        FileNotFoundError: If a file is missing or a pattern fits none.
+    """
+    groups: list[list[str]] = []
+    for path in paths:
+        if path == 'generated':
+            if dataset != 'digits':
+                raise ValueError(
+                    f'--synthetic generated makes digits, not {dataset}; make an archive with '
+                    f'recipes/make_synthetic.py and give its path.')
+            groups.append([str(cached_synthetic_digits(num_synthetic))])
+        elif glob.has_magic(path) and not Path(path).exists():
+            groups.append(sorted(glob.glob(path)))
+            if not groups[-1]:
+                raise FileNotFoundError(f'--synthetic {path}: no file fits this pattern.')
+        else:
+            groups.append([path])
+    if joined and groups:
+        groups = [[path for group in groups for path in group]]
+    return [open_archives(group, num_classes=like.num_classes, channels=like.image_shape[0]) for group in groups]
+
+
+def memory_budget(text: str, device: torch.device) -> int:
+    """Bytes that '25%' of the device's free memory or '4' GiB are.
+
+    Raises:
+        ValueError: If the text is neither.
+    """
+    try:
+        share = text.endswith('%')
+        number = float(text.removesuffix('%'))
+        if not 0 <= number < float('inf') or (share and number > 100):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f'--data-on-device-budget = {text!r}: expected a number of GiB such as 4, or a share of the free memory '
+            f'such as 25%.') from None
+    return int(number / 100 * free_bytes(device)) if share else int(number * 2**30)
+
+
+def placed(sources: Sequence[ImageSource], device: torch.device, *, mode: str, budget: str) -> list[ImageSource]:
+    """The sources with those on the device that `mode` (auto, yes, no) and the budget let there.
+
+    Raises:
+        ValueError: If all must be there and do not fit.
+    """
+    allowed = memory_budget(budget, device)
+    if mode == 'no':
+        return list(sources)
+    return place_on_device(sources, device, budget=allowed, required=mode == 'yes')
+
+
+def verify(sources: Sequence[ImageSource], console: Console) -> None:
+    """Read archives whole and check every image and label.
+
+    Raises:
+        ValueError: At the first fault; the message says where.
+    """
+    for source in sources:
+        with console.status(f'checking {source.name}') as status:
+            def progress(what: str, done: int, total: int) -> None:
+                status.update(f'checking {what}: {done}/{total}')
+
+            verify_archive(source, progress=progress)
 
 
 def build_model(name: str, *, num_classes: int, in_chans: int) -> nn.Module:

@@ -16,7 +16,18 @@ import torch
 import yaml
 from _cli import RunFailed, parse_config, run, setting
 from _saver import RunSaver
-from _settings import EvaluationConfig, at_least, build_model, choose_device, free_folder, open_dataset
+from _settings import (
+    DataConfig,
+    EvaluationConfig,
+    at_least,
+    build_model,
+    choose_device,
+    free_folder,
+    open_dataset,
+    open_synthetic,
+    placed,
+    verify,
+)
 from _view import TrainingView, duration
 from rich.console import Console
 from timm.optim import create_optimizer_v2
@@ -27,7 +38,7 @@ from torch import nn
 
 from timm_paf import paf_parameters
 from timm_paf.attacks import PGD, parse_eps
-from timm_paf.data import Augment, LabelledImages, MixedBatches, cached_synthetic_digits, open_archives
+from timm_paf.data import Augment, DataChanged, ImageSource, LabelledImages, MixedBatches, Prefetched
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy, evaluate_robustness
 from timm_paf.models import load_weights
 from timm_paf.tasks import AdversarialTrainingTask
@@ -36,20 +47,37 @@ CONFIGS = Path(__file__).parent / 'configs'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(EvaluationConfig):
+class TrainConfig(DataConfig, EvaluationConfig):
     """Settings of a training run; the flags are timm's where timm has them."""
     model: str = setting('wrn10_2_pssilu', "a name of timm's registry, ours or any other")
-    dataset: str = setting('digits', 'data set: digits (embedded, 8x8)')
     initial_checkpoint: Optional[str] = setting(None, 'start from the weights of this file')
     output: str = setting('output/train', 'folder of runs')
     experiment: Optional[str] = setting(None, 'name of the run in it; unset: date, time and model')
 
     synthetic: tuple[str, ...] = setting(
-        (), 'npz archives of synthetic images; "generated" makes digits from the training split')
+        (), 'archives of synthetic images, together one source; with --synthetic-weights each is a source of its own, '
+        'and a quoted pattern such as "part*.npz" stands for the parts of one; "generated" makes digits from the '
+        'training split')
     num_synthetic: int = setting(10000, 'how many images "generated" makes')
     synthetic_fraction: float = setting(0.5, 'share of synthetic images in every batch, 0 to 1')
-    crop_padding: int = setting(0, 'augmentation of real images: random shifts by up to this many pixels')
-    hflip: bool = setting(False, 'augmentation of real images: random mirroring')
+    synthetic_weights: tuple[float, ...] = setting(
+        (), 'how often each synthetic source is drawn from, beside the others')
+    crop_padding: int = setting(0, 'augmentation: random shifts by up to this many pixels')
+    hflip: bool = setting(False, 'augmentation: random mirroring')
+    color_jitter: float = setting(0., 'augmentation: strength of changes of brightness, contrast and saturation')
+    cutout: int = setting(0, 'augmentation: side of a square that is blanked, in pixels')
+    reprob: float = setting(0., 'augmentation: probability of blanking a random rectangle')
+    cutmix: float = setting(0., 'augmentation: alpha of cutmix between images of one source')
+    synthetic_augment: str = setting(
+        'none', 'augmentation of synthetic images: none, or the same as of real ones', choices=('none', 'same'))
+    smoothing: float = setting(0., 'label smoothing of real images')
+    synthetic_smoothing: float = setting(0., 'label smoothing of synthetic images')
+    verify_data: bool = setting(False, 'read the archives whole before training and check every image and label')
+    data_on_device: str = setting(
+        'auto', 'keep images on the device: auto as far as the budget goes, on a GPU; yes all, or stop; no none',
+        choices=('auto', 'yes', 'no'))
+    data_on_device_budget: str = setting('25%', "memory for it: GiB, or a share of the device's free memory with %")
+    prefetch: Optional[bool] = setting(None, 'make batches ahead in a thread; unset: on a GPU')
 
     task: str = setting('pgd-at', 'pgd-at: adversarial training; plain: none', choices=('pgd-at', 'plain'))
     attack_steps: int = setting(10, 'PGD steps in training and validation')
@@ -78,7 +106,8 @@ class TrainConfig(EvaluationConfig):
     log_interval: int = setting(5, 'updates between looks at the loss')
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        DataConfig.__post_init__(self)
+        EvaluationConfig.__post_init__(self)
         for name in ('attack_steps', 'epochs', 'batch_size', 'lr_base_size', 'checkpoint_hist', 'log_interval',
                      'num_synthetic'):
             at_least(self, name, 1)
@@ -90,6 +119,12 @@ class TrainConfig(EvaluationConfig):
             raise ValueError(f'--model-ema-decay = {self.model_ema_decay}: expected a number from 0 to below 1.')
         if self.attack_step_size is not None:
             parse_eps(self.attack_step_size, label='--attack-step-size')
+
+    def augment(self) -> Augment:
+        """What is done to real images."""
+        return Augment(
+            crop_padding=self.crop_padding, hflip=self.hflip, color_jitter=self.color_jitter, cutout=self.cutout,
+            erase_prob=self.reprob, cutmix=self.cutmix)
 
     def training_attack(self, seed: int) -> PGD:
         """The PGD that training, or with another seed validation, uses."""
@@ -118,21 +153,28 @@ def prepare(argv: Optional[list[str]] = None) -> Run:
     device = choose_device(config.device)
     experiment = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}'
     folder = free_folder(config.output, experiment)
-    train, val, test = open_dataset(config.dataset)
+    console = Console()
+    train, val, test = open_dataset(config.dataset, config)
+    synthetic: list[ImageSource] = []
+    if config.synthetic_fraction > 0:
+        synthetic = open_synthetic(
+            config.synthetic, joined=not config.synthetic_weights, num_synthetic=config.num_synthetic,
+            dataset=config.dataset, like=train)
+    if config.verify_data:
+        verify(archives_of(config, train, synthetic), console)
     torch.manual_seed(config.seed)
     model = build_model(config.model, num_classes=train.num_classes, in_chans=train.image_shape[0])
     if config.initial_checkpoint is not None:
         load_weights(model, config.initial_checkpoint)
     model.to(device)
 
-    synthetic = None
-    if config.synthetic and config.synthetic_fraction > 0:
-        paths = [
-            cached_synthetic_digits(config.num_synthetic) if path == 'generated' else path for path in config.synthetic]
-        synthetic = open_archives(paths, num_classes=train.num_classes, channels=train.image_shape[0])
+    train, *synthetic = placed(
+        [train, *synthetic], device, mode=config.data_on_device, budget=config.data_on_device_budget)
     batches = MixedBatches(
         train, synthetic, batch_size=config.batch_size, synthetic_fraction=config.synthetic_fraction, seed=config.seed,
-        real_augment=Augment(crop_padding=config.crop_padding, hflip=config.hflip), device=device)
+        synthetic_weights=config.synthetic_weights or None, real_augment=config.augment(),
+        synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
+        smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, device=device)
 
     task: TrainingTask
     criterion = nn.CrossEntropyLoss()
@@ -156,13 +198,19 @@ def prepare(argv: Optional[list[str]] = None) -> Run:
     if scheduler is None:
         raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')
     config = dataclasses.replace(config, device=str(device), lr=lr, experiment=experiment)
-    return Run(config, folder, device, batches, val, test, task, optimizer, scheduler, Console())
+    return Run(config, folder, device, batches, val, test, task, optimizer, scheduler, console)
+
+
+def archives_of(config: TrainConfig, train: ImageSource, synthetic: list[ImageSource]) -> list[ImageSource]:
+    """Those sources that are archives on disk."""
+    return [*([train] if Path(config.dataset).exists() else []), *synthetic]
 
 
 def train(job: Run) -> None:
     """Train, keep the checkpoint that is best on the validation split, measure it on the test split."""
     config, view = job.config, TrainingView(job.console, epochs=job.config.epochs, steps=len(job.batches))
-    settings = {**dataclasses.asdict(config), 'synthetic': list(config.synthetic)}
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / 'args.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
     saver = RunSaver(
@@ -172,7 +220,11 @@ def train(job: Run) -> None:
     view.say(announcement(job))
     with view:
         for epoch in range(config.epochs):
-            trained = train_epoch(job, epoch, view)
+            try:
+                trained = train_epoch(job, epoch, view)
+            except DataChanged as error:
+                raise RunFailed(
+                    f'{error}; the checkpoints in {job.folder} are from before epoch {epoch + 1}.') from error
             checked = validate(job)
             metric = checked[config.eval_metric]
             best, best_epoch = saver.save_checkpoint(epoch, metric)
@@ -183,7 +235,7 @@ def train(job: Run) -> None:
             view.epoch(
                 epoch, loss=trained['loss'], robust=trained['robust'], val_clean=checked['clean'],
                 val_robust=checked['robust'], images_per_second=trained['images_per_second'], shape=shape,
-                best=best_epoch == epoch)
+                best=best_epoch == epoch, data_wait=trained['data_wait'])
     measured = f'under PGD-{config.attack_steps}' if config.eval_metric == 'robust' else 'clean'
     view.say(f'best on the validation split: epoch {best_epoch + 1}, {best:.1f} % {measured}')
 
@@ -195,13 +247,19 @@ def train(job: Run) -> None:
 
 def train_epoch(job: Run, epoch: int, view: TrainingView) -> dict[str, float]:
     """One pass over the real images; returns means over the images of the epoch."""
+    with Prefetched(job.batches.epoch(epoch), device=job.device, threaded=job.config.prefetch) as batches:
+        return train_on(job, epoch, batches, view)
+
+
+def train_on(job: Run, epoch: int, batches: Prefetched, view: TrainingView) -> dict[str, float]:
+    """`train_epoch` on its batches."""
     task, optimizer, steps = job.task, job.optimizer, len(job.batches)
     task.train()
     totals = torch.zeros(2, device=job.device)  # loss times images, correct under attack: read back once in a while
     bad_step = torch.full((), -1, device=job.device)
     images, started, measured_from = 0, time.monotonic(), 0
-    for step, batch in enumerate(job.batches.epoch(epoch)):
-        result = task(batch.x, batch.y)
+    for step, batch in enumerate(batches):
+        result = task(batch.x, batch.target)
         optimizer.zero_grad(set_to_none=True)
         result['loss'].backward()
         optimizer.step()
@@ -222,7 +280,8 @@ def train_epoch(job: Run, epoch: int, view: TrainingView) -> dict[str, float]:
         seconds = time.monotonic() - started
         view.step(
             epoch, step, loss=float(totals[0]) / images, robust=100 * float(totals[1]) / images,
-            images_per_second=images / seconds, shape=shape_values(task.get_trainable_module()))
+            images_per_second=images / seconds, shape=shape_values(task.get_trainable_module()),
+            data_wait=100 * batches.waited / seconds)
         if epoch == 0 and step == 0:  # the first update also warms up; the estimate is made from the next ones
             measured_from, warm = images, time.monotonic()
         elif epoch == 0 and step <= job.config.log_interval:
@@ -230,7 +289,7 @@ def train_epoch(job: Run, epoch: int, view: TrainingView) -> dict[str, float]:
     seconds = time.monotonic() - started
     return {
         'loss': float(totals[0]) / images, 'robust': 100 * float(totals[1]) / images,
-        'images_per_second': images / seconds,
+        'images_per_second': images / seconds, 'data_wait': 100 * batches.waited / seconds,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import RunFailed, parse_config, run, setting
-from _settings import EvaluationConfig, build_model, choose_device, open_dataset
+from _settings import DataConfig, EvaluationConfig, build_model, choose_device, open_dataset
 from rich.console import Console
 from torch import nn
 
@@ -21,19 +21,21 @@ from timm_paf.models import load_weights, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidateConfig(EvaluationConfig):
+class ValidateConfig(DataConfig, EvaluationConfig):
     """Settings of a measurement; unset ones are taken from the checkpoint."""
     checkpoint: str = setting('', 'the file to measure (required)')
     model: str = setting('', "a name of timm's registry")
-    dataset: str = setting('', 'data set: digits')
+    dataset: str = setting('', 'data set, as adv_train.py names it')
     split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
     eps: str = setting('', 'radius of the Linf ball: 8/255, or a number')
     use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
     output: Optional[str] = setting(None, 'folder for report.json; unset: only the table')
 
     def __post_init__(self) -> None:
+        if self.dataset:
+            DataConfig.__post_init__(self)
         if self.eps:
-            super().__post_init__()
+            EvaluationConfig.__post_init__(self)
 
 
 @dataclasses.dataclass
@@ -56,7 +58,7 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     device = choose_device(config.device)
     if config.output is not None and (Path(config.output) / 'report.json').exists():
         raise FileExistsError(f'{config.output} holds a report.json already; choose another --output.')
-    data = getattr(open_dataset(config.dataset), config.split)
+    data = getattr(open_dataset(config.dataset, config), config.split)
     model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     return Measurement(config, model.to(device), device, data, weights)
@@ -70,6 +72,11 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
             if trained.get(name) is None:
                 raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
             filled[name] = str(trained[name])
+    if config.dataset == '':  # with the data set come the folder and the split that it was read with
+        for field in dataclasses.fields(DataConfig):
+            if field.name in trained and field.name not in filled and getattr(config, field.name) == field.default:
+                value = trained[field.name]
+                filled[field.name] = tuple(value) if isinstance(value, list) else value
     return dataclasses.replace(config, **filled)
 
 

@@ -78,10 +78,22 @@ def prepare(argv: Optional[list[str]] = None) -> Callable[[], None]:
     return lambda: make_parts(job)
 
 
+def training_images(config: SyntheticConfig) -> LabelledImages:
+    """The images to learn from.
+
+    Raises:
+        ValueError: If they are not arrays in memory.
+    """
+    train = open_dataset(config.dataset).train
+    if not isinstance(train, LabelledImages):
+        raise ValueError(f'--dataset = {config.dataset}: synthetic images are made from arrays in memory only.')
+    return train
+
+
 def make_mixture(config: SyntheticConfig) -> str:
     """Sample and write one archive; returns the line to print."""
     started = time.perf_counter()
-    train = open_dataset(config.dataset).train
+    train = training_images(config)
     data = sample_synthetic(
         train, config.num_images, seed=config.seed, components=config.components, mixtures=config.mixtures)
     save_archive(config.output, data)
@@ -99,7 +111,7 @@ def prepare_diffusion(config: SyntheticConfig) -> Synthesis:
     device = choose_device(config.device)
     if device.type == 'cuda' and device.index is None and world > 1:
         device = choose_device(f'cuda:{os.environ.get("LOCAL_RANK", "0")}')
-    train = open_dataset(config.dataset).train
+    train = training_images(config)
     labeller, labelled_by = open_labeller(config, train, device)
     job = Synthesis(config, train, labeller, labelled_by, device, rank, world, Console())
     if config.train and not job.generator_folder.exists():

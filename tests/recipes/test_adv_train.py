@@ -14,6 +14,9 @@ import timm
 import torch
 import yaml
 from _cli import run
+from _settings import memory_budget
+
+from timm_paf.data import DataChanged
 
 FAST = ['--model', 'wrn10_2_pssilu', '--epochs', '2', '--attack-steps', '2', '--batch-size', '64', '--pgd-steps', '3',
         '--num-synthetic', '500', '--n-examples', '4', '--autoattack', 'none', '--device', 'cpu']
@@ -45,7 +48,9 @@ def test_run_writes_what_it_promises(finished):
         'wrn10_2_pssilu', '0.2', 2, 'cpu')
     rows = rows_of(finished)
     assert [row['epoch'] for row in rows] == ['0', '1']
-    assert {'train_loss', 'train_robust', 'eval_clean', 'eval_robust', 'eval_alpha', 'eval_beta', 'lr'} <= set(rows[0])
+    columns = {
+        'train_loss', 'train_robust', 'train_data_wait', 'eval_clean', 'eval_robust', 'eval_alpha', 'eval_beta', 'lr'}
+    assert columns <= set(rows[0])
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
     assert rows[0]['eval_alpha'] != rows[1]['eval_alpha']
 
@@ -104,7 +109,7 @@ def test_one_line_an_epoch_without_a_terminal(tmp_path, capsys):
     epochs = [line for line in lines if line.startswith('epoch ')]
     assert len(epochs) == 2
     for line in epochs:
-        for part in ('loss', 'under attack', 'clean', 'robust', 'alpha', 'beta', 'images/s'):
+        for part in ('loss', 'under attack', 'clean', 'robust', 'alpha', 'beta', 'images/s', '% waiting for data'):
             assert part in line
     assert any(line.startswith('about ') and 'of training' in line for line in lines)
     assert '360 / 360' in lines[-3] or ' / 360' in ''.join(lines)
@@ -159,6 +164,112 @@ def test_archives_of_synthetic_images_are_read(tmp_path):
     assert (batch.x[batch.synthetic] == 1).all() and int(batch.synthetic.sum()) == 32
 
 
+def save_archive(path, value, count=20):
+    np.savez(path, image=np.full((count, 8, 8, 1), value, np.uint8), label=np.arange(count) % 10)
+    return str(path)
+
+
+def first_batch(tmp_path, *argv):
+    job = adv_train.prepare([*FAST, '--output', str(tmp_path), *argv])
+    return next(iter(job.batches.epoch(0)))
+
+
+def test_weights_make_sources_of_paths_and_patterns(tmp_path):
+    """The parts of a pattern are one source; without weights all paths are."""
+    white, _, _ = (
+        save_archive(tmp_path / f'{name}.npz', value) for name, value in (('w', 255), ('part0', 51), ('part1', 51)))
+    paths = ['--synthetic', white, str(tmp_path / 'part*.npz')]
+    counts = {}
+    for name, weights in (('joined', []), ('weighted', ['--synthetic-weights', '3', '1'])):
+        batch = first_batch(tmp_path, *paths, *weights)
+        shade = batch.x[batch.synthetic, 0, 0, 0]
+        counts[name] = [int(torch.isclose(shade, torch.tensor(value)).sum()) for value in (1., 0.2)]
+    assert counts['weighted'] == [24, 8]
+    assert sum(counts['joined']) == 32 and 4 <= counts['joined'][0] <= 18  # 20 of 60 images, 32 of them in a batch
+
+
+def test_augmentation_and_smoothing_are_the_settings_choice(tmp_path):
+    white = ['--synthetic', save_archive(tmp_path / 'w.npz', 255), '--cutout', '4', '--reprob', '1', '--cutmix', '1']
+    plain, same = (first_batch(tmp_path, *white, '--synthetic-augment', choice) for choice in ('none', 'same'))
+    assert (plain.x[plain.synthetic] == 1).all() and not (same.x[same.synthetic] == 1).flatten(1).all(1).any()
+    smooth = first_batch(tmp_path, '--smoothing', '0.2', '--synthetic-smoothing', '0.5')
+    assert smooth.target[~smooth.synthetic].max(1).values.unique().tolist() == pytest.approx([0.82])
+    assert smooth.target[smooth.synthetic].max(1).values.unique().tolist() == pytest.approx([0.55])
+
+
+def test_soft_targets_and_a_thread_train(tmp_path):
+    soft = ['--smoothing', '0.1', '--cutmix', '1', '--color-jitter', '0.2', '--prefetch', '--data-on-device', 'yes']
+    for experiment, task in (('attacked', 'pgd-at'), ('plain', 'plain')):
+        assert train(tmp_path, *soft, '--task', task, '--epochs', '1', experiment=experiment) == 0
+        (row,) = rows_of(tmp_path / experiment)
+        assert math.isfinite(float(row['train_loss'])) and 0 <= float(row['train_data_wait']) < 100
+
+
+def test_prefetching_changes_nothing(tmp_path):
+    weights = []
+    for flag in ('--prefetch', '--no-prefetch'):
+        assert train(tmp_path, flag, '--task', 'plain', '--epochs', '1', experiment=flag[2:]) == 0
+        checkpoint = torch.load(tmp_path / flag[2:] / 'last.pth.tar', weights_only=True)
+        weights.append(checkpoint['state_dict']['fc.weight'])
+    assert torch.equal(*weights)
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """An archive to train on and one to test on: two classes, dark and bright, 3x8x8."""
+    paths = []
+    for number, name in enumerate(('train.npz', 'test.npz')):
+        labels = np.arange(120) // 60
+        noise = np.random.RandomState(number).randint(0, 90, (120, 8, 8, 3))
+        paths.append(tmp_path / name)
+        np.savez(paths[-1], image=(noise + 160 * labels[:, None, None, None]).astype(np.uint8), label=labels)
+    return [str(path) for path in paths]
+
+
+def test_archive_as_data_set_trains_to_a_report(tmp_path, archives):
+    argv = ['--dataset', archives[0], '--test-data', archives[1], '--num-classes', '2', '--val-size', '20',
+            '--synthetic-fraction', '0', '--task', 'plain', '--lr', '0.05', '--epochs', '6']
+    assert train(tmp_path, *argv) == 0
+    report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+    assert report['clean']['total'] == 120 and report['clean']['correct'] > 100
+    settings = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert settings['test_data'] == [archives[1]] and settings['val_size'] == 20
+
+
+def test_data_that_change_stop_the_run_and_keep_the_checkpoint(tmp_path, capsys, monkeypatch):
+    original, calls = adv_train.MixedBatches.epoch, []
+
+    def epoch(self, *arguments):
+        calls.append(0)
+        for step, batch in enumerate(original(self, *arguments)):
+            if len(calls) == 2 and step == 3:
+                raise DataChanged('part1.npz: the file has changed since it was opened')
+            yield batch
+
+    monkeypatch.setattr(adv_train.MixedBatches, 'epoch', epoch)
+    assert train(tmp_path, '--task', 'plain') == 1
+    error = capsys.readouterr().err
+    assert error.startswith('stopped: part1.npz: the file has changed') and error.count('\n') == 1
+    assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)['epoch'] == 0
+
+
+def test_verification_asks_for_every_archive(tmp_path, archives, monkeypatch):
+    asked = []
+    monkeypatch.setattr('_settings.verify_archive', lambda source, progress: asked.append(source.name))
+    argv = ['--dataset', archives[0], '--test-data', archives[1], '--num-classes', '2', '--val-size', '20',
+            '--synthetic', archives[1], '--output', str(tmp_path)]
+    adv_train.prepare([*FAST, *argv])
+    assert asked == []
+    adv_train.prepare([*FAST, *argv, '--verify-data'])
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(('text', 'size'), [('0', 0), ('4', 4 * 2**30), ('0.5', 2**29), ('25%', 250), ('100%', 1000)])
+def test_memory_budget(text, size, monkeypatch):
+    monkeypatch.setattr('_settings.free_bytes', lambda device: 1000)
+    assert memory_budget(text, torch.device('cpu')) == size
+
+
 def test_learning_rate_scales_with_the_batch_and_ends_at_the_minimum(tmp_path):
     job = adv_train.prepare([*FAST, '--output', str(tmp_path), '--batch-size', '256'])
     assert job.config.lr == pytest.approx(0.2)
@@ -175,6 +286,19 @@ BAD = {
     'fraction': (['--synthetic-fraction', '1.5'], '--synthetic-fraction = 1.5: expected a number from 0 to 1'),
     'fraction nan': (['--synthetic-fraction', 'nan'], 'expected a number from 0 to 1'),
     'dataset': (['--dataset', 'imagenet'], "--dataset = 'imagenet': there is no such data set; expected digits"),
+    'data folder': (['--dataset', 'torch/cifar10'], 'torch/cifar10: give data_dir'),
+    'data set not there': (
+        ['--dataset', 'torch/cifar10', '--data-dir', 'nowhere'], 'see --data-dir and --dataset-download'),
+    'budget': (['--data-on-device-budget', 'much'], "--data-on-device-budget = 'much': expected a number of GiB"),
+    'budget of 101 %': (['--data-on-device-budget', '101%'], 'share of the free memory'),
+    'weights': (['--synthetic-weights', '1', '2'], 'got 2 weights'),
+    'weight of 0': (['--synthetic-weights', '0'], 'got synthetic weight 0'),
+    'pattern': (['--synthetic', 'nowhere*.npz'], 'nowhere*.npz: no file fits this pattern'),
+    'smoothing': (['--smoothing', '2'], 'smoothing=2.0, expected a number from 0 to 1'),
+    'erasing': (['--reprob', '-1'], 'erase_prob=-1.0'),
+    'channels': (['--in-chans', '2'], '--in-chans = 2: expected 1 or 3'),
+    'crop': (['--crop-pct', '0'], '--crop-pct = 0.0'),
+    'validation': (['--val-size', '0'], '--val-size = 0: expected 1 or more'),
     'flag': (['--epsilonn', '1'], 'unrecognized arguments: --epsilonn'),
     'synthetic': (['--synthetic', 'nowhere.npz'], 'nowhere.npz: no such file'),
     'no synthetic': (['--synthetic'], 'synthetic_fraction=0.5 without synthetic images'),

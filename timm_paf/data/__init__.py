@@ -10,6 +10,8 @@ from timm_paf.data.arrays import (
     to_unit_range,
 )
 from timm_paf.data.augment import Augment, random_hflip, random_shift
+from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, all_labels, open_dataset
+from timm_paf.data.decoded import DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import DigitsSplits, digits_splits
 from timm_paf.data.disk import DiskImages, SampleReport
 from timm_paf.data.errors import DataChanged
@@ -30,11 +32,16 @@ __all__ = [
     'Batch',
     'ConcatenatedImages',
     'DataChanged',
+    'DataSplits',
+    'DatasetOptions',
+    'DecodedImages',
+    'Decoding',
     'DigitsSplits',
     'DiskImages',
     'EndlessStream',
     'FolderImages',
     'ImageSource',
+    'ImagesWithout',
     'IndexPermutation',
     'LabelledImages',
     'Manifest',
@@ -45,6 +52,8 @@ __all__ = [
     'Rank',
     'RealPasses',
     'SampleReport',
+    'StreamedImages',
+    'all_labels',
     'cached_synthetic_digits',
     'check_compatible',
     'counts_after',
@@ -59,6 +68,7 @@ __all__ = [
     'manifest_parts',
     'open_archive',
     'open_archives',
+    'open_dataset',
     'place_on_device',
     'random_hflip',
     'random_shift',

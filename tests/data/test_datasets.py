@@ -1,0 +1,215 @@
+"""Data sets by name, each made in its real format."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from timm_paf.data import (
+    ConcatenatedImages,
+    DatasetOptions,
+    Decoding,
+    ImagesWithout,
+    LabelledImages,
+    all_labels,
+    digits_splits,
+    open_dataset,
+)
+
+DECODING = Decoding(size=8, workers=0, crop_pct=1.)
+
+
+def pixels(count, seed, size=32):
+    return np.random.RandomState(seed).randint(0, 256, (count, size, size, 3), np.uint8)
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """The five batches, test batch and names of CIFAR-10 with 20 images each; what is in them."""
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, '_check_integrity', lambda self: True)
+    monkeypatch.setattr('torchvision.datasets.cifar.check_integrity', lambda *_: True)
+    root = tmp_path / 'cifar-10-batches-py'
+    root.mkdir()
+    content = {}
+    for number, name in enumerate([*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']):
+        images, labels = pixels(20, number), [i % 10 for i in range(20)]
+        rows = images.transpose(0, 3, 1, 2).reshape(20, -1)
+        (root / name).write_bytes(pickle.dumps({'data': rows, 'labels': labels}))
+        content[name] = images, labels
+    (root / 'batches.meta').write_bytes(pickle.dumps({'label_names': [f'class {i}' for i in range(10)]}))
+    return tmp_path, content
+
+
+def as_rows(data):
+    images, labels = data.take(torch.arange(len(data)))
+    return sorted(zip(map(tuple, images.flatten(1).tolist()), labels.tolist(), strict=True))
+
+
+def test_cifar10(cifar10):
+    root, content = cifar10
+    train, val, test = open_dataset('torch/cifar10', DatasetOptions(data_dir=root, val_size=20))
+    images, labels = content['test_batch']
+    assert torch.equal(test.images, torch.from_numpy(images).permute(0, 3, 1, 2)) and test.labels.tolist() == labels
+    assert test.images.dtype == torch.uint8 and train.num_classes == 10 and train.image_shape == (3, 32, 32)
+    assert (len(train), len(val)) == (80, 20) and val.labels.bincount().tolist() == [2] * 10
+    # together they are the training images, each once
+    every = np.concatenate([content[f'data_batch_{i}'][0] for i in range(1, 6)]).transpose(0, 3, 1, 2).reshape(100, -1)
+    assert sorted(as_rows(train) + as_rows(val)) == sorted(
+        zip(map(tuple, every.tolist()), [i % 10 for i in range(20)] * 5, strict=True))
+
+
+def test_validation_images_are_chosen_by_their_own_seed(cifar10):
+    def val(**settings):
+        return as_rows(open_dataset('torch/cifar10', DatasetOptions(data_dir=cifar10[0], val_size=20, **settings)).val)
+
+    assert val() == val() == val(split_seed=0) != val(split_seed=1)
+
+
+def test_digits_keep_their_split():
+    for part, expected in zip(open_dataset('digits'), digits_splits(), strict=True):
+        assert part.fingerprint() == expected.fingerprint()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, count in (('train', 12), ('val', 5)):
+        for label in range(3):
+            (tmp_path / split / f'class{label}').mkdir(parents=True)
+            for number in range(count):
+                shade = label * 60 + number + (30 if split == 'val' else 0)
+                path = tmp_path / split / f'class{label}' / f'{number}.png'
+                Image.new('RGB', (9 + number, 8), (shade,) * 3).save(path)
+    return tmp_path
+
+
+def test_folder(folder):
+    # 'val' is what timm finds for 'validation'
+    train, val, test = open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, decoding=DECODING))
+    assert (len(train), len(val), len(test), train.num_classes) == (30, 6, 15, 3)
+    assert val.labels.bincount().tolist() == [2, 2, 2]
+    shades = sorted(train.take(torch.arange(30))[0][:, 0, 0, 0].tolist() + val.images[:, 0, 0, 0].tolist())
+    assert shades == [label * 60 + number for label in range(3) for number in range(12)]
+    assert sorted(test.images[:, 0, 0, 0].tolist()) == [label * 60 + 30 + n for label in range(3) for n in range(5)]
+    # the first few test images are not all of one class
+    assert len(test.labels[:5].unique()) > 1
+    grey = DatasetOptions(data_dir=folder, val_size=6, decoding=Decoding(size=8, workers=0, channels=1))
+    assert open_dataset('folder', grey).train.image_shape == (1, 8, 8)
+
+
+def test_named_validation_split_leaves_all_training_images(folder):
+    options = DatasetOptions(data_dir=folder, val_split='val', test_split='val', decoding=DECODING)
+    train, val, test = open_dataset('folder', options)
+    assert (len(train), len(val), len(test)) == (36, 15, 15)
+
+
+def archive(path, count, seed):
+    np.savez(path, image=pixels(count, seed, 8), label=np.arange(count) * 5 // count)
+    return str(path)
+
+
+def test_archive(tmp_path):
+    train_path, test_path = archive(tmp_path / 'train.npz', 100, 0), archive(tmp_path / 'test.npz', 40, 1)
+    options = DatasetOptions(num_classes=5, test_data=[test_path], val_size=10)
+    train, val, test = open_dataset(train_path, options)
+    assert (len(train), len(val), len(test)) == (90, 10, 40) and val.labels.bincount().tolist() == [2] * 5
+    held = LabelledImages(torch.from_numpy(pixels(100, 0, 8)).permute(0, 3, 1, 2), torch.arange(100) // 20, 5, 'all')
+    assert sorted(as_rows(train) + as_rows(val)) == as_rows(held)
+    assert len(test.labels[:8].unique()) > 2  # the archive is sorted by class
+
+
+class Plain:
+    """The least that a source can be."""
+
+    name, num_classes, image_shape = 'plain', 7, (1, 1, 1)
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def take(self, indices):
+        return torch.zeros(len(indices), 1, 1, 1), indices % 7
+
+
+@pytest.mark.parametrize('left_out', [[0], [9], [4], [0, 1, 2], [7, 8, 9], [3, 4, 9, 0], [8, 1, 6], []], ids=str)
+def test_images_without_some(left_out):
+    source = LabelledImages(torch.arange(10).float().reshape(10, 1, 1, 1) / 10, torch.arange(10), 10, 'ten')
+    left = ImagesWithout(source, torch.tensor(left_out, dtype=torch.int64), name='left')
+    expected = [index for index in range(10) if index not in left_out]
+    assert len(left) == len(expected)
+    assert left.take(torch.arange(len(left)))[1].tolist() == expected
+    assert left.take(torch.arange(len(left)).flip(0))[1].tolist() == expected[::-1]
+
+
+def test_labels_of_any_source():
+    soft = LabelledImages(torch.zeros(3, 1, 1, 1), torch.eye(7)[[6, 0, 2]], 7, 'soft')
+    assert all_labels(ConcatenatedImages([Plain(9000), soft])).tolist() == [i % 7 for i in range(9000)] + [6, 0, 2]
+
+
+def missing(**settings):
+    return lambda path: DatasetOptions(data_dir=path, decoding=DECODING, **settings)
+
+
+BAD = {
+    'unknown': ('imagenet', missing(), ValueError, 'no such data set; expected digits, torch/cifar10'),
+    'no folder given': ('torch/cifar10', lambda _: DatasetOptions(), ValueError, 'torch/cifar10: give data_dir'),
+    'cifar not there': ('torch/cifar10', missing(), FileNotFoundError, 'torch/cifar10: cannot be opened in'),
+    'folder empty': ('folder', missing(), FileNotFoundError, 'folder: cannot be opened in'),
+    'unknown to torchvision': ('torch/cifar11', missing(), FileNotFoundError, 'Unknown torchvision dataset cifar11'),
+    'archive not there': ('nowhere.npz', missing(num_classes=9, test_data=['x.npz']), FileNotFoundError, 'nowhere.npz'),
+    'archive without classes': ('nowhere.npz', missing(), ValueError, 'give num_classes'),
+    'archive without test': ('nowhere.npz', missing(num_classes=10), ValueError, 'give test_data'),
+    'stream without validation': ('wds/name', missing(num_classes=10), ValueError, 'give val_split'),
+    'stream without classes': ('wds/name', missing(val_split='val'), ValueError, 'give num_classes'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_what_cannot_be_opened_is_told_in_one_line(case, tmp_path):
+    name, options, error, message = BAD[case]
+    with pytest.raises(error, match=message) as caught:
+        open_dataset(name, options(tmp_path))
+    assert '\n' not in str(caught.value)
+
+
+def test_folder_without_the_split_is_not_taken_for_it(folder):
+    (folder / 'val').rename(folder / 'holdout')
+    with pytest.raises(FileNotFoundError, match="no folder 'validation' in it"):
+        open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, decoding=DECODING))
+
+
+def test_broken_test_image_is_told_at_opening(folder):
+    (folder / 'val' / 'class1' / '2.png').write_bytes(b'not an image')
+    with pytest.raises(ValueError, match=r'2\.png: the image cannot be read'):
+        open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, decoding=DECODING))
+
+
+@pytest.mark.parametrize('size', [0, 36, 1024])
+def test_validation_must_leave_training_images(folder, size):
+    with pytest.raises(ValueError, match='held-out size'):
+        open_dataset('folder', DatasetOptions(data_dir=folder, val_size=size, decoding=DECODING))
+
+
+@pytest.mark.filterwarnings('ignore')  # of that package, about itself
+def test_hugging_face_data_set(tmp_path):
+    datasets = pytest.importorskip('datasets')
+    raw = load_digits()
+    columns = {
+        'image': [Image.fromarray((image * 15).astype(np.uint8)) for image in raw.images[:60]],
+        'label': raw.target[:60].tolist()}
+    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(num_classes=10)})
+    for split in ('train', 'validation'):
+        (tmp_path / 'digits').mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / 'digits' / f'{split}.parquet')
+    options = DatasetOptions(
+        data_dir=tmp_path / 'cache', val_size=10, decoding=Decoding(size=8, workers=0, channels=1, crop_pct=1.))
+    train, val, test = open_dataset(f'hfds/{tmp_path / "digits"}', options)
+    assert (len(train), len(val), len(test)) == (50, 10, 60)
+    assert as_rows(test) == sorted(
+        (tuple((image * 15).astype(int).flatten().tolist()), label)
+        for image, label in zip(raw.images[:60], raw.target[:60].tolist(), strict=True))

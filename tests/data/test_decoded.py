@@ -1,0 +1,198 @@
+"""Images decoded while training: the same batches whatever decodes them, and never another image for a broken one."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset
+
+from timm_paf.data import Augment, DataChanged, DecodedImages, Decoding, LabelledImages, MixedBatches, StreamedImages
+
+SIZE = 16
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Three classes of ten images of many sizes; the red channel says which image it is, green grows to the right."""
+    root = tmp_path_factory.mktemp('images')
+    for number in range(30):
+        pixels = np.zeros((18 + number, 40 - number % 7, 3), np.uint8)
+        pixels[..., 0] = number * 8
+        pixels[..., 1] = np.linspace(0, 255, pixels.shape[1])
+        (root / f'class{number // 10}').mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(root / f'class{number // 10}' / f'{number:02d}.png')
+    return root
+
+
+def opened(folder, **settings):
+    labels = torch.arange(30) // 10
+    decoding = Decoding(size=SIZE, **{'workers': 0, **settings})
+    return DecodedImages(
+        create_dataset('', str(folder)), name='images', num_classes=3, labels=labels, decoding=decoding)
+
+
+def numbers(images):
+    """Which images these are."""
+    return (images[:, 0].float().mean((1, 2)) * (1 if images.dtype == torch.uint8 else 255) / 8).round().long()
+
+
+def test_take_gives_the_images_asked_for(folder):
+    wanted = torch.tensor([29, 0, 14, 0])
+    images, labels = opened(folder).take(wanted)
+    assert images.shape == (4, 3, SIZE, SIZE) and images.dtype == torch.uint8
+    assert numbers(images).tolist() == wanted.tolist() and labels.tolist() == [2, 0, 1, 0]
+    subset = opened(folder).subset(torch.tensor([5, 20]), name='two')
+    images, labels = subset.take(torch.tensor([1, 0]))
+    assert numbers(images).tolist() == [20, 5] and labels.tolist() == [2, 0] and len(subset) == 2
+
+
+def test_evaluation_looks_at_the_middle_as_timm_does(folder):
+    source = opened(folder)
+    image = Image.open(folder / 'class1' / '14.png')
+    height, width = 32, 40
+    scale = int(SIZE / 0.875) / min(height, width)
+    resized = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    top, left = (resized.height - SIZE) // 2, (resized.width - SIZE) // 2
+    expected = np.array(resized.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
+    got = source.take(torch.tensor([14]))[0][0].numpy()
+    assert np.abs(got.astype(int) - expected).max() <= 16  # one column of the green ramp: rounding of the crop's place
+
+
+def mixed(source, **settings):
+    synthetic = LabelledImages(torch.full((40, 3, SIZE, SIZE), 255, dtype=torch.uint8), torch.zeros(40).long(), 3, 'w')
+    return MixedBatches(source, synthetic, batch_size=12, synthetic_fraction=1 / 3, seed=0, **settings)
+
+
+@pytest.mark.parametrize('mode', ['rrc', 'resize'])
+def test_batches_do_not_depend_on_workers_or_on_where_the_epoch_is_entered(folder, mode):
+    whole = list(mixed(opened(folder, train_crop_mode=mode)).epoch(1))
+    resumed = list(mixed(opened(folder, train_crop_mode=mode, workers=2)).epoch(1, 1))
+    seen = []
+    for batch in whole:
+        assert int(batch.synthetic.sum()) == (4 if len(batch) == 12 else 3)
+        seen += numbers(batch.x[~batch.synthetic]).tolist()
+        assert torch.equal(numbers(batch.x[~batch.synthetic]) // 10, batch.y[~batch.synthetic])
+    assert sorted(seen) == list(range(30))
+    for one, other in zip(whole[1:], resumed, strict=True):
+        assert torch.equal(one.x, other.x) and torch.equal(one.target, other.target)
+
+
+def test_random_crops_are_new_in_each_epoch(folder):
+    def green(epoch, mode):
+        source = opened(folder, train_crop_mode=mode)
+        images = torch.cat([batch.x[~batch.synthetic] for batch in mixed(source).epoch(epoch)])
+        return images[numbers(images).argsort(), 1]
+
+    assert torch.equal(green(0, 'resize'), green(1, 'resize'))
+    changed = (green(0, 'rrc') != green(1, 'rrc')).flatten(1).any(1)
+    assert changed.float().mean() > 0.9
+    # images are cropped apart from each other, too: not one crop for the whole batch
+    assert len({row.tolist()[0] for row in green(0, 'rrc')[:, 0, :1]}) > 10
+
+
+def test_ranks_together_see_what_one_process_sees(folder):
+    settings = {'real_augment': Augment(crop_padding=2, cutmix=1.)}
+    alone = mixed(opened(folder), **settings).epoch(2)
+    shares = zip(*(mixed(opened(folder), **settings, rank=rank, world_size=2).epoch(2) for rank in (0, 1)), strict=True)
+
+    def rows(batch):
+        return torch.cat([batch.x.flatten(1), batch.target], 1).tolist()
+
+    for whole, (first, second) in zip(alone, shares, strict=True):
+        assert sorted(rows(first) + rows(second)) == sorted(rows(whole))
+
+
+def test_global_random_states_are_left_alone(folder):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    list(mixed(opened(folder)).epoch(0))
+    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_unreadable_image_is_named_and_not_replaced(tmp_path, folder, workers):
+    (tmp_path / 'class0').mkdir()
+    for path in sorted((folder / 'class0').iterdir()):
+        (tmp_path / 'class0' / path.name).write_bytes(path.read_bytes())
+    source = DecodedImages(
+        create_dataset('', str(tmp_path)), name='images', num_classes=3, labels=torch.zeros(10).long(),
+        decoding=Decoding(size=SIZE, workers=workers))
+    broken = tmp_path / 'class0' / '03.png'
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(DataChanged, match=r'03\.png: the image cannot be read') as caught:
+        list(mixed(source).epoch(0))
+    assert '\n' not in str(caught.value)
+
+
+def test_loaded_images_are_all_of_them(folder):
+    data = opened(folder, workers=1).loaded(name='all')
+    assert numbers(data.images).tolist() == list(range(30)) and data.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def test_labels_must_fit_the_classes(folder):
+    with pytest.raises(ValueError, match='labels from 0 to 2, expected 0 to 1'):
+        DecodedImages(
+            create_dataset('', str(folder)), name='images', num_classes=2, labels=torch.arange(30) // 10,
+            decoding=Decoding())
+
+
+BAD = {
+    'channels': ({'channels': 2}, 'channels=2, expected 1 or 3'), 'size': ({'size': 0}, 'size=0'),
+    'workers': ({'workers': -1}, 'workers=-1'), 'crop': ({'crop_pct': 0}, 'crop_pct=0'),
+    'crop above 1': ({'crop_pct': 1.5}, 'crop_pct=1.5'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_settings_out_of_range(case):
+    settings, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        Decoding(**settings)
+
+
+class FrontToBack(torch.utils.data.IterableDataset):
+    """What timm's iterable data sets are to a caller."""
+
+    def __init__(self, count):
+        self.count = count
+        self.transform = None
+        self.epochs = []
+
+    def __len__(self):
+        return self.count
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def __iter__(self):
+        for number in range(self.count):
+            yield self.transform(Image.new('RGB', (SIZE, SIZE), (number * 8, 0, 0))), number % 3
+
+
+def streamed(count=30, num_classes=3):
+    return StreamedImages(
+        FrontToBack(count), name='stream', num_classes=num_classes,
+        decoding=Decoding(size=SIZE, crop_pct=1., train_crop_mode='resize', workers=0))
+
+
+def test_stream_gives_exact_counts_and_goes_through_passes():
+    source = streamed()
+    seen = []
+    for epoch in range(2):
+        got = list(mixed(source).epoch(epoch))
+        assert [(len(batch), int(batch.synthetic.sum())) for batch in got] == [(12, 4)] * 3 + [(9, 3)]
+        for batch in got:
+            real = batch.x[~batch.synthetic]
+            assert torch.equal(numbers(real) % 3, batch.y[~batch.synthetic])
+            seen += numbers(real).tolist()
+    assert sorted(seen) == sorted(2 * list(range(30)))
+    assert len(set(source.dataset.epochs)) == len(source.dataset.epochs) >= 2  # each pass is shuffled anew
+
+
+def test_stream_is_not_asked_by_index_and_refuses_wrong_labels():
+    with pytest.raises(ValueError, match='only be read from front to back'):
+        streamed().take(torch.tensor([0]))
+    with pytest.raises(DataChanged, match='label 2, expected 0 to 1'):
+        streamed(num_classes=2).loaded(name='val')
+    assert numbers(streamed().loaded(name='val').images).tolist() == list(range(30))
+    with pytest.raises(ValueError, match='no images'):
+        streamed(0).loaded(name='val')
