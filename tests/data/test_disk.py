@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from timm_paf.data import ConcatenatedImages, LabelledImages, disk, open_archive, open_archives
+from timm_paf.data import ConcatenatedImages, LabelledImages, archives, disk, open_archive, open_archives
+from timm_paf.data.datasets import all_labels as all_labels_of
 from timm_paf.data.disk import DiskImages, sample_indices
 from timm_paf.data.errors import DataChanged
 
@@ -118,8 +119,7 @@ def test_opening_parts_does_not_read_them(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'preadv', lambda fd, b, o: read.append(sum(map(len, b))) or true(fd, b, o))
     whole = open_archives([tmp_path / f'part{n}.npz' for n in range(6)], num_classes=3, mapped=True)
     assert isinstance(whole, ConcatenatedImages) and len(whole) == 1800
-    # the labels, the first and the last image, and one more that shows what form the labels have
-    assert sum(read) == 6 * (COUNT * 8 + 3 * 60)
+    assert sum(read) == 6 * (COUNT * 8 + 2 * 60)  # the labels, the first and the last image
     monkeypatch.undo()
     x, y = whole.take(torch.tensor([1799, 0, 605]))
     assert np.array_equal(x, NCHW[[299, 0, 5]]) and y.tolist() == [2, 0, 0]
@@ -255,3 +255,26 @@ def test_a_pass_over_a_large_file_takes_no_memory(tmp_path):
         assert torch.equal(labels, indices % 10)
         most = max(most, resident() - before)
     assert most < 40e6
+
+
+@pytest.mark.parametrize('all_labels', [1 << 25, 0], ids=['kept', 'read'])
+def test_class_numbers_need_no_image(tmp_path, monkeypatch, all_labels):
+    monkeypatch.setattr(disk, '_ALL_LABELS', all_labels)
+    monkeypatch.setattr(disk, '_LABEL_CHUNK', 64)
+    soft = np.eye(3, dtype=np.float32)[LABEL] * 0.7 + 0.1
+    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
+    np.savez(tmp_path / 'b.npz', image=NHWC, label=soft)
+    for name in ('a', 'b'):
+        source = opened(tmp_path / f'{name}.npz')
+        monkeypatch.setattr(source, 'take', None)
+        assert torch.equal(all_labels_of(source), torch.from_numpy(LABEL))
+
+
+def test_many_small_parts_stay_on_the_disk(tmp_path, monkeypatch):
+    """Each is below the bound, together they are not: 18 kB a part."""
+    paths = [tmp_path / f'{number}.npz' for number in range(4)]
+    for path in paths:
+        np.savez(path, image=NHWC, label=LABEL)
+    for bound, kind in ((100_000, LabelledImages), (40_000, DiskImages)):
+        monkeypatch.setattr(archives, 'IN_MEMORY', bound)
+        assert {type(part) for part in open_archives(paths, num_classes=3).parts} == {kind}

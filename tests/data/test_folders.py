@@ -148,3 +148,9 @@ def test_copies_and_indices_outside(tmp_path):
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such folder'):
         FolderImages(tmp_path / 'nothing', num_classes=3)
+
+
+def test_class_numbers_are_those_of_the_images(tmp_path):
+    make(tmp_path)
+    source = FolderImages(tmp_path, num_classes=3)
+    assert torch.equal(source.class_numbers(), source.take(torch.arange(len(source)))[1])

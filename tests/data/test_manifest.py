@@ -74,6 +74,10 @@ DAMAGE = {
     'part changed': (lambda folder: (folder / 'part-00001.npz').write_bytes(b'x'), ValueError, '00001.npz: its SHA'),
     'part elsewhere': (edit_part(file='../secret'), ValueError, 'expected a plain name'),
     'field too many': (edit_part(extra=1), ValueError, 'was it changed by hand'),
+    'classes as a number': (edit_part(per_class=3), ValueError, 'no whole number'),
+    'classes as texts': (edit_part(per_class=['2', '1']), ValueError, 'no whole number'),
+    'rejected as a list': (edit_part(rejected=[1]), ValueError, 'no whole number'),
+    'images as a text': (edit_part(images='3'), ValueError, 'no whole number'),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_paf.data import LabelledImages, disk, open_archive, open_archives
+from timm_paf.data import ImagesWithout, LabelledImages, disk, open_archive, open_archives
 from timm_paf.data.verify import verify_archive
 
 COUNT = 900
@@ -148,3 +148,15 @@ def test_options(tmp_path):
         verify_archive(open_archive(tmp_path / 'a.npz', num_classes=3), channels=3)
     with pytest.raises(FileNotFoundError):
         verify_archive(tmp_path / 'b.npz', num_classes=3)
+
+
+def test_a_flipped_pixel_is_found_behind_a_wrapper(tmp_path):
+    """A validation split is held out by a wrapper; the checksum is that of the archive all the same."""
+    path = tmp_path / 'a.npz'
+    np.savez(path, image=NHWC, label=LABEL)
+    content = bytearray(path.read_bytes())
+    content[content.index(NHWC[400].tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    source = open_archive(path, num_classes=3, mapped=True)
+    with pytest.raises(ValueError, match=r"a\.npz.*image"):
+        verify_archive(ImagesWithout(source, torch.tensor([3, 5]), name='train'))

@@ -108,11 +108,8 @@ class ConversionReport:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-        console = Console(width=120, color_system=None)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        from .text import table_text
+        return table_text(self.table())
 
 
 class _FunctionSite(nn.Module):

@@ -167,7 +167,9 @@ class _ForwardModeActivation(_ParametricActivation):
 
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
     """The parameter as a tensor that fits x."""
-    if not isinstance(parameter, Tensor):
+    if isinstance(parameter, (int, float)):  # made where x is: bringing it there would wait for the device
+        parameter = torch.full((), parameter, dtype=widen(x).dtype, device=x.device)
+    elif not isinstance(parameter, Tensor):
         try:
             parameter = torch.as_tensor(parameter, dtype=widen(x).dtype)
         except (TypeError, ValueError, RuntimeError):

@@ -1,7 +1,6 @@
 """Labelled images on disk, in the forms in which generators of synthetic data publish them."""
 
 import os
-import secrets
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from timm.utils.misc import natural_key
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import BadArchive, naming
+from timm_paf.data.files import whole_file
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.headers import Header, zip_header
 from timm_paf.data.layout import LAYOUTS, check_image_header, check_label_header, find_layout
@@ -66,7 +66,7 @@ def open_archive(
         layout: 'NHWC', 'NCHW', 'HWCN' or 'CHWN' where the shape alone leaves it open.
         labels: the file with the labels of a `.npy` or `.bin`, where its name does not say so.
         mapped: True to leave the images on the disk and read what `take` asks for, False to read all of them now. If
-            None, up to 16 MiB of images are read now, and every byte of them is checked.
+            None, up to 16 MiB of images (of all parts together) are read now, and every byte of them is checked.
         cache_dir: where deflated archives are unpacked; None for `default_cache_dir()`.
         progress: called as progress(what, done, in all) while one is unpacked.
 
@@ -135,6 +135,8 @@ def open_archives(
     for path in paths:
         if not Path(path).exists():
             raise FileNotFoundError(f'{path}: no such file; check the path')
+    if mapped is None and sum(Path(path).stat().st_size for path in paths) > IN_MEMORY:
+        mapped = True  # many small parts are not small
     parts = [
         open_archive(
             path, num_classes=num_classes, channels=channels, layout=layout, mapped=mapped, cache_dir=cache_dir,
@@ -174,16 +176,8 @@ def write_arrays(path: str | os.PathLike[str], image: np.ndarray, label: np.ndar
     Raises:
         OSError: if the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
-    try:
-        with open(partial, 'xb') as file:
-            np.savez(file, image=np.ascontiguousarray(image), label=label)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        np.savez(file, image=np.ascontiguousarray(image), label=label)
 
 
 def _open_folder(path: Path, options: _Options) -> ImageSource:

@@ -87,6 +87,11 @@ class LabelledImages:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    @property
+    def soft(self) -> bool:
+        """Whether labels are probabilities."""
+        return self.labels.ndim == 2
+
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Copy out the images and labels at some indices.
 
@@ -137,7 +142,9 @@ class ConcatenatedImages:
         self.num_classes = parts[0].num_classes
         self.image_shape = parts[0].image_shape
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-        self._soft = len({has_soft_labels(part) for part in parts}) > 1
+        kinds = {has_soft_labels(part) for part in parts}
+        self.soft = True in kinds
+        self._mixed = len(kinds) > 1
 
     def __len__(self) -> int:
         """Number of images in all parts together."""
@@ -159,7 +166,7 @@ class ConcatenatedImages:
             start = int(self._ends[number]) - len(self.parts[number])
             part_images, part_labels = self.parts[number].take(indices[slot] - start)
             images.append(part_images)
-            labels.append(label_distribution(part_labels, self.num_classes) if self._soft else part_labels)
+            labels.append(label_distribution(part_labels, self.num_classes) if self._mixed else part_labels)
             slots.append(slot)
         if not slots:
             return self.parts[0].take(indices)
@@ -199,7 +206,13 @@ def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0
 
 
 def has_soft_labels(source: ImageSource) -> bool:
-    """Whether a source hands out labels as probabilities; reads one image of it, unless it decodes (`ahead`)."""
+    """Whether a source hands out labels as probabilities.
+
+    A source that knows has a property `soft`; of another one image is read, unless it decodes (`ahead`).
+    """
+    soft = getattr(source, 'soft', None)
+    if soft is not None:
+        return soft
     return not hasattr(source, 'ahead') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
 
 

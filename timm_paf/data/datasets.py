@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from timm_paf.data.archives import open_archives
-from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
+from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, has_soft_labels
 from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import digits_splits
-from timm_paf.data.errors import DataChanged
+from timm_paf.data.disk import DiskImages
+from timm_paf.data.errors import DataChanged, first_line
+from timm_paf.data.folders import FolderImages
 from timm_paf.data.order import IndexPermutation
 from timm_paf.data.splits import held_out
 
@@ -108,6 +110,8 @@ def all_labels(source: ImageSource) -> Tensor:
     """Class numbers (N,) int64 of all images of a source; of soft labels, the likeliest."""
     if isinstance(source, ConcatenatedImages):
         return torch.cat([all_labels(part) for part in source.parts])
+    if isinstance(source, DiskImages | FolderImages):
+        return source.class_numbers()
     labels = getattr(source, 'labels', None)
     if labels is None:
         labels = torch.cat([source.take(indices)[1] for indices in torch.arange(len(source)).split(_CHUNK)])
@@ -129,6 +133,7 @@ class ImagesWithout:
         self.name = name
         self.num_classes = source.num_classes
         self.image_shape = source.image_shape
+        self.soft = has_soft_labels(source)
         # image i of what is left has in front of it every left-out j with j - (number left out before j) <= i
         self._thresholds = left_out.sort().values - torch.arange(len(left_out))
 
@@ -269,12 +274,8 @@ def _opened(name: str, root: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except ImportError as error:
-        raise ValueError(f'{name}: needs a package that is not installed ({_first_line(error)})') from error
+        raise ValueError(f'{name}: needs a package that is not installed ({first_line(error)[:200]})') from error
     except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
-            f'{name}: cannot be opened in {root} ({_first_line(error)}); check data_dir, or allow the download'
+            f'{name}: cannot be opened in {root} ({first_line(error)[:200]}); check data_dir, or allow the download'
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

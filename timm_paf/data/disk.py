@@ -14,6 +14,7 @@ from timm_paf.data.stored import DiskFile, MemoryFile, StoredArray
 
 _ALL_LABELS = 1 << 25  # bytes of labels up to which all are looked at on opening, and kept in as few bytes as will do
 _SAMPLE = 1024  # rows that are looked at where not all are
+_LABEL_CHUNK = 1 << 16  # labels that are read at a time where all are asked for
 _SUM_TOLERANCE = 2e-3  # of a row of soft labels, stored as float16 at worst
 
 
@@ -139,6 +140,22 @@ class DiskImages:
         if fault := self.pixel_fault(pixels, wanted) or self.target_fault(targets, wanted):
             raise DataChanged(fault)
         return self._to_images(pixels), self._to_labels(targets)
+
+    def class_numbers(self) -> Tensor:
+        """Class numbers (N,) int64 of all images; of soft labels, the likeliest. Images are not read.
+
+        Raises:
+            DataChanged: if the file changed since it was opened, or holds a label out of range.
+        """
+        if self._labels is not None:
+            return torch.from_numpy(self._labels.astype(np.int64))
+        numbers = []
+        for start, targets in self.targets.chunks(self.target_file, _LABEL_CHUNK):
+            if fault := self.target_fault(targets, np.arange(start, start + len(targets))):
+                raise DataChanged(fault)
+            numbers.append(targets.argmax(axis=1) if self.soft else targets.astype(np.int64))
+        self.target_file.check()
+        return torch.from_numpy(np.concatenate(numbers))
 
     def load(self) -> LabelledImages:
         """All of it in memory; every byte is checked against the archive's checksums where it has them.

@@ -66,6 +66,16 @@ class FolderImages:
         """Number of images."""
         return len(self._ends)
 
+    @property
+    def soft(self) -> bool:
+        """Whether labels are probabilities: never."""
+        return False
+
+    def class_numbers(self) -> Tensor:
+        """Class numbers (N,) int64 of all images; no image is read."""
+        counts = np.diff(self._folder_ends, prepend=0)
+        return torch.from_numpy(np.repeat(self._labels, counts).astype(np.int64))
+
     def path(self, index: int) -> Path:
         """The file of one image."""
         start = int(self._ends[index - 1]) if index else 0

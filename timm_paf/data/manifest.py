@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from timm_paf.data.files import whole_file
 
 MANIFEST_NAME = 'manifest.json'
 FORMAT = 'timm_paf synthetic images 1'
@@ -144,16 +145,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     Raises:
         OSError: if it cannot be written; nothing is left behind then.
     """
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
-    try:
-        with open(partial, 'x', encoding='utf-8') as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1, allow_nan=False) + '\n').encode())
 
 
 def _read_json(path: Path) -> Any:
@@ -170,6 +163,10 @@ def _record(path: Path, content: Any) -> PartRecord:
     if not isinstance(content, dict) or sorted(content) != sorted(names):
         held = ', '.join(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f'{path}: a part is recorded as {held}; expected {", ".join(names)}; was it changed by hand?')
+    per_class, rejected = content['per_class'], content['rejected']
+    if not isinstance(per_class, list) or not isinstance(rejected, dict) or not all(
+            isinstance(count, int) for count in (content['images'], content['drawn'], *per_class, *rejected.values())):
+        raise ValueError(f'{path}: a count of a part is no whole number; was it changed by hand?')
     # names come from a file: one that points elsewhere must not be followed
     if Path(str(content['file'])).name != content['file']:
         raise ValueError(f'{path}: got part {content["file"]!r}, expected a plain name of a file beside it')

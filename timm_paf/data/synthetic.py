@@ -15,6 +15,7 @@ from timm_paf.data.archives import open_archive, save_archive
 from timm_paf.data.arrays import ImageSource, LabelledImages, to_unit_range
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.order import derive_seed
+from timm_paf.data.unpack import default_cache_dir
 
 DEFAULT_COMPONENTS = 20
 DEFAULT_MIXTURES = 4
@@ -160,7 +161,7 @@ def cached_synthetic_digits(
         'train': train.fingerprint(),
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache_dir) if cache_dir is not None else _default_cache_dir()
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / f'digits-synthetic-n{n}-seed{seed}-{key}.npz'
     if not _is_intact(path, train, n):
         data = sample_synthetic(train, n, seed=seed, components=components, mixtures=mixtures)
@@ -204,14 +205,6 @@ def _is_intact(path: Path, train: LabelledImages, n: int) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return len(data) == n and data.image_shape == train.image_shape
-
-
-def _default_cache_dir() -> Path:
-    if own := os.environ.get('TIMM_PAF_CACHE'):
-        return Path(own).expanduser()
-    shared = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    # the XDG specification wants relative paths ignored
-    return (shared if shared.is_absolute() else Path.home() / '.cache') / 'timm_paf'
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 
 from timm_paf.data.archives import open_archive
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource
+from timm_paf.data.datasets import ImagesWithout
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import BadArchive, DataChanged, first_line
 from timm_paf.data.stored import CHUNK, Progress, StoredArray
@@ -53,6 +54,8 @@ def _verify(source: ImageSource, progress: Progress | None) -> None:
     if isinstance(source, ConcatenatedImages):
         for part in source.parts:
             _verify(part, progress)
+    elif isinstance(source, ImagesWithout):  # what is left out is in the same file, and its checksum is that of all
+        _verify(source.source, progress)
     elif isinstance(source, DiskImages):
         _verify_disk(source, progress)
     else:
