@@ -5,50 +5,12 @@ from functools import partial
 import pytest
 import timm
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+from tests.activations.networks import Functional, build, output_of, pafs, places
 from timm_paf import convert_activations, paf_parameters
-from timm_paf.activations import ACTIVATIONS, ParametricActivation, PReLU0, PSiLU, PSSiLU
-from timm_paf.activations.fitting import fit_activation
-from timm_paf.activations.sites import stages
-
-X = torch.cat([torch.linspace(-8, 8, 3201), torch.linspace(-0.1, 0.1, 1001)]).double()
-
-
-def build(name, **kwargs):
-    torch.manual_seed(0)
-    return timm.create_model(name, num_classes=5, **kwargs).eval()
-
-
-def output_of(model, size=64):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        return model(torch.rand(2, 3, size, size))
-
-
-def pafs(model):
-    return [m for m in model.modules() if isinstance(m, ParametricActivation)]
-
-
-def places(report):
-    return [item.name for item in report.replaced]
-
-
-class Functional(nn.Module):
-    """Every way of having an activation without a module of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.activation = F.relu
-        self.gate = nn.Sigmoid()
-
-    def forward(self, x):
-        x = self.activation(self.fc1(x), inplace=True)
-        x = F.gelu(self.fc2(x))
-        return self.gate(self.fc3(x).relu())
+from timm_paf.activations import ParametricActivation, PSiLU, PSSiLU
 
 
 class Plain(nn.ReLU):
@@ -60,18 +22,6 @@ class QuickGELU(nn.Module):
 
     def forward(self, x):
         return x * torch.sigmoid(1.702 * x)
-
-
-class Tokens(nn.Module):
-    """Channels last, and the activation sees a half of what the layer wrote."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc, self.act = nn.Linear(4, 12), nn.GELU()
-
-    def forward(self, x):
-        a, b = self.fc(x).chunk(2, dim=-1)
-        return self.act(a) * b
 
 
 @pytest.mark.parametrize('name, activation, count', [
@@ -122,55 +72,6 @@ def test_converted_network_stays_near(name, activation, deviation):
     assert near < 0.5 * far
 
 
-@pytest.mark.parametrize('name, old, expected', [
-    ('prelu0', F.relu, {'alpha': 0.}), ('preluplus', F.relu, {'alpha': 1.}), ('reblu', F.relu, {'alpha': 0.}),
-    ('psilu', F.silu, {'alpha': 1.}), ('psoftplus', F.softplus, {'alpha': 1.}), ('pelu', F.elu, {'alpha': 1.}),
-    ('prelu0', lambda x: F.leaky_relu(x, 0.2), {'alpha': 0.2}), ('psilu', lambda x: x * torch.sigmoid(1.702 * x),
-                                                                 {'alpha': 1.702}),
-    ('pssilu', F.silu, {'alpha': 1., 'beta': 1e-8}),
-], ids=lambda v: getattr(v, '__name__', str(v)))
-def test_fit_finds_equal_functions(name, old, expected):
-    fit = fit_activation(name, old)
-    assert fit.exact
-    assert fit.values == pytest.approx(expected, abs=1e-7)
-
-
-@pytest.mark.parametrize('name, old', [
-    ('pssilu', F.relu), ('psoftplus', F.relu), ('psilu', F.relu), ('pssilu', F.gelu), ('psoftplus', F.silu),
-    ('pelu', F.gelu), ('reblu', F.gelu), ('pssilu', F.elu),
-], ids=lambda v: getattr(v, '__name__', str(v)))
-def test_fit_cannot_be_bettered(name, old):
-    """No point of an independent search comes closer than the fit by more than a twentieth."""
-    fit = fit_activation(name, old)
-    target = old(X)
-    specs = {label: spec for label, spec in ACTIVATIONS[name].parameter_specs.items() if spec.learnable}
-    best = float('inf')
-    generator = torch.Generator().manual_seed(0)
-
-    def deviation(values):
-        with torch.no_grad():
-            return (ACTIVATIONS[name](**values, dtype=torch.float64)(X) - target).abs().max().item()
-
-    for _ in range(1500):
-        values = {}
-        for label, spec in specs.items():
-            u = float(torch.rand(1, generator=generator))
-            values[label] = 0.9 * u if label == 'beta' else max(10 ** (6 * u - 4), spec.least, 1e-4)
-        best = min(best, deviation(values))
-    found = deviation(fit.values)
-    assert fit.deviation == pytest.approx(found, rel=0.02, abs=1e-9)
-    assert found <= 1.05 * best
-
-
-def test_deviation_is_that_of_the_closed_form():
-    """log(2)/alpha at 0, for softplus of sharpness alpha against ReLU."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    report = convert_activations(model, 'psoftplus')
-    (item,) = report.replaced
-    assert item.deviation == pytest.approx(0.6931471805599453 / item.values['alpha'], rel=1e-6)
-    assert model[1].alpha.item() == pytest.approx(item.values['alpha'])
-
-
 @pytest.mark.parametrize('sharing, modules', [('network', 1), ('stage', 5), ('layer', 17), ('channel', 17)])
 def test_sharing(sharing, modules):
     model = build('resnet18')
@@ -193,25 +94,6 @@ def test_sharing(sharing, modules):
     torch.testing.assert_close(output_of(model), before)
 
 
-def test_channels_of_a_transformer_are_the_last_dimension():
-    model = build('test_vit')
-    convert_activations(model, 'psilu', sharing='channel')
-    for block in model.blocks:
-        assert block.mlp.act.alpha.shape == (block.mlp.fc1.out_features,) and block.mlp.act.channel_dim == -1
-    assert output_of(model, 160).shape == (2, 5)
-
-
-def test_slopes_a_channel_are_kept():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.PReLU(4))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([-0.5, 0., 0.25, 2.]))
-    x = torch.randn(2, 3, 5, 5)
-    before = model(x)
-    report = convert_activations(model, 'prelu0', sharing='channel', example_input=x)
-    assert isinstance(model[1], PReLU0) and report.max_deviation == 0
-    torch.testing.assert_close(model(x), before)
-
-
 def test_deviation_counts_the_slopes_that_one_value_cannot_hold():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.PReLU(2))
     with torch.no_grad():
@@ -229,22 +111,6 @@ def test_aliases_stay_aliases():
     assert places(report) == ['act', 'body.1', 'body.2']
     assert model.act is model.body[1] and model.act is not model.body[2]
     assert [item.group for item in report.replaced] == ['act', 'act', 'body.2']
-
-
-def test_functions_are_replaced_or_named():
-    model = Functional().eval()
-    x = torch.randn(3, 4)
-    before = model(x)
-    report = convert_activations(model, 'prelu0')
-    assert places(report) == ['activation'] and report.replaced[0].old.startswith('ReLU')
-    torch.testing.assert_close(model(x), before)
-    with torch.no_grad():
-        model.activation.act.alpha.fill_(3.)
-    assert not torch.allclose(model(x), before)
-    left = {(item.name, item.old): item.reason for item in report.left}
-    assert left['gate', 'Sigmoid()'] == 'a gate'
-    ((_, calls),) = [key for key, reason in left.items() if 'called in the code of Functional.forward' in reason]
-    assert 'F.gelu' in calls and 'relu' in calls
 
 
 def test_torchs_fused_transformer_layer_runs_the_new_activation():
@@ -326,13 +192,6 @@ def test_errors_leave_the_model_as_it_was(settings, error, message):
     assert all(a is b for a, b in zip(model.children(), before, strict=True))
 
 
-def test_places_that_do_not_run_have_no_channels():
-    model = nn.ModuleDict({'used': nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 'unused': nn.ReLU()})
-    model.forward = model['used'].forward
-    with pytest.raises(ValueError, match='unused did not run'):
-        convert_activations(model, 'pssilu', sharing='channel', example_input=torch.rand(1, 2))
-
-
 @pytest.mark.parametrize('module, match, converted', [
     (Plain(), None, True), (Plain(), nn.ReLU, True), (nn.ReLU6(), nn.Hardtanh, False), (nn.ReLU6(), None, True),
     (nn.Hardtanh(), None, False), (PSiLU(), ParametricActivation, True), (nn.Linear(2, 2), nn.ReLU, False),
@@ -363,46 +222,9 @@ def test_partial_functions_keep_their_settings():
         model.act(torch.ones(2), 0.2)
 
 
-def test_calls_in_any_method_are_named():
-    report = convert_activations(timm.create_model('mobilevitv2_050', device='meta'), 'pssilu', preserve=False)
-    (item,) = [item for item in report.left if item.old == 'F.relu']
-    assert item.reason == ('called in the code of LinearSelfAttention._forward_cross_attn, '
-                           'LinearSelfAttention._forward_self_attn')
-
-
-def test_traced_graphs_name_their_calls():
-    report = convert_activations(torch.fx.symbolic_trace(Functional()), 'prelu0', match=nn.Sigmoid, preserve=False)
-    assert any('gelu' in item.old for item in report.left)
-
-
-@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
-def test_activations_out_of_reach_are_named():
-    model = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Sequential(nn.ReLU())))
-    model.kept = [nn.Linear(2, 2), nn.SiLU()]
-    model.by_name = {'a': nn.GELU()}
-    report = convert_activations(model, 'pssilu')
-    assert places(report) == ['0']
-    reasons = {item.name: item.reason for item in report.left}
-    assert set(reasons) == {'kept[1]', "by_name['a']", '1.0'}
-    assert 'TorchScript' in reasons['1.0'] and 'outside of the module tree' in reasons['kept[1]']
-
-
 def test_names_in_any_case():
     model = nn.Sequential(nn.ReLU())
     assert convert_activations(model, 'PSSiLU').activation == 'pssilu' and isinstance(model[0], PSSiLU)
-
-
-def test_under_a_default_device_the_fit_is_made_on_the_cpu():
-    with torch.device('meta'):
-        model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        report = convert_activations(model, 'psoftplus')
-    assert model[1].alpha.is_meta and 0 < report.max_deviation < 0.01
-
-
-def test_an_old_activation_in_half_precision_is_fitted():
-    model = nn.Sequential(PSiLU(alpha=2.5)).half()
-    report = convert_activations(model, 'psilu', match=PSiLU)
-    assert model[0].alpha.dtype == torch.float16 and model[0].alpha.item() == 2.5 and report.max_deviation < 1e-6
 
 
 @pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')  # the old network's own
@@ -436,52 +258,6 @@ def test_what_would_be_lost_is_refused(model, error, message):
     model = model()
     with pytest.raises(error, match=message):
         convert_activations(model, 'pssilu')
-    assert not pafs(model)
-
-
-@pytest.mark.parametrize('name, expected', [
-    ('resnet101', ['act1', 'layer1.0.act1', 'layer2.0.act1', 'layer3.0.act1', 'layer4.0.act1']),
-    ('regnety_002', ['stem.bn.act', 's1.b1.act3', 's2.b1.act3', 's3.b1.act3', 's4.b1.act3']),
-    ('vit_tiny_patch16_224', ['blocks.0.mlp.act']), ('mixer_s32_224', ['blocks.0.mlp_tokens.act']),
-    ('swin_tiny_patch4_window7_224', [f'layers.{i}.blocks.0.mlp.act' for i in range(4)]),
-    ('convnext_atto', [f'stages.{i}.blocks.0.mlp.act' for i in range(4)]),
-    ('efficientnet_b0', ['bn1.act', *(f'blocks.{i}.0.bn1.act' for i in range(7)), 'bn2.act']),
-    ('vgg16', ['features.1', 'pre_logits.act1']),
-], ids=lambda v: v if isinstance(v, str) else '')
-def test_stages(name, expected):
-    with torch.device('cpu' if name == 'regnety_002' else 'meta'):  # torch 2.6 cannot lay a regnet out on meta
-        model = timm.create_model(name)
-    report = convert_activations(model, 'pssilu', sharing='stage', preserve=False)
-    assert list(dict.fromkeys(item.group for item in report.replaced)) == expected
-
-
-def test_stages_of_few_blocks_and_of_wrapped_networks():
-    names = [f'module.layers.{i}.blocks.{j}.act' for i in range(3) for j in range(2)]
-    assert set(stages(names).values()) == {f'module.layers.{i}' for i in range(3)}
-
-
-@pytest.mark.parametrize('model, shape, channels, dim', [
-    (lambda: nn.Sequential(nn.Linear(4, 6), nn.Dropout(), nn.ReLU()), (2, 3, 4), 6, -1),
-    (lambda: nn.Sequential(nn.Conv1d(4, 6, 1), nn.Identity(), nn.ReLU()), (2, 4, 5), 6, 1),
-    (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU()), (2, 4), 6, 1), (Tokens, (2, 5, 5, 4), 6, -1),
-    (Tokens, (2, 7, 4), 6, -1), (lambda: timm.layers.LayerNormAct(6), (2, 5, 5, 6), 6, -1),
-    (lambda: timm.layers.BatchNormAct2d(6), (2, 6, 5, 5), 6, 1),
-], ids=['linear, dropout', 'conv1d, identity', 'vectors', 'NHWC, half', 'tokens, half', 'norm-act last', 'norm-act'])
-def test_channels_follow_the_layer_before(model, shape, channels, dim):
-    model = model().eval()
-    x = torch.randn(*shape)
-    before = model(x)
-    match = (nn.ReLU, nn.GELU)
-    convert_activations(model, 'psilu', sharing='channel', example_input=x, match=match, preserve=False)
-    (paf,) = pafs(model)
-    assert paf.alpha.shape == (channels,) and paf.channel_dim == dim
-    assert model(x).shape == before.shape
-
-
-def test_one_module_for_several_widths_has_no_channels():
-    model = torchvision.models.resnet50()
-    with pytest.raises(ValueError, match=r'layer1\.0\.relu is one module for 64 and 256 channels'):
-        convert_activations(model, 'prelu0', sharing='channel', example_input=torch.zeros(1, 3, 32, 32))
     assert not pafs(model)
 
 
