@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import RunFailed, parse_config, run, setting
-from _settings import DataConfig, EvaluationConfig, build_model, choose_device, open_dataset
+from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
 from rich.console import Console
 from torch import nn
 
@@ -59,6 +59,11 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     if config.output is not None and (Path(config.output) / 'report.json').exists():
         raise FileExistsError(f'{config.output} holds a report.json already; choose another --output.')
     data = getattr(open_dataset(config.dataset, config), config.split)
+    if not isinstance(data, LabelledImages):
+        raise ValueError(
+            f'--split {config.split}: these images of {config.dataset} are read while training and are not in memory; '
+            'expected test or val.')
+    data = in_floats(data)
     model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     return Measurement(config, model.to(device), device, data, weights)

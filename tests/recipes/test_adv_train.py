@@ -234,6 +234,24 @@ def test_archive_as_data_set_trains_to_a_report(tmp_path, archives):
     assert report['clean']['total'] == 120 and report['clean']['correct'] > 100
     settings = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert settings['test_data'] == [archives[1]] and settings['val_size'] == 20
+    # the checkpoint says by itself which images it was trained and is to be measured on
+    for split, total in (('test', 120), ('val', 20), ('train', 100)):
+        job = adv_validate.prepare(['--checkpoint', str(tmp_path / 'run' / 'model_best.pth.tar'), '--split', split])
+        assert len(job.data) == total and job.data.images.dtype == torch.float32
+
+
+def test_images_read_while_training_are_not_measured(tmp_path, archives, monkeypatch, capsys):
+    monkeypatch.setattr('timm_paf.data.archives.IN_MEMORY', 0)
+    argv = ['--dataset', archives[0], '--test-data', archives[1], '--num-classes', '2', '--val-size', '20',
+            '--synthetic-fraction', '0', '--task', 'plain', '--epochs', '1']
+    assert train(tmp_path, *argv) == 0
+    checkpoint = str(tmp_path / 'run' / 'model_best.pth.tar')
+    assert len(adv_validate.prepare(['--checkpoint', checkpoint]).data) == 120
+    capsys.readouterr()
+    argv = ['--checkpoint', checkpoint, '--split', 'train']
+    assert run(lambda: adv_validate.prepare(argv), adv_validate.measure) == 2
+    error = capsys.readouterr().err
+    assert 'are read while training' in error and error.count('\n') == 1
 
 
 def test_data_that_change_stop_the_run_and_keep_the_checkpoint(tmp_path, capsys, monkeypatch):
