@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 
 from timm_paf import paf_parameters, shared
-from timm_paf.activations import ParametricActivation
+from timm_paf.activations import ParametricActivation, PSSiLU, shared_activations
 
 NAMES = ['resnet18_pssilu', 'wrn10_2_pssilu']
 
@@ -212,3 +212,12 @@ def test_gradient_is_the_sum_over_places():
     with torch.no_grad():
         up, down = (set_shape(model, 1.3 + d, 0.2)(x).sum() for d in (h, -h))
     assert model.act1.alpha.grad.item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-5)
+
+
+def test_shared_activations_are_found_however_they_came_there():
+    by_hand = PSSiLU()
+    model = nn.ModuleDict({
+        'a': small(), 'b': nn.Sequential(nn.Linear(2, 2), by_hand, nn.Sequential(by_hand)),
+        'c': timm.create_model('test_resnet', act_layer='pssilu')})
+    assert list(shared_activations(model)) == ['a.act1', 'b.1']
+    assert shared_activations(model)['b.1'] is by_hand

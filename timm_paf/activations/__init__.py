@@ -18,11 +18,11 @@ from .modules import (
     SSiLU,
 )
 from .registry import register_activations
-from .sharing import SHARED, activation_class, paf_modules, paf_parameters, shared
+from .sharing import SHARED, activation_class, paf_modules, paf_parameters, shared, shared_activations
 
 __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
     'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'shape', 'register_activations',
-    'SHARED', 'activation_class', 'paf_modules', 'paf_parameters', 'shared',
+    'SHARED', 'activation_class', 'paf_modules', 'paf_parameters', 'shared', 'shared_activations',
     'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations',
 ]

@@ -2,6 +2,7 @@
 import functools
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
@@ -12,7 +13,7 @@ from torch import nn
 from .construction import construction
 from .modules import ACTIVATIONS, REGISTERED, ParametricActivation
 
-__all__ = ['SHARED', 'shared', 'paf_parameters', 'paf_modules', 'activation_class']
+__all__ = ['SHARED', 'shared', 'paf_parameters', 'paf_modules', 'shared_activations', 'activation_class']
 
 
 def activation_class(name: str) -> type[nn.Module]:
@@ -119,6 +120,16 @@ def paf_modules(model: nn.Module) -> Iterator[tuple[str, ParametricActivation]]:
     for name, module in model.named_modules():
         if isinstance(module, ParametricActivation):
             yield name, module
+
+
+def shared_activations(model: nn.Module) -> dict[str, ParametricActivation]:
+    """The parametric activations that stand at more than one place of a model, by the first name of each.
+
+    However they came there: also where one module was put at several places by hand.
+    """
+    # by parent: a walk over names shows a shared activation once
+    places = Counter(child for parent in model.modules() for child in parent._modules.values())
+    return {name: module for name, module in paf_modules(model) if places[module] > 1}
 
 
 def paf_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

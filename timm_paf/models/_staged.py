@@ -1,6 +1,5 @@
 """What timm expects of a model, written once for the networks that timm lacks."""
 import re
-from collections import Counter
 from typing import Any, Optional, Union
 
 import torch
@@ -9,16 +8,9 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
-from ..activations import paf_modules
+from ..activations import shared_activations
 
-__all__ = ['StagedNet', 'shared_activations']
-
-
-def shared_activations(model: nn.Module) -> list[str]:
-    """First names of the parametric activations that stand at more than one place of a model."""
-    # by parent: a walk over names shows a shared activation once
-    places = Counter(child for parent in model.modules() for child in parent._modules.values())
-    return [name for name, module in paf_modules(model) if places[module] > 1]
+__all__ = ['StagedNet']
 
 
 class StagedNet(nn.Module):

@@ -8,7 +8,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from ..activations import paf_modules, paf_parameters
+from ..activations import paf_parameters, shared_activations
 
 __all__ = ['AdversarialTrainingTask', 'learnable_betas']
 
@@ -76,7 +76,7 @@ class AdversarialTrainingTask(ClassificationTask):
                 one report a step.
         """
         model = self.trainable_module
-        shared = any(module.places > 1 and list(module.parameters()) for _, module in paf_modules(model))
+        shared = any(list(module.parameters()) for module in shared_activations(model).values())
         checkpointing = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
         if shared and checkpointing and use_reentrant_ckpt():
             raise ValueError(
