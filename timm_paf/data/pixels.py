@@ -18,14 +18,11 @@ def shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
     Returns:
         (B, C, H, W), a new tensor of the same dtype.
     """
-    count, channels, height, width = images.shape
-    device = images.device
-    rows = offsets[:, :1] + torch.arange(height, device=device)
-    columns = offsets[:, 1:] + torch.arange(width, device=device)
+    height, width = images.shape[-2:]
     padded = F.pad(images, (padding, padding, padding, padding))
-    image = torch.arange(count, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    # all windows as a view; indexing copies one for each image, in one pass and several times faster than pixel by pixel
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:

@@ -1,0 +1,319 @@
+"""What feeding images costs: from an archive of millions to the batch, beside torch's DataLoader, and beside training.
+
+    python recipes/benchmarks/data.py --archive output/2m.npz --json output/data.json
+
+An archive that is not there is made: --images images of 32x32 in 10 classes, stored uncompressed and sorted by class,
+in the form of the EDM archives (6 GB for 2 million). Each measure runs in a process of its own with --threads threads
+(1: figures are those of one core) and prints one line. Every reader gives batches (B, 3, 32, 32) float32 in [0, 1],
+shifted by up to 4 pixels and mirrored at random, in random order. The archive is put out of the page cache before its
+first batch is timed. The peers:
+
+- `DataLoader, memmap`: torch's DataLoader over a data set that maps the archive's images in place, one image at a time,
+  with torchvision's transforms: the best that can be had from it without loading the archive.
+- `DataLoader, loaded`: the same over `numpy.load`ed arrays, as published training code has it; the whole archive in
+  memory.
+- `DataLoader, folder`: torchvision's ImageFolder over PNG files of the first --folder-images images.
+"""
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SIDE, CLASSES, CHUNK = 32, 10, 20_000
+
+
+class Measure(NamedTuple):
+    """One line of the result; `target` is what the figure has to be below, where there is such a bound."""
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+
+    def __str__(self) -> str:
+        bound = '' if self.target is None else f'  (target: below {self.target:g}, {"met" if self.met else "missed"})'
+        return f'{self.name:<58} {self.value:>10.3f} {self.unit}{bound}'
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is inside its bound."""
+        return self.target is None or self.value < self.target
+
+
+def make_archive(path: Path, count: int) -> None:
+    """Write images like photographs in size (smooth, with noise), sorted by class, without holding them in memory."""
+    labels = np.arange(count) * CLASSES // count
+    generator = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.tmp')
+    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:
+        with archive.open('image.npy', 'w', force_zip64=True) as file:
+            header = {'descr': '|u1', 'fortran_order': False, 'shape': (count, SIDE, SIDE, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, count, CHUNK):
+                size = min(CHUNK, count - start)
+                coarse = generator.integers(40, 200, (size, 4, 4, 3), dtype=np.uint8)
+                images = coarse.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
+                images += generator.integers(0, 24, images.shape, dtype=np.uint8)
+                file.write(images.data)
+                print(f'\rmaking {path}: {start + size}/{count}', end='', file=sys.stderr)
+        with archive.open('label.npy', 'w') as file:
+            np.lib.format.write_array(file, labels)
+    os.replace(partial, path)
+    print(file=sys.stderr)
+
+
+def make_folder(source: Path, root: Path, count: int) -> None:
+    """PNG files of some images, taken evenly, in a folder for each class."""
+    images, labels = mapped(source)
+    for number in range(CLASSES):
+        (root / str(number)).mkdir(parents=True)
+    for index in np.linspace(0, len(labels) - 1, count).astype(int).tolist():
+        Image.fromarray(images[index]).save(root / str(labels[index]) / f'{index}.png')
+
+
+def mapped(path: Path) -> tuple[np.memmap, np.ndarray]:
+    """The images of a stored archive, mapped in place, and its labels."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo('image.npy')
+        with archive.open(info) as member:
+            np.lib.format.read_magic(member)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            header = member.tell()
+        with open(path, 'rb') as file:
+            file.seek(info.header_offset + 26)
+            name, extra = np.frombuffer(file.read(4), '<u2')
+        labels = np.load(path)['label']
+    start = info.header_offset + 30 + int(name) + int(extra) + header
+    return np.memmap(path, dtype, 'r', start, shape), labels
+
+
+class Archive(torch.utils.data.Dataset):
+    """An archive as people write such a data set: one image at a time."""
+
+    def __init__(self, path: Path, *, loaded: bool) -> None:
+        from torchvision import transforms
+        self.images, self.labels = mapped(path)
+        if loaded:
+            self.images = np.load(path)['image']
+        self.transform = transforms.Compose([transforms.ToPILImage(), *peer_transforms()])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+def peer_transforms() -> list[Any]:
+    """The usual augmentation, by torchvision."""
+    from torchvision import transforms
+    return [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+
+
+def our_batches(path: Path, batch_size: int, device: str = 'cpu') -> Iterator[Any]:
+    """Epochs of ours, without end."""
+    from timm_paf.data import Augment, MixedBatches, open_archive
+    batches = MixedBatches(
+        open_archive(path, num_classes=CLASSES), batch_size=batch_size, synthetic_fraction=0., seed=0,
+        real_augment=Augment(crop_padding=4, hflip=True), device=device)
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+
+def peer_batches(dataset: Any, batch_size: int) -> Iterator[Any]:
+    """Epochs of torch's DataLoader in this process, without end."""
+    loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
+
+
+def rate(batches: Iterator[Any], count: int, seconds: float = 20.) -> float:
+    """Batches a second after a few to warm up; at most `count` of them, and about `seconds`."""
+    for _ in range(3):
+        next(batches)
+    started, done = time.perf_counter(), 0
+    while done < count and time.perf_counter() - started < seconds:
+        next(batches)
+        done += 1
+    return done / (time.perf_counter() - started)
+
+
+def resident() -> float:
+    """Resident memory in MB."""
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+def measure_start(args: argparse.Namespace) -> list[Measure]:
+    """Time to the first batch and growth of memory over many, imports not counted."""
+    import timm_paf.data
+    assert timm_paf.data.MixedBatches  # imported, not only found
+    with open(args.archive, 'rb') as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    torch.ones(64, 64) @ torch.ones(64, 64)
+    before, started = resident(), time.perf_counter()
+    batches = our_batches(args.archive, args.batch_size)
+    next(batches)
+    first = time.perf_counter() - started
+    grown = resident() - before
+    for _ in range(args.batches):
+        next(batches)
+        grown = max(grown, resident() - before)
+    return [Measure('first batch after opening, archive not in the page cache', first, 's', 2.),
+            Measure(f'growth of resident memory over {args.batches} batches', grown, 'MB', 300.)]
+
+
+def measure_ours(args: argparse.Namespace) -> list[Measure]:
+    """Batches a second from the archive on disk."""
+    value = rate(our_batches(args.archive, args.batch_size), args.batches)
+    return [Measure('timm_paf, archive: batches/s', value, 'batches/s'),
+            Measure('timm_paf, archive: images/s a core', value * args.batch_size / args.threads, 'images/s')]
+
+
+def measure_memory(args: argparse.Namespace) -> list[Measure]:
+    """Batches a second from as many images in memory as CIFAR-10 has."""
+    from timm_paf.data import Augment, LabelledImages, MixedBatches
+    images, labels = mapped(args.archive)
+    count = min(50_000, len(labels))
+    real = LabelledImages(torch.from_numpy(np.array(images[:count])).permute(0, 3, 1, 2),
+                          torch.from_numpy(labels[:count].astype(np.int64)), CLASSES, 'memory')
+    epochs = MixedBatches(real, batch_size=args.batch_size, synthetic_fraction=0., seed=0,
+                          real_augment=Augment(crop_padding=4, hflip=True))
+    batches = (batch for epoch in range(1_000_000) for batch in epochs.epoch(epoch))
+    value = rate(batches, args.batches)
+    return [Measure('timm_paf, in memory: images/s a core', value * args.batch_size / args.threads, 'images/s')]
+
+
+def measure_mapped(args: argparse.Namespace) -> list[Measure]:
+    """A DataLoader over the mapped archive."""
+    value = rate(peer_batches(Archive(args.archive, loaded=False), args.batch_size), args.batches)
+    return [Measure('DataLoader, memmap: batches/s', value, 'batches/s')]
+
+
+def measure_loaded(args: argparse.Namespace) -> list[Measure]:
+    """A DataLoader over the archive in memory, and what that costs."""
+    before, started = resident(), time.perf_counter()
+    batches = peer_batches(Archive(args.archive, loaded=True), args.batch_size)
+    next(batches)
+    first, grown = time.perf_counter() - started, resident() - before
+    return [Measure('DataLoader, loaded: first batch', first, 's'),
+            Measure('DataLoader, loaded: growth of resident memory', grown, 'MB'),
+            Measure('DataLoader, loaded: batches/s', rate(batches, args.batches), 'batches/s')]
+
+
+def measure_folder(args: argparse.Namespace) -> list[Measure]:
+    """A DataLoader over an image folder, and ours over the same."""
+    from torchvision import datasets, transforms
+
+    with tempfile.TemporaryDirectory(dir=args.archive.parent) as folder:
+        root = Path(folder) / 'images'
+        make_folder(args.archive, root, args.folder_images)
+        peer = rate(peer_batches(
+            datasets.ImageFolder(str(root), transforms.Compose(peer_transforms())), args.batch_size), args.batches)
+        ours = rate(our_batches(root, args.batch_size), args.batches)
+    return [Measure('DataLoader, folder: batches/s', peer, 'batches/s'),
+            Measure('timm_paf, folder: batches/s', ours, 'batches/s')]
+
+
+def measure_training(args: argparse.Namespace) -> list[Measure]:
+    """The share of PGD-10 steps of resnet18 that is spent waiting for the next batch, as the training summary has it."""
+    import timm
+
+    from timm_paf.attacks import PGD
+    from timm_paf.data import Prefetched
+    from timm_paf.tasks import AdversarialTrainingTask
+
+    device = torch.device(args.device)
+    model = timm.create_model(args.model, num_classes=CLASSES).to(device)
+    task = AdversarialTrainingTask(model, PGD(eps='8/255', step_size='2/255', steps=10), device=device, verbose=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    shares = []
+    with Prefetched(our_batches(args.archive, args.train_batch_size, args.device), device=device) as batches:
+        for step in range(args.train_steps + 1):
+            waited, started = batches.waited, time.perf_counter()
+            batch = next(batches)
+            optimizer.zero_grad()
+            float_loss = task(batch.x, batch.target)['loss']
+            float_loss.backward()
+            optimizer.step()
+            float(float_loss.detach())  # waits for the device
+            if step:  # not the first one, which opens files and warms up
+                shares.append((batches.waited - waited) / (time.perf_counter() - started))
+    return [Measure(f'{args.model}, PGD-10, batch {args.train_batch_size}: share of a step spent waiting',
+                    100 * statistics.mean(shares), '%', 1.)]
+
+
+MEASURES: dict[str, Callable[[argparse.Namespace], list[Measure]]] = {
+    'start': measure_start, 'ours': measure_ours, 'memory': measure_memory, 'mapped': measure_mapped,
+    'loaded': measure_loaded, 'folder': measure_folder, 'training': measure_training}
+
+
+def _measure(name: str, args: argparse.Namespace) -> list[Measure]:
+    torch.set_num_threads(args.threads)
+    return MEASURES[name](args)
+
+
+def ratios(results: list[Measure]) -> list[Measure]:
+    """Ours over each peer, where both were measured."""
+    values = {m.name: m.value for m in results}
+    ours = values.get('timm_paf, archive: batches/s')
+    return [
+        Measure(f'timm_paf, archive, over {name.removesuffix(": batches/s")}', ours / value, 'times')
+        for name, value in values.items() if ours and name.startswith('DataLoader') and name.endswith('batches/s')]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+    parser.add_argument('--archive', type=Path, required=True, help='stored .npz; made if it is not there')
+    parser.add_argument('--json', type=Path, help='file for the figures')
+    parser.add_argument('--images', type=int, default=2_000_000, help='images of an archive that is made')
+    parser.add_argument('--folder-images', type=int, default=20_000, help='PNG files for the folder')
+    parser.add_argument('--batch-size', type=int, default=256)
+    parser.add_argument('--batches', type=int, default=500, help='most batches for a rate')
+    parser.add_argument('--threads', type=int, default=1, help='threads of torch')
+    parser.add_argument('--device', default='cpu', help='where training steps are made')
+    parser.add_argument('--model', default='resnet18_relu', help='what is trained')
+    parser.add_argument('--train-batch-size', type=int, default=32)
+    parser.add_argument('--train-steps', type=int, default=3)
+    parser.add_argument('--measures', nargs='+', choices=tuple(MEASURES), default=list(MEASURES), help='which ones')
+    args = parser.parse_args(argv)
+    if not args.archive.exists():
+        make_archive(args.archive, args.images)
+    results: list[Measure] = []
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        for name in args.measures:
+            results += (found := pool.apply(_measure, (name, args)))
+            print('\n'.join(map(str, found)), flush=True)
+    found = ratios(results)
+    print('\n'.join(map(str, found)))
+    machine = f'Python {platform.python_version()}, torch {torch.__version__.split("+")[0]}, {os.cpu_count()} cores'
+    print(f'{date.today()}, {machine}, {args.threads} thread(s), batches of {args.batch_size}')
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({
+            'date': str(date.today()), 'machine': machine, 'threads': args.threads, 'batch_size': args.batch_size,
+            'archive_bytes': args.archive.stat().st_size,
+            'measures': [{**m._asdict(), 'met': m.met} for m in results + found]}, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
