@@ -9,6 +9,7 @@ from typing import Any, Optional
 import timm
 import torch
 from _cli import setting
+from _data import reading_bar
 from rich.console import Console
 from torch import nn
 
@@ -28,6 +29,7 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
+from timm_paf.data.stored import Progress as Callback
 
 DATASETS = ('digits',)
 
@@ -66,7 +68,7 @@ class DataConfig:
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f'--crop-pct = {self.crop_pct}: expected a number above 0, up to 1.')
 
-    def dataset_options(self) -> DatasetOptions:
+    def dataset_options(self, progress: Optional[Callback] = None) -> DatasetOptions:
         """The settings as `timm_paf.data.open_dataset` takes them."""
         decoding = Decoding(
             channels=self.in_chans, size=self.img_size, train_crop_mode=self.train_crop_mode, crop_pct=self.crop_pct,
@@ -74,7 +76,7 @@ class DataConfig:
         return DatasetOptions(
             data_dir=self.data_dir, download=self.dataset_download, num_classes=self.num_classes,
             test_data=self.test_data, val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
-            train_split=self.train_split, val_split=self.val_split, test_split=self.test_split)
+            train_split=self.train_split, val_split=self.val_split, test_split=self.test_split, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,19 +131,22 @@ def choose_device(name: Optional[str]) -> torch.device:
     return device
 
 
-def open_dataset(name: str, config: Optional[DataConfig] = None) -> DataSplits:
+def open_dataset(
+        name: str, config: Optional[DataConfig] = None, *, console: Optional[Console] = None) -> DataSplits:
     """The train, validation and test splits of a data set; the last two as float32 images.
 
     Args:
         name: Name of the data set.
         config: Where it is and how it is split; the defaults if None.
+        console: Where a bar is shown if an archive has to be unpacked.
 
     Raises:
         ValueError: If there is none of that name, or it is not as expected.
         FileNotFoundError: If its files are not there.
     """
     try:
-        train, val, test = open_splits(name, (config or DataConfig()).dataset_options())
+        with reading_bar(console) as progress:
+            train, val, test = open_splits(name, (config or DataConfig()).dataset_options(progress))
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{error}; see --data-dir and --dataset-download.') from error
     except ValueError as error:
@@ -161,6 +166,7 @@ def open_synthetic(
         num_synthetic: int,
         dataset: str,
         like: ImageSource,
+        console: Optional[Console] = None,
 ) -> list[ImageSource]:
     """The sources of synthetic images.
 
@@ -171,6 +177,7 @@ def open_synthetic(
         num_synthetic: How many images are generated.
         dataset: Name of the data set trained on.
         like: Its training images.
+        console: Where a bar is shown if an archive has to be unpacked.
 
     Raises:
         ValueError: If a path is not such an archive, or 'generated' is asked for with another data set than the digits.
@@ -192,7 +199,10 @@ def open_synthetic(
             groups.append([path])
     if joined and groups:
         groups = [[path for group in groups for path in group]]
-    return [open_archives(group, num_classes=like.num_classes, channels=like.image_shape[0]) for group in groups]
+    with reading_bar(console) as progress:
+        return [
+            open_archives(group, num_classes=like.num_classes, channels=like.image_shape[0], progress=progress)
+            for group in groups]
 
 
 def memory_budget(text: str, device: torch.device) -> int:

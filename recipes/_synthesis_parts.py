@@ -242,6 +242,8 @@ def write_part(folder: Path, part: int, made: tuple[LabelledImages, dict[str, in
     """Write a part, then its record: with the record the part is finished."""
     data, rejected, drawn = made
     path = folder / part_name(part)
+    for left_over in folder.glob(f'.{path.stem}.*.tmp'):  # of a process that was killed while it wrote this part
+        left_over.unlink(missing_ok=True)
     save_archive(path, data)
     record = PartRecord(
         file=path.name, images=len(data), drawn=drawn, rejected=rejected, sha256=file_sha256(path), versions=versions(),

@@ -15,6 +15,7 @@ from typing import Any, Optional
 import torch
 import yaml
 from _cli import RunFailed, parse_config, run, setting
+from _data import announce
 from _saver import RunSaver
 from _settings import (
     DataConfig,
@@ -154,12 +155,14 @@ def prepare(argv: Optional[list[str]] = None) -> Run:
     experiment = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}'
     folder = free_folder(config.output, experiment)
     console = Console()
-    train, val, test = open_dataset(config.dataset, config)
+    train, val, test = open_dataset(config.dataset, config, console=console)
     synthetic: list[ImageSource] = []
     if config.synthetic_fraction > 0:
         synthetic = open_synthetic(
             config.synthetic, joined=not config.synthetic_weights, num_synthetic=config.num_synthetic,
-            dataset=config.dataset, like=train)
+            dataset=config.dataset, like=train, console=console)
+    announce(console, 'training images', [train])
+    announce(console, 'synthetic images', synthetic)
     if config.verify_data:
         verify(archives_of(config, train, synthetic), console)
     torch.manual_seed(config.seed)

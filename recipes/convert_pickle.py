@@ -10,6 +10,7 @@ import argparse
 import pickle
 import re
 import sys
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
@@ -94,6 +95,21 @@ def _latin1(text: Any, encoding: Any) -> bytes:
     return text.encode('latin-1')
 
 
+class _StandIn:
+    """What a name in a pickle is read as: it can be called, and a pickle that wants to change it is refused."""
+
+    __slots__ = ('_make',)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *parts: Any) -> Any:
+        return self._make(*parts)
+
+    def __setstate__(self, state: object) -> None:
+        raise _Refused('an order to change what reads it, expected nothing but arrays; nothing of it was run')
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Reads dictionaries, lists, tuples, numbers, text and numpy arrays; anything else that a pickle names is refused.
 
@@ -102,15 +118,16 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ('_codecs', 'encode'):
-            return _latin1
+            return _StandIn(_latin1)
         if (module, name) in (('builtins', 'bytearray'), ('__builtin__', 'bytearray')):
-            return bytearray
+            return _StandIn(bytearray)
         if (module, name) not in _ARRAYS:
             raise _Refused(f'{module}.{name}, expected nothing but arrays; nothing of it was run')
-        return {
+        makers: dict[str, Callable[..., Any]] = {
             'ndarray': _Array, 'dtype': _Dtype, 'scalar': _scalar, '_frombuffer': _frombuffer,
             '_reconstruct': lambda *parts: _Array(),
-        }[name]
+        }
+        return _StandIn(makers[name])
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused('a reference to something outside, expected nothing but arrays')

@@ -1,6 +1,8 @@
 """Image files in class folders: the pixels that PIL reads, the classes that the folders name, faults with the file."""
 
+import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -80,6 +82,14 @@ def write(path, pixels):
     Image.fromarray(pixels).save(path)
 
 
+def move_older(path):
+    """Put a file that says it is from 1970 into the place of another."""
+    other = path.with_name('.other.png')
+    write(other, PIXELS[0])
+    os.utime(other, (0, 0))
+    other.replace(path)
+
+
 BAD = {
     'another size': (lambda r: write(r / 'cat' / '2.png', PIXELS[0][:4]), {}, r'2\.png: is 4x4 pixels, but a\.png is'),
     'no image': (lambda r: (r / 'dog' / 'x.png').write_text('x'), {}, r'x\.png: not a readable image \(not an image\)'),
@@ -120,9 +130,11 @@ def test_folders_without_images(tmp_path, case):
 
 CHANGES = {
     'removed': (lambda path: path.unlink(), r'2\.png: cannot be decoded \(No such file'),
-    'another size': (lambda path: write(path, PIXELS[0][:4]), r'2\.png: is 4x4 pixels'),
-    'overwritten': (lambda path: path.write_text('x'), r'2\.png: cannot be decoded \(not an image\)'),
-    'cut short': (lambda path: path.write_bytes(path.read_bytes()[:60]), r'2\.png: cannot be decoded'),
+    'another size': (lambda path: write(path, PIXELS[0][:4]), r'2\.png: changed since its folder'),
+    'another image of its size': (lambda path: write(path, PIXELS[0]), r'2\.png: changed since its folder was opened'),
+    'an older file in its place': (move_older, r'2\.png: changed since its folder was'),
+    'overwritten': (lambda path: path.write_text('x'), r'2\.png: changed since its folder'),
+    'cut short': (lambda path: path.write_bytes(path.read_bytes()[:60]), r'2\.png: changed since its folder'),
 }
 
 
@@ -130,10 +142,20 @@ CHANGES = {
 def test_a_change_stops_the_run(tmp_path, change):
     source = FolderImages(make(tmp_path), num_classes=3)
     make_change, message = CHANGES[change]
+    time.sleep(0.02)  # file systems stamp by a clock that ticks every few milliseconds
     make_change(tmp_path / 'cat' / '2.png')
     source.take(torch.tensor([0, 2, 4]))
     with pytest.raises(DataChanged, match=message):
         source.take(torch.tensor([0, 3]))
+
+
+def test_a_file_that_cannot_be_decoded_stops_the_run(tmp_path):
+    path = make(tmp_path) / 'cat' / '2.png'
+    whole = path.read_bytes()
+    path.write_bytes(whole[:45])  # its header is right, which is all that is read on opening
+    source = FolderImages(tmp_path, num_classes=3)
+    with pytest.raises(DataChanged, match=r'2\.png: cannot be decoded'):
+        source.take(torch.tensor([3]))
 
 
 def test_copies_and_indices_outside(tmp_path):

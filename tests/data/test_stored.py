@@ -166,3 +166,17 @@ def test_checksum(path, monkeypatch):
     path.write_bytes(damaged)
     with pytest.raises(DataChanged, match=r"'rows' cannot be read as it was written \(its CRC-32 is"):
         array.check_crc(DiskFile(path))
+
+
+def test_too_many_open_files(path):
+    import resource
+    import subprocess
+    import sys
+    code = (
+        'import resource, sys; from timm_paf.data.stored import DiskFile\n'
+        'resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n'
+        'try: files = [DiskFile(sys.argv[1]) for _ in range(100)]\n'
+        'except ValueError as error: print(error)')
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 64
+    done = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f'{path}: cannot be opened, the system allows no more open files')

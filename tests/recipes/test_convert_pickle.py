@@ -79,7 +79,14 @@ def lying_shape():
     return content.replace(b'K\x06K\x05K\x04K\x03t', b'K\x07K\x05K\x04K\x03t')
 
 
+def altering(names):
+    """A pickle that takes something by name and sets an attribute of it, as BUILD can with a pair of dictionaries."""
+    return b'\x80\x02c' + names + b'N}U\x0c__defaults__)s\x86b.'
+
+
 REFUSED = {
+    'a function that is altered': (lambda path: altering(b'_codecs\nencode\n'), 'an order to change what reads it'),
+    'a class that is altered': (lambda path: altering(b'numpy\nndarray\n'), 'an order to change what reads it'),
     'system call': (
         lambda path: pickle.dumps(ti(x=Call(os.system, f'touch {path}'))), r'holds posix\.system|nt\.system'),
     'open': (lambda path: pickle.dumps(ti(x=Call(open, str(path), 'w'))), r'refused, it holds _?io\.open'),

@@ -17,7 +17,7 @@ from _synthesis_parts import (
 )
 from torch import nn
 
-from timm_paf.data import LabelledImages, open_archives
+from timm_paf.data import LabelledImages, open_archive, open_archives
 from timm_paf.data.manifest import Manifest, manifest_parts, read_manifest
 
 CLASSES, SHAPE = 4, (1, 2, 3)
@@ -196,10 +196,15 @@ def test_manifest_grows_to_the_whole(folder, source):
     assert not finish(folder, PLAN).complete
     with pytest.raises(ValueError, match='2 of 3 parts are made'):
         manifest_parts(folder)
+    with pytest.raises(ValueError, match='2 of 3 parts are made'):
+        open_archive(folder, num_classes=CLASSES)
+    (folder / '.part-00001.npz.1.ab.tmp').write_bytes(b'of a killed process')
     write_part(folder, 1, maker(source).make(1))
     manifest = finish(folder, PLAN)
     assert manifest.complete and manifest.counts()['per_class'] == [13, 13, 12, 12]
     assert len(open_archives(manifest_parts(folder, verify=True), num_classes=CLASSES, channels=1)) == 50
+    assert len(open_archive(folder, num_classes=CLASSES, channels=1)) == 50
+    assert not list(folder.glob('.*'))
 
 
 def test_a_part_that_is_finished_while_the_manifest_is_written_is_in_it(folder, source, monkeypatch):

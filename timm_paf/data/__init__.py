@@ -21,6 +21,7 @@ from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_ma
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
 from timm_paf.data.pairs import labels_beside
+from timm_paf.data.report import sample_report
 from timm_paf.data.splits import held_out, stratified_split
 from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
 from timm_paf.data.synthetic import NearestImages, cached_synthetic_digits, sample_synthetic
@@ -73,6 +74,7 @@ __all__ = [
     'random_hflip',
     'random_shift',
     'read_manifest',
+    'sample_report',
     'sample_synthetic',
     'save_archive',
     'stored_bytes',

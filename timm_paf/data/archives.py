@@ -17,6 +17,7 @@ from timm_paf.data.files import whole_file
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.headers import Header, zip_header
 from timm_paf.data.layout import LAYOUTS, check_image_header, check_label_header, find_layout
+from timm_paf.data.manifest import MANIFEST_NAME, manifest_parts
 from timm_paf.data.pairs import IMAGE_FILES, read_pair
 from timm_paf.data.stored import MemoryFile, Progress, StoredArray
 from timm_paf.data.unpack import unpacked
@@ -52,8 +53,9 @@ def open_archive(
       read in place, deflated ones are unpacked once into a cache.
     - `.npy`: images, with labels in another `.npy` beside it; `labels_beside` says how it is found.
     - `.bin`: bare uint8 images, one after the other, with labels in a `.npy` beside it.
-    - a folder: `images.npy` or `images.bin` with its labels; or `.npz` parts, all of them in natural order; or image
-      files in a sub-folder for each class (`FolderImages`).
+    - a folder: `images.npy` or `images.bin` with its labels; or the parts that its `manifest.json` lists, all of which
+      must be there; or `.npz` parts, all of them in natural order; or image files in a sub-folder for each class
+      (`FolderImages`).
 
     Images are uint8, or floats in [0, 1] or [0, 255] (the sample decides which), with axes NHWC, NCHW, or with the
     image axis last as in SVHN's HWCN. Labels are integers (N,), or soft, floats (N, num_classes). Headers and a fixed
@@ -184,6 +186,8 @@ def _open_folder(path: Path, options: _Options) -> ImageSource:
     pairs = [path / name for name in IMAGE_FILES if (path / name).exists()]
     if len(pairs) > 1:
         raise BadArchive(f'{path}: holds {" and ".join(pair.name for pair in pairs)}; give the path of one of them')
+    if not pairs and (path / MANIFEST_NAME).exists():
+        return open_archives(manifest_parts(path), **vars(options))
     parts = pairs or sorted(path.glob('[!.]*.npz'), key=lambda part: natural_key(part.name))
     if not parts:
         return FolderImages(path, num_classes=options.num_classes, channels=options.channels)

@@ -18,6 +18,7 @@ from timm_paf.data.errors import DataChanged, first_line
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.order import IndexPermutation
 from timm_paf.data.splits import held_out
+from timm_paf.data.stored import Progress
 
 _ARRAYS = {'torch/cifar10': 'CIFAR10', 'torch/cifar100': 'CIFAR100'}
 _ARCHIVES = ('.npz', '.npy', '.bin')  # said to be missing files, not unknown names
@@ -56,6 +57,7 @@ class DatasetOptions:
         val_split: name of a validation split, held out from training; if None, `val_size` training images are.
         test_split: name of the test split; many data sets call theirs 'validation'.
         decoding: for images in files.
+        progress: called as progress(what, done, in all) while an archive is unpacked.
     """
 
     data_dir: str | os.PathLike[str] | None = None
@@ -68,6 +70,7 @@ class DatasetOptions:
     val_split: str | None = None
     test_split: str = 'validation'
     decoding: Decoding = field(default_factory=Decoding)
+    progress: Progress | None = None
 
 
 def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits:
@@ -169,7 +172,8 @@ def _archive(name: str, options: DatasetOptions) -> DataSplits:
     if not options.test_data:
         raise ValueError(f'{name}: an archive holds training images; give test_data, an archive with test images')
     source, test = (
-        open_archives(paths, num_classes=options.num_classes, channels=options.decoding.channels)
+        open_archives(
+            paths, num_classes=options.num_classes, channels=options.decoding.channels, progress=options.progress)
         for paths in ([name], options.test_data))
     train, val = _with_validation(source, Path(name).name, options)
     order = IndexPermutation(len(test), 'test order')(torch.arange(len(test)))

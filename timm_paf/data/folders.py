@@ -1,8 +1,10 @@
 """Image files in a sub-folder for each class, decoded when they are asked for."""
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -50,6 +52,7 @@ class FolderImages:
         if not self.root.is_dir():
             raise FileNotFoundError(f'{root}: no such folder; check the path')
         self._folders = _class_folders(self.root, num_classes)
+        self._opened_ns = time.time_ns()
         names = [_image_names(folder) for folder, _ in self._folders]
         counts = [len(part) for part in names]
         if not sum(counts):
@@ -93,7 +96,8 @@ class FolderImages:
 
         Raises:
             IndexError: if an index is outside 0..N-1.
-            DataChanged: if a file is gone, cannot be decoded or is of another size; it is named.
+            DataChanged: if a file is gone, was changed since opening, cannot be decoded or is of another size; it is
+                named.
         """
         wanted = indices.cpu().numpy().astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
@@ -103,15 +107,24 @@ class FolderImages:
         for place, index in enumerate(wanted.tolist()):
             path = self.path(index)
             try:
-                with Image.open(path) as image:
-                    if fault := self._fault(path, image):
-                        raise DataChanged(fault)
-                    decoded = np.asarray(image.convert('RGB' if channels == 3 else 'L'))
+                with open(path, 'rb') as file:
+                    # the time of the last change of a file's entry: a file moved into the place of another has a new
+                    # one. One time for all, since a stamp for each of 100 million files would have to be kept.
+                    if os.fstat(file.fileno()).st_ctime_ns > self._opened_ns:
+                        raise DataChanged(
+                            f'{path}: changed since its folder was opened; leave data alone while a run uses them')
+                    pixels[place] = self._decoded(path, file)
             except _UNREADABLE as error:
                 raise DataChanged(f'{path}: cannot be decoded ({_reason(error)}); replace or remove it') from error
-            pixels[place] = decoded.reshape(height, width, channels)
         labels = self._labels[np.searchsorted(self._folder_ends, wanted, side='right')]
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
+
+    def _decoded(self, path: Path, file: BinaryIO) -> np.ndarray:
+        with Image.open(file) as image:
+            if fault := self._fault(path, image):
+                raise DataChanged(fault)
+            channels, height, width = self.image_shape
+            return np.asarray(image.convert('RGB' if channels == 3 else 'L')).reshape(height, width, channels)
 
     def _shape(self, channels: int | None) -> tuple[int, int, int]:
         path = self.path(0)

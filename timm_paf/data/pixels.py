@@ -20,7 +20,7 @@ def shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     padded = F.pad(images, (padding, padding, padding, padding))
-    # all windows as a view; indexing copies one for each image, in one pass and several times faster than pixel by pixel
+    # all windows as a view: indexing copies one for each image, which is several times faster than pixel by pixel
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
 

@@ -1,5 +1,6 @@
 """Arrays that lie uncompressed in a file: where they are, and rows of them read in place without mapping the file."""
 
+import errno
 import os
 import threading
 import weakref
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from timm_paf.data.errors import DataChanged, first_line
+from timm_paf.data.errors import BadArchive, DataChanged, first_line
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes (or images) done, all of them
 
@@ -53,7 +54,14 @@ class DiskFile:
         self.stamp = Stamp.of(os.fstat(self._fd))
 
     def _open(self) -> None:
-        self._fd = os.open(self.path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0))
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise BadArchive(
+                    f'{self.path}: cannot be opened, the system allows no more open files (one stays open for each '
+                    f'part); raise the limit (ulimit -n), or join parts') from error
+            raise
         self._pid = os.getpid()
         self._lock = threading.Lock()
         weakref.finalize(self, os.close, self._fd)
