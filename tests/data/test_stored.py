@@ -164,7 +164,7 @@ def test_checksum(path, monkeypatch):
     damaged = bytearray(content)
     damaged[30000] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(DataChanged, match=r"'rows' cannot be read as it was written \(its CRC-32 is"):
+    with pytest.raises(DataChanged, match=r"'rows' cannot be read as it was written \(the CRC-32 of bytes"):
         array.check_crc(DiskFile(path))
 
 

@@ -265,7 +265,8 @@ class StoredArray:
                 progress(f'checking {self.key or self.path.name}', done + len(part), length)
         if expected is not None and crc != expected:
             raise DataChanged(
-                f'{self._place} cannot be read as it was written (its CRC-32 is {crc:08x}, not {expected:08x}); '
+                f'{self._place} cannot be read as it was written (the CRC-32 of bytes {start} to {start + length} is '
+                f'{crc:08x}, not {expected:08x}); '
                 f'get the file again'
             )
 
