@@ -1,11 +1,14 @@
 """Attacks on classifiers of images in [0, 1]: (model, x, y) -> x_adv."""
 from .autoattack import AutoAttackResult, autoattack, check_images
 from .balls import BALLS, Ball
-from .pgd import LOSSES, PGD
-from .state import eval_mode, frozen_parameters
+from .losses import LOSSES
+from .normalized import Normalized
+from .pgd import FGSM, PGD
+from .state import attack_mode, eval_mode, frozen_parameters
+from .steps import STEP_RULES
 from .threat import ThreatModel, parse_eps
 
 __all__ = [
-    'AutoAttackResult', 'autoattack', 'check_images', 'BALLS', 'Ball', 'LOSSES', 'PGD', 'eval_mode',
-    'frozen_parameters', 'ThreatModel', 'parse_eps',
+    'AutoAttackResult', 'autoattack', 'check_images', 'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD',
+    'attack_mode', 'eval_mode', 'frozen_parameters', 'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

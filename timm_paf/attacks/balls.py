@@ -1,39 +1,162 @@
-"""Norm balls. A norm is three functions; the gradient loop in `pgd` knows nothing else of it."""
+"""Norm balls around an image, cut with [0, 1]. A norm is three functions; the loop in `pgd` knows nothing else of it.
+
+Images are in [0, 1], so that cutting a perturbation off at the pixel range never makes it longer, in any norm. It does
+leave part of the radius unused in L2 and L1. The projections here are those onto the intersection of ball and pixel
+range, which is where the attacker's best point lies.
+"""
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ['BALLS', 'Ball', 'ball']
+from .noise import Noise, wide_dtype
+
+__all__ = ['BALLS', 'Ball', 'ball', 'check_radius']
+
+SPARSITY = 0.01  # share of the coordinates that an L1 step moves
 
 
 class Ball(NamedTuple):
-    """The three functions of a norm.
+    """The three functions of a norm, on batches of images (B, …) in [0, 1].
 
     Attributes:
-        start: (x, eps, generator) -> a random perturbation of x's shape inside the ball.
-        step: (gradient, step_size) -> the perturbation of norm step_size along which the loss rises fastest.
-        project: (perturbation, eps) -> the nearest perturbation inside the ball.
+        start: (x, eps, noise) -> a uniformly random perturbation of x's shape inside the ball.
+        step: (x_adv, gradient, step_size) -> x_adv moved by step_size in the direction in which the loss rises fastest;
+            where an image's gradient is 0 it stays.
+        project: (x_adv, x, eps) -> the nearest image to x_adv that is in [0, 1] and in the ball around x.
+        largest: number of pixels -> the distance of two opposite corners of [0, 1].
     """
-    start: Callable[[Tensor, float, torch.Generator], Tensor]
-    step: Callable[[Tensor, float], Tensor]
-    project: Callable[[Tensor, float], Tensor]
+    start: Callable[[Tensor, float, Noise], Tensor]
+    step: Callable[[Tensor, Tensor, float], Tensor]
+    project: Callable[[Tensor, Tensor, float], Tensor]
+    largest: Callable[[int], float]
 
 
-def _linf_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
+def _pixels(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
 
 
-def _linf_step(gradient: Tensor, step_size: float) -> Tensor:
-    return step_size * gradient.sign()
+def _like(flat: Tensor, x: Tensor) -> Tensor:
+    return flat.view(x.shape).to(x.dtype)
 
 
-def _linf_project(perturbation: Tensor, eps: float) -> Tensor:
-    return perturbation.clamp(-eps, eps)
+def _linf_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
+    return _like(eps * noise(_pixels(x)), x)
 
 
-BALLS = {'linf': Ball(_linf_start, _linf_step, _linf_project)}
+def _linf_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    return x_adv.add(gradient.sign(), alpha=step_size)
+
+
+def _linf_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    return torch.clamp(x_adv, x - eps, x + eps).clamp_(0, 1)
+
+
+def _l2_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
+    """A direction from normal numbers, and a radius with density r^(n-1)."""
+    n = _pixels(x)
+    numbers = noise(n + 1)
+    direction = torch.erfinv(numbers[:, :n])
+    radius = eps * numbers[:, n:].abs() ** (1 / n)
+    return _like(radius * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True), x)
+
+
+def _l2_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    wide = gradient.flatten(1).to(wide_dtype(x_adv.dtype))
+    tiny = torch.finfo(wide.dtype).tiny
+    wide = wide / wide.abs().amax(1, keepdim=True).clamp_(min=tiny)  # so that no square under- or overflows
+    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_(min=tiny)
+    return x_adv + _like(wide * (step_size / length), x_adv)
+
+
+def _room(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sign and length of each pixel's perturbation, and how far that pixel may go in its direction; (B, n)."""
+    x = x.flatten(1).to(wide_dtype(x.dtype))
+    perturbation = x_adv.flatten(1).to(x.dtype) - x
+    return perturbation.sign(), perturbation.abs(), torch.where(perturbation > 0, 1 - x, x)
+
+
+def _moved(x: Tensor, sign: Tensor, length: Tensor) -> Tensor:
+    moved = x.flatten(1).to(length.dtype) + sign * length
+    return _like(moved.clamp_(0, 1), x)
+
+
+def _l2_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest point has lengths min(t a, m) with one t in [0, 1]: a the length of each pixel, m the room it has.
+
+    From the conditions of Karush, Kuhn and Tucker. The squared norm grows with t, and between the points m / a at which
+    a pixel reaches its limit it is a constant plus t² times a constant; sorting these points finds the piece.
+    """
+    sign, length, room = _room(x_adv, x)
+    tiny = torch.finfo(length.dtype).tiny
+    limits, order = (room / length.clamp(min=tiny)).clamp_(max=2).sort(1)  # t <= 1: what is above does not matter
+    stopped = room.gather(1, order).square().cumsum(1)
+    going = length.gather(1, order).square().flip(1).cumsum(1).flip(1)
+    at_limits = stopped + limits.square() * (going - length.gather(1, order).square())
+    count = (at_limits <= eps**2).sum(1, keepdim=True)  # pixels that stop before t is reached
+    first = (torch.arange(length.shape[1], device=x.device) < count).to(length.dtype)
+    stops = torch.zeros_like(room).scatter_(1, order, first)
+    # the two sums once more, not as parts of running sums, which lose digits
+    left = (eps**2 - (stops * room.square()).sum(1, keepdim=True)).clamp_(min=0)
+    scale = (left / ((1 - stops) * length.square()).sum(1, keepdim=True).clamp_(min=tiny)).sqrt_().clamp_(max=1)
+    return _moved(x, sign, torch.minimum(torch.where(stops > 0, length, scale * length), room))
+
+
+def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
+    """n of n + 1 exponential numbers over their sum fill the simplex evenly; signs make it a ball."""
+    n = _pixels(x)
+    numbers = noise(n + 1)
+    exponential = -numbers.abs().clamp_(min=torch.finfo(numbers.dtype).eps).log_()
+    share = exponential[:, :n] / exponential.sum(1, keepdim=True)
+    return _like(eps * numbers[:, :n].sign() * share, x)
+
+
+def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    """Equal parts of the step for the pixels with the largest gradients, among those that can still move.
+
+    The steepest step of all moves one pixel; this many at once is the compromise of Tramèr and Boneh
+    (arXiv 1904.13000, SLIDE).
+    """
+    wide, at = gradient.flatten(1).to(wide_dtype(x_adv.dtype)), x_adv.flatten(1)
+    wide = wide.masked_fill(((wide > 0) & (at >= 1)) | ((wide < 0) & (at <= 0)), 0)
+    size = wide.abs()
+    least = size.topk(math.ceil(SPARSITY * size.shape[1]), dim=1).values[:, -1:]
+    chosen = wide.sign() * (size >= least)
+    return x_adv + _like(chosen * (step_size / chosen.abs().sum(1, keepdim=True).clamp_(min=1)), x_adv)
+
+
+def _l1_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest point has lengths clamp(a - t, 0, m) with one t >= 0: a the length of each pixel, m its room.
+
+    From the conditions of Karush, Kuhn and Tucker; the set is that of Croce and Hein (arXiv 2103.01208). The norm is
+    piecewise linear in t, with a corner where a pixel leaves its limit, a - m, and one where it reaches 0, a.
+    """
+    sign, length, room = _room(x_adv, x)
+    leaves = (length - room).clamp_(min=0)
+    corners, order = torch.cat([leaves, length], 1).sort(1)
+    n = length.shape[1]
+    moving = torch.where(order < n, 1, -1).cumsum(1)  # how many pixels shrink beyond each corner
+    fall = (corners.diff(dim=1) * moving[:, :-1]).cumsum(1)
+    norm = torch.minimum(length, room).sum(1, keepdim=True)
+    over = norm - eps
+    at = torch.cat([over * 0, fall], 1)  # how much the norm has fallen at each corner
+    piece = ((at < over).sum(1, keepdim=True) - 1).clamp_(min=0)
+    t = corners.gather(1, piece) + (over - at.gather(1, piece)) / moving.gather(1, piece).clamp_(min=1)
+    for _ in range(2):  # the running sum has lost digits; on the right piece one Newton step is exact
+        shrunk = torch.minimum(length - t, room).clamp_(min=0)
+        active = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True).clamp_(min=1)
+        t = t + (shrunk.sum(1, keepdim=True) - eps) / active
+    t = torch.where(over > 0, t, 0).clamp_(min=0)
+    return _moved(x, sign, torch.minimum(length - t, room).clamp_(min=0))
+
+
+BALLS = {
+    'linf': Ball(_linf_start, _linf_step, _linf_project, lambda n: 1.),
+    'l2': Ball(_l2_start, _l2_step, _l2_project, math.sqrt),
+    'l1': Ball(_l1_start, _l1_step, _l1_project, float),
+}
 
 
 def ball(norm: str) -> Ball:
@@ -43,5 +166,18 @@ def ball(norm: str) -> Ball:
         ValueError: If there is none of that name.
     """
     if norm not in BALLS:
-        raise ValueError(f'norm = {norm!r}: expected {" or ".join(BALLS)}.')
+        raise ValueError(f'norm = {norm!r}: expected {", ".join(BALLS)}.')
     return BALLS[norm]
+
+
+def check_radius(eps: float, norm: str, x: Tensor) -> None:
+    """See that a ball around an image is not the whole pixel range.
+
+    Raises:
+        ValueError: If eps is more than the distance of the two images that are farthest apart.
+    """
+    largest = ball(norm).largest(_pixels(x))
+    if eps > largest:
+        raise ValueError(
+            f'eps = {eps:g} in {norm}: no two images of shape {tuple(x.shape[1:])} with pixels in [0, 1] are more than '
+            f'{largest:g} apart. Did you mean {eps:g}/255?')

@@ -1,44 +1,55 @@
 """Projected gradient descent: the one loop behind every gradient attack here."""
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .balls import ball
-from .state import eval_mode, frozen_parameters
+from .balls import ball, check_radius
+from .losses import TARGETED, Loss, find_loss
+from .noise import generated, seeded, wide_dtype
+from .state import MODES, attack_mode, frozen_parameters
+from .steps import step_rule as find_rule
 from .threat import Eps, parse_eps
+from .worst import Images, Worst, float32_logits
 
-__all__ = ['PGD', 'LOSSES']
+__all__ = ['PGD', 'FGSM']
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K) and labels (B,), one value an image, in float32 or better."""
-    return functional.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, y, reduction='none')
-
-
-LOSSES: dict[str, Loss] = {'ce': cross_entropy}
+GRADIENT_AT_LOGITS = 64.  # as large as loss scaling makes it in training, and far from the ends of float16
 
 
 class PGD:
     """PGD of Madry et al. (arXiv 1706.06083): steps up the loss, each projected back into the ball and into [0, 1].
 
-    The model runs in eval mode, as in the trainer of Dai et al. (arXiv 2110.05626): BatchNorm uses its running
-    statistics and does not change them. Parameters, their gradients, the training flag of every submodule and the
-    global random state are as before when the call returns or raises. Nothing in the loop waits for the device.
+    As a plain attack, which is what training uses, it returns where the last step ends, as the papers do, and nothing
+    in the loop waits for the device. With restarts, early_stop or a targeted loss that chooses its targets it returns
+    the worst that it has seen of each image: a version that fools the model, else the one with the highest loss. Only
+    images still standing go on to the next restart or target, and with early_stop to the next step, in smaller batches;
+    the device is waited for once a restart, with early_stop once a step. Under autocast the model counts as fooled only
+    if it is so without autocast, and what is kept of the images still standing is looked at once more without.
+
+    Parameters, their gradients, buffers, the training flag of every submodule and the global random state are as
+    before when the call returns or raises.
 
     Args:
         eps: Radius in units of [0, 1], '8/255' or a number.
         step_size: Length of a step, as eps; default 2.5 eps / steps, with which the far side of the ball is reached
             from any start.
         steps: Number of gradient steps, at least 1.
-        norm: 'linf'.
+        norm: 'linf', 'l2' or 'l1'. An L1 step moves the hundredth of the pixels with the largest gradients.
         loss: A name of `LOSSES`, or a function (logits (B, K), labels (B,)) -> values (B,) for the attack to climb.
+        restarts: Attempts, each from a new start.
+        early_stop: Let images leave the batch once they fool the model.
         random_start: Start at a uniformly random point of the ball instead of at the image.
+        mode: The model's mode, `attack_mode`: 'eval', as in the trainer of Dai et al. (arXiv 2110.05626), or 'train',
+            in which BatchNorm uses the batch's statistics and leaves its own as they are.
+        step_rule: 'fixed'; 'cosine', from the full step to none; 'momentum', the sum of normalised gradients (MI-FGSM).
+        target_classes: How many of the likeliest wrong classes a targeted loss tries in turn.
         seed: Seed of the random starts; each call continues the sequence.
+
+    Attributes:
+        eps: The radius as a float; may be set between calls, 0 included.
+        step_size: Likewise.
 
     Raises:
         ValueError: If a setting is not as expected.
@@ -55,26 +66,42 @@ class PGD:
             steps: int = 10,
             norm: str = 'linf',
             loss: Union[str, Loss] = 'ce',
+            restarts: int = 1,
+            early_stop: bool = False,
             random_start: bool = True,
+            mode: str = 'eval',
+            step_rule: str = 'fixed',
+            target_classes: int = 9,
             seed: int = 0,
     ) -> None:
         self.ball = ball(norm)
         self.eps = parse_eps(eps, norm=norm)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f'steps = {steps!r}: expected a whole number, 1 or more.')
-        self.steps = steps
+        for label, number in (('steps', steps), ('restarts', restarts), ('target_classes', target_classes)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f'{label} = {number!r}: expected a whole number, 1 or more.')
         self.step_size = 2.5 * self.eps / steps if step_size is None else parse_eps(
             step_size, label='step_size', norm=norm)
-        if isinstance(loss, str) and loss not in LOSSES:
-            raise ValueError(f'loss = {loss!r}: expected {" or ".join(LOSSES)}, or a function.')
-        self.loss = LOSSES[loss] if isinstance(loss, str) else loss
-        self.norm = norm
-        self.random_start = random_start
-        self.seed = seed
+        if mode not in MODES:
+            raise ValueError(f'mode = {mode!r}: expected {" or ".join(MODES)}.')
+        self._value, self._compared_with = find_loss(loss)
+        self.targeted = isinstance(loss, str) and loss in TARGETED
+        if mode == 'train' and (early_stop or restarts > 1):
+            raise ValueError(
+                "mode = 'train' with early_stop or restarts: an image's logits depend on its batch there, and the batch "
+                "would change. Use mode = 'eval'.")
+        if restarts > 1 and not random_start:
+            raise ValueError(f'restarts = {restarts} without random_start: each would be the same.')
+        self.rule = find_rule(step_rule)
+        self.steps, self.norm, self.loss, self.restarts = steps, norm, loss, restarts
+        self.early_stop, self.random_start, self.mode, self.step_rule = early_stop, random_start, mode, step_rule
+        self.target_classes, self.seed = target_classes, seed
         self._generator: Optional[torch.Generator] = None
 
     def __repr__(self) -> str:
-        return f'PGD(norm={self.norm!r}, eps={self.eps:g}, step_size={self.step_size:g}, steps={self.steps})'
+        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, '__name__', 'function')
+        return (
+            f'{type(self).__name__}(norm={self.norm!r}, eps={self.eps:g}, step_size={self.step_size:g}, '
+            f'steps={self.steps}, loss={loss!r}, restarts={self.restarts})')
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator of the random starts on a device; the sequence begins with the seed."""
@@ -102,6 +129,9 @@ class PGD:
             y: Tensor,
             *,
             generator: Optional[torch.Generator] = None,
+            clean_logits: Optional[Tensor] = None,
+            seeds: Optional[Tensor] = None,
+            target: Optional[Tensor] = None,
     ) -> Tensor:
         """Attack a batch.
 
@@ -110,36 +140,168 @@ class PGD:
             x: Images (B, …), floating-point, in [0, 1].
             y: Labels (B,), int64.
             generator: Source of the random starts in place of the attack's own, on x's device.
+            clean_logits: The model's logits (B, K) on x where they are known: what 'kl' compares with, and what
+                targets are chosen by. Computed where they are needed if None.
+            seeds: A seed of each image, (B,), int64: the start of an image is a function of (the attack's seed, the
+                image's, the restart), whatever batch it is in and whatever came before.
+            target: The class (B,) that a targeted loss is after. An image then counts as fooled once it is classified
+                as that; without, once it is misclassified.
 
         Returns:
-            Images like x, in [0, 1] exactly and in the ball up to the rounding of one addition; detached.
+            Images like x, in [0, 1] exactly and in the ball up to the rounding of one addition a pixel; detached.
 
         Raises:
-            ValueError: If x is not a floating-point batch with one label an image.
+            ValueError: If a tensor is not as expected, the radius covers all images, or the loss or the model gives
+                nothing that can be climbed.
             RuntimeError: Inside torch.inference_mode, where nothing can be differentiated.
         """
-        self._check(x, y)
-        x = x.detach()
-        if self.random_start:
-            perturbation = self.ball.start(x, self.eps, generator or self.generator(x.device))
-            x_adv = (x + perturbation).clamp(0, 1)
-        else:
-            x_adv = x.clamp(0, 1)
-        with eval_mode(model), frozen_parameters(model), torch.enable_grad():
-            for _ in range(self.steps):
-                x_adv.requires_grad_()
-                # a sum, not a mean: an image's gradient must not depend on how many others are in the batch
-                loss = self.loss(model(x_adv), y).sum()
-                (gradient,) = torch.autograd.grad(loss, x_adv)
-                x_adv = x_adv.detach() + self.ball.step(gradient, self.step_size)
-                x_adv = (x + self.ball.project(x_adv - x, self.eps)).clamp(0, 1)
-        return x_adv.detach()
+        self._check(x, y, generator=generator, clean_logits=clean_logits, seeds=seeds, target=target)
+        x = x.detach().clamp(0, 1)
+        images = Images(
+            x, y, torch.arange(len(x), device=x.device), x, clean_logits=clean_logits, seeds=seeds, target=target)
+        chooses = self.targeted and target is None
+        plain = not (self.early_stop or self.restarts > 1 or chooses)
+        with attack_mode(model, self.mode), frozen_parameters(model), torch.enable_grad():
+            if clean_logits is None and not (plain and 'clean_logits' not in self._compared_with):
+                with torch.no_grad():
+                    images.clean_logits = _checked(model(x), images)
+            if images.clean_logits is not None:
+                images.clean_logits = images.clean_logits.detach()
+            if plain:
+                self._start(images, generator, attempt=0)
+                return self._climb(model, images, None).x_adv
+            return self._worst(model, images, generator, chooses)
 
-    def _check(self, x: Tensor, y: Tensor) -> None:
+    def _worst(
+            self, model: nn.Module, images: Images, generator: Optional[torch.Generator], chooses: bool) -> Tensor:
+        """Restarts and targets in turn, of the images that still stand."""
+        assert images.clean_logits is not None
+        worst = Worst(model, images, wanted=self.targeted and not chooses)
+        worst.see(images, images.clean_logits, None)
+        ranks = 1
+        if chooses:
+            others = images.clean_logits.scatter(1, images.y[:, None], -torch.inf)
+            ranking = others.argsort(1, descending=True, stable=True)
+            ranks = min(self.target_classes, ranking.shape[1] - 1)
+        for attempt in range(self.restarts * ranks):
+            rows = worst.standing()
+            if not len(rows):
+                break
+            batch = images.take(rows)
+            if chooses:
+                batch.target = ranking[rows, attempt % ranks]
+            self._start(batch, generator, attempt=attempt)
+            self._climb(model, batch, worst)
+        worst.settle(images)
+        return worst.x_adv
+
+    def _start(self, images: Images, generator: Optional[torch.Generator], *, attempt: int) -> None:
+        x = images.x
+        images.x_adv, images.memory = x, None
+        if self.random_start:
+            if images.seeds is None:
+                noise = generated(x, generator or self.generator(x.device))
+            else:
+                noise = seeded(x, images.seeds, seed=self.seed, attempt=attempt)
+            images.x_adv = (x + self.ball.start(x, self.eps, noise)).clamp_(0, 1)
+
+    def _climb(self, model: nn.Module, images: Images, worst: Optional[Worst]) -> Images:
+        """The loop: from images.x_adv up the loss."""
+        for i in range(self.steps):
+            x_adv = images.x_adv = images.x_adv.detach().requires_grad_()
+            logits = _checked(model(x_adv), images, differentiable=True)
+            values, slope = self._slope(logits, images)
+            rows = None
+            if worst is not None:
+                fools = worst.see(images, logits, values)
+                if self.early_stop:
+                    rows = (~fools).nonzero().flatten()  # waits for the device: a pass more costs more than that
+                    if not len(rows):
+                        return images
+            (gradient,) = torch.autograd.grad(logits, x_adv, slope)
+            images.x_adv = x_adv.detach()
+            if rows is not None and len(rows) < len(images):
+                images, gradient = images.take(rows), gradient[rows]
+            gradient = gradient.nan_to_num(0.)  # a pixel without a slope stays; an infinite one is a large one
+            images.memory = direction = self.rule.follow(images.memory, gradient)
+            moved = self.ball.step(images.x_adv, direction, self.step_size * self.rule.size(i, self.steps))
+            images.x_adv = self.ball.project(moved, images.x, self.eps)
+        if worst is not None:
+            logits = float32_logits(model, images.x_adv)
+            worst.see(images, logits, self._slope(logits, images)[0], confirmed=True)
+        return images
+
+    def _slope(self, logits: Tensor, images: Images) -> tuple[Tensor, Tensor]:
+        """Loss of each image, and its gradient to the logits, for each image scaled to a good size.
+
+        No step depends on the size of an image's gradient, so a power of two is free; without it the gradient of a
+        confident image is 0 in float16.
+
+        Returns:
+            Values (B,) and the slope, like logits.
+        """
+        wide = logits.detach().to(wide_dtype(logits.dtype)).requires_grad_()
+        with torch.enable_grad():
+            values = self._value(wide, *(getattr(images, name) for name in self._compared_with))
+            if values.shape != images.y.shape:
+                raise ValueError(
+                    f'the loss returns a tensor of shape {tuple(values.shape)}; expected one value for each of '
+                    f'{len(images)} images.')
+            # a sum, not a mean: an image's gradient must not depend on how many others are in the batch
+            (slope,) = torch.autograd.grad(values.sum(), wide)
+        largest = slope.abs().amax(1, keepdim=True).clamp_(min=2.**-100)
+        return values.detach(), (slope * (GRADIENT_AT_LOGITS * largest.frexp()[0] / largest)).to(logits.dtype)
+
+    def _check(
+            self, x: Tensor, y: Tensor, *, generator: Optional[torch.Generator], clean_logits: Optional[Tensor],
+            seeds: Optional[Tensor], target: Optional[Tensor]) -> None:
         if torch.is_inference_mode_enabled() or x.is_inference():
             raise RuntimeError('PGD needs gradients, which torch.inference_mode rules out; use torch.no_grad instead.')
         if not x.is_floating_point() or x.dim() < 2:
             raise ValueError(
                 f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected a floating-point batch (B, C, H, W).')
-        if y.shape != x.shape[:1]:
-            raise ValueError(f'y has shape {tuple(y.shape)}; expected one label for each of {x.shape[0]} images.')
+        check_radius(self.eps, self.norm, x)
+        for label, value in (('y', y), ('seeds', seeds), ('target', target)):
+            if value is None:
+                continue
+            if value.shape != x.shape[:1]:
+                what = {'y': 'label', 'seeds': 'seed', 'target': 'class'}[label]
+                raise ValueError(
+                    f'{label} has shape {tuple(value.shape)}; expected one {what} for each of {x.shape[0]} images.')
+            if label != 'y' and value.dtype != torch.int64:
+                raise ValueError(f'{label} is a {value.dtype} tensor; expected torch.int64.')
+        if seeds is not None and generator is not None:
+            raise ValueError('both seeds and generator are given; expected at most one source of random starts.')
+        if target is not None and not self.targeted:
+            raise ValueError(f'target is given, and loss = {self.loss!r} has none; use {" or ".join(sorted(TARGETED))}.')
+        if clean_logits is not None and (clean_logits.dim() != 2 or len(clean_logits) != len(x)):
+            raise ValueError(
+                f'clean_logits has shape {tuple(clean_logits.shape)}; expected logits (B, K) of {len(x)} images.')
+
+
+class FGSM(PGD):
+    """FGSM of Goodfellow et al. (arXiv 1412.6572): one step of length eps from the image.
+
+    Args:
+        eps: Radius, as `PGD`.
+        norm: As `PGD`.
+        loss: As `PGD`.
+        mode: As `PGD`.
+
+    Raises:
+        ValueError: If a setting is not as expected.
+    """
+
+    def __init__(self, *, eps: Eps, norm: str = 'linf', loss: Union[str, Loss] = 'ce', mode: str = 'eval') -> None:
+        super().__init__(eps=eps, step_size=eps, steps=1, norm=norm, loss=loss, random_start=False, mode=mode)
+
+
+def _checked(logits: Tensor, images: Images, *, differentiable: bool = False) -> Tensor:
+    if logits.dim() != 2 or len(logits) != len(images):
+        raise ValueError(
+            f'the model returns a tensor of shape {tuple(logits.shape)}; expected logits ({len(images)}, classes).')
+    if differentiable and not logits.requires_grad:
+        raise ValueError(
+            "the model's logits have no gradient to its input; a detach, a no_grad or an integer inside it ends every "
+            'gradient attack.')
+    return logits

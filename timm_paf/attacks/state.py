@@ -3,8 +3,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['eval_mode', 'frozen_parameters']
+__all__ = ['eval_mode', 'attack_mode', 'frozen_parameters', 'MODES']
+
+MODES = ('eval', 'train')
 
 
 @contextmanager
@@ -18,6 +21,34 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
+    """The mode in which a model is attacked; afterwards everything is as it was found.
+
+    Evaluation mode throughout, except that in 'train' BatchNorm (of any kind, SyncBatchNorm too) normalises by the
+    statistics of the batch: the layers that do so in training, which leaves out those that were set to eval inside a
+    network in training; all of them if the network itself is in evaluation mode. Their running statistics and counters
+    are not read and not written, so that nothing has to be restored. Dropout is off in both modes.
+
+    Args:
+        model: The network.
+        mode: 'eval' or 'train'.
+    """
+    norms = [
+        module for module in model.modules()
+        if mode == 'train' and isinstance(module, _BatchNorm) and (module.training or not model.training)]
+    tracking = [module.track_running_stats for module in norms]
+    training = [module.training for module in norms]
+    with eval_mode(model):
+        try:
+            for module in norms:
+                module.training, module.track_running_stats = True, False
+            yield
+        finally:
+            for module, flag, tracks in zip(norms, training, tracking, strict=True):
+                module.training, module.track_running_stats = flag, tracks
 
 
 @contextmanager

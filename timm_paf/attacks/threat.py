@@ -15,7 +15,8 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
     Args:
         eps: Text such as '8/255' or '0.5', or a number; in units of the pixel range [0, 1].
         label: What to call it in an error.
-        norm: In 'linf' nothing above 1 makes sense.
+        norm: In 'linf' nothing above 1 makes sense; what is too much in 'l2' and 'l1' depends on the size of the image,
+            and the attack says it (`timm_paf.attacks.balls.check_radius`).
 
     Returns:
         The nearest float; fractions are divided once, exactly.
@@ -43,7 +44,7 @@ class ThreatModel:
 
     Args:
         eps: Radius, as `parse_eps` reads it.
-        norm: 'linf'.
+        norm: 'linf', 'l2' or 'l1'.
 
     Attributes:
         radius: eps as a float.

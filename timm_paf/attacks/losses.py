@@ -1,0 +1,119 @@
+"""Losses that an attack climbs: one value an image, in float32 or better."""
+from collections.abc import Callable
+from typing import Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .noise import wide_dtype
+
+__all__ = [
+    'LOSSES', 'TARGETED', 'Loss', 'cross_entropy', 'kl_divergence', 'margin', 'dlr', 'targeted_cross_entropy',
+    'targeted_dlr', 'find_loss',
+]
+
+Loss = Callable[..., Tensor]
+
+
+def _wide(logits: Tensor, *, classes: int, name: str) -> Tensor:
+    if logits.shape[1] < classes:
+        other = 'ce or margin' if logits.shape[1] > 1 else 'ce'
+        raise ValueError(
+            f'loss {name} compares the {classes} largest logits; the model has {logits.shape[1]} classes. Use {other}.')
+    return logits.to(wide_dtype(logits.dtype))
+
+
+def _of_class(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _largest_other(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K) and labels (B,); values (B,)."""
+    return functional.cross_entropy(_wide(logits, classes=1, name='ce'), y, reduction='none')
+
+
+def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """KL(softmax(clean_logits) || softmax(logits)), both (B, K); values (B,).
+
+    What TRADES climbs (Zhang et al., arXiv 1901.08573). Its gradient is 0 where the two agree, so an attack with this
+    loss has to start at a random point.
+    """
+    clean = clean_logits.to(wide_dtype(logits.dtype)).log_softmax(1)
+    logits = _wide(logits, classes=1, name='kl').log_softmax(1)
+    return functional.kl_div(logits, clean, reduction='none', log_target=True).sum(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest other logit minus that of the label: positive where the image is misclassified; values (B,).
+
+    Carlini and Wagner, arXiv 1608.04644.
+
+    Raises:
+        ValueError: If there are fewer than 2 classes.
+    """
+    logits = _wide(logits, classes=2, name='margin')
+    return _largest_other(logits, y) - _of_class(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio: the margin over the difference of the largest and the third largest logit; (B,).
+
+    Croce and Hein, arXiv 2003.01690, equation 6. Blind to the scale of the logits.
+
+    Raises:
+        ValueError: If there are fewer than 3 classes.
+    """
+    logits = _wide(logits, classes=3, name='dlr')
+    first, _, third = logits.topk(3, dim=1).values.unbind(1)
+    return (_largest_other(logits, y) - _of_class(logits, y)) / (first - third + 1e-12)
+
+
+def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Logarithm of the probability of the target class (B,); values (B,)."""
+    return -functional.cross_entropy(_wide(logits, classes=1, name='ce-targeted'), target, reduction='none')
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Logit of the target minus that of the label, over the largest minus the mean of the third and fourth; (B,).
+
+    Croce and Hein, arXiv 2003.01690, equation 7.
+
+    Raises:
+        ValueError: If there are fewer than 4 classes.
+    """
+    logits = _wide(logits, classes=4, name='dlr-targeted')
+    first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
+    return (_of_class(logits, target) - _of_class(logits, y)) / (first - (third + fourth) / 2 + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {
+    'ce': cross_entropy,
+    'kl': kl_divergence,
+    'margin': margin,
+    'dlr': dlr,
+    'ce-targeted': targeted_cross_entropy,
+    'dlr-targeted': targeted_dlr,
+}
+TARGETED = frozenset({'ce-targeted', 'dlr-targeted'})
+_COMPARED_WITH = {'kl': ('clean_logits',), 'ce-targeted': ('target',), 'dlr-targeted': ('y', 'target')}
+
+
+def find_loss(loss: Union[str, Loss]) -> tuple[Loss, tuple[str, ...]]:
+    """A loss by name, or a function (logits, y), and what it is called with after the logits.
+
+    Returns:
+        The function, and some of 'y', 'clean_logits' and 'target'.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if not isinstance(loss, str):
+        return loss, ('y',)
+    if loss not in LOSSES:
+        raise ValueError(f'loss = {loss!r}: expected {", ".join(LOSSES)}, or a function.')
+    return LOSSES[loss], _COMPARED_WITH.get(loss, ('y',))
