@@ -20,7 +20,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, y, reduction='none')
 
 
-LOSSES: dict[str, Loss] = {'ce': cross_entropy}
+def kl(logits: Tensor, clean: Tensor) -> Tensor:
+    """KL(clean || logits) of logits (B, K), one value an image."""
+    return functional.kl_div(
+        logits.float().log_softmax(1), clean.float().log_softmax(1), reduction='none', log_target=True).sum(1)
+
+
+LOSSES: dict[str, Loss] = {'ce': cross_entropy, 'kl': kl}
 
 
 class PGD:
@@ -102,6 +108,7 @@ class PGD:
             y: Tensor,
             *,
             generator: Optional[torch.Generator] = None,
+            clean_logits: Optional[Tensor] = None,
     ) -> Tensor:
         """Attack a batch.
 
@@ -110,6 +117,7 @@ class PGD:
             x: Images (B, …), floating-point, in [0, 1].
             y: Labels (B,), int64.
             generator: Source of the random starts in place of the attack's own, on x's device.
+            clean_logits: Logits (B, K) of x for the loss 'kl'; computed if None.
 
         Returns:
             Images like x, in [0, 1] exactly and in the ball up to the rounding of one addition; detached.
@@ -126,10 +134,14 @@ class PGD:
         else:
             x_adv = x.clamp(0, 1)
         with eval_mode(model), frozen_parameters(model), torch.enable_grad():
+            reference = y
+            if self.loss is kl:
+                with torch.no_grad():
+                    reference = model(x) if clean_logits is None else clean_logits
             for _ in range(self.steps):
                 x_adv.requires_grad_()
                 # a sum, not a mean: an image's gradient must not depend on how many others are in the batch
-                loss = self.loss(model(x_adv), y).sum()
+                loss = self.loss(model(x_adv), reference).sum()
                 (gradient,) = torch.autograd.grad(loss, x_adv)
                 x_adv = x_adv.detach() + self.ball.step(gradient, self.step_size)
                 x_adv = (x + self.ball.project(x_adv - x, self.eps)).clamp(0, 1)
