@@ -120,8 +120,7 @@ class AdversarialTrainingTask(ClassificationTask):
         """
         model = self.trainable_module
         shared = any(list(module.parameters()) for module in shared_activations(model).values())
-        checkpointing = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
-        if shared and checkpointing and use_reentrant_ckpt():
+        if shared and _recomputes_reentrantly(model):
             raise ValueError(
                 'a shared activation cannot be trained under DistributedDataParallel with reentrant gradient '
                 'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False), or turn gradient '
@@ -225,14 +224,17 @@ class AdversarialTrainingTask(ClassificationTask):
 
         Raises:
             RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
+            ValueError: If weights are to be perturbed and blocks are recomputed by reentrant checkpointing, which hides
+                their weights from the gradient.
         """
         self._perturbation.restore()  # left by a loss that was not backpropagated
         if self.training:
             self.project()  # for loops that do not attach their optimizer
         self._check_time()
+        perturbs = self._perturbs()
         x_adv = self.images(input, target)
         try:
-            if self._perturbs():
+            if perturbs:
                 group = getattr(self.trainable_module, 'process_group', None)  # of DistributedDataParallel
                 self._perturbation.perturb(
                     self.bare_module, lambda: self.loss_of(self.bare_module, input, x_adv, target).loss, group=group)
@@ -255,8 +257,13 @@ class AdversarialTrainingTask(ClassificationTask):
         super().update_ema(step=step)
 
     def _perturbs(self) -> bool:
-        started = self._update is None or self._update >= self.options.awp_start_update
-        return self.training and self.options.awp_gamma > 0 and started
+        if not self.training or not self.options.awp_gamma:
+            return False
+        if _recomputes_reentrantly(self.trainable_module):
+            raise ValueError(
+                f'awp_gamma = {self.options.awp_gamma}: weights cannot be perturbed with reentrant gradient '
+                'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False).')
+        return self._update is None or self._update >= self.options.awp_start_update
 
     def _check_time(self) -> None:
         if self._update is not None or not self.training:
@@ -266,6 +273,10 @@ class AdversarialTrainingTask(ClassificationTask):
                 raise RuntimeError(
                     f'{name} = {getattr(self.options, name)} counts updates: call task.begin_update(k) before update '
                     'k = 0, 1, ….')
+
+
+def _recomputes_reentrantly(model: nn.Module) -> bool:
+    return use_reentrant_ckpt() and any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
 
 
 class _Handles:
