@@ -43,8 +43,7 @@ def test_a_plain_loop():
     assert timm_paf.activation_summary(model)['alpha'] != 1
 
 
-@pytest.mark.parametrize('name', ['pgd-at', 'trades'])
-@pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
+@pytest.mark.parametrize('name, compiled', [('pgd-at', False), ('trades', False), ('trades', True)])
 def test_as_timms_train_script_does(name, compiled, tmp_path):
     """Optimizer, average, compile, scaler, clipping, checkpoint and its way back, in the order of train.py."""
     x, y = digits(64)

@@ -131,6 +131,23 @@ def test_whoever_looks_before_backward_sees_the_true_weights(look, network, batc
         lost.backward()  # not a gradient of other weights, taken for one of these
 
 
+@pytest.mark.parametrize('look', ['checkpoint', 'evaluation', 'evaluation of the inner model'])
+def test_of_a_compiled_model_too(look, network, batch):
+    """Its state dict is read from the model inside."""
+    task = make(network())
+    inner = task.trainable_module
+    clean = inner(batch[0])
+    compiled = task.compile(backend='eager')
+    before = weights_of(inner)
+    task(*batch)
+    if look == 'checkpoint':
+        state = task.get_checkpoint_state()['state_dict']
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+    else:
+        assert torch.equal((inner if 'inner' in look else compiled)(batch[0]), clean)
+    assert same(inner, before)
+
+
 class Interrupted(BaseException):
     pass
 

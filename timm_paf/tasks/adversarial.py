@@ -227,7 +227,6 @@ class AdversarialTrainingTask(ClassificationTask):
             ValueError: If weights are to be perturbed and blocks are recomputed by reentrant checkpointing, which hides
                 their weights from the gradient.
         """
-        self._perturbation.restore()  # left by a loss that was not backpropagated
         if self.training:
             self.project()  # for loops that do not attach their optimizer
         self._check_time()
