@@ -33,7 +33,7 @@ from _view import TrainingView, duration
 from rich.console import Console
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, TrainingTask
+from timm.task import TrainingTask
 from timm.utils import update_summary
 from torch import nn
 
@@ -42,7 +42,7 @@ from timm_paf.attacks import PGD, parse_eps
 from timm_paf.data import Augment, DataChanged, ImageSource, LabelledImages, MixedBatches, Prefetched
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy, evaluate_robustness
 from timm_paf.models import load_weights
-from timm_paf.tasks import AdversarialTrainingTask
+from timm_paf.tasks import TaskOptions, create_task
 
 CONFIGS = Path(__file__).parent / 'configs'
 
@@ -179,20 +179,13 @@ def prepare(argv: Optional[list[str]] = None) -> Run:
         synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
         smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, device=device)
 
-    task: TrainingTask
-    criterion = nn.CrossEntropyLoss()
-    if config.task == 'plain':
-        task = ClassificationTask(model, criterion, device=device, verbose=False)
-    else:
-        task = AdversarialTrainingTask(
-            model, config.training_attack(config.seed), criterion=criterion, beta_penalty=config.beta_penalty,
-            beta_grad_clip=config.beta_grad_clip, device=device, verbose=False)
+    options = TaskOptions(beta_penalty=config.beta_penalty, beta_grad_clip=config.beta_grad_clip)
+    task = create_task(config.task, model, config.training_attack(config.seed), options=options, device=device)
     lr = config.lr_base * config.batch_size / config.lr_base_size if config.lr is None else config.lr
     optimizer = create_optimizer_v2(
         model, opt=config.opt, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum,
         filter_bias_and_bn=config.filter_bias_and_bn)
-    if isinstance(task, AdversarialTrainingTask):
-        task.attach_optimizer(optimizer)
+    task.attach_optimizer(optimizer)
     if config.model_ema:
         task.setup_ema(decay=config.model_ema_decay)
     scheduler, _ = create_scheduler_v2(

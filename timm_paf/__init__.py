@@ -2,7 +2,17 @@
 
 Importing this package registers its activation layers and its models in timm, and does nothing else.
 """
-from .activations import convert_activations, functional, paf_parameters, register_activations, shape, shared
+from .activations import (
+    activation_summary,
+    convert_activations,
+    fix_parameters,
+    functional,
+    paf_parameters,
+    project_parameters,
+    register_activations,
+    shape,
+    shared,
+)
 
 register_activations()
 
@@ -11,6 +21,6 @@ from ._version import __version__  # noqa: E402
 from .models import to_robustbench  # noqa: E402
 
 __all__ = [
-    '__version__', 'convert_activations', 'functional', 'models', 'paf_parameters', 'register_activations', 'shape',
-    'shared', 'to_robustbench',
+    '__version__', 'activation_summary', 'convert_activations', 'fix_parameters', 'functional', 'models',
+    'paf_parameters', 'project_parameters', 'register_activations', 'shape', 'shared', 'to_robustbench',
 ]

@@ -1,6 +1,7 @@
 """The parametric activation functions: mathematics, modules, sharing, and their place in timm's tables."""
 from . import functional, shape
-from .convert import ConversionReport, LeftAlone, Replacement, convert_activations
+from .constraints import BETA_BOUND, check_parameters, fix_parameters, project_parameters
+from .convert import SHARING, ConversionReport, LeftAlone, Replacement, convert_activations
 from .modules import (
     ACTIVATIONS,
     PELU,
@@ -19,10 +20,12 @@ from .modules import (
 )
 from .registry import register_activations
 from .sharing import SHARED, activation_class, paf_modules, paf_parameters, shared, shared_activations
+from .summary import activation_summary
 
 __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
     'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'shape', 'register_activations',
     'SHARED', 'activation_class', 'paf_modules', 'paf_parameters', 'shared', 'shared_activations',
-    'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations',
+    'activation_summary', 'BETA_BOUND', 'check_parameters', 'fix_parameters', 'project_parameters',
+    'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations', 'SHARING',
 ]

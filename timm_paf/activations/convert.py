@@ -28,7 +28,7 @@ from .sites import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ['ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations']
+__all__ = ['SHARING', 'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations']
 
 Match = Union[type, tuple[type, ...], Callable[[nn.Module], bool], None]
 SHARING = ('network', 'stage', 'layer', 'channel')

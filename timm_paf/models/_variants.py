@@ -1,13 +1,15 @@
 """Registration of `<architecture>_<activation>` names in timm's model registry."""
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import timm
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ..activations import ACTIVATIONS, shared
+from ..activations import ACTIVATIONS, SHARING, convert_activations, shared
 from .published import checkpoint_filter_fn
 
 # activations without parameters that the paper compares with, by timm's names
@@ -38,7 +40,19 @@ def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, An
 def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Mapping[str, Any], module: str):
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         act_kwargs = kwargs.pop('act_kwargs', None) or {}
-        if kwargs.get('act_layer') is None:
+        act_sharing = kwargs.pop('act_sharing', None) or 'network'
+        if act_sharing not in SHARING:
+            raise ValueError(f'{name}: act_sharing = {act_sharing!r}: expected one of {", ".join(SHARING)}.')
+        build: Callable[..., nn.Module] = model_cls
+        if act_sharing != 'network':
+            if kwargs.get('act_layer') is not None or activation not in ACTIVATIONS:
+                raise ValueError(
+                    f'{name}: act_sharing = {act_sharing!r} is for the parametric activation in the name of a model, '
+                    'without another act_layer.')
+            kwargs['act_layer'] = partial(ACTIVATIONS[activation], **act_kwargs)
+            if act_sharing != 'layer':  # before weights are loaded, which are those of the network that was asked for
+                build = partial(_build_sharing, model_cls, activation, act_sharing, act_kwargs)
+        elif kwargs.get('act_layer') is None:
             if activation in ACTIVATIONS:
                 kwargs['act_layer'] = shared(activation, **act_kwargs)
             elif act_kwargs:
@@ -47,7 +61,7 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
                 kwargs['act_layer'] = activation
         feature_cfg = dict(out_indices=tuple(range(model_cls.num_feature_levels)))
         return build_model_with_cfg(
-            model_cls, name, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
+            build, name, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
             **{**arch, **kwargs})
 
     create.__name__ = create.__qualname__ = name
@@ -56,6 +70,24 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
         f'{arch_title(name, activation)} with {activation}'
         + (', one activation module for the whole network.' if activation in ACTIVATIONS else '.'))
     return create
+
+
+def _build_sharing(
+        model_cls: type[nn.Module],
+        activation: str,
+        sharing: str,
+        act_kwargs: Mapping[str, Any],
+        **kwargs: Any,
+) -> nn.Module:
+    """A network with one activation a stage, or one value a channel."""
+    model = model_cls(**kwargs)
+    weight = next(p for p in model.parameters() if p.dim() == 4)
+    # the smallest input that every network here takes: the pass is only to see the channels
+    example = torch.zeros((1, kwargs.get('in_chans', 3), 32, 32), device=weight.device, dtype=weight.dtype)
+    convert_activations(
+        model, activation, sharing=sharing, match=ACTIVATIONS[activation], preserve=False, example_input=example,
+        **act_kwargs)
+    return model
 
 
 def arch_title(name: str, activation: str) -> str:

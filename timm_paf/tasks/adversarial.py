@@ -1,16 +1,19 @@
 """Adversarial training as a timm task."""
 from collections.abc import Callable
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from timm.layers import use_reentrant_ckpt
 from timm.task import ClassificationTask
-from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..activations import paf_parameters, shared_activations
+from ..activations import check_parameters, paf_parameters, project_parameters, shared_activations
+from .losses import class_of, wide
+from .options import TaskOptions
+from .perturbation import WeightPerturbation
 
-__all__ = ['AdversarialTrainingTask', 'learnable_betas']
+__all__ = ['AdversarialTrainingTask', 'Attack', 'BatchLoss', 'learnable_betas']
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -20,52 +23,92 @@ def learnable_betas(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in paf_parameters(model).items() if name.rsplit('.', 1)[-1] == 'beta']
 
 
+class BatchLoss(NamedTuple):
+    """What a task computes of a batch.
+
+    Attributes:
+        loss: Scalar.
+        output: Logits (B, num_classes) on the images that are counted as the training accuracy: the attacked ones.
+        clean: Logits (B, num_classes) on the images themselves, if they went through the model.
+    """
+    loss: Tensor
+    output: Tensor
+    clean: Optional[Tensor] = None
+
+
 class AdversarialTrainingTask(ClassificationTask):
     """Train on the images that an attack makes of a batch (Madry et al., arXiv 1706.06083).
 
-    The attack runs on the bare model, outside DistributedDataParallel, in whatever BatchNorm mode it documents (PGD:
-    eval); the loss is the criterion on its images with the model in the mode that it was found in.
+    The attack runs on the module inside DistributedDataParallel, in whatever BatchNorm mode it documents; the loss is
+    the criterion on its images with the model in the mode that it was found in, in one pass through the wrapper, so
+    that running statistics move once a step. A subclass says in `loss_of` what the loss is.
 
     For PSSiLU the published recipe adds 10 |beta| to the loss and clips the gradient of beta to norm 0.01 (Dai et al.,
     arXiv 2110.05626). Both apply to each learnable beta, and to nothing else: a model without one is trained as if they
-    were absent. Clipping has to see the gradient that the optimizer uses, after unscaling and averaging over
-    processes, so the task is told the optimizer: `task.attach_optimizer(optimizer)`.
+    were absent. Whatever their strength, alpha and beta are put back into their range after each update. Clipping has
+    to see the gradient that the optimizer uses, after unscaling and averaging over processes, so the task is told the
+    optimizer: `task.attach_optimizer(optimizer)`.
+
+    With gradient accumulation, adversarial weight perturbation is made anew for each micro-batch, of that micro-batch's
+    gradient, as if it were a batch of its own: perturbing once an update would need all its attacks before its first
+    backward pass.
 
     Args:
         model: Network for images in [0, 1].
-        attack: Called as attack(model, x, y); returns images like x.
-        beta_penalty: Weight of the sum of |beta|; 0 for none.
-        beta_grad_clip: Largest norm of beta's gradient; None for no clipping.
-        criterion: Loss of (logits, target); cross-entropy if None.
+        attack: Called as attack(model, x, y); returns images like x. None trains on the images as they are.
+        options: Settings; those of other losses are without effect.
+        criterion: Loss of (logits, target); cross-entropy with `options.smoothing` if None.
+        device: Where the model is; by default its first parameter's.
         **kwargs: As `timm.task.ClassificationTask`.
 
     Raises:
-        ValueError: If beta_penalty is negative or beta_grad_clip is not positive.
+        ValueError: If smoothing is asked for beside a criterion, warm-up with an attack that has no `eps`, or alpha or
+            beta of the model are outside the range that training keeps them in.
     """
 
     def __init__(
             self,
             model: nn.Module,
-            attack: Attack,
+            attack: Optional[Attack],
             *,
-            beta_penalty: float = 10.,
-            beta_grad_clip: Optional[float] = 0.01,
+            options: Optional[TaskOptions] = None,
             criterion: Optional[Union[nn.Module, Callable]] = None,
+            device: Optional[torch.device] = None,
             **kwargs: Any,
     ) -> None:
-        if not beta_penalty >= 0:
-            raise ValueError(f'beta_penalty = {beta_penalty}: expected a number >= 0.')
-        if beta_grad_clip is not None and not beta_grad_clip > 0:
-            raise ValueError(f'beta_grad_clip = {beta_grad_clip}: expected a number > 0, or None for no clipping.')
-        super().__init__(model, nn.CrossEntropyLoss() if criterion is None else criterion, **kwargs)
+        options = TaskOptions() if options is None else options
+        if criterion is not None and options.smoothing:
+            raise ValueError(
+                f'smoothing = {options.smoothing} beside a criterion of its own: set the smoothing in the criterion.')
+        if device is None:
+            device = next((p.device for p in model.parameters()), torch.device('cpu'))
+        check_parameters(model, beta_bound=options.beta_bound)
+        super().__init__(
+            model, nn.CrossEntropyLoss(label_smoothing=options.smoothing) if criterion is None else criterion,
+            device=device, **kwargs)
         self.attack = attack
-        self.beta_penalty = beta_penalty
-        self.beta_grad_clip = beta_grad_clip
+        self.options = options
+        self._perturbation = WeightPerturbation(options.awp_gamma)
+        self._update: Optional[int] = None
+        self._full_strength: tuple[float, Optional[float]] = (0., None)
+        if options.eps_warmup_updates and attack is not None:
+            eps = getattr(attack, 'eps', None)
+            if not isinstance(eps, float):
+                raise ValueError(
+                    f'eps_warmup_updates = {options.eps_warmup_updates}: the attack {type(attack).__name__} has no '
+                    'float `eps` that could grow.')
+            self._full_strength = eps, getattr(attack, 'step_size', None)
 
     @property
     def betas(self) -> list[nn.Parameter]:
         """The learnable beta parameters of the model; looked up each time, since wrapping may replace parameters."""
         return learnable_betas(self.trainable_module)
+
+    @property
+    def bare_module(self) -> nn.Module:
+        """The network inside DistributedDataParallel, compiled if it was compiled."""
+        module = self.trainable_module
+        return module.module if isinstance(module, DistributedDataParallel) else module
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'AdversarialTrainingTask':
         """As `timm.task.ClassificationTask`.
@@ -77,39 +120,92 @@ class AdversarialTrainingTask(ClassificationTask):
         """
         model = self.trainable_module
         shared = any(list(module.parameters()) for module in shared_activations(model).values())
-        checkpointing = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
-        if shared and checkpointing and use_reentrant_ckpt():
+        if shared and _recomputes_reentrantly(model):
             raise ValueError(
                 'a shared activation cannot be trained under DistributedDataParallel with reentrant gradient '
                 'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False), or turn gradient '
                 'checkpointing off.')
         return super().prepare_distributed(device_ids, **ddp_kwargs)
 
-    def attach_optimizer(self, optimizer: torch.optim.Optimizer):
-        """Clip beta's gradient just before every step of this optimizer.
+    def begin_update(self, update: int) -> None:
+        """Set what depends on time: the attack's strength in warm-up, and whether weights are perturbed.
+
+        Both are functions of the number alone, so that a resumed run needs no state for them. To be called before every
+        update (not every micro-batch) if `eps_warmup_updates` or `awp_start_update` is set; else it changes nothing.
+
+        In warm-up of n updates, update k has the fraction (k + 1)/n of the attack's radius, and of its step size, so
+        that the steps keep their size relative to the ball.
+
+        Args:
+            update: Number of the update in the whole run, from 0.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        if update < 0:
+            raise ValueError(f'update = {update}: expected the number of the update in the run, from 0.')
+        self._update = update
+        if self.options.eps_warmup_updates and self.attack is not None:
+            fraction = min(1., (update + 1) / self.options.eps_warmup_updates)
+            eps, step_size = self._full_strength
+            attack: Any = self.attack
+            attack.eps = eps * fraction
+            if step_size is not None:
+                attack.step_size = step_size * fraction
+
+    def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> '_Handles':
+        """Just before every step of this optimizer clip beta's gradient, and just after it put parameters into range.
 
         Args:
             optimizer: The optimizer that updates the model.
 
         Returns:
-            A handle whose `remove()` ends the clipping.
+            A handle whose `remove()` ends both.
         """
-        return optimizer.register_step_pre_hook(lambda *_: self.clip_beta_gradients())
+        def before(*_: Any) -> None:
+            self._perturbation.restore()
+            self.clip_beta_gradients()
+
+        return _Handles(
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(lambda *_: self.project()))
 
     def clip_beta_gradients(self) -> None:
         """Scale the gradient of each beta down to norm `beta_grad_clip` where it is larger."""
-        if self.beta_grad_clip is None:
+        if self.options.beta_grad_clip is None:
             return
         for beta in self.betas:
-            torch.nn.utils.clip_grad_norm_([beta], self.beta_grad_clip)
+            torch.nn.utils.clip_grad_norm_([beta], self.options.beta_grad_clip)
+
+    def project(self) -> None:
+        """Put alpha and beta back into their range, see `timm_paf.activations.project_parameters`."""
+        project_parameters(self.trainable_module, beta_bound=self.options.beta_bound)
 
     def penalty(self) -> Tensor:
         """beta_penalty times the sum of |beta|; a scalar, 0 without a learnable beta."""
         total = torch.zeros((), device=self.device)
-        if self.beta_penalty:
+        if self.options.beta_penalty:
             for beta in self.betas:
                 total = total + beta.abs().sum().to(self.device)
-        return self.beta_penalty * total
+        return self.options.beta_penalty * total
+
+    def images(self, input: Tensor, target: Tensor) -> Tensor:
+        """The attacked images of a batch, like input; detached."""
+        if self.attack is None:
+            return input
+        return self.attack(self.bare_module, input, class_of(target))
+
+    def loss_of(self, model: nn.Module, input: Tensor, x_adv: Tensor, target: Tensor) -> BatchLoss:
+        """The loss of a batch without the penalty, in one pass through a model.
+
+        Args:
+            model: The network or a wrapper of it.
+            input: Images (B, C, H, W).
+            x_adv: What the attack made of them.
+            target: As `forward`.
+        """
+        output = model(x_adv)
+        return BatchLoss(self.criterion(wide(output), target), output)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Attack a batch and compute the loss on the result.
@@ -122,16 +218,73 @@ class AdversarialTrainingTask(ClassificationTask):
             target: Labels (B,), int64, or probabilities (B, num_classes) if the criterion takes them.
 
         Returns:
-            'loss', a scalar; 'output', the logits (B, num_classes) on the attacked images; 'x_adv', those images;
-            'penalty', the part of the loss that is not the criterion's.
+            'loss', a scalar; 'output', the logits (B, num_classes) on the attacked images; 'output_clean', those on the
+            images, where the loss needs them; 'x_adv', the attacked images; 'penalty', the part of the loss that is
+            |beta|'s. Only the loss carries a graph.
+
+        Raises:
+            RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
+            ValueError: If weights are to be perturbed and blocks are recomputed by reentrant checkpointing, which hides
+                their weights from the gradient.
         """
-        y = target if target.ndim == 1 else target.argmax(1)
-        x_adv = self.attack(unwrap_model(self.trainable_module), input, y)
-        output = self.trainable_module(x_adv)
-        penalty = self.penalty()
-        return {
-            'loss': self.criterion(output, target) + penalty,
-            'output': output,
-            'x_adv': x_adv,
-            'penalty': penalty.detach(),
-        }
+        if self.training:
+            self.project()  # for loops that do not attach their optimizer
+        self._check_time()
+        perturbs = self._perturbs()
+        x_adv = self.images(input, target)
+        try:
+            if perturbs:
+                group = getattr(self.trainable_module, 'process_group', None)  # of DistributedDataParallel
+                self._perturbation.perturb(
+                    self.bare_module, lambda: self.loss_of(self.bare_module, input, x_adv, target).loss, group=group)
+            batch = self.loss_of(self.trainable_module, input, x_adv, target)
+            penalty = self.penalty()
+            loss = batch.loss + penalty
+        except BaseException:
+            self._perturbation.restore()
+            raise
+        self._perturbation.hold_until_backward(self.bare_module, loss)
+        result = {'loss': loss, 'output': batch.output.detach(), 'x_adv': x_adv, 'penalty': penalty.detach()}
+        if batch.clean is not None:
+            result['output_clean'] = batch.clean.detach()
+        return result
+
+    def update_ema(self, step: Optional[int] = None) -> None:
+        """As `timm.task.TrainingTask`, of the weights as the optimizer left them, in their range."""
+        self._perturbation.restore()
+        self.project()
+        super().update_ema(step=step)
+
+    def _perturbs(self) -> bool:
+        if not self.training or not self.options.awp_gamma:
+            return False
+        if _recomputes_reentrantly(self.trainable_module):
+            raise ValueError(
+                f'awp_gamma = {self.options.awp_gamma}: weights cannot be perturbed with reentrant gradient '
+                'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False).')
+        return self._update is None or self._update >= self.options.awp_start_update
+
+    def _check_time(self) -> None:
+        if self._update is not None or not self.training:
+            return
+        for name in ('eps_warmup_updates', *(('awp_start_update',) if self.options.awp_gamma else ())):
+            if getattr(self.options, name):
+                raise RuntimeError(
+                    f'{name} = {getattr(self.options, name)} counts updates: call task.begin_update(k) before update '
+                    'k = 0, 1, ….')
+
+
+def _recomputes_reentrantly(model: nn.Module) -> bool:
+    return use_reentrant_ckpt() and any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
+
+
+class _Handles:
+    """Several hooks of torch as one."""
+
+    def __init__(self, *handles: Any) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """End all of them."""
+        for handle in self._handles:
+            handle.remove()

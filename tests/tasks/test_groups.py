@@ -1,0 +1,78 @@
+"""Weight decay and learning rate of alpha and beta, seen in what a step does to them."""
+from functools import partial
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch.testing import assert_close
+
+from timm_paf import fix_parameters, paf_parameters
+from timm_paf.tasks import paf_parameter_groups
+
+
+def model(name='wrn10_2_pssilu'):
+    settings = dict(act_kwargs=dict(alpha=2., beta=0.25)) if 'pssilu' in name else {}
+    return timm.create_model(name, in_chans=1, **settings)
+
+
+@pytest.mark.parametrize('settings, paf, norm, conv', [
+    (dict(), 0., 0., 0.),
+    (dict(weight_decay=0.1), 0., 0., 0.1),
+    (dict(weight_decay=0.1, filter_bias_and_bn=False), 0.1, 0.1, 0.1),
+    (dict(weight_decay=0.1, filter_bias_and_bn=False, paf_weight_decay=0.), 0., 0.1, 0.1),
+    (dict(weight_decay=0.1, paf_weight_decay=0.2), 0.2, 0., 0.1),
+    (dict(weight_decay=0., paf_weight_decay=0.2), 0.2, 0., 0.),
+    (dict(weight_decay=0.1, paf_weight_decay=0.2, paf_lr=0.5), 0.2, 0., 0.1),
+], ids=str)
+def test_decay(settings, paf, norm, conv):
+    """With gradients of 0 a step of SGD is the decay alone."""
+    net = model()
+    optimizer = torch.optim.SGD(paf_parameter_groups(net, **settings), lr=0.1)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    parameters = dict(net.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer.step()
+    lr = settings.get('paf_lr', 0.1)
+    for name, p in parameters.items():
+        factor = 1 - lr * paf if name in paf_parameters(net) else 1 - 0.1 * (norm if p.dim() <= 1 else conv)
+        assert_close(p.detach(), factor * before[name], msg=name)
+
+
+@pytest.mark.parametrize('by', ['groups', 'function'])
+def test_with_timms_factory(by):
+    net = model()
+    function = partial(paf_parameter_groups, weight_decay=0.1, paf_weight_decay=0.2, paf_lr=0.03)
+    if by == 'groups':
+        optimizer = create_optimizer_v2(function(net), opt='sgd', lr=0.5, momentum=0.9)
+    else:
+        optimizer = create_optimizer_v2(net, opt='sgd', lr=0.5, momentum=0.9, param_group_fn=function)
+    *others, last = optimizer.param_groups
+    assert {id(p) for p in last['params']} == {id(p) for p in paf_parameters(net).values()}
+    assert (last['lr'], last['weight_decay']) == (0.03, 0.2)
+    assert {group['lr'] for group in others} == {0.5}
+    listed = [id(p) for group in optimizer.param_groups for p in group['params']]
+    assert sorted(listed) == sorted(id(p) for p in net.parameters())
+
+
+def test_without_such_parameters_the_groups_are_timms():
+    groups = paf_parameter_groups(model('wrn10_2_relu'), weight_decay=0.1, paf_weight_decay=0.2, paf_lr=1.)
+    assert [group['weight_decay'] for group in groups] == [0., 0.1]
+
+
+def test_fixed_parameters_are_in_no_group():
+    net = model()
+    fix_parameters(net, {'alpha': 2., 'beta': 0.1})
+    groups = paf_parameter_groups(net, weight_decay=0.1, paf_lr=1.)
+    assert len(groups) == 2 and all('lr' not in group for group in groups)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(weight_decay=-1.), 'weight_decay = -1.0: expected a number >= 0'),
+    (dict(paf_weight_decay=float('nan')), 'paf_weight_decay = nan'),
+    (dict(paf_lr=0.), 'paf_lr = 0.0: expected a number > 0'),
+], ids=str)
+def test_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        paf_parameter_groups(model(), **settings)

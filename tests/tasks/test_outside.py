@@ -1,0 +1,117 @@
+"""The pieces outside this project's recipes: a plain loop, and the way timm's train.py uses a task."""
+import copy
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.utils import CheckpointSaver, NativeScaler
+from torch.testing import assert_close
+
+import timm_paf
+from timm_paf.attacks import PGD
+from timm_paf.data import digits_splits
+from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
+from timm_paf.tasks import TaskOptions, create_task, paf_parameter_groups, trades_loss
+
+EPS = 0.1
+
+
+def digits(count):
+    train = digits_splits().train
+    return train.images[:count], train.labels[:count]
+
+
+def test_a_plain_loop():
+    """Twenty lines of PyTorch with an attack, a loss and a projection."""
+    x, y = digits(384)
+    model = timm.create_model('wrn10_2_pssilu', in_chans=1)
+    groups = paf_parameter_groups(model, weight_decay=5e-4, paf_lr=0.02)
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    attack = PGD(eps=EPS, steps=3, loss='kl')
+    for _ in range(3):
+        for idx in torch.randperm(len(x)).split(32):
+            x_adv = attack(model, x[idx], y[idx])
+            clean, adversarial = model(torch.cat([x[idx], x_adv])).chunk(2)
+            loss = trades_loss(clean, adversarial, y[idx], beta=2.)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            timm_paf.project_parameters(model)
+    accuracy = accuracy_under_attack(model, x, y, attack=PGD(eps=EPS, steps=5))
+    assert accuracy.correct > 0.5 * len(x) > 0.5 * clean_accuracy(model, x, y).correct
+    assert timm_paf.activation_summary(model)['alpha'] != 1
+
+
+@pytest.mark.parametrize('name, compiled', [('pgd-at', False), ('trades', False), ('trades', True)])
+def test_as_timms_train_script_does(name, compiled, tmp_path):
+    """Optimizer, average, compile, scaler, clipping, checkpoint and its way back, in the order of train.py."""
+    x, y = digits(64)
+
+    def build():
+        torch.manual_seed(0)
+        model = timm.create_model('wrn10_2_pssilu', in_chans=1)
+        attack = PGD(eps=EPS, steps=2, loss='kl' if name == 'trades' else 'ce')
+        return create_task(name, model, attack, options=TaskOptions(awp_gamma=0.005))
+
+    task = build()
+    optimizer = create_optimizer_v2(task.trainable_module, opt='sgd', lr=0.05, momentum=0.9)
+    task.attach_optimizer(optimizer)
+    task.setup_ema(decay=0.9)
+    if compiled:
+        task.compile(backend='eager')
+    scaler = NativeScaler(device='cpu')
+    saver = CheckpointSaver(
+        model=task.get_trainable_module(), optimizer=optimizer, args=None, checkpoint_dir=str(tmp_path), task=task)
+    task.train()
+    losses = []
+    for update in range(6):
+        for half, last in zip(zip(x.chunk(2), y.chunk(2), strict=True), (False, True), strict=True):
+            with task.no_sync():
+                result = task(*half)
+            scaler(
+                result['loss'] / 2, optimizer, clip_grad=1., parameters=task.get_clip_parameters(), need_update=last)
+        losses.append(result['loss'].item())
+        optimizer.zero_grad()
+        task.update_ema(step=update + 1)
+    assert losses[-1] < losses[0]
+    saver.save_checkpoint(0, metric=1.)
+
+    saved = torch.load(tmp_path / 'last.pth.tar')
+    again = build()
+    again.load_checkpoint_state(saved['state_dict'])
+    again.setup_ema()
+    again.load_checkpoint_state(saved['state_dict_ema'], ema=True)
+    for ema in (False, True):
+        model, reloaded = task.get_eval_model(ema=ema).eval(), again.get_eval_model(ema=ema).eval()
+        with torch.no_grad():
+            assert_close(reloaded(x), model(x), rtol=0, atol=0)
+    keys = list(saved['state_dict'])
+    assert not any('_orig_mod' in key or 'module.' in key for key in keys) and keys == list(saved['state_dict_ema'])
+
+
+def test_a_checkpoint_written_between_forward_and_backward_is_that_of_the_true_weights():
+    x, y = digits(16)
+    model = timm.create_model('wrn10_2_pssilu', in_chans=1)
+    task = create_task('plain', model, options=TaskOptions(awp_gamma=0.1))
+    before = copy.deepcopy(model.state_dict())
+    task(x, y)
+    state = task.get_checkpoint_state()['state_dict']
+    assert all(torch.equal(state[name], before[name]) for name, _ in model.named_parameters())
+
+
+def test_without_the_optimizer_attached_beta_stays_in_its_range():
+    """timm's train.py does not know `attach_optimizer`: the range then holds at the next step and in the average."""
+    x, y = digits(16)
+    model = timm.create_model('wrn10_2_pssilu', in_chans=1)
+    task = create_task('plain', model)
+    task.setup_ema(decay=0.)
+    beta = model.layer1[0].act1.beta
+    with torch.no_grad():
+        beta.fill_(30.)  # as a step of the optimizer would
+    assert task(x, y)['loss'].isfinite()
+    assert beta.item() == 0.5
+    with torch.no_grad():
+        beta.fill_(-30.)
+    task.update_ema(step=1)
+    assert task.trainable_module_ema.module.layer1[0].act1.beta.item() == -0.5

@@ -1,0 +1,59 @@
+"""Tasks by name."""
+from collections.abc import Callable, Mapping
+from typing import Optional, Union
+
+import torch
+from torch import nn
+
+from .adversarial import AdversarialTrainingTask, Attack
+from .mart import MARTTask
+from .options import TaskOptions
+from .trades import TRADESTask
+
+__all__ = ['TASKS', 'create_task']
+
+TASKS: Mapping[str, type[AdversarialTrainingTask]] = {
+    'plain': AdversarialTrainingTask,
+    'pgd-at': AdversarialTrainingTask,
+    'trades': TRADESTask,
+    'mart': MARTTask,
+}
+
+
+def create_task(
+        name: str,
+        model: nn.Module,
+        attack: Optional[Attack] = None,
+        *,
+        options: Optional[TaskOptions] = None,
+        criterion: Optional[Union[nn.Module, Callable]] = None,
+        device: Optional[torch.device] = None,
+        verbose: bool = False,
+) -> AdversarialTrainingTask:
+    """A training task by name.
+
+    Args:
+        name: 'plain', 'pgd-at', 'trades' or 'mart'.
+        model: Network for images in [0, 1].
+        attack: Called as attack(model, x, y); returns images like x. 'plain' trains without it.
+        options: Settings; the defaults if None.
+        criterion: Loss of (logits, target), as the tasks say.
+        device: Where the model is; by default its first parameter's.
+        verbose: Log what was made.
+
+    Returns:
+        A `timm.task.TrainingTask`: task(input, target) -> {'loss', 'output', …}.
+
+    Raises:
+        ValueError: If the name is unknown, an attack is missing, or the task refuses its settings.
+
+    Example:
+        >>> task = create_task('trades', model, PGD(eps='8/255', loss='kl'), options=TaskOptions(awp_gamma=0.005))
+    """
+    if name not in TASKS:
+        raise ValueError(f'task {name!r}: expected one of {", ".join(TASKS)}.')
+    if name == 'plain':
+        attack = None
+    elif attack is None:
+        raise ValueError(f"task {name!r} trains on attacked images and was given no attack; 'plain' needs none.")
+    return TASKS[name](model, attack, options=options, criterion=criterion, device=device, verbose=verbose)

@@ -1,0 +1,59 @@
+"""Parameter groups for optimizers, with alpha and beta apart."""
+from typing import Any, Optional
+
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from ..activations import paf_parameters
+
+__all__ = ['paf_parameter_groups']
+
+
+def paf_parameter_groups(
+        model: nn.Module,
+        *,
+        weight_decay: float = 0.,
+        paf_weight_decay: Optional[float] = None,
+        paf_lr: Optional[float] = None,
+        filter_bias_and_bn: bool = True,
+) -> list[dict[str, Any]]:
+    """Groups for `timm.optim.create_optimizer_v2`, in which alpha and beta have their own decay and learning rate.
+
+    Args:
+        model: The bare network; parameters that ask for no gradient are left out.
+        weight_decay: Of everything that is decayed, at least 0.
+        paf_weight_decay: Of alpha and beta, at least 0. None treats them as any parameter of rank 1: decayed unless
+            `filter_bias_and_bn`. The authors of arXiv 2110.05626 decay them with everything else.
+        paf_lr: Learning rate of alpha and beta, above 0; schedules start from it. None for the optimizer's.
+        filter_bias_and_bn: Leave tensors of rank 1 (biases, normalisations) out of weight decay, as timm does.
+
+    Returns:
+        timm's groups, and behind them, if the model has such parameters, one with alpha and beta.
+
+    Raises:
+        ValueError: If a number is outside its range.
+
+    Example:
+        >>> groups = paf_parameter_groups(model, weight_decay=5e-4, paf_weight_decay=0., paf_lr=0.01)
+        >>> optimizer = timm.optim.create_optimizer_v2(groups, opt='sgd', lr=0.1)
+    """
+    for label, decay in (('weight_decay', weight_decay), ('paf_weight_decay', paf_weight_decay)):
+        if decay is not None and not decay >= 0:
+            raise ValueError(f'{label} = {decay}: expected a number >= 0.')
+    if paf_lr is not None and not paf_lr > 0:
+        raise ValueError(f'paf_lr = {paf_lr}: expected a number > 0, or None for the learning rate of the others.')
+    exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
+    groups = param_groups_weight_decay(
+        model, weight_decay, weight_decay_exclude_1d=filter_bias_and_bn, no_weight_decay_list=exempt)
+    own = [parameter for parameter in paf_parameters(model).values() if parameter.requires_grad]
+    if not own:
+        return groups
+    if paf_weight_decay is None:
+        paf_weight_decay = 0. if filter_bias_and_bn else weight_decay
+    ids = {id(parameter) for parameter in own}
+    for group in groups:
+        group['params'] = [parameter for parameter in group['params'] if id(parameter) not in ids]
+    last: dict[str, Any] = {'params': own, 'weight_decay': paf_weight_decay}
+    if paf_lr is not None:
+        last['lr'] = paf_lr
+    return [*(group for group in groups if group['params']), last]

@@ -1,0 +1,58 @@
+"""Settings of training tasks."""
+from dataclasses import dataclass
+from typing import Optional
+
+from ..activations import BETA_BOUND
+from ..activations.functional import BETA_MAX
+
+__all__ = ['TaskOptions']
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Settings of `create_task`, each without effect at the value that turns it off.
+
+    Args:
+        smoothing: Label smoothing of the classification loss, from 0 (none) to below 1. Soft labels are smoothed too.
+        trades_beta: Weight of the divergence in TRADES, at least 0.
+        mart_beta: Weight of the divergence in MART, at least 0.
+        beta_penalty: Weight of the sum of |beta| over the learnable betas of the activations, at least 0; the published
+            recipe has 10.
+        beta_grad_clip: Largest norm of the gradient of each beta; None for no clipping. The published recipe has 0.01.
+        beta_bound: Largest |beta| that training reaches, see `timm_paf.activations.project_parameters`; None for the
+            range of the formula alone.
+        awp_gamma: Adversarial weight perturbation: norm of the perturbation of each weight over the norm of the weight,
+            at least 0. The authors have 0.01 around PGD-AT and 0.005 around TRADES.
+        awp_start_update: First update with perturbed weights, counted from 0.
+        eps_warmup_updates: Number of updates over which the attack's radius and step size grow linearly to their full
+            values; 0 for full values from the start.
+
+    Raises:
+        ValueError: If a setting is outside its range.
+    """
+    smoothing: float = 0.
+    trades_beta: float = 6.
+    mart_beta: float = 5.
+    beta_penalty: float = 10.
+    beta_grad_clip: Optional[float] = 0.01
+    beta_bound: Optional[float] = BETA_BOUND
+    awp_gamma: float = 0.
+    awp_start_update: int = 0
+    eps_warmup_updates: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f'smoothing = {self.smoothing}: expected a number from 0 to below 1.')
+        for name in ('trades_beta', 'mart_beta', 'beta_penalty', 'awp_gamma'):
+            value = getattr(self, name)
+            if not 0 <= value < float('inf'):
+                raise ValueError(f'{name} = {value}: expected a finite number >= 0.')
+        if self.beta_grad_clip is not None and not self.beta_grad_clip > 0:
+            raise ValueError(f'beta_grad_clip = {self.beta_grad_clip}: expected a number > 0, or None for no clipping.')
+        if self.beta_bound is not None and not 0 < self.beta_bound <= BETA_MAX:
+            raise ValueError(
+                f'beta_bound = {self.beta_bound}: expected a number above 0, up to {BETA_MAX}, or None for that.')
+        for name in ('awp_start_update', 'eps_warmup_updates'):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f'{name} = {value!r}: expected a whole number of updates, 0 or more.')
