@@ -68,10 +68,12 @@ def make_scheduler(
             on_updates=config.sched_on_updates, pct_start=config.onecycle_pct_start,
             div_factor=config.onecycle_div_factor, final_div_factor=config.onecycle_final_div_factor,
             momentum=config.onecycle_momentum), config.epochs
+    # timm's multistep moves one step before its milestones: an update is nothing, an epoch is one
+    milestones = [milestone if config.sched_on_updates else milestone + 1 for milestone in config.decay_milestones]
     scheduler, epochs = create_scheduler_v2(
         optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,
         warmup_lr=config.warmup_lr, min_lr=config.min_lr, cooldown_epochs=config.cooldown_epochs,
-        decay_epochs=config.decay_epochs, decay_milestones=list(config.decay_milestones), decay_rate=config.decay_rate,
+        decay_epochs=config.decay_epochs, decay_milestones=milestones, decay_rate=config.decay_rate,
         step_on_epochs=not config.sched_on_updates, updates_per_epoch=updates_per_epoch)
     if scheduler is None and config.sched != 'none':
         raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')

@@ -159,6 +159,8 @@ class TrainConfig(DataConfig, EvaluationConfig):
         for name in ('attack_step_size', 'val_attack_step_size'):
             if getattr(self, name) is not None:
                 parse_eps(getattr(self, name), label=f'--{name.replace("_", "-")}')
+        if any(milestone < 1 for milestone in self.decay_milestones):
+            raise ValueError(f'--decay-milestones = {self.decay_milestones}: expected epochs from 1 on.')
         assignments(self.model_kwargs, '--model-kwargs')
         assignments(self.act_fixed, '--act-fixed')
 

@@ -11,6 +11,7 @@ Exit status: 0 finished, 1 failed, 2 wrong settings or files, 3 stopped by SIGTE
 130 stopped by a second SIGINT.
 """
 import dataclasses
+import inspect
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -35,6 +36,7 @@ from _view import TrainingView, announcement
 from rich.console import Console
 from timm.task import TrainingTask
 from timm.utils import random_seed
+from torch.nn.parallel import DistributedDataParallel
 
 from timm_paf.data import Augment, DataChanged, ImageSource, LabelledImages, MixedBatches
 
@@ -101,10 +103,12 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
     # the average is of the bare model, and processes exchange the gradients of the compiled one
     average = make_average(config, task, epochs * updates_per_epoch)
     if config.torchcompile is not None:
-        task.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
+        try:
+            task.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
+        except RuntimeError as error:  # compiling itself comes later; this is about the names
+            raise ValueError(f'--torchcompile {config.torchcompile}: {error}') from None
     if processes.several:
-        on_gpu = processes.device.type == 'cuda'
-        task.prepare_distributed(device_ids=[processes.local_rank] if on_gpu else None, broadcast_buffers=False)
+        distribute(task, processes)
         random_seed(config.seed, processes.rank)
     updates = Updates(
         config, task=task, optimizer=optimizer, scheduler=scheduler, average=average, processes=processes)
@@ -115,6 +119,14 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
         config=config, folder=folder, processes=processes, batches=batches, val=val, test=test, task=task,
         optimizer=optimizer, scheduler=scheduler, updates=updates, updates_per_epoch=updates_per_epoch, epochs=epochs,
         saver=saver, progress=Progress.start(processes.device), console=console, notes=[])
+
+
+def distribute(task: TrainingTask, processes: Processes) -> None:
+    """Let processes average their gradients; BatchNorm's running statistics stay each one's own until validation."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    keep_buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'  # torch < 2.14
+    on_gpu = processes.device.type == 'cuda'
+    task.prepare_distributed(device_ids=[processes.local_rank] if on_gpu else None, **{keep_buffers: False})
 
 
 def open_data(
