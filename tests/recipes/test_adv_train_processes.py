@@ -80,6 +80,7 @@ def test_process_that_dies_ends_the_run(tmp_path, together):
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)['epoch'] >= 1
 
 
+@pytest.mark.slow
 def test_mistakes_end_all_processes(tmp_path, together):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'notes').write_text('precious')

@@ -13,8 +13,9 @@ from torch import nn
 import timm_paf
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
-FAST = ['--attack-steps', '2', '--batch-size', '32', '--pgd-steps', '2', '--num-synthetic', '500', '--autoattack', 'none',
-        '--device', 'cpu', '--updates-per-epoch', '6', '--epochs', '2', '--lr', '0.05', '--log-interval', '2']
+FAST = [
+    '--attack-steps', '2', '--batch-size', '32', '--pgd-steps', '2', '--num-synthetic', '500', '--autoattack', 'none',
+    '--device', 'cpu', '--updates-per-epoch', '6', '--epochs', '2', '--lr', '0.05', '--log-interval', '2']
 
 
 class Tiny(nn.Module):
