@@ -19,6 +19,10 @@ class RunFailed(Exception):
     """A run that started and cannot go on: exit status 1."""
 
 
+class RunStopped(Exception):
+    """A run that was asked to stop and can go on later: exit status 3."""
+
+
 def setting(default: Any, help: str, *, choices: Optional[tuple] = None) -> Any:
     """A field of a settings class with the text that --help shows."""
     return dataclasses.field(default=default, metadata={'help': help, 'choices': choices})
@@ -88,6 +92,7 @@ def parse_config(
         *,
         description: str,
         default_config: Optional[Callable[[], Path]] = None,
+        base: Optional[Callable[[dict[str, Any]], Optional[dict[str, Any]]]] = None,
 ) -> Config:
     """Read settings: command line before YAML before the defaults of the class.
 
@@ -96,6 +101,7 @@ def parse_config(
         argv: Arguments; None for the process's own.
         description: First line of --help.
         default_config: The YAML file that is read when `--config` names none.
+        base: Called with the flags given, without --config; may return settings to take in place of that YAML file.
 
     Raises:
         ValueError: If a key, flag or value is not as expected.
@@ -117,16 +123,37 @@ def parse_config(
     given = vars(parser.parse_args(argv))
     path = given.pop('config', None)
     values: dict[str, Any] = {}
-    if default_config is not None:
+    settings = base(given) if base is not None and path is None else None
+    if settings is not None:
+        values = {name: value for name, value in settings.items() if name in fields}
+    elif default_config is not None:
         values = _read_yaml(Path(path) if path else default_config(), fields)
     values.update(given)
     for name, value in values.items():
         flag = '--' + name.replace('_', '-')
         values[name] = _convert(value, hints[name], flag)
         choices = fields[name].metadata['choices']
-        if choices and values[name] not in choices:
+        if choices and values[name] is not None and values[name] not in choices:
             raise ValueError(f'{flag} = {value!r}: expected one of {", ".join(map(str, choices))}.')
     return cls(**values)
+
+
+def assignments(items: tuple[str, ...], flag: str) -> dict[str, Any]:
+    """A dictionary from texts NAME=VALUE; values are read as YAML reads them.
+
+    Raises:
+        ValueError: If a text is not of that form.
+    """
+    values = {}
+    for item in items:
+        name, equals, text = item.partition('=')
+        if not equals or not name.isidentifier():
+            raise ValueError(f'{flag} = {item!r}: expected NAME=VALUE.')
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f'{flag} = {item!r}: the value cannot be read; expected one as in YAML.') from None
+    return values
 
 
 def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) -> int:
@@ -138,7 +165,8 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
             program and keeps its traceback.
 
     Returns:
-        0, 1 for a run that failed, 2 for settings or files that are not as expected, 130 for an interrupt.
+        0, 1 for a run that failed, 2 for settings or files that are not as expected, 3 for one that was asked to stop
+        and can go on, 130 for an interrupt.
     """
     try:
         try:
@@ -150,6 +178,10 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
     except RunFailed as error:
         print(f'stopped: {" ".join(str(error).split())}', file=sys.stderr)
         return 1
+    except RunStopped as error:
+        if str(error):  # of several processes one speaks
+            print(f'interrupted: {" ".join(str(error).split())}', file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130

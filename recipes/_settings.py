@@ -249,17 +249,28 @@ def verify(sources: Sequence[ImageSource], console: Console) -> None:
             verify_archive(source, progress=progress)
 
 
-def build_model(name: str, *, num_classes: int, in_chans: int) -> nn.Module:
+def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) -> nn.Module:
     """A model by its name in timm's registry.
 
+    Args:
+        name: The name.
+        num_classes: Number of classes.
+        in_chans: Channels of the images.
+        **kwargs: Further arguments of the model.
+
     Raises:
-        ValueError: If timm knows no such model; the message names near ones.
+        ValueError: If timm knows no such model; the message names near ones. If it takes no such argument.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f'did you mean {" or ".join(near)}?' if near else 'timm.list_models("*_pssilu") lists ours.'
         raise ValueError(f'--model = {name!r}: timm knows no such model; {hint}')
-    return timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+    try:
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
 
 
 def free_folder(output: str, experiment: str) -> Path:

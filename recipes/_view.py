@@ -1,7 +1,7 @@
 """What a training run shows: a live bar on a terminal, one line an epoch elsewhere."""
 import time
 from collections.abc import Mapping
-from typing import Optional
+from typing import Any, Optional
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ['TrainingView', 'duration']
+__all__ = ['TrainingView', 'announcement', 'duration', 'time_estimate']
 
 
 def duration(seconds: float) -> str:
@@ -34,12 +34,14 @@ class TrainingView:
         console: Where to write.
         epochs: Number of epochs.
         steps: Updates an epoch.
+        first: The epoch that it begins with.
     """
 
-    def __init__(self, console: Console, *, epochs: int, steps: int) -> None:
+    def __init__(self, console: Console, *, epochs: int, steps: int, first: int = 0) -> None:
         self.console = console
         self.epochs = epochs
         self.steps = steps
+        self.first = first
         self.started = time.monotonic()
         self.validation = ''
         self.live: Optional[Live] = None
@@ -108,16 +110,18 @@ class TrainingView:
             *,
             loss: float,
             robust: float,
-            val_clean: float,
-            val_robust: float,
+            val_clean: Optional[float],
+            val_robust: Optional[float],
             images_per_second: float,
             shape: Mapping[str, float],
             best: bool,
             data_wait: Optional[float] = None,
     ) -> None:
-        """Show a finished epoch; all accuracies in percent."""
-        self.validation = f'validation: clean {val_clean:.1f} %, robust {val_robust:.1f} %'
-        left = (time.monotonic() - self.started) / (epoch + 1) * (self.epochs - epoch - 1)
+        """Show a finished epoch; all accuracies in percent, None where it was not validated."""
+        self.validation = ''
+        if val_clean is not None:
+            self.validation = f'validation: clean {val_clean:.1f} %, robust {val_robust:.1f} %'
+        left = (time.monotonic() - self.started) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
         parts = [
             f'epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}', f'loss {loss:.3f}',
             f'under attack {robust:.1f} %', self.validation + (' (best)' if best else ''), shape_text(shape),
@@ -141,3 +145,31 @@ def shape_text(shape: Mapping[str, float]) -> str:
         if values:
             texts.append(f'{kind} {min(values):.3g}…{max(values):.3g} ({len(values)})')
     return '  '.join(texts)
+
+
+def announcement(job: Any) -> str:
+    """One line that says what is trained on what."""
+    config, batches = job.config, job.batches
+    parameters = sum(p.numel() for p in job.task.get_trainable_module().parameters())
+    attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
+    several = f', {job.processes.world_size} processes' if job.processes.several else ''
+    return (
+        f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(batches.real):,} real images, '
+        f'{batches.synthetic_per_batch} synthetic in {config.batch_size}, {job.epochs} epochs of '
+        f'{job.updates_per_epoch} updates, {attack}, on {job.processes.device}{several}')
+
+
+def time_estimate(job: Any, seconds_per_image: float) -> str:
+    """How long the run will take, from the first updates."""
+    config = job.config
+    passes = 1 if config.task == 'plain' else config.attack_steps + 1
+    updates = job.epochs * job.updates_per_epoch - job.progress.update
+    training = updates * config.batch_size / job.processes.world_size * seconds_per_image
+    text = f'about {duration(training)} of training'
+    if config.autoattack == 'standard':
+        # An image that stands to the end costs AutoAttack 1910 forward and backward passes and 5949 forward passes;
+        # a forward pass is a third of both together. Most images do not stand that long.
+        attacked = min(config.n_examples or len(job.test), len(job.test))
+        measuring = attacked * (1910 + 5949 / 3) * seconds_per_image / passes
+        text += f', then up to {duration(measuring)} of AutoAttack on {attacked} images'
+    return text

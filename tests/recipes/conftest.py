@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
-sys.path.insert(0, str(RECIPES))
+HERE = Path(__file__).resolve().parent
+RECIPES = HERE.parents[1] / 'recipes'
+sys.path[:0] = [str(RECIPES), str(HERE)]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,266 @@
+"""Runs that are interrupted in every way go on to the result of a run that never was."""
+import os
+import random
+import shutil
+import signal
+import time
+
+import _saver
+import adv_train
+import pytest
+import torch
+from _cli import run
+from tiny_run import FAST, assert_same_result, launch, rows_of, stop_at, wait_for, weights_of
+
+EVERYTHING = ['--model', 'tiny_norm', '--model-ema', '--model-ema-warmup', '--sched', 'onecycle']
+
+
+def train(folder, *argv, name='run'):
+    arguments = [*FAST, *EVERYTHING, '--output', str(folder), '--experiment', name, *argv]
+    return run(lambda: adv_train.prepare(arguments), adv_train.train)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A run of twelve updates in two epochs that nothing happened to."""
+    folder = tmp_path_factory.mktemp('whole')
+    os.environ.setdefault('TIMM_PAF_CACHE', str(folder / 'cache'))
+    assert train(folder) == 0
+    return folder / 'run'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=['SIGTERM', 'SIGINT'])
+@pytest.mark.parametrize('update', [0, 3, 5, 8, 11])
+def test_stopped_run_goes_on_to_the_same_result(whole, tmp_path, capsys, update, number):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, update, number)
+        assert train(tmp_path) == 3
+    error = capsys.readouterr().err
+    assert f'interrupted: {number.name} at update {update + 1}' in error and error.count('\n') == 1
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert f'update {update + 1}\n' in capsys.readouterr().out
+    assert_same_result(whole, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('options', [
+    ['--sched', 'multistep', '--decay-milestones', '1', '--no-sched-on-updates'],
+    ['--opt', 'adamw', '--lr', '0.001', '--sched', 'cosine', '--warmup-epochs', '1', '--clip-grad', '0.5'],
+    ['--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2', '--smoothing', '0.1'],
+    ['--amp', '--amp-dtype', 'float16', '--no-model-ema'],
+    ['--task', 'plain', '--prefetch', '--sched', 'none'],
+], ids=['multistep', 'adamw', 'bf16', 'fp16', 'plain'])
+def test_every_part_has_its_state_stored(tmp_path, options):
+    assert train(tmp_path, *options, name='whole') == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 8)
+        assert train(tmp_path, *options) == 3
+    assert train(tmp_path, *options, '--resume', 'auto') == 0
+    assert_same_result(tmp_path / 'whole', tmp_path / 'run')
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing catches it."""
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+@pytest.mark.parametrize('call', [1, 2, 3, 4, 5, 6, 7])
+def test_kill_around_every_change_of_a_file_name(whole, tmp_path, call, when):
+    """A checkpoint takes several renamings; whichever was the last, there is one to go on from."""
+    original, calls = os.replace, []
+
+    def replace(*arguments):
+        calls.append(arguments)
+        # from the end of the first epoch on
+        if len(calls) == call + 1 and when == 'before':
+            raise Killed
+        original(*arguments)
+        if len(calls) == call + 1:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('os.replace', replace)
+        with pytest.raises(Killed):
+            train(tmp_path, '--checkpoint-minutes', '0')
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert_same_result(whole, tmp_path / 'run')
+    assert not list((tmp_path / 'run').glob('.*'))
+
+
+def interrupted(folder, update=8):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, update)
+        assert train(folder) == 3
+    return folder / 'run'
+
+
+def tear(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [tear, flip, lambda path: path.write_bytes(b'')], ids=['torn', 'bit', 'empty'])
+def test_damaged_newest_checkpoint_falls_back(whole, tmp_path, capsys, damage):
+    folder = interrupted(tmp_path)
+    damage(folder / 'last.pth.tar')
+    assert train(tmp_path, '--resume', 'auto') == 0
+    output = ' '.join(capsys.readouterr().out.split())
+    assert 'last.pth.tar' in output and f'going on from {folder}/previous.pth.tar: epoch 2, update 6' in output
+    assert_same_result(whole, folder)
+
+
+def test_nothing_sound_starts_afresh_and_says_so(whole, tmp_path, capsys):
+    folder = interrupted(tmp_path, update=2)
+    tear(folder / 'last.pth.tar')
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert 'so the run starts afresh' in ' '.join(capsys.readouterr().out.split())
+    assert_same_result(whole, folder)
+
+
+def test_auto_starts_a_run_that_is_not_there_and_leaves_a_finished_one(whole, tmp_path, capsys):
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert_same_result(whole, tmp_path / 'run')
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').iterdir()}
+    capsys.readouterr()
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert 'is finished; nothing to do' in ' '.join(capsys.readouterr().out.split())
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').iterdir()} == before
+
+
+def test_path_brings_its_own_settings(whole, tmp_path, monkeypatch, capsys):
+    """Without -c and other flags the run's settings hold, from wherever the command is given."""
+    folder = interrupted(tmp_path)
+    for path in ('run', 'run/last.pth.tar'):
+        again = tmp_path / f'again{len(path)}'
+        shutil.copytree(folder, again / 'run')
+        monkeypatch.chdir(again)
+        assert run(lambda path=path: adv_train.prepare(['--resume', path]), adv_train.train) == 0
+        assert_same_result(whole, again / 'run')
+
+
+def test_earlier_checkpoint_goes_back(whole, tmp_path):
+    """From the end of the first epoch, with the second one already done."""
+    shutil.copytree(whole, tmp_path / 'run')
+    (tmp_path / 'run' / 'report.json').unlink()
+    path = tmp_path / 'run' / 'previous.pth.tar'
+    assert torch.load(path, weights_only=True)['epoch'] == 0
+    assert run(lambda: adv_train.prepare(['--resume', str(path)]), adv_train.train) == 0
+    assert_same_result(whole, tmp_path / 'run')
+
+
+CHANGED = {
+    'batch size': (['--batch-size', '64'], 'batch_size: 32 -> 64'),
+    'two': (['--momentum', '0.5', '--seed', '3'], 'seed: 0 -> 3; momentum: 0.9 -> 0.5'),
+    'images': (['--val-size', '7', '--num-synthetic', '600'], 'synthetic images: [500] -> [600]'),
+}
+
+
+@pytest.mark.parametrize('flags, message', CHANGED.values(), ids=CHANGED.keys())
+def test_changed_settings_are_named_and_refused(tmp_path, capsys, flags, message):
+    folder = interrupted(tmp_path)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert train(tmp_path, '--resume', 'auto', *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and '--resume-changed' in error and error.splitlines()[-1].startswith('error: ')
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_changed_settings_hold_when_allowed(tmp_path):
+    folder = interrupted(tmp_path)
+    flags = ['--resume', 'auto', '--resume-changed', '--sched', 'none', '--lr', '0', '--weight-decay', '0.25',
+             '--momentum', '0.5', '--epochs', '3']
+    before = weights_of(folder / 'last.pth.tar')
+    job = adv_train.prepare([*FAST, *EVERYTHING, '--output', str(tmp_path), '--experiment', 'run', *flags])
+    (group,) = job.optimizer.param_groups
+    assert (group['lr'], group['weight_decay'], group['momentum']) == (0., 0.25, 0.5)
+    adv_train.train(job)
+    assert [row['epoch'] for row in rows_of(folder)] == ['0', '1', '2']
+    assert torch.equal(weights_of(folder / 'last.pth.tar')['fc.weight'], before['fc.weight'])
+
+
+def test_how_a_run_is_done_may_change(whole, tmp_path):
+    interrupted(tmp_path)
+    flags = ['--log-interval', '3', '--checkpoint-hist', '2', '--data-on-device', 'yes', '--prefetch']
+    assert train(tmp_path, '--resume', 'auto', *flags) == 0
+    assert_same_result(whole, tmp_path / 'run')
+
+
+REFUSED = {
+    'auto without a name': (['--resume', 'auto'], '--resume auto needs --experiment'),
+    'no file': (['--resume', 'nowhere.pth.tar'], 'there is no such file'),
+    'weights only': (['--resume', 'weights.pth'], 'holds no state of a run; start from it with --initial-checkpoint'),
+    'another folder': (['--resume', 'weights.pth', '--experiment', 'x'], 'leave out --output and --experiment'),
+    'empty folder': (['--resume', '.'], 'no checkpoint to go on from'),
+}
+
+
+@pytest.mark.parametrize('argv, message', REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_resumed_is_one_line(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': {}}, 'weights.pth')
+    assert run(lambda: adv_train.prepare(argv), adv_train.train) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['weights.pth']
+
+
+def test_full_disk_keeps_the_checkpoint_before(whole, tmp_path, capsys, monkeypatch):
+    original, calls = torch.save, []
+
+    def save(*arguments):
+        calls.append(0)
+        if len(calls) == 2:
+            arguments[1].write(b'part of it')
+            raise OSError(28, 'No space left on device')
+        original(*arguments)
+
+    monkeypatch.setattr(_saver.torch, 'save', save)
+    assert train(tmp_path, '--no-model-ema') == 1
+    assert 'cannot be written ([Errno 28] No space left on device)' in capsys.readouterr().err
+    assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)['epoch'] == 0
+
+
+LONG = ['--epochs', '5', '--updates-per-epoch', '50']
+
+
+def killed_and_resumed(folder, kills, rng, seconds):
+    """Start a run over and over, killing it at random moments, until it ends by itself; how often it was unfinished."""
+    argv = [*EVERYTHING, *LONG, '--output', str(folder), '--experiment', 'run', '--resume', 'auto',
+            '--checkpoint-minutes', '0.0005']
+    unfinished = 0
+    for number in kills:
+        process = launch(*argv)
+        wait_for(process, 'parameters')
+        time.sleep(rng.uniform(0, seconds))
+        process.send_signal(number)
+        _, error = process.communicate(timeout=120)
+        if not (folder / 'run' / 'report.json').exists():
+            assert process.returncode == (3 if number == signal.SIGTERM else -number), error
+            unfinished += 1
+    process = launch(*argv)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return unfinished
+
+
+def test_real_processes_killed_at_random_moments(tmp_path):
+    assert train(tmp_path, *LONG, name='whole') == 0
+    killed_and_resumed(tmp_path, [signal.SIGKILL, signal.SIGTERM], random.Random(0), 1.)
+    assert_same_result(tmp_path / 'whole', tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_twenty_killed_runs(tmp_path):
+    assert train(tmp_path, *LONG, name='whole') == 0
+    rng = random.Random(1)
+    unfinished = 0
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        unfinished += killed_and_resumed(folder, [signal.SIGKILL] * 3, rng, 1.5)
+        assert_same_result(tmp_path / 'whole', folder / 'run')
+    assert unfinished >= 30  # or it was not the training that was killed

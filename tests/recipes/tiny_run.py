@@ -1,0 +1,120 @@
+"""Networks that train in a second, registered in timm; as a command it is adv_train.py with them."""
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from timm.models import register_model
+from torch import nn
+
+import timm_paf
+
+RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
+FAST = [
+    '--attack-steps', '2', '--batch-size', '32', '--pgd-steps', '2', '--num-synthetic', '500', '--autoattack', 'none',
+    '--device', 'cpu', '--updates-per-epoch', '6', '--epochs', '2', '--lr', '0.05', '--log-interval', '2']
+
+
+class Tiny(nn.Module):
+    """Two convolutions with one shared PSSiLU; with `norm` BatchNorm and dropout, which have states of their own."""
+
+    def __init__(self, num_classes, in_chans, norm):
+        super().__init__()
+        self.act = timm_paf.shared('pssilu')()
+        self.conv1 = nn.Conv2d(in_chans, 8, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.drop = nn.Dropout(0.2) if norm else nn.Identity()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv1(x)))
+        return self.fc(self.drop(self.act(self.conv2(x)).flatten(1)))
+
+
+@register_model
+def tiny_smooth(pretrained=False, num_classes=10, in_chans=1, **kwargs):
+    return Tiny(num_classes, in_chans, norm=False)
+
+
+@register_model
+def tiny_norm(pretrained=False, num_classes=10, in_chans=1, **kwargs):
+    return Tiny(num_classes, in_chans, norm=True)
+
+
+def launch(*argv, rank=None, port=None, world_size=2):
+    """A process of adv_train.py with these networks; one of several if a rank is given."""
+    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(RECIPES.parent), *sys.path]))
+    if rank is not None:
+        environment |= dict(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port))
+    return subprocess.Popen(
+        [sys.executable, '-u', __file__, *FAST, *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True)
+
+
+def wait_for(process, text, timeout=120):
+    """Read the output of a process up to a line with this text; it is ended if none comes in time."""
+    timer = threading.Timer(timeout, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            if text in line:
+                return
+    finally:
+        timer.cancel()
+    raise AssertionError(f'the process ended with {process.wait()}: {process.stderr.read()}')
+
+
+def stop_at(monkeypatch, update, number=signal.SIGTERM):
+    """Send this process a signal just after an update of the run that trains in it."""
+    import _update
+    original = _update.Updates.__call__
+
+    def call(self, batch, number_of_update):
+        result = original(self, batch, number_of_update)
+        if number_of_update == update:
+            os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(_update.Updates, '__call__', call)
+
+
+TIMES = {'train_images_per_second', 'train_data_wait'}
+
+
+def rows_of(folder):
+    """The summary without what depends on the clock."""
+    import csv
+    return [{name: value for name, value in row.items() if name not in TIMES}
+            for row in csv.DictReader((folder / 'summary.csv').read_text().splitlines())]
+
+
+def weights_of(path, key='state_dict'):
+    return torch.load(path, weights_only=True)[key]
+
+
+def assert_same_result(one, other):
+    """Two run folders have come to the same weights, averages, optimizer states and summaries, bit for bit."""
+    assert rows_of(one) == rows_of(other)
+    first, second = (torch.load(folder / 'last.pth.tar', weights_only=True) for folder in (one, other))
+    for key in ('state_dict', 'state_dict_ema'):
+        assert first.get(key, {}).keys() == second.get(key, {}).keys()
+        for name, value in first.get(key, {}).items():
+            assert torch.equal(value, second[key][name]), (key, name)
+    for name, state in first['optimizer']['state'].items():
+        for part, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second['optimizer']['state'][name][part]))
+    best = [torch.load(folder / 'model_best.pth.tar', weights_only=True)['epoch'] for folder in (one, other)]
+    assert best[0] == best[1]
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(RECIPES))
+    import adv_train
+    from _cli import run
+    sys.exit(run(adv_train.prepare, adv_train.train))
