@@ -28,7 +28,7 @@ from _settings import (
     placed,
     verify,
 )
-from _view import TrainingView, duration
+from _view import AttackView, TrainingView, duration
 from rich.console import Console
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -308,13 +308,10 @@ def validate(job: Run) -> dict[str, float]:
 def report_robustness(model: nn.Module, job: Run, checkpoint: Path) -> None:
     """Clean, PGD and AutoAttack accuracy on the test split: report.json and a table."""
     try:
-        with job.console.status('measuring on the test split') as status:
-            def progress(component: str, done: int, total: int) -> None:
-                status.update(f'AutoAttack on the test split: {component} {done}/{total}')
-
+        with AttackView(job.console, 'the test split') as view:
             report = evaluate_robustness(
                 model, job.test.images, job.test.labels, **job.config.evaluation(), device=job.device,
-                progress=progress,
+                progress=view.progress,
                 model_name=job.config.model, dataset=job.config.dataset, split='test', checkpoint=checkpoint)
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error
