@@ -1,5 +1,6 @@
 """What comes out of a run: what validation chose, and how robust it is on the test split."""
 import json
+import shutil
 from typing import Any
 
 from _cli import RunFailed, RunStopped
@@ -7,6 +8,7 @@ from _processes import StopSignals, signal_name
 from _saver import BEST
 from _settings import build_model
 from _validation import selection
+from _view import AttackView
 
 from timm_paf.data.files import whole_file
 from timm_paf.evaluation import evaluate_robustness
@@ -37,20 +39,23 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
     model = build_model(
         config.model, num_classes=job.test.num_classes, in_chans=job.test.image_shape[0], **config.model_arguments())
     load_weights(model, checkpoint)
+    state = job.folder / 'autoattack'  # a measurement that is interrupted goes on from here
     try:
-        with job.console.status('measuring on the test split') as status:
-            def progress(component: str, done: int, total: int) -> None:
+        with AttackView(job.console, 'the test split') as view:
+            def progress(*done: Any) -> None:
                 if stop.received:
                     raise RunStopped(
                         f'{signal_name(stop.received)} while measuring; the training is finished, measure again with '
                         f'--resume auto.')
-                status.update(f'AutoAttack on the test split: {component} {done}/{total}')
+                view.progress(*done)
 
             report = evaluate_robustness(
                 model.to(device), job.test.images, job.test.labels, **config.evaluation(), device=device,
-                progress=progress, model_name=config.model, dataset=config.dataset, split='test', checkpoint=checkpoint)
+                progress=progress, state=state, model_name=config.model, dataset=config.dataset, split='test',
+                checkpoint=checkpoint)
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error
     report.save(job.folder / 'report.json')
+    shutil.rmtree(state, ignore_errors=True)
     job.console.print(report.table())
     job.console.print(f'results in {job.folder}', highlight=False, soft_wrap=True)

@@ -92,17 +92,21 @@ class EvaluationConfig:
     seed: int = setting(0, 'seed of everything random')
 
     def __post_init__(self) -> None:
-        ThreatModel(eps=self.eps)
+        self.threat()
         for name in ('pgd_steps', 'eval_batch_size'):
             at_least(self, name, 1)
         if self.n_examples is not None:
             at_least(self, 'n_examples', 1)
         at_least(self, 'seed', 0)
 
+    def threat(self) -> ThreatModel:
+        """The ball that images are attacked in."""
+        return ThreatModel(eps=self.eps)
+
     def evaluation(self) -> dict[str, Any]:
         """The arguments of `evaluate_robustness` that are settings."""
         return dict(
-            threat=ThreatModel(eps=self.eps), pgd_steps=self.pgd_steps, n_examples=self.n_examples,
+            threat=self.threat(), pgd_steps=self.pgd_steps, n_examples=self.n_examples,
             autoattack_version=None if self.autoattack == 'none' else self.autoattack,
             batch_size=self.eval_batch_size, seed=self.seed)
 

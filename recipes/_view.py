@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ['TrainingView', 'announcement', 'duration', 'time_estimate']
+__all__ = ['AttackView', 'TrainingView', 'announcement', 'duration', 'time_estimate']
 
 
 def duration(seconds: float) -> str:
@@ -25,6 +25,39 @@ def duration(seconds: float) -> str:
         return f'{seconds:.0f} s'
     minutes = seconds / 60
     return f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.1f} h'
+
+
+class AttackView:
+    """Progress of AutoAttack: a line that changes on a terminal, else a line from time to time; used as a context.
+
+    Args:
+        console: Where to write.
+        title: What is measured on.
+        every: Seconds between two lines where there is no terminal.
+    """
+
+    def __init__(self, console: Console, title: str, *, every: float = 60.) -> None:
+        self.console, self.title, self.every = console, title, every
+        self.status = console.status(f'measuring on {title}')
+        self.written = time.monotonic()
+
+    def __enter__(self) -> 'AttackView':
+        self.status.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.status.stop()
+
+    def progress(self, component: str, done: int, total: int, standing: int, left: float) -> None:
+        """Show where AutoAttack is, as `timm_paf.attacks.autoattack` tells it."""
+        text = f'AutoAttack on {self.title}: {component} {done}/{total} images, {standing} standing'
+        if left > 0:  # neither 0 nor NaN, which stands for not known yet
+            text += f', up to {duration(left)} left'
+        if self.console.is_terminal:
+            self.status.update(text)
+        elif time.monotonic() - self.written >= self.every:
+            self.written = time.monotonic()
+            self.console.print(text, highlight=False, soft_wrap=True)
 
 
 class TrainingView:

@@ -1,10 +1,13 @@
 """Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split.
 
     python recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar
+    torchrun --nproc-per-node 2 recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar --output FOLDER
 
-The model, the data set and eps are those that the checkpoint was trained with unless flags say otherwise.
+The model, the data set and eps are those that the checkpoint was trained with unless flags say otherwise. With
+`--output` an interrupted AutoAttack can be taken up again with `--resume`, by any number of processes.
 """
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -12,9 +15,12 @@ from typing import Any, Optional
 import torch
 from _cli import RunFailed, parse_config, run, setting
 from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
+from _view import AttackView
 from rich.console import Console
-from torch import nn
+from timm.utils.distributed import init_distributed_device_so, is_distributed_env
+from torch import distributed, nn
 
+from timm_paf.attacks import ThreatModel
 from timm_paf.data import LabelledImages
 from timm_paf.evaluation import evaluate_robustness
 from timm_paf.models import load_weights, read_checkpoint
@@ -27,15 +33,39 @@ class ValidateConfig(DataConfig, EvaluationConfig):
     model: str = setting('', "a name of timm's registry")
     dataset: str = setting('', 'data set, as adv_train.py names it')
     split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
-    eps: str = setting('', 'radius of the Linf ball: 8/255, or a number')
+    attack: str = setting(
+        'autoattack', 'pgd, or autoattack after pgd (its version: --autoattack)', choices=('pgd', 'autoattack'))
+    norm: str = setting('', "norm of the ball; unset: the checkpoint's", choices=('', 'linf', 'l2', 'l1'))
+    eps: str = setting('', 'radius of the ball: 8/255, or a number')
     use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
-    output: Optional[str] = setting(None, 'folder for report.json; unset: only the table')
+    output: Optional[str] = setting(None, 'folder for report.json and verdicts.csv; unset: only the table')
+    save_adv: Optional[str] = setting(None, "file.npz for AutoAttack's images, with their labels")
+    resume: bool = setting(False, 'go on with an interrupted AutoAttack in --output')
 
     def __post_init__(self) -> None:
         if self.dataset:
             DataConfig.__post_init__(self)
         if self.eps:
             EvaluationConfig.__post_init__(self)
+        if self.resume and self.output is None:
+            raise ValueError('--resume: give the --output folder of the interrupted run.')
+        if self.save_adv is not None and 'none' in (self.autoattack, {'pgd': 'none'}.get(self.attack)):
+            raise ValueError("--save-adv takes AutoAttack's images; use --attack autoattack and a version of it.")
+
+    def threat(self) -> ThreatModel:
+        """The ball that images are attacked in."""
+        return ThreatModel(eps=self.eps, norm=self.norm or 'linf')
+
+    def evaluation(self) -> dict[str, Any]:
+        """The arguments of `evaluate_robustness` that are settings."""
+        settings = super().evaluation()
+        return {**settings, 'autoattack_version': None} if self.attack == 'pgd' else settings
+
+    @property
+    def state(self) -> Optional[Path]:
+        """Folder in which an interrupted AutoAttack is kept."""
+        attacked = self.evaluation()['autoattack_version'] is not None
+        return None if self.output is None or not attacked else Path(self.output) / 'autoattack'
 
 
 @dataclasses.dataclass
@@ -46,6 +76,8 @@ class Measurement:
     device: torch.device
     data: LabelledImages
     weights: str
+    rank: int = 0
+    world_size: int = 1
 
 
 def prepare(argv: Optional[list[str]] = None) -> Measurement:
@@ -55,9 +87,8 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
         raise ValueError('--checkpoint is missing; give the file to measure, such as DIR/model_best.pth.tar.')
     trained = read_checkpoint(config.checkpoint).get('args')
     config = with_training_settings(config, trained if isinstance(trained, dict) else {})
-    device = choose_device(config.device)
-    if config.output is not None and (Path(config.output) / 'report.json').exists():
-        raise FileExistsError(f'{config.output} holds a report.json already; choose another --output.')
+    rank, world_size, device = processes(config.device)
+    check_paths(config)
     data = getattr(open_dataset(config.dataset, config), config.split)
     if not isinstance(data, LabelledImages):
         raise ValueError(
@@ -66,7 +97,31 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     data = in_floats(data)
     model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
-    return Measurement(config, model.to(device), device, data, weights)
+    if world_size > 1:
+        distributed.barrier()  # all have looked at the paths before one writes
+    return Measurement(config, model.to(device), device, data, weights, rank, world_size)
+
+
+def processes(name: Optional[str]) -> tuple[int, int, torch.device]:
+    """Number of this process, how many there are under torchrun, and this one's device."""
+    if not is_distributed_env():
+        return 0, 1, choose_device(name)
+    found = init_distributed_device_so(device=str(choose_device(name)))
+    return found['global_rank'], found['world_size'], torch.device(found['device'])
+
+
+def check_paths(config: ValidateConfig) -> None:
+    """Raise FileExistsError or FileNotFoundError if results would go over others, or nowhere."""
+    if config.output is not None and (Path(config.output) / 'report.json').exists():
+        raise FileExistsError(f'{config.output} holds a report.json already; choose another --output.')
+    if config.state is not None and config.state.exists() and not config.resume:
+        raise FileExistsError(
+            f'{config.state} holds an interrupted run; go on with it with --resume, or choose another --output.')
+    if config.save_adv is not None:
+        if Path(config.save_adv).exists():
+            raise FileExistsError(f'--save-adv {config.save_adv} is there already; choose another name.')
+        if not Path(config.save_adv).absolute().parent.is_dir():
+            raise FileNotFoundError(f'--save-adv {config.save_adv}: there is no such folder.')
 
 
 def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
@@ -77,6 +132,8 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
             if trained.get(name) is None:
                 raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
             filled[name] = str(trained[name])
+    if config.norm == '':
+        filled['norm'] = str(trained.get('norm') or 'linf')
     if config.dataset == '':  # with the data set come the folder and the split that it was read with
         for field in dataclasses.fields(DataConfig):
             if field.name in trained and field.name not in filled and getattr(config, field.name) == field.default:
@@ -87,22 +144,33 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
 
 def measure(job: Measurement) -> None:
     """Measure and show the report; write it where it was asked for."""
-    config, console = job.config, Console()
+    config, console = job.config, Console(quiet=job.rank > 0)
     console.print(
         f'{config.model}, {job.weights} of {config.checkpoint}, on {len(job.data)} {config.split} images of '
-        f'{config.dataset}, eps {config.eps}, on {job.device}', highlight=False, soft_wrap=True)
+        f'{config.dataset}, {config.norm} eps {config.eps}, on {job.device}', highlight=False, soft_wrap=True)
+    attacked = config.evaluation()['autoattack_version'] is not None
+    output = None if config.output is None else Path(config.output)
+    if output is not None and job.rank == 0:
+        output.mkdir(parents=True, exist_ok=True)
     try:
-        with console.status('measuring') as status:
+        with AttackView(console, f'{config.split} images') as view:
             report = evaluate_robustness(
                 job.model, job.data.images, job.data.labels, **config.evaluation(), device=job.device,
-                progress=lambda name, done, total: status.update(f'AutoAttack: {name} {done}/{total}'),
+                progress=view.progress, state=config.state, rank=job.rank, world_size=job.world_size,
+                save_adv=config.save_adv, save_verdicts=output / 'verdicts.csv' if output and attacked else None,
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
     except ValueError as error:
         raise RunFailed(str(error)) from error
-    if config.output is not None:
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-        report.save(Path(config.output) / 'report.json')
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    if output is not None and job.rank == 0:
+        report.save(output / 'report.json')
+        if config.state is not None:
+            shutil.rmtree(config.state)
     console.print(report.table())
+    for warning in report.measurements['autoattack'].details['warnings'] if attacked else ():
+        console.print(f'note: {warning}', highlight=False, soft_wrap=True)
 
 
 if __name__ == '__main__':

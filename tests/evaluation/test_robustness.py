@@ -1,6 +1,9 @@
+import csv
 import hashlib
 import json
+from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -62,9 +65,35 @@ def test_report_counts_every_attack(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.suffix == '.tmp'] == []
 
 
-def test_autoattack_can_be_left_out():
-    report = evaluate_robustness(threshold_model(), X, Y, threat=ThreatModel(eps=0.1), autoattack_version=None)
+def test_autoattack_can_be_left_out(tmp_path):
+    settings = dict(threat=ThreatModel(eps=0.1), autoattack_version=None)
+    report = evaluate_robustness(threshold_model(), X, Y, **settings)
     assert list(report.measurements) == ['clean', 'pgd']
+    with pytest.raises(ValueError, match=r'adv\.npz is for AutoAttack, which is left out'):
+        evaluate_robustness(threshold_model(), X, Y, **settings, save_adv=tmp_path / 'adv.npz')
+
+
+def test_saved_images_give_the_reports_number(tmp_path):
+    model, y = threshold_model(), Y.clone()
+    y[0] = 1 - y[0]
+    report = evaluate_robustness(
+        model, X, y, threat=ThreatModel(eps='0.055'), pgd_steps=1, n_examples=30, batch_size=7,
+        save_adv=tmp_path / 'adv.npz', save_verdicts=tmp_path / 'verdicts.csv').to_dict()
+    with np.load(tmp_path / 'adv.npz') as content:
+        x_adv, labels = torch.from_numpy(content['image']), torch.from_numpy(content['label'])
+    assert torch.equal(labels, y[:30]) and (x_adv - X[:30]).abs().max() <= 0.055 + 1e-6
+    again = clean_accuracy(model, x_adv, labels)
+    assert (again.correct, again.total) == (report['autoattack']['correct'], report['autoattack']['total'])
+    rows = list(csv.DictReader((tmp_path / 'verdicts.csv').read_text().splitlines()))
+    for name in ('autoattack', 'worst_case'):
+        assert sum(int(row[name]) for row in rows) == report[name]['correct']
+    for row in rows:
+        assert int(row['worst_case']) == min(int(row[name]) for name in ('clean', 'pgd', 'autoattack'))
+        assert (row['broken_by'] == '') == (row['worst_case'] == '1')
+    assert rows[0]['broken_by'] == 'clean' and report['autoattack']['broken_by']['clean'] == 1
+    lost = sum(report['autoattack']['broken_by'].values())
+    assert lost == 30 - report['autoattack']['correct'] == 1 + sum(
+        run['broken'] for run in report['autoattack']['runs'])
 
 
 def test_table_names_counts():
@@ -75,6 +104,7 @@ def test_table_names_counts():
     console.print(report.table())
     console.file.close()
     text = console.export_text()
+    assert '96.4 … 99.2' in text  # Wilson's interval of 354 in 360
     assert '98.3 %' in text and '354 / 360' in text and 'linf 8/255' in text and '265 / 360' in text
 
 
@@ -91,3 +121,23 @@ def test_failed_save_leaves_the_old_report(tmp_path):
 def test_impossible_counts_are_refused(counts):
     with pytest.raises(ValueError, match='expected 0 <= correct <= total'):
         Accuracy(*counts)
+
+
+@pytest.mark.parametrize('correct, total', [(0, 10), (3, 10), (10, 10), (354, 360), (5000, 10000)])
+@pytest.mark.parametrize('confidence', [0.9, 0.95])
+def test_wilson_interval(correct, total, confidence):
+    """Its ends are the shares p from which the observed one is z standard deviations away."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = correct / total
+    low, high = (end / 100 for end in Accuracy(correct, total).interval(confidence))
+    assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
+    for end, at_edge in ((low, correct == 0), (high, correct == total)):
+        if not at_edge:
+            assert abs(share - end) == pytest.approx(z * (end * (1 - end) / total) ** 0.5, rel=1e-9)
+    assert Accuracy(correct, total).interval() == Accuracy(correct, total).interval(0.95)
+
+
+@pytest.mark.parametrize('confidence', [0., 1., 95])
+def test_impossible_confidence_is_refused(confidence):
+    with pytest.raises(ValueError, match='between 0 and 1'):
+        Accuracy(1, 2).interval(confidence)

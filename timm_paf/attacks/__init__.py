@@ -1,5 +1,6 @@
 """Attacks on classifiers of images in [0, 1]: (model, x, y) -> x_adv."""
 from .autoattack import AutoAttackResult, autoattack, check_images
+from .autoattack_result import ComponentRun, pointwise_worst_case, write_verdicts
 from .balls import BALLS, Ball
 from .losses import LOSSES
 from .normalized import Normalized
@@ -9,6 +10,7 @@ from .steps import STEP_RULES
 from .threat import ThreatModel, parse_eps
 
 __all__ = [
-    'AutoAttackResult', 'autoattack', 'check_images', 'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD',
-    'attack_mode', 'eval_mode', 'frozen_parameters', 'STEP_RULES', 'ThreatModel', 'parse_eps',
+    'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'pointwise_worst_case', 'write_verdicts',
+    'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode', 'frozen_parameters',
+    'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

@@ -35,6 +35,21 @@ class Accuracy:
         """The share in percent, for printing."""
         return 100 * self.correct / self.total
 
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the share that more images like these would give, in percent.
+
+        Args:
+            confidence: How often such an interval holds the true share, between 0 and 1.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        from scipy.stats import binomtest
+        if not 0 < confidence < 1:
+            raise ValueError(f'confidence = {confidence}: expected a number between 0 and 1, such as 0.95.')
+        low, high = binomtest(self.correct, self.total).proportion_ci(confidence, method='wilson')
+        return 100 * float(low), 100 * float(high)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -65,7 +80,10 @@ class Measurement:
         """Plain values; `correct` and `total` are integers on the first level."""
         plain = ('attack', 'norm', 'eps', 'eps_value', 'steps', 'seed', 'seconds')
         known = {name: getattr(self, name) for name in plain if getattr(self, name) is not None}
-        return {'correct': self.accuracy.correct, 'total': self.accuracy.total, **known, **self.details}
+        interval = [round(end, 4) for end in self.accuracy.interval()]
+        return {
+            'correct': self.accuracy.correct, 'total': self.accuracy.total, 'interval_95_percent': interval, **known,
+            **self.details}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +91,7 @@ class RobustnessReport:
     """What `evaluate_robustness` found.
 
     Args:
-        measurements: By name: 'clean', 'pgd', 'autoattack'.
+        measurements: By name: 'clean', 'pgd', 'autoattack', 'worst_case'.
         model: Name of the model.
         dataset: Name of the data set.
         split: Part of the data set.
@@ -117,12 +135,14 @@ class RobustnessReport:
         table.add_column('attack')
         table.add_column('eps', justify='right')
         table.add_column('accuracy', justify='right')
+        table.add_column('95 % interval', justify='right')
         table.add_column('correct / images attacked', justify='right')
         for measurement in self.measurements.values():
             accuracy = measurement.accuracy
+            low, high = accuracy.interval()
             table.add_row(
                 measurement.attack, f'{measurement.norm} {measurement.eps}' if measurement.eps else '',
-                f'{accuracy.percent:.1f} %', f'{accuracy.correct} / {accuracy.total}')
+                f'{accuracy.percent:.1f} %', f'{low:.1f} … {high:.1f}', f'{accuracy.correct} / {accuracy.total}')
         return table
 
 

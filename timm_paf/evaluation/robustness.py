@@ -1,35 +1,51 @@
 """Measurement of clean and robust accuracy."""
+import dataclasses
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGD, ThreatModel, autoattack, check_images, eval_mode
+from ..attacks import (
+    PGD,
+    AutoAttackResult,
+    ThreatModel,
+    autoattack,
+    check_images,
+    eval_mode,
+    pointwise_worst_case,
+    write_verdicts,
+)
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256
 
 __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
 
 
-def _count(
+def _verdicts(
         model: nn.Module,
         x: Tensor,
         y: Tensor,
         attack: Optional[Callable[[nn.Module, Tensor, Tensor], Tensor]],
         batch_size: int,
         device: Optional[torch.device],
-) -> Accuracy:
+) -> Tensor:
+    """(N,) bool on the CPU: classified correctly, under the attack if there is one."""
     device = device or next((p.device for p in model.parameters()), x.device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    correct = []
     with eval_mode(model), torch.no_grad():
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             images, labels = images.to(device), labels.to(device)
             if attack is not None:
                 images = attack(model, images, labels)
-            correct += (model(images).argmax(1) == labels).sum()
-    return Accuracy(int(correct), len(x))
+            correct.append(model(images).argmax(1) == labels)
+    return torch.cat(correct).cpu()
+
+
+def _counted(verdicts: Tensor) -> Accuracy:
+    return Accuracy(int(verdicts.sum()), len(verdicts))
 
 
 def clean_accuracy(
@@ -49,7 +65,7 @@ def clean_accuracy(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
     """
-    return _count(model, x, y, None, batch_size, device)
+    return _counted(_verdicts(model, x, y, None, batch_size, device))
 
 
 def accuracy_under_attack(
@@ -71,7 +87,7 @@ def accuracy_under_attack(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
     """
-    return _count(model, x, y, attack, batch_size, device)
+    return _counted(_verdicts(model, x, y, attack, batch_size, device))
 
 
 def evaluate_robustness(
@@ -86,7 +102,12 @@ def evaluate_robustness(
         batch_size: int = 250,
         seed: int = 0,
         device: Optional[torch.device] = None,
-        progress: Optional[Callable[[str, int, int], None]] = None,
+        progress: Optional[Callable[[str, int, int, int, float], None]] = None,
+        state: Union[str, os.PathLike, None] = None,
+        rank: int = 0,
+        world_size: int = 1,
+        save_adv: Union[str, os.PathLike, None] = None,
+        save_verdicts: Union[str, os.PathLike, None] = None,
         model_name: Optional[str] = None,
         dataset: Optional[str] = None,
         split: Optional[str] = None,
@@ -105,47 +126,75 @@ def evaluate_robustness(
         batch_size: Images a batch.
         seed: Seed of the attacks.
         device: Where the model is; its first parameter's if None.
-        progress: Called as progress(attack, batches done, batches in all).
+        progress: Called by AutoAttack as progress(component, images done, images in all, standing, seconds left).
+        state: Folder in which AutoAttack keeps what it finds and goes on after an interrupt.
+        rank: Number of this process among those that share AutoAttack; only the first writes files.
+        world_size: How many they are.
+        save_adv: Archive for AutoAttack's images (`AutoAttackResult.save`); classifying them gives its accuracy.
+        save_verdicts: CSV for the verdicts on the images that AutoAttack attacked, one row an image.
         model_name: For the report, as the next ones.
         dataset: Name of the data set.
         split: Part of the data set.
         checkpoint: File that the weights came from.
 
     Returns:
-        The report, with measurements 'clean', 'pgd' and, unless left out, 'autoattack'.
+        The report, with measurements 'clean', 'pgd' and, unless left out, 'autoattack' and 'worst_case': of the images
+        that AutoAttack attacked, those that stand under both.
 
     Raises:
-        ValueError: If images, labels or logits are not as expected (`timm_paf.attacks.check_images`).
+        ValueError: If images, labels or logits are not as expected (`timm_paf.attacks.check_images`), if `state` is
+            that of another run, or if files are asked for that AutoAttack would fill, and it is left out.
+        OSError: If a file cannot be written.
     """
+    if autoattack_version is None and (asked := [p for p in (state, save_adv, save_verdicts) if p is not None]):
+        raise ValueError(f'{asked[0]} is for AutoAttack, which is left out; leave this path out too.')
     device = device or next((p.device for p in model.parameters()), x.device)
     check_images(model, x, y, device=device)
     attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
 
     started = time.monotonic()
-    accuracy = clean_accuracy(model, x, y, batch_size=batch_size, device=device)
-    measurements['clean'] = Measurement(accuracy=accuracy, attack='none', seconds=time.monotonic() - started)
+    clean = _verdicts(model, x, y, None, batch_size, device)
+    measurements['clean'] = Measurement(accuracy=_counted(clean), attack='none', seconds=time.monotonic() - started)
 
     started = time.monotonic()
     pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed)
-    accuracy = accuracy_under_attack(model, x, y, attack=pgd, batch_size=batch_size, device=device)
+    under_pgd = _verdicts(model, x, y, pgd, batch_size, device)
     measurements['pgd'] = Measurement(
-        accuracy=accuracy, attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
+        accuracy=_counted(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
         details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **attacked)
 
     if autoattack_version is not None:
         started = time.monotonic()
+        x, y = x[:n_examples], y[:n_examples]
         result = autoattack(
-            model, x[:n_examples], y[:n_examples], eps=threat.radius, norm=threat.norm, version=autoattack_version,
-            batch_size=batch_size, seed=seed, device=device, progress=progress)
+            model, x, y, eps=threat.radius, norm=threat.norm, version=autoattack_version, batch_size=batch_size,
+            seed=seed, device=device, progress=progress, state=state, rank=rank, world_size=world_size)
         measurements['autoattack'] = Measurement(
-            accuracy=Accuracy(int(result.robust.sum()), len(result.robust)),
-            attack=f'AutoAttack {autoattack_version}', seconds=time.monotonic() - started,
-            details={
-                'version': autoattack_version, 'components': list(result.components),
-                'clean_correct': int(result.clean.sum()), 'warnings': list(result.warnings)},
+            accuracy=_counted(result.robust), attack=f'AutoAttack {autoattack_version}',
+            seconds=time.monotonic() - started, details=_details(result, autoattack_version), **attacked)
+        robust, broken_by = pointwise_worst_case(
+            result.clean, {**result.verdicts(), f'PGD-{pgd_steps}': under_pgd[:len(x)]})
+        measurements['worst_case'] = Measurement(
+            accuracy=_counted(robust), attack='both, image by image', details={'broken_by': _counts(broken_by)},
             **attacked)
+        if rank == 0 and save_adv is not None:
+            result.save(save_adv, y)
+        if rank == 0 and save_verdicts is not None:
+            verdicts = {'clean': result.clean, 'pgd': under_pgd[:len(x)], 'autoattack': result.robust}
+            write_verdicts(save_verdicts, y, {**verdicts, 'worst_case': robust}, broken_by=broken_by)
     return RobustnessReport(
         measurements=measurements, model=model_name, dataset=dataset, split=split,
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
+
+
+def _details(result: AutoAttackResult, version: str) -> dict[str, Any]:
+    return {
+        'version': version, 'components': list(result.components), 'clean_correct': int(result.clean.sum()),
+        'warnings': list(result.warnings), 'broken_by': _counts(result.broken_by),
+        'runs': [dataclasses.asdict(run) for run in result.runs]}
+
+
+def _counts(broken_by: tuple[Optional[str], ...]) -> dict[str, int]:
+    return dict(Counter(name for name in broken_by if name is not None))

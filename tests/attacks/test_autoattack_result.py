@@ -1,0 +1,59 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from timm_paf.attacks import AutoAttackResult, pointwise_worst_case, write_verdicts
+from timm_paf.data import open_archives
+
+B = torch.tensor
+
+
+def test_worst_case_is_of_each_image():
+    clean = B([True, True, True, True, False])
+    robust, broken_by = pointwise_worst_case(clean, {
+        'pgd': B([True, False, True, False, False]), 'square': B([True, True, False, False, True])})
+    assert robust.tolist() == [True, False, False, False, False]
+    assert broken_by == (None, 'pgd', 'square', 'pgd', 'clean')
+    assert clean.tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize('verdicts', [B([True]), B([1, 0])], ids=['count', 'dtype'])
+def test_verdicts_of_other_images_are_refused(verdicts):
+    with pytest.raises(ValueError, match='verdicts of pgd are'):
+        pointwise_worst_case(B([True, True]), {'pgd': verdicts})
+
+
+def result(x):
+    return AutoAttackResult(
+        B([True, False, False]), B([True, True, False]), x, ('square',), (), (None, 'square', 'clean'))
+
+
+def test_saved_images_are_the_images(tmp_path):
+    x, y = torch.rand(3, 3, 5, 5), B([2, 0, 1])
+    result(x).save(tmp_path / 'adv.npz', y)
+    with np.load(tmp_path / 'adv.npz', allow_pickle=False) as content:
+        assert content['image'].dtype == np.float32 and np.array_equal(content['image'], x.numpy())
+        assert content['label'].tolist() == [2, 0, 1]
+        assert content['broken_by'].tolist() == ['', 'square', 'clean']
+    source = open_archives([str(tmp_path / 'adv.npz')], num_classes=3, channels=3)
+    assert len(source) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ['adv.npz']
+
+
+def test_failed_save_leaves_the_old_file(tmp_path):
+    (tmp_path / 'adv.npz').write_text('old')
+    with pytest.raises(AttributeError):
+        result(None).save(tmp_path / 'adv.npz', B([0]))
+    assert (tmp_path / 'adv.npz').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_verdicts_as_a_table(tmp_path):
+    write_verdicts(
+        tmp_path / 'verdicts.csv', B([2, 0]), {'clean': B([True, True]), 'pgd': B([True, False])},
+        broken_by=(None, 'pgd'))
+    rows = list(csv.DictReader((tmp_path / 'verdicts.csv').read_text().splitlines()))
+    assert rows == [
+        {'image': '0', 'label': '2', 'clean': '1', 'pgd': '1', 'broken_by': ''},
+        {'image': '1', 'label': '0', 'clean': '1', 'pgd': '0', 'broken_by': 'pgd'}]

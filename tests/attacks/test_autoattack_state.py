@@ -1,0 +1,215 @@
+"""A run that is killed goes on where it stood; a state that belongs to something else is left alone."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from timm_paf.attacks import autoattack
+
+SETTINGS = dict(eps=0.04, version='custom', attacks=['apgd-ce', 'apgd-dlr'], batch_size=4, seed=1)
+
+
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.SiLU(), nn.Linear(8, 5)).eval()
+    x = torch.rand(26, 1, 6, 6)
+    return model, x, model(x).argmax(1).roll(1).where(torch.arange(26) == 3, model(x).argmax(1))
+
+
+def same(one, other):
+    assert torch.equal(one.robust, other.robust) and torch.equal(one.x_adv, other.x_adv)
+    assert one.broken_by == other.broken_by and one.warnings == other.warnings
+    assert [(r.attacked, r.broken, r.forwards) for r in one.runs] == [
+        (r.attacked, r.broken, r.forwards) for r in other.runs]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(batches):
+    seen = []
+
+    def progress(component, done, total, standing, left):
+        seen.append(done)
+        if len(seen) == batches:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """The state of a run that stopped after three batches, and what the whole run finds."""
+    monkeypatch.setattr('timm_paf.attacks.autoattack_progress._INTERVAL', 1e9)  # told after batches alone
+    whole = autoattack(*problem(), **SETTINGS)
+    assert 0 < whole.robust.sum() < whole.clean.sum() < 26 and all(run.broken for run in whole.runs)
+    with pytest.raises(Interrupted):
+        autoattack(*problem(), **SETTINGS, state=tmp_path / 'state', progress=interrupt_after(3))
+    return tmp_path / 'state', whole
+
+
+def attacked_anew(monkeypatch):
+    from timm_paf.attacks.autoattack import _Run
+    attack, batches = _Run._attack, []
+    monkeypatch.setattr(_Run, '_attack', lambda self, index, numbers: (
+        batches.append((index, len(numbers))), attack(self, index, numbers))[1])
+    return batches
+
+
+def test_no_finished_batch_is_repeated(interrupted, monkeypatch):
+    state, whole = interrupted
+    batches = attacked_anew(monkeypatch)
+    same(autoattack(*problem(), **SETTINGS, state=state), whole)
+    assert len(batches) == sum(-(-run.attacked // 4) for run in whole.runs) - 3
+    batches.clear()
+    same(autoattack(*problem(), **SETTINGS, state=state), whole)  # a finished run only reads
+    assert batches == []
+
+
+def test_leftovers_of_a_kill_are_removed(interrupted):
+    state, whole = interrupted
+    (state / '.abcdef.tmp').write_bytes(b'half a file')
+    same(autoattack(*problem(), **SETTINGS, state=state), whole)
+    assert not list(state.glob('.*'))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def other(**changes):
+    def change(model, x, y):
+        return model, x, y, {**SETTINGS, **changes}
+    return change
+
+
+def other_weights(model, x, y):
+    with torch.no_grad():
+        model[1].weight[0, 0] += 1e-6
+    return model, x, y, SETTINGS
+
+
+def other_activation(model, x, y):
+    model[2] = nn.GELU()
+    return model, x, y, SETTINGS
+
+
+@pytest.mark.parametrize('change, message', [
+    (other(eps=0.05), 'eps 0.04 instead of 0.05'), (other(norm='l2'), 'norm linf instead of l2'),
+    (other(seed=2), 'seed 1 instead of 2'), (other(batch_size=5), 'batch_size 4 instead of 5'),
+    (other(attacks=['apgd-ce']), "components ['apgd-ce', 'apgd-dlr'] instead of ['apgd-ce']"),
+    (other(spare=False), 'spare True instead of False'), (other_weights, 'other model'),
+    (other_activation, 'other model'), (lambda model, x, y: (model, 1 - x, y, SETTINGS), 'other images'),
+    (lambda model, x, y: (model, x, (y + 1) % 5, SETTINGS), 'other labels'),
+    (lambda model, x, y: (model, x[:20], y[:20], SETTINGS), 'other images; other labels'),
+], ids=['eps', 'norm', 'seed', 'batch size', 'components', 'spare', 'weights', 'layers', 'images', 'labels', 'fewer'])
+def test_another_runs_state_is_an_error_and_stays(interrupted, change, message):
+    state, _ = interrupted
+    before = contents(state)
+    model, x, y, settings = change(*problem())
+    with pytest.raises(ValueError, match='is that of another run') as error:
+        autoattack(model, x, y, **settings, state=state)
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert contents(state) == before
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('run.json', b'{"eps', 'run.json cannot be read'), ('run.json', b'[]', 'run.json cannot be read'),
+    ('01-000000.npz', b'PK', 'delete this file'), ('01-000000.npz', b'', 'delete this file'),
+], ids=['cut', 'other json', 'cut batch', 'empty batch'])
+def test_a_damaged_state_is_named(interrupted, name, content, message):
+    state, whole = interrupted
+    (state / name).write_bytes(content)
+    before = contents(state)
+    with pytest.raises(ValueError, match=message):
+        autoattack(*problem(), **SETTINGS, state=state)
+    assert contents(state) == before
+    if name.endswith('npz'):
+        (state / name).unlink()
+        same(autoattack(*problem(), **SETTINGS, state=state), whole)
+
+
+def test_a_moved_batch_is_noticed(interrupted):
+    state, _ = interrupted
+    (state / '01-000001.npz').write_bytes((state / '01-000000.npz').read_bytes())
+    with pytest.raises(ValueError, match='other images than this batch'):
+        autoattack(*problem(), **SETTINGS, state=state)
+
+
+def test_a_state_executes_nothing(interrupted):
+    state, _ = interrupted
+    np.savez(state / '01-000000.npz', attacked=np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match='cannot be read'):
+        autoattack(*problem(), **SETTINGS, state=state)
+
+
+@pytest.mark.parametrize('make', [
+    lambda path: path.write_text('mine'), lambda path: (path.mkdir(), (path / 'thesis.tex').write_text('mine'))],
+    ids=['file', 'folder'])
+def test_what_is_no_state_is_left_alone(tmp_path, make):
+    path = tmp_path / 'state'
+    make(path)
+    with pytest.raises(ValueError, match='no state of AutoAttack'):
+        autoattack(*problem(), **SETTINGS, state=path)
+    assert (path if path.is_file() else path / 'thesis.tex').read_text() == 'mine'
+
+
+def test_the_state_says_what_it_is(interrupted):
+    state, _ = interrupted
+    run = json.loads((state / 'run.json').read_text())
+    assert (run['eps'], run['norm'], run['components']) == (0.04, 'linf', ['apgd-ce', 'apgd-dlr'])
+    assert {len(run[name]) for name in ('images', 'labels', 'model')} == {64}
+
+
+# One process imports; each of its children runs until it is killed or finished.
+KILLER = '''
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from test_autoattack_state import SETTINGS, problem
+from timm_paf.attacks import autoattack
+folder, rng, kills = sys.argv[1], random.Random(5), 0
+started = time.monotonic()
+while True:
+    child = os.fork()
+    if not child:
+        result = autoattack(*problem(), **SETTINGS, state=folder + '/state')
+        torch.save((result.robust, result.x_adv, result.broken_by), folder + '/result.pt')
+        os._exit(0)
+    deadline = time.monotonic() + rng.uniform(0.05, 0.4) * (1 + kills / 10)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done or time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    if done:
+        assert status == 0, status
+        break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills += 1
+    assert time.monotonic() - started < 300
+print(kills)
+'''
+
+
+def test_killed_at_random_moments(tmp_path):
+    script = tmp_path / 'killer.py'
+    script.write_text(KILLER)
+    found = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}, timeout=400)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) >= 2  # else it was never killed
+    robust, x_adv, broken_by = torch.load(tmp_path / 'result.pt', weights_only=True)
+    whole = autoattack(*problem(), **SETTINGS)
+    assert torch.equal(robust, whole.robust) and torch.equal(x_adv, whole.x_adv) and broken_by == whole.broken_by
+    assert not list((tmp_path / 'state').glob('.*.tmp'))
