@@ -11,7 +11,7 @@ from timm.task import TrainingTask
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from timm_paf import tasks
+from timm_paf.tasks import paf_parameter_groups
 
 __all__ = ['OneCycle', 'WeightAverage', 'learning_rate', 'make_average', 'make_optimizer', 'make_scheduler']
 
@@ -36,10 +36,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.paf_lr is not None or config.paf_weight_decay is not None:
         if config.layer_decay is not None:
             raise ValueError('--layer-decay and --paf-lr or --paf-weight-decay exclude each other; leave one out.')
-        # The groups of alpha and beta come from the tasks.
-        if not hasattr(tasks, 'paf_parameter_groups'):
-            raise ValueError('--paf-lr and --paf-weight-decay: not to be had in this version; leave them out.')
-        parameters = tasks.paf_parameter_groups(
+        parameters = paf_parameter_groups(
             model, weight_decay=config.weight_decay, paf_weight_decay=config.paf_weight_decay, paf_lr=config.paf_lr,
             filter_bias_and_bn=config.filter_bias_and_bn)
     return create_optimizer_v2(

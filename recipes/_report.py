@@ -39,7 +39,8 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
     model = build_model(
         config.model, num_classes=job.test.num_classes, in_chans=job.test.image_shape[0], **config.model_arguments())
     load_weights(model, checkpoint)
-    state = job.folder / 'autoattack'  # a measurement that is interrupted goes on from here
+    # a measurement that is interrupted goes on from here
+    state = None if config.autoattack == 'none' else job.folder / 'autoattack'
     try:
         with AttackView(job.console, 'the test split') as view:
             def progress(*done: Any) -> None:
@@ -56,6 +57,7 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error
     report.save(job.folder / 'report.json')
-    shutil.rmtree(state, ignore_errors=True)
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
     job.console.print(report.table())
     job.console.print(f'results in {job.folder}', highlight=False, soft_wrap=True)

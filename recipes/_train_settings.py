@@ -5,8 +5,10 @@ from typing import Any, Optional
 from _cli import assignments, setting
 from _settings import DataConfig, EvaluationConfig, at_least
 
-from timm_paf.attacks import PGD, parse_eps
+from timm_paf.activations import BETA_BOUND
+from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, ThreatModel, parse_eps
 from timm_paf.data import Augment
+from timm_paf.tasks import TASKS, TaskOptions
 
 __all__ = ['TrainConfig', 'plain', 'INCIDENTAL']
 
@@ -61,12 +63,27 @@ class TrainConfig(DataConfig, EvaluationConfig):
     data_on_device_budget: str = setting('25%', "memory for it: GiB, or a share of the device's free memory with %")
     prefetch: Optional[bool] = setting(None, 'make batches ahead in a thread; unset: on a GPU')
 
-    task: str = setting('pgd-at', 'pgd-at: adversarial training; plain: none', choices=('pgd-at', 'plain'))
+    task: str = setting('pgd-at', 'what is trained on', choices=tuple(TASKS))
+    trades_beta: float = setting(6., 'task trades: weight of the divergence between clean and attacked predictions')
+    mart_beta: float = setting(5., 'task mart: weight of its divergence')
+    norm: str = setting('linf', 'norm of the ball, in training and measuring', choices=tuple(BALLS))
+    eps_warmup_epochs: float = setting(0., "epochs over which the training attack's radius and step grow to their size")
     attack_steps: int = setting(10, 'PGD steps in training')
     attack_step_size: Optional[str] = setting(None, 'PGD step, as eps; unset: 2.5 eps / attack_steps')
+    attack_step_rule: str = setting('fixed', 'how PGD steps in training follow each other', choices=tuple(STEP_RULES))
+    attack_loss: Optional[str] = setting(
+        None, 'loss that the training attack climbs; unset: ce, and kl for trades', choices=tuple(LOSSES))
+    attack_mode: str = setting(
+        'eval', "BatchNorm while attacking in training: eval, running statistics; train, the batch's, and the running "
+        'ones stay as they are', choices=('eval', 'train'))
     attack_random_start: bool = setting(True, 'PGD in training starts at a random point of the ball')
+    awp_gamma: float = setting(
+        0., 'adversarial weight perturbation: its norm over that of each weight, such as 0.005; 0 for none')
+    awp_start_epoch: float = setting(0., 'epochs before weights are perturbed')
     beta_penalty: float = setting(10., 'weight of |beta| in the loss, for activations with a learned beta')
     beta_grad_clip: Optional[float] = setting(0.01, 'largest gradient norm of beta')
+    beta_bound: Optional[float] = setting(
+        BETA_BOUND, 'largest |beta| that training reaches; none: as far as the formula goes')
 
     epochs: int = setting(12, 'epochs, each one pass over the real training images')
     updates_per_epoch: Optional[int] = setting(
@@ -141,7 +158,8 @@ class TrainConfig(DataConfig, EvaluationConfig):
             if getattr(self, name) is not None:
                 at_least(self, name, 1)
         for name in ('crop_padding', 'beta_penalty', 'momentum', 'weight_decay', 'min_lr', 'warmup_epochs', 'lr_base',
-                     'warmup_lr', 'cooldown_epochs', 'decay_rate', 'checkpoint_minutes'):
+                     'warmup_lr', 'cooldown_epochs', 'decay_rate', 'checkpoint_minutes', 'eps_warmup_epochs',
+                     'awp_start_epoch'):
             at_least(self, name, 0)
         for name, least, most in (
                 ('synthetic_fraction', 0, 1), ('model_ema_copy', 0, 1), ('onecycle_pct_start', 0, 1)):
@@ -158,11 +176,24 @@ class TrainConfig(DataConfig, EvaluationConfig):
             raise ValueError(f'--onecycle-momentum = {self.onecycle_momentum}: expected two numbers or none.')
         for name in ('attack_step_size', 'val_attack_step_size'):
             if getattr(self, name) is not None:
-                parse_eps(getattr(self, name), label=f'--{name.replace("_", "-")}')
+                parse_eps(getattr(self, name), label=f'--{name.replace("_", "-")}', norm=self.norm)
         if any(milestone < 1 for milestone in self.decay_milestones):
             raise ValueError(f'--decay-milestones = {self.decay_milestones}: expected epochs from 1 on.')
+        self.task_options(1)
         assignments(self.model_kwargs, '--model-kwargs')
         assignments(self.act_fixed, '--act-fixed')
+
+    def threat(self) -> ThreatModel:
+        """The ball that images are attacked in."""
+        return ThreatModel(eps=self.eps, norm=self.norm)
+
+    def task_options(self, updates_per_epoch: int) -> TaskOptions:
+        """The settings of the task; labels are smoothed with the data, each source by its own."""
+        names = ('trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'beta_bound', 'awp_gamma')
+        return TaskOptions(
+            awp_start_update=round(self.awp_start_epoch * updates_per_epoch),
+            eps_warmup_updates=round(self.eps_warmup_epochs * updates_per_epoch),
+            **{name: getattr(self, name) for name in names})
 
     def augment(self) -> Augment:
         """What is done to real images."""
@@ -176,7 +207,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         step_size = self.val_attack_step_size
         if steps is None:
             steps, step_size = self.attack_steps, step_size or self.attack_step_size
-        return PGD(eps=self.eps, step_size=step_size, steps=steps, seed=seed)
+        return PGD(eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed)
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model."""

@@ -8,11 +8,11 @@ import torch
 from _optimisation import WeightAverage
 from _processes import Processes
 from _train_settings import TrainConfig
-from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad
 from torch import Tensor
 
 from timm_paf.data import Batch, MixedBatches
+from timm_paf.tasks import AdversarialTrainingTask
 
 __all__ = ['Updates', 'batches_from']
 
@@ -45,7 +45,7 @@ class Updates:
             self,
             config: TrainConfig,
             *,
-            task: TrainingTask,
+            task: AdversarialTrainingTask,
             optimizer: torch.optim.Optimizer,
             scheduler: Any,
             average: Optional[WeightAverage],
@@ -79,8 +79,7 @@ class Updates:
             on; both on the device, so that nothing waits for it.
         """
         config, task = self.config, self.task
-        if hasattr(task, 'begin_update'):
-            task.begin_update(update)
+        task.begin_update(update)
         self.optimizer.zero_grad(set_to_none=True)
         losses, correct = [], []
         pieces = self._pieces(batch)

@@ -96,10 +96,9 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
     batches, val, test = open_data(config, processes, console)
     updates_per_epoch = config.updates_per_epoch or len(batches)
     model = make_model(config, batches.real, processes)
-    task = make_task(config, model, processes)
+    task = make_task(config, model, processes, updates_per_epoch)
     optimizer = make_optimizer(config, model)
-    if hasattr(task, 'attach_optimizer'):
-        task.attach_optimizer(optimizer)
+    task.attach_optimizer(optimizer)
     scheduler, epochs = make_scheduler(config, optimizer, updates_per_epoch)
     # the average is of the bare model, and processes exchange the gradients of the compiled one
     average = make_average(config, task, epochs * updates_per_epoch)

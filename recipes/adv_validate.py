@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from _cli import RunFailed, parse_config, run, setting
+from _cli import RunFailed, assignments, parse_config, run, setting
 from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
 from _view import AttackView
 from rich.console import Console
@@ -31,6 +31,9 @@ class ValidateConfig(DataConfig, EvaluationConfig):
     """Settings of a measurement; unset ones are taken from the checkpoint."""
     checkpoint: str = setting('', 'the file to measure (required)')
     model: str = setting('', "a name of timm's registry")
+    model_kwargs: tuple[str, ...] = setting((), "arguments of the model as NAME=VALUE; unset: the checkpoint's")
+    act_sharing: Optional[str] = setting(
+        None, "what shares one activation; unset: the checkpoint's", choices=('network', 'stage', 'layer', 'channel'))
     dataset: str = setting('', 'data set, as adv_train.py names it')
     split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
     attack: str = setting(
@@ -60,6 +63,11 @@ class ValidateConfig(DataConfig, EvaluationConfig):
         """The arguments of `evaluate_robustness` that are settings."""
         settings = super().evaluation()
         return {**settings, 'autoattack_version': None} if self.attack == 'pgd' else settings
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
+        return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
 
     @property
     def state(self) -> Optional[Path]:
@@ -95,7 +103,8 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
             f'--split {config.split}: these images of {config.dataset} are read while training and are not in memory; '
             'expected test or val.')
     data = in_floats(data)
-    model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
+    model = build_model(
+        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     if world_size > 1:
         distributed.barrier()  # all have looked at the paths before one writes
@@ -132,6 +141,9 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
             if trained.get(name) is None:
                 raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
             filled[name] = str(trained[name])
+    if config.model == '':  # with the model come its arguments
+        filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
+        filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
     if config.norm == '':
         filled['norm'] = str(trained.get('norm') or 'linf')
     if config.dataset == '':  # with the data set come the folder and the split that it was read with
