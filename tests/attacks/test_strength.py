@@ -51,17 +51,18 @@ def shares(norm, eps, **settings):
     return gain / best
 
 
-# In L2 what a random start has across the slope shrinks as fast as the steps grow, and 5 % of the gain may remain; in L1
-# two pixels out of 192 move at once, so that with a small radius the second best one gets half.
+# In L2 what a random start has across the slope takes many steps to vanish, and costs up to 5 % of the gain; in L1 two
+# pixels out of 192 move at once, so that with a small radius the second best one gets half.
 @pytest.mark.parametrize('norm, eps, steps, rule, random_start, share', [
     ('linf', 0.1, 1, 'fixed', False, 1.), ('linf', 0.1, 7, 'fixed', True, 1.), ('linf', 0.1, 40, 'momentum', True, 1.),
     ('linf', 0.5, 20, 'cosine', True, 1.),
     ('l2', 0.5, 10, 'fixed', True, 0.95), ('l2', 0.5, 10, 'fixed', False, 0.99999),
     ('l2', 4., 40, 'fixed', True, 0.95), ('l2', 4., 40, 'fixed', False, 0.9999),
     ('l2', 2., 40, 'cosine', False, 0.99999), ('l2', 2., 20, 'momentum', True, 0.95),
-    ('l2', 13., 40, 'fixed', False, 0.99),
+    ('l2', 13., 40, 'fixed', False, 0.95),
     ('l1', 0.5, 10, 'fixed', True, 0.85), ('l1', 4., 40, 'fixed', False, 0.98), ('l1', 4., 100, 'cosine', True, 0.999),
-    ('l1', 12., 100, 'cosine', True, 0.999), ('l1', 12., 10, 'fixed', True, 0.9), ('l1', 12., 40, 'momentum', True, 0.98),
+    ('l1', 12., 100, 'cosine', True, 0.999), ('l1', 12., 10, 'fixed', True, 0.9),
+    ('l1', 12., 40, 'momentum', True, 0.98),
 ], ids=str)
 @pytest.mark.parametrize('loss', ['ce', 'margin'])
 def test_linear_model_is_attacked_as_well_as_can_be(norm, eps, steps, rule, random_start, share, loss):

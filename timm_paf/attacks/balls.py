@@ -151,7 +151,9 @@ def _l1_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
         active = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True).clamp_(min=1)
         t = t + (shrunk.sum(1, keepdim=True) - eps) / active
     t = torch.where(over > 0, t, 0).clamp_(min=0)
-    return _moved(x, sign, torch.minimum(length - t, room).clamp_(min=0))
+    shrunk = torch.minimum(length - t, room).clamp_(min=0)
+    total = shrunk.sum(1, keepdim=True)  # over eps by rounding, where x_adv was far away
+    return _moved(x, sign, shrunk * (eps / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp_(max=1))
 
 
 BALLS = {

@@ -34,8 +34,8 @@ class PGD:
 
     Args:
         eps: Radius in units of [0, 1], '8/255' or a number.
-        step_size: Length of a step, as eps; by default all steps together are 2.5 eps long, with which the far side of the
-            ball is reached from any start: 2.5 eps / steps where the steps are equal.
+        step_size: Length of a step, as eps; by default all steps together are 2.5 eps long, with which the far side of
+            the ball is reached from any start: 2.5 eps / steps where the steps are equal.
         steps: Number of gradient steps, at least 1.
         norm: 'linf', 'l2' or 'l1'. An L1 step moves the hundredth of the pixels with the largest gradients.
         loss: A name of `LOSSES`, or a function (logits (B, K), labels (B,)) -> values (B,) for the attack to climb.
@@ -189,7 +189,7 @@ class PGD:
         ranks = 1
         if chooses:
             others = images.clean_logits.scatter(1, images.y[:, None], -torch.inf)
-            ranking = others.argsort(1, descending=True, stable=True)
+            ranking = torch.sort(others, dim=1, descending=True, stable=True).indices
             ranks = min(self.target_classes, ranking.shape[1] - 1)
         for attempt in range(self.restarts * ranks):
             rows = worst.standing()
