@@ -6,9 +6,9 @@ All attack the same images with the same radius, step size (2.5 eps / steps) and
 in the Linf ball. Two networks: the CIFAR-10 ResNet-18 that pyautoattack ships, which is not robust, on the 20 CIFAR-10
 images that foolbox ships; and a small convolutional network trained here in a minute with PGD-10 at eps 0.2 on the
 embedded digits, on their test split, or with --checkpoint one that adv_train.py has trained. Times are for the first
-images of the ResNet, the shortest of several rounds in which all take turns, as a ratio to the floor: as many bare passes
-forward and back to the input. Peers that cannot be imported are left out and named; they need not be installed with all
-that they ask for:
+images of the ResNet, the shortest of several rounds in which all take turns, as a ratio to the floor: as many bare
+passes forward and back to the input. Peers that cannot be imported are left out and named; they need not be installed
+with all that they ask for:
 
     pip install --no-deps --target PEERS foolbox eagerpy torchattacks adversarial-robustness-toolbox six adv-lib
     PYTHONPATH=PEERS python recipes/benchmarks/attack.py
