@@ -118,6 +118,16 @@ def test_large_images_keep_to_the_radius(norm, shape):
 
 
 @NORMS
+def test_memory_format_is_kept(norm):
+    x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    noise = generated(x, torch.Generator().manual_seed(0))
+    ball = BALLS[norm]
+    for image in (ball.project(x + 0.1, x, 0.2), ball.start(x, 0.2, noise), ball.step(x, x - 0.5, 0.1)):
+        assert image.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ball.project(x + 0.1, x, 0.2), ball.project(x.contiguous() + 0.1, x.contiguous(), 0.2))
+
+
+@NORMS
 def test_batches_of_other_images_change_nothing(norm):
     x, generator = images(1, 5, (3, 4, 4), torch.float32, 0.2)
     z = x + torch.randn(x.shape, generator=generator)

@@ -39,7 +39,7 @@ def _pixels(x: Tensor) -> int:
 
 
 def _like(flat: Tensor, x: Tensor) -> Tensor:
-    return flat.view(x.shape).to(x.dtype)
+    return torch.empty_like(x).copy_(flat.view(x.shape))  # in x's memory format too
 
 
 def _linf_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
