@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import timm
 import torch
@@ -5,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_paf  # noqa: F401
-from timm_paf.attacks import PGD, eval_mode
+from timm_paf.attacks import FGSM, PGD, eval_mode
 
 EPS = 8 / 255
 
@@ -54,19 +56,17 @@ def test_result_is_feasible(network, batch, eps, step_size, steps, random_start,
     assert not torch.equal(x_adv, x)
 
 
-@pytest.mark.parametrize('steps, step_size', [(1, 0.1), (7, 0.03), (40, 0.01)])
-def test_linear_model_is_attacked_perfectly(steps, step_size):
-    """Two classes, logits w.x and 0: the worst point of the ball is x - y eps sign(w), cut with [0, 1]."""
-    torch.manual_seed(1)
-    weight, x = torch.randn(12, dtype=torch.float64), torch.rand(20, 12, dtype=torch.float64)
-    y = torch.randint(0, 2, (20,))
-    model = nn.Linear(12, 2, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        model.weight.copy_(torch.stack([torch.zeros(12, dtype=torch.float64), weight]))
-    sign = torch.where(y == 1, -1., 1.)[:, None].double()
-    for random_start in (False, True) if steps > 1 else (False,):
-        x_adv = PGD(eps=0.1, step_size=step_size, steps=steps, random_start=random_start)(model, x, y)
-        torch.testing.assert_close(x_adv, (x + 0.1 * sign * weight.sign()).clamp(0, 1))
+@pytest.mark.parametrize('norm, order, eps', [('l2', 2, 0.7), ('l1', 1, 3.)])
+@pytest.mark.parametrize('shape', [(1, 8, 8), (1, 11, 8)], ids=str)
+def test_result_is_feasible_in_other_norms(norm, order, eps, shape):
+    network = small_network()
+    x, y = torch.rand(6, *shape).round(decimals=1), torch.randint(0, 10, (6,))
+    x[0], x[1] = 0, 1
+    network(x)
+    x_adv = PGD(eps=eps, norm=norm)(network, x, y)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    length = torch.linalg.vector_norm((x_adv.double() - x).flatten(1), order, dim=1)
+    assert (length <= eps * (1 + 1e-5)).all() and (length > 0.5 * eps).all()
 
 
 def test_model_is_left_as_found(network, batch):
@@ -100,10 +100,15 @@ def test_attack_runs_in_eval_mode(network, batch):
     assert torch.equal(first, PGD(eps=EPS, seed=5)(network.eval(), *batch))
 
 
-def test_nothing_waits_for_the_device(network, batch):
-    attack = PGD(eps=EPS, steps=3)
+@pytest.mark.parametrize('settings', [
+    {}, dict(norm='l2', eps=1), dict(norm='l1', eps=3), dict(step_rule='momentum'), dict(step_rule='cosine'),
+    dict(loss='kl'), dict(loss='margin'), dict(loss='dlr'), dict(mode='train'),
+], ids=str)
+@pytest.mark.parametrize('seeds', [None, torch.arange(16)], ids=['generator', 'seeds'])
+def test_nothing_waits_for_the_device(network, batch, settings, seeds):
+    attack = PGD(**{'eps': EPS, 'steps': 3, **settings})
     with NoWaiting():
-        attack(network, *batch)
+        attack(network, *batch, seeds=seeds)
     with pytest.raises(AssertionError, match='waits for the device'), NoWaiting():
         attack.eps * batch[0].sum().item()
 
@@ -168,17 +173,58 @@ def test_more_steps_and_a_larger_ball_are_stronger(network, batch):
     assert one_step <= 1.001 * many_steps < large_ball
 
 
-def test_it_is_as_strong_as_a_second_implementation(network, batch):
-    """A bare loop over cross-entropy and signs, written for this test alone."""
-    x, y = batch
-    network.eval()
-    x_ref = x.clone()
-    for _ in range(10):
+@pytest.mark.parametrize('rule', ['fixed', 'cosine', 'momentum'])
+@pytest.mark.parametrize('loss', ['ce', 'margin'])
+def test_it_is_what_a_second_implementation_is(network, batch, rule, loss):
+    """A bare loop over signs in float64, written for this test alone."""
+    x, y = batch[0].double(), batch[1]
+    network.double().eval()
+    x_ref, total = x.clone(), 0
+    for i in range(10):
         x_ref = x_ref.detach().requires_grad_()
-        nn.functional.cross_entropy(network(x_ref), y, reduction='sum').backward()
-        x_ref = torch.min(torch.max(x_ref.detach() + 0.01 * x_ref.grad.sign(), x - 0.05), x + 0.05).clamp(0, 1)
-    x_adv = PGD(eps=0.05, step_size=0.01, steps=10, random_start=False)(network, x, y)
-    torch.testing.assert_close(x_adv, x_ref, rtol=0, atol=1e-6)
+        logits = network(x_ref)
+        other = logits.masked_fill(nn.functional.one_hot(y, 10).bool(), -1e9).max(1).values
+        value = nn.functional.cross_entropy(logits, y, reduction='sum') if loss == 'ce' else (
+            other - logits[range(16), y]).sum()
+        value.backward()
+        total = (total if rule == 'momentum' else 0) + x_ref.grad / x_ref.grad.abs().sum((1, 2, 3), keepdim=True)
+        step = 0.01 * (0.5 + 0.5 * math.cos(math.pi * i / 10) if rule == 'cosine' else 1)
+        x_ref = torch.min(torch.max(x_ref.detach() + step * total.sign(), x - 0.05), x + 0.05).clamp(0, 1)
+    x_adv = PGD(eps=0.05, step_size=0.01, steps=10, random_start=False, step_rule=rule, loss=loss)(network, x, y)
+    torch.testing.assert_close(x_adv, x_ref, rtol=0, atol=1e-12)
+
+
+def test_fgsm_is_one_step(network, batch):
+    x, y = batch[0].requires_grad_(), batch[1]
+    nn.functional.cross_entropy(network.eval()(x), y).backward()
+    torch.testing.assert_close(FGSM(eps='4/255')(network, x, y), (x + 4 / 255 * x.grad.sign()).clamp(0, 1).detach())
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_eps_and_step_may_be_set_between_calls(network, batch, norm):
+    """As a schedule does, from 0 on."""
+    attack = PGD(eps=0.5, norm=norm, step_size=0.2, random_start=False)
+    attack.eps = 0.
+    assert torch.equal(attack(network, *batch), batch[0])
+    attack.eps, attack.step_size = 0.1, 0.05
+    expected = PGD(eps=0.1, norm=norm, step_size=0.05, random_start=False)(network, *batch)
+    assert torch.equal(attack(network, *batch), expected)
+
+
+def test_clean_logits_are_computed_once_without_a_graph(network, batch):
+    """And not at all if they are given; the divergence is from what is given."""
+    calls = []
+    network.register_forward_hook(lambda module, args, out: calls.append(out.requires_grad))
+    attack = PGD(eps=EPS, steps=4, loss='kl', seed=3)
+    first = attack(network, *batch)
+    assert calls == [False, True, True, True, True]
+    with eval_mode(network), torch.no_grad():
+        logits = network(batch[0])
+    calls.clear()
+    assert torch.equal(PGD(eps=EPS, steps=4, loss='kl', seed=3)(network, *batch, clean_logits=logits), first)
+    assert calls == [True] * 4
+    other = PGD(eps=EPS, steps=4, loss='kl', seed=3)(network, *batch, clean_logits=-logits)
+    assert not torch.equal(other, first)
 
 
 def test_autocast_may_be_on(network, batch):
@@ -191,20 +237,42 @@ def test_autocast_may_be_on(network, batch):
     (dict(eps=0), 'eps = 0: expected a number greater than 0'), (dict(eps='x'), "eps = 'x'"),
     (dict(eps=8), 'Did you mean 8/255'), (dict(eps=EPS, steps=0), 'steps = 0: expected a whole number, 1 or more'),
     (dict(eps=EPS, steps=1.5), 'steps = 1.5'), (dict(eps=EPS, step_size=-1), 'step_size = -1'),
-    (dict(eps=EPS, norm='l9'), "norm = 'l9'"), (dict(eps=EPS, loss='hinge'), "loss = 'hinge': expected ce"),
+    (dict(eps=EPS, norm='l9'), "norm = 'l9': expected linf, l2, l1"), (dict(eps=EPS, loss='hinge'), "loss = 'hinge'"),
+    (dict(eps=EPS, restarts=0), 'restarts = 0'), (dict(eps=EPS, target_classes=True), 'target_classes = True'),
+    (dict(eps=EPS, mode='val'), "mode = 'val': expected eval or train"),
+    (dict(eps=EPS, step_rule='adam'), "step_rule = 'adam': expected fixed, cosine, momentum"),
+    (dict(eps=EPS, restarts=2, random_start=False), 'restarts = 2 without random_start'),
+    (dict(eps=EPS, early_stop=True, mode='train'), "mode = 'train' with early_stop or restarts"),
+    (dict(eps=EPS, restarts=2, mode='train'), "mode = 'train' with early_stop or restarts"),
 ], ids=str)
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         PGD(**settings)
 
 
-@pytest.mark.parametrize('x, y, message', [
-    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), 'torch.uint8 tensor'),
-    (torch.zeros(2, 1, 8, 8), torch.zeros(3).long(), 'expected one label for each of 2 images'),
-], ids=['integers', 'labels'])
-def test_bad_batches_are_named(network, x, y, message):
+@pytest.mark.parametrize('settings, changes, message', [
+    ({}, dict(x=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), 'torch.uint8 tensor'),
+    ({}, dict(y=torch.zeros(3).long()), 'expected one label for each of 2 images'),
+    ({}, dict(y=torch.zeros(2)), 'y is a torch.float32 tensor; expected torch.int64'),
+    ({}, dict(seeds=torch.zeros(1).long()), 'expected one seed for each of 2 images'),
+    ({}, dict(seeds=torch.zeros(2)), 'seeds is a torch.float32 tensor; expected torch.int64'),
+    ({}, dict(seeds=torch.zeros(2).long(), generator=torch.Generator()), 'both seeds and generator'),
+    ({}, dict(target=torch.zeros(2).long()), "loss = 'ce' has none; use ce-targeted or dlr-targeted"),
+    (dict(loss='ce-targeted'), dict(target=torch.zeros(3).long()), 'expected one class for each of 2'),
+    (dict(loss='kl'), dict(clean_logits=torch.zeros(2)), r'clean_logits has shape \(2,\)'),
+    (dict(norm='l2', eps=128), {}, r'eps = 128 in l2: .* more than 8 apart\. Did you mean 128/255'),
+    (dict(norm='l1', eps=65), {}, r'eps = 65 in l1: .* more than 64 apart'),
+    (dict(loss=lambda logits, y: logits.sum()), {}, r'the loss returns a tensor of shape \(\); expected one value'),
+    ({}, dict(model=nn.Conv2d(1, 1, 3)), r'returns a tensor of shape \(2, 1, 6, 6\); expected logits \(2, classes\)'),
+    ({}, dict(model=lambda x: x.detach().flatten(1)), 'logits have no gradient to its input'),
+], ids=str)
+def test_bad_calls_are_named(network, settings, changes, message):
+    call = {'model': network, 'x': torch.zeros(2, 1, 8, 8), 'y': torch.zeros(2).long(), **changes}
+    if not isinstance(call['model'], nn.Module):
+        function, call['model'] = call['model'], nn.Identity()
+        call['model'].forward = function
     with pytest.raises(ValueError, match=message):
-        PGD(eps=EPS)(network, x, y)
+        PGD(**{'eps': EPS, **settings})(**call)
 
 
 def test_inference_mode_is_a_clear_error(network, batch):

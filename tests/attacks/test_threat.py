@@ -28,3 +28,9 @@ def test_threat_model_keeps_what_was_written():
     assert (threat.eps, threat.radius, threat.norm, str(threat)) == ('8/255', 8 / 255, 'linf', 'linf 8/255')
     with pytest.raises(ValueError, match="norm = 'l7': expected linf"):
         ThreatModel(eps='8/255', norm='l7')
+
+
+@pytest.mark.parametrize('norm, eps, text', [('l2', '128/255', 'l2 128/255'), ('l1', 12, 'l1 12')])
+def test_l2_and_l1_radii_may_be_above_1(norm, eps, text):
+    threat = ThreatModel(eps=eps, norm=norm)
+    assert str(threat) == text and threat.radius == parse_eps(eps, norm=norm)

@@ -39,7 +39,7 @@ def _pixels(x: Tensor) -> int:
 
 
 def _like(flat: Tensor, x: Tensor) -> Tensor:
-    return flat.view(x.shape).to(x.dtype)
+    return torch.empty_like(x).copy_(flat.view(x.shape))  # in x's memory format too
 
 
 def _linf_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
@@ -114,17 +114,19 @@ def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-    """Equal parts of the step for the pixels with the largest gradients, among those that can still move.
+    """The step handed out to pixels in the order of their gradients, to each a part as large as it can take.
 
-    The steepest step of all moves one pixel; this many at once is the compromise of Tramèr and Boneh
-    (arXiv 1904.13000, SLIDE).
+    The steepest step of all moves one pixel. Moving a hundredth of the pixels by equal parts is the compromise of
+    Tramèr and Boneh (arXiv 1904.13000, SLIDE); what a pixel at the edge of [0, 1] can't take goes to the next ones.
     """
-    wide, at = gradient.flatten(1).to(wide_dtype(x_adv.dtype)), x_adv.flatten(1)
-    wide = wide.masked_fill(((wide > 0) & (at >= 1)) | ((wide < 0) & (at <= 0)), 0)
-    size = wide.abs()
-    least = size.topk(math.ceil(SPARSITY * size.shape[1]), dim=1).values[:, -1:]
-    chosen = wide.sign() * (size >= least)
-    return x_adv + _like(chosen * (step_size / chosen.abs().sum(1, keepdim=True).clamp_(min=1)), x_adv)
+    wide = gradient.flatten(1).to(wide_dtype(x_adv.dtype))
+    at = x_adv.flatten(1).to(wide.dtype)
+    part = step_size / math.ceil(SPARSITY * wide.shape[1])
+    room = torch.where(wide > 0, 1 - at, at).clamp_(0, part) * (wide != 0)
+    order = wide.abs().argsort(1, descending=True)
+    room = room.gather(1, order)
+    parts = torch.minimum(room, (step_size - (room.cumsum(1) - room)).clamp_(min=0))
+    return x_adv + _like(wide.sign() * torch.zeros_like(wide).scatter_(1, order, parts), x_adv)
 
 
 def _l1_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -149,7 +151,9 @@ def _l1_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
         active = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True).clamp_(min=1)
         t = t + (shrunk.sum(1, keepdim=True) - eps) / active
     t = torch.where(over > 0, t, 0).clamp_(min=0)
-    return _moved(x, sign, torch.minimum(length - t, room).clamp_(min=0))
+    shrunk = torch.minimum(length - t, room).clamp_(min=0)
+    total = shrunk.sum(1, keepdim=True)  # over eps by rounding, where x_adv was far away
+    return _moved(x, sign, shrunk * (eps / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp_(max=1))
 
 
 BALLS = {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .balls import ball, check_radius
+from .checks import check_batch, check_logits
 from .losses import TARGETED, Loss, find_loss
 from .noise import generated, seeded, wide_dtype
 from .state import MODES, attack_mode, frozen_parameters
@@ -33,8 +34,8 @@ class PGD:
 
     Args:
         eps: Radius in units of [0, 1], '8/255' or a number.
-        step_size: Length of a step, as eps; default 2.5 eps / steps, with which the far side of the ball is reached
-            from any start.
+        step_size: Length of a step, as eps; by default all steps together are 2.5 eps long, with which the far side of
+            the ball is reached from any start: 2.5 eps / steps where the steps are equal.
         steps: Number of gradient steps, at least 1.
         norm: 'linf', 'l2' or 'l1'. An L1 step moves the hundredth of the pixels with the largest gradients.
         loss: A name of `LOSSES`, or a function (logits (B, K), labels (B,)) -> values (B,) for the attack to climb.
@@ -79,19 +80,20 @@ class PGD:
         for label, number in (('steps', steps), ('restarts', restarts), ('target_classes', target_classes)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f'{label} = {number!r}: expected a whole number, 1 or more.')
-        self.step_size = 2.5 * self.eps / steps if step_size is None else parse_eps(
-            step_size, label='step_size', norm=norm)
         if mode not in MODES:
             raise ValueError(f'mode = {mode!r}: expected {" or ".join(MODES)}.')
         self._value, self._compared_with = find_loss(loss)
         self.targeted = isinstance(loss, str) and loss in TARGETED
         if mode == 'train' and (early_stop or restarts > 1):
             raise ValueError(
-                "mode = 'train' with early_stop or restarts: an image's logits depend on its batch there, and the batch "
-                "would change. Use mode = 'eval'.")
+                "mode = 'train' with early_stop or restarts: an image's logits depend on its batch there, and the "
+                "batch would change. Use mode = 'eval'.")
         if restarts > 1 and not random_start:
             raise ValueError(f'restarts = {restarts} without random_start: each would be the same.')
         self.rule = find_rule(step_rule)
+        total = sum(self.rule.size(i, steps) for i in range(steps))
+        self.step_size = 2.5 * self.eps / total if step_size is None else parse_eps(
+            step_size, label='step_size', norm=norm)
         self.steps, self.norm, self.loss, self.restarts = steps, norm, loss, restarts
         self.early_stop, self.random_start, self.mode, self.step_rule = early_stop, random_start, mode, step_rule
         self.target_classes, self.seed = target_classes, seed
@@ -155,7 +157,13 @@ class PGD:
                 nothing that can be climbed.
             RuntimeError: Inside torch.inference_mode, where nothing can be differentiated.
         """
-        self._check(x, y, generator=generator, clean_logits=clean_logits, seeds=seeds, target=target)
+        check_batch(x, y, seeds=seeds, target=target, clean_logits=clean_logits)
+        check_radius(self.eps, self.norm, x)
+        if seeds is not None and generator is not None:
+            raise ValueError('both seeds and generator are given; expected at most one source of random starts.')
+        if target is not None and not self.targeted:
+            raise ValueError(
+                f'target is given, and loss = {self.loss!r} has none; use {" or ".join(sorted(TARGETED))}.')
         x = x.detach().clamp(0, 1)
         images = Images(
             x, y, torch.arange(len(x), device=x.device), x, clean_logits=clean_logits, seeds=seeds, target=target)
@@ -164,7 +172,7 @@ class PGD:
         with attack_mode(model, self.mode), frozen_parameters(model), torch.enable_grad():
             if clean_logits is None and not (plain and 'clean_logits' not in self._compared_with):
                 with torch.no_grad():
-                    images.clean_logits = _checked(model(x), images)
+                    images.clean_logits = check_logits(model(x), len(x))
             if images.clean_logits is not None:
                 images.clean_logits = images.clean_logits.detach()
             if plain:
@@ -181,7 +189,7 @@ class PGD:
         ranks = 1
         if chooses:
             others = images.clean_logits.scatter(1, images.y[:, None], -torch.inf)
-            ranking = others.argsort(1, descending=True, stable=True)
+            ranking = torch.sort(others, dim=1, descending=True, stable=True).indices
             ranks = min(self.target_classes, ranking.shape[1] - 1)
         for attempt in range(self.restarts * ranks):
             rows = worst.standing()
@@ -209,7 +217,7 @@ class PGD:
         """The loop: from images.x_adv up the loss."""
         for i in range(self.steps):
             x_adv = images.x_adv = images.x_adv.detach().requires_grad_()
-            logits = _checked(model(x_adv), images, differentiable=True)
+            logits = check_logits(model(x_adv), len(images), differentiable=True)
             values, slope = self._slope(logits, images)
             rows = None
             if worst is not None:
@@ -252,32 +260,6 @@ class PGD:
         largest = slope.abs().amax(1, keepdim=True).clamp_(min=2.**-100)
         return values.detach(), (slope * (GRADIENT_AT_LOGITS * largest.frexp()[0] / largest)).to(logits.dtype)
 
-    def _check(
-            self, x: Tensor, y: Tensor, *, generator: Optional[torch.Generator], clean_logits: Optional[Tensor],
-            seeds: Optional[Tensor], target: Optional[Tensor]) -> None:
-        if torch.is_inference_mode_enabled() or x.is_inference():
-            raise RuntimeError('PGD needs gradients, which torch.inference_mode rules out; use torch.no_grad instead.')
-        if not x.is_floating_point() or x.dim() < 2:
-            raise ValueError(
-                f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected a floating-point batch (B, C, H, W).')
-        check_radius(self.eps, self.norm, x)
-        for label, value in (('y', y), ('seeds', seeds), ('target', target)):
-            if value is None:
-                continue
-            if value.shape != x.shape[:1]:
-                what = {'y': 'label', 'seeds': 'seed', 'target': 'class'}[label]
-                raise ValueError(
-                    f'{label} has shape {tuple(value.shape)}; expected one {what} for each of {x.shape[0]} images.')
-            if label != 'y' and value.dtype != torch.int64:
-                raise ValueError(f'{label} is a {value.dtype} tensor; expected torch.int64.')
-        if seeds is not None and generator is not None:
-            raise ValueError('both seeds and generator are given; expected at most one source of random starts.')
-        if target is not None and not self.targeted:
-            raise ValueError(f'target is given, and loss = {self.loss!r} has none; use {" or ".join(sorted(TARGETED))}.')
-        if clean_logits is not None and (clean_logits.dim() != 2 or len(clean_logits) != len(x)):
-            raise ValueError(
-                f'clean_logits has shape {tuple(clean_logits.shape)}; expected logits (B, K) of {len(x)} images.')
-
 
 class FGSM(PGD):
     """FGSM of Goodfellow et al. (arXiv 1412.6572): one step of length eps from the image.
@@ -294,14 +276,3 @@ class FGSM(PGD):
 
     def __init__(self, *, eps: Eps, norm: str = 'linf', loss: Union[str, Loss] = 'ce', mode: str = 'eval') -> None:
         super().__init__(eps=eps, step_size=eps, steps=1, norm=norm, loss=loss, random_start=False, mode=mode)
-
-
-def _checked(logits: Tensor, images: Images, *, differentiable: bool = False) -> Tensor:
-    if logits.dim() != 2 or len(logits) != len(images):
-        raise ValueError(
-            f'the model returns a tensor of shape {tuple(logits.shape)}; expected logits ({len(images)}, classes).')
-    if differentiable and not logits.requires_grad:
-        raise ValueError(
-            "the model's logits have no gradient to its input; a detach, a no_grad or an integer inside it ends every "
-            'gradient attack.')
-    return logits

@@ -1,0 +1,34 @@
+import math
+
+import pytest
+import torch
+
+from timm_paf.attacks import STEP_RULES
+from timm_paf.attacks.steps import step_rule
+
+
+@pytest.mark.parametrize('name, shares', [
+    ('fixed', [1, 1, 1, 1]), ('momentum', [1, 1, 1, 1]),
+    ('cosine', [1, (1 + math.sqrt(.5)) / 2, .5, (1 - math.sqrt(.5)) / 2]),
+])
+def test_sizes(name, shares):
+    assert [STEP_RULES[name].size(i, 4) for i in range(4)] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize('name', ['fixed', 'cosine'])
+def test_without_a_memory_the_gradient_is_followed(name):
+    before, gradient = torch.ones(2, 3), torch.randn(2, 3)
+    assert torch.equal(STEP_RULES[name].follow(before, gradient), gradient)
+
+
+def test_momentum_adds_gradients_of_equal_size():
+    """Each image by itself, however large its gradient is."""
+    first, second = torch.tensor([[[3., -1.]], [[1e-20, 1e-20]]]), torch.tensor([[[0., 4e9]], [[-2., 0.]]])
+    follow = STEP_RULES['momentum'].follow
+    torch.testing.assert_close(follow(follow(None, first), second), torch.tensor([[[1.5, 1.5]], [[-1., 1.]]]))
+    assert torch.equal(follow(None, torch.zeros(1, 2)), torch.zeros(1, 2))
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="step_rule = 'adam': expected fixed, cosine, momentum"):
+        step_rule('adam')

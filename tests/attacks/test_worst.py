@@ -1,0 +1,252 @@
+"""The worst case of each image: early stop, restarts, targets, seeds, mixed precision."""
+import pytest
+import torch
+from torch import nn
+
+from timm_paf.attacks import PGD
+
+
+class Network(nn.Module):
+    """A small smooth network in float64 that treats each image by itself, to the last bit; counts images."""
+
+    def __init__(self, classes=4, pixels=12):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(pixels, 16, dtype=torch.float64))
+        self.out = nn.Parameter(torch.randn(16, classes, dtype=torch.float64))
+        self.batches = []
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        hidden = (x.flatten(1)[:, :, None] * self.weight).sum(1).tanh()
+        return (hidden[:, :, None] * self.out).sum(1)
+
+
+@pytest.fixture
+def case():
+    model = Network()
+    x = torch.rand(40, 3, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[:3] = (y[:3] + 1) % 4  # misclassified as they are
+    model.batches.clear()
+    return model, x, y
+
+
+def wrong(model, x, y):
+    with torch.no_grad():
+        return model(x).argmax(1) != y
+
+
+def values(model, x, y):
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model(x), y, reduction='none')
+
+
+def path(model, x, y, eps, step, steps):
+    """All the points that PGD without a random start visits; a bare loop."""
+    points = [x]
+    for _ in range(steps):
+        at = points[-1].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(at), y, reduction='sum'), at)
+        points.append(torch.clamp(at.detach() + step * gradient.sign(), x - eps, x + eps).clamp(0, 1))
+    return points
+
+
+def test_early_stop_returns_the_first_point_that_fools_and_pushes_no_image_further(case):
+    model, x, y = case
+    points = path(model, x, y, 0.12, 0.03, 8)
+    fooled = torch.stack([wrong(model, point, y) for point in points])
+    first = torch.where(fooled.any(0), fooled.float().argmax(0), len(points))
+    assert {0, 1, 2, len(points)} <= set(first.tolist())  # the case has some of each kind
+    model.batches.clear()
+    x_adv = PGD(eps=0.12, step_size=0.03, steps=8, random_start=False, early_stop=True)(model, x, y)
+    # once without a gradient; then at every step those that no earlier point fooled
+    expected = [40] + [int((first >= max(i, 1)).sum()) for i in range(9)]
+    assert model.batches == [n for n in expected if n]
+    for i in range(40):
+        if first[i] < len(points):
+            torch.testing.assert_close(x_adv[i], points[first[i]][i], rtol=0, atol=1e-12)
+    stand = first == len(points)
+    highest = torch.stack([values(model, point, y) for point in points[1:]]).amax(0)
+    torch.testing.assert_close(values(model, x_adv, y)[stand], highest[stand])
+
+
+@pytest.mark.parametrize(
+    'settings', [{}, dict(norm='l2', eps=0.3), dict(norm='l1', eps=0.8), dict(restarts=3)], ids=str)
+def test_early_stop_ends_when_nothing_stands(case, settings):
+    model, x, y = case
+    y = (y + 1) % 4
+    y[:3] = model(x[:3]).argmax(1) + 1 & 3
+    model.batches.clear()
+    assert torch.equal(PGD(**{'eps': 0.1, **settings}, early_stop=True)(model, x, y), x)
+    assert model.batches == [40]  # all are misclassified as they are
+
+
+@pytest.mark.parametrize('norm, eps', [('linf', 0.08), ('l2', 0.2), ('l1', 0.4)])
+@pytest.mark.parametrize('early_stop', [False, True])
+def test_restarts_keep_the_worst_of_each_image(case, norm, eps, early_stop):
+    """No single attempt fools more, or brings the loss of an image that stands higher."""
+    model, x, y = case
+    settings = dict(eps=eps, norm=norm, steps=3, early_stop=early_stop)
+    seeds = torch.arange(40)
+    kept = [PGD(**settings, restarts=n)(model, x, y, seeds=seeds) for n in (2, 3, 6)]
+    fooled = torch.stack([wrong(model, k, y) for k in kept])
+    loss = torch.stack([values(model, k, y) for k in kept])
+    assert (fooled[:-1] <= fooled[1:]).all() and 3 < fooled[0].sum() < 40
+    stand = ~fooled[-1]
+    assert (loss[:-1, stand] <= loss[1:, stand]).all() and (loss[0, stand] < loss[-1, stand]).any()
+    for k in kept:
+        length = torch.linalg.vector_norm((k - x).flatten(1), {'linf': torch.inf, 'l2': 2, 'l1': 1}[norm], dim=1)
+        assert (length <= eps * (1 + 1e-9)).all()
+
+
+def test_only_images_still_standing_go_again(case):
+    model, x, y = case
+    seeds = torch.arange(40)
+    before = [PGD(eps=0.08, steps=2, restarts=n)(model, x, y, seeds=seeds) for n in (2, 3)]
+    standing = [int((~wrong(model, x_adv, y)).sum()) for x_adv in before]
+    model.batches.clear()
+    PGD(eps=0.08, steps=2, restarts=4)(model, x, y, seeds=seeds)
+    assert model.batches[:4] == [40, 37, 37, 37]  # clean; then two steps and the verdict on where they end
+    assert model.batches[7::3] == standing and model.batches[6:] == sorted(model.batches[6:], reverse=True)
+
+
+def test_plain_attack_returns_its_last_point(case):
+    model, x, y = case
+    x_adv = PGD(eps=0.12, step_size=0.03, steps=8, random_start=False)(model, x, y)
+    torch.testing.assert_close(x_adv, path(model, x, y, 0.12, 0.03, 8)[-1], rtol=0, atol=1e-12)
+    assert model.batches[:8] == [40] * 8
+
+
+@pytest.mark.parametrize('loss', ['ce-targeted', 'dlr-targeted'])
+def test_targets_that_are_given_are_reached(case, loss):
+    """Fooled is then what is classified as the target, and images that are merely misclassified go on."""
+    model, x, y = case
+    target = (y + 2) % 4
+    x_adv = PGD(eps=0.5, loss=loss, restarts=3, steps=20)(model, x, y, target=target)
+    reached = model(x_adv).argmax(1) == target
+    assert reached.float().mean() > 0.8
+    plain = PGD(eps=0.5, loss=loss, steps=20, random_start=False)(model, x, y, target=target)
+    with torch.no_grad():
+        before, after = (m.log_softmax(1).gather(1, target[:, None]) for m in (model(x), model(plain)))
+    assert (after > before).float().mean() > 0.9
+
+
+@pytest.mark.parametrize('loss', ['ce-targeted', 'dlr-targeted'])
+@pytest.mark.parametrize('classes, fooled', [(1, False), (2, False), (3, True), (9, True)])
+def test_the_likeliest_wrong_classes_are_tried_in_turn(loss, classes, fooled):
+    """Classes 4 and 1 are near and cannot be reached; class 2, the third, rises with the pixels."""
+    model = nn.Linear(3, 5, bias=True)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[2] = 5.
+        model.bias.copy_(torch.tensor([1., 0.7, -5.5, -9., 0.8]))
+    x, y = torch.full((2, 3), 0.3), torch.zeros(2).long()
+    x_adv = PGD(eps=0.2, loss=loss, target_classes=classes, random_start=False)(model, x, y)
+    assert wrong(model, x_adv, y).tolist() == [fooled, fooled]
+
+
+@pytest.mark.parametrize('settings', [
+    {}, dict(norm='l2', eps=0.3), dict(norm='l1', eps=0.8), dict(early_stop=True), dict(restarts=3),
+    dict(restarts=2, early_stop=True, norm='l2', eps=0.2), dict(loss='dlr-targeted', target_classes=2), dict(loss='kl'),
+    dict(step_rule='momentum', early_stop=True),
+], ids=str)
+def test_result_of_an_image_does_not_depend_on_its_batch(case, settings):
+    """One by one, in halves, shuffled, and after other calls: with seeds an image's result is its own, bit for bit."""
+    model, x, y = case
+    attack = PGD(**{'eps': 0.1, 'steps': 4, 'seed': 5, **settings})
+    seeds = torch.arange(40) * 977
+    whole = attack(model, x, y, seeds=seeds)
+    order = torch.randperm(40)
+    assert torch.equal(attack(model, x[order], y[order], seeds=seeds[order]), whole[order])
+    halves = [attack(model, x[s], y[s], seeds=seeds[s]) for s in (slice(0, 23), slice(23, 40))]
+    assert torch.equal(torch.cat(halves), whole)
+    ones = [attack(model, x[i:i + 1], y[i:i + 1], seeds=seeds[i:i + 1]) for i in range(0, 40, 7)]
+    assert torch.equal(torch.cat(ones), whole[::7])
+    assert not torch.equal(attack(model, x, y, seeds=seeds + 1), whole)
+    assert attack.state_dict() == {}  # the sequence of the generator has not begun
+
+
+class Doubtful(nn.Module):
+    """Under autocast the true logit of one class is moved by some amount."""
+
+    def __init__(self, model, shift):
+        super().__init__()
+        self.model, self.shift = model, shift
+
+    def forward(self, x):
+        logits = self.model(x)
+        if torch.is_autocast_enabled('cpu'):
+            logits = logits + self.shift * nn.functional.one_hot(self.label(x), logits.shape[1])
+        return logits
+
+    def label(self, x):
+        return self.labels[torch.cdist(x.detach().flatten(1).double(), self.images.flatten(1)).argmin(1)]
+
+
+@pytest.mark.parametrize('early_stop', [False, True])
+@pytest.mark.parametrize('shift', [-0.7, 0.7], ids=['seems fooled', 'seems to stand'])
+def test_verdicts_under_autocast_are_those_without(case, early_stop, shift):
+    """Half precision may see a success that is none, or none where there is one; the result is not to depend on it."""
+    model, x, y = case
+    doubtful = Doubtful(model, shift)
+    doubtful.images, doubtful.labels = x, y
+    attack = PGD(eps=0.12, steps=8, restarts=2, early_stop=early_stop, seed=3)
+    expected = wrong(model, attack(model, x, y, seeds=torch.arange(40)), y)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        x_adv = attack(doubtful, x, y, seeds=torch.arange(40))
+    assert 3 < expected.sum() < 40
+    assert torch.equal(wrong(model, x_adv, y), expected)
+
+
+@pytest.mark.parametrize('norm, eps', [('linf', 0.1), ('l2', 1.), ('l1', 8.)])
+def test_gradients_under_float16_do_not_vanish(norm, eps):
+    """The probability of the other class is 1e-9: as float16, in which the backward pass runs, that is 0."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2, bias=False))
+    x, y = torch.rand(6, 192), torch.ones(6).long()
+    with torch.no_grad():
+        model[1].weight[0] = -0.1 * model[1].weight[1].sign()
+        model[1].weight[1] = -2 * model[1].weight[0]
+        x[:, model[1].weight[1] < 0] *= 0.1
+        x[:, model[1].weight[1] > 0] = 1 - 0.1 * x[:, model[1].weight[1] > 0]
+    attack = PGD(eps=eps, norm=norm, random_start=False, steps=5)
+    with torch.autocast('cpu', dtype=torch.float16):
+        at = x.clone().requires_grad_()
+        nn.functional.cross_entropy(model(at).float(), y, reduction='sum').backward()
+        assert not at.grad.any()
+        x_adv = attack(model, x, y)
+    expected = attack(model, x, y)
+    gain = [(model(t)[:, 0] - model(t)[:, 1]).detach() for t in (x, x_adv, expected)]
+    assert ((gain[1] - gain[0]) > 0.99 * (gain[2] - gain[0])).all() and (gain[2] > gain[0] + 1).all()
+
+
+@pytest.mark.parametrize('norm, eps', [('linf', 0.1), ('l2', 0.3), ('l1', 0.8)])
+@pytest.mark.parametrize('rule', ['fixed', 'momentum'])
+@pytest.mark.parametrize('slope', [0., 1.], ids=['not a number', 'infinite'])
+def test_a_broken_gradient_harms_no_other_image(case, norm, eps, rule, slope):
+    model, x, y = case
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            pixel = x[5, 0, 0, 0]
+            root = slope * (pixel - pixel.detach()).sqrt()  # 0, and infinitely steep
+            return model(x) + nn.functional.pad(root.view(1, 1), (0, 3, 5, 34))
+    attack = PGD(eps=eps, norm=norm, random_start=False, step_rule=rule)
+    x_adv, expected = attack(Broken(), x, y), attack(model, x, y)
+    assert x_adv.isfinite().all()
+    others = torch.arange(40) != 5
+    assert torch.equal(x_adv[others], expected[others])
+
+
+def test_logits_that_are_not_numbers_are_no_success(case):
+    model, x, y = case
+
+    class Breaks(nn.Module):
+        def forward(self, x):
+            logits = model(x)
+            return torch.where((x.flatten(1).amax(1) > 0.999)[:, None], torch.nan, 1) * logits
+    attack = PGD(eps=0.3, restarts=2)
+    x_adv = attack(Breaks(), 0.8 * x, y)
+    assert model(x_adv).isfinite().all()
+    assert (x_adv.flatten(1).amax(1) <= 0.999).all()
