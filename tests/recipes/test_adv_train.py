@@ -17,6 +17,7 @@ from _cli import run
 from _settings import memory_budget
 
 from timm_paf.data import DataChanged
+from timm_paf.tasks import AdversarialTrainingTask
 
 FAST = ['--model', 'wrn10_2_pssilu', '--epochs', '2', '--attack-steps', '2', '--batch-size', '64', '--pgd-steps', '3',
         '--num-synthetic', '500', '--n-examples', '4', '--autoattack', 'none', '--device', 'cpu']
@@ -125,11 +126,17 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
 
 
 def test_plain_training_meets_no_attack(tmp_path, monkeypatch):
-    def forward(self, x, y):
-        raise AssertionError('plain training used the adversarial task')
+    original, calls = AdversarialTrainingTask.images, []
 
-    monkeypatch.setattr(adv_train.AdversarialTrainingTask, 'forward', forward)
+    def images(self, x, y):
+        calls.append(x)
+        result = original(self, x, y)
+        assert result is x, 'plain training attacked its images'
+        return result
+
+    monkeypatch.setattr(AdversarialTrainingTask, 'images', images)
     assert train(tmp_path, '--task', 'plain', '--epochs', '1') == 0
+    assert calls
     row = rows_of(tmp_path / 'run')[0]
     assert float(row['eval_clean']) > 50
 
@@ -366,7 +373,7 @@ def test_unfinished_run_is_not_written_over(tmp_path, capsys):
 
 def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     """NaN from the third update of the second epoch on."""
-    original, calls = adv_train.AdversarialTrainingTask.forward, []
+    original, calls = AdversarialTrainingTask.forward, []
 
     def forward(self, x, y):
         result = original(self, x, y)
@@ -375,7 +382,7 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, capsy
             result['loss'] = result['loss'] * float('nan')
         return result
 
-    monkeypatch.setattr(adv_train.AdversarialTrainingTask, 'forward', forward)
+    monkeypatch.setattr(AdversarialTrainingTask, 'forward', forward)
     assert train(tmp_path) == 1
     assert 'the loss became NaN or infinite at step 2 of epoch 2' in capsys.readouterr().err
     for name in ('last.pth.tar', 'model_best.pth.tar'):
