@@ -126,11 +126,17 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
 
 
 def test_plain_training_meets_no_attack(tmp_path, monkeypatch):
-    def forward(self, x, y):
-        raise AssertionError('plain training used the adversarial task')
+    original, calls = AdversarialTrainingTask.images, []
 
-    monkeypatch.setattr(AdversarialTrainingTask, 'forward', forward)
+    def images(self, x, y):
+        calls.append(x)
+        result = original(self, x, y)
+        assert result is x, 'plain training attacked its images'
+        return result
+
+    monkeypatch.setattr(AdversarialTrainingTask, 'images', images)
     assert train(tmp_path, '--task', 'plain', '--epochs', '1') == 0
+    assert calls
     row = rows_of(tmp_path / 'run')[0]
     assert float(row['eval_clean']) > 50
 

@@ -210,6 +210,16 @@ def test_errors(make_error, message, network):
         make_error(network())
 
 
+@pytest.mark.parametrize('name', TASKS)
+def test_two_losses_may_share_a_backward_pass(name, network, batch):
+    task, apart = make(name, network()), make(name, network())
+    (task(*batch)['loss'] + task(*batch)['loss']).backward()
+    for _ in range(2):
+        apart(*batch)['loss'].backward()
+    for p, q in zip(task.parameters(), apart.parameters(), strict=True):
+        assert_close(p.grad, q.grad)
+
+
 def test_deepcopy_trains_alike(network, batch):
     task = make('trades', network(), awp_gamma=0.01)
     twin = copy.deepcopy(task)

@@ -90,6 +90,7 @@ class AdversarialTrainingTask(ClassificationTask):
         self.options = options
         self._perturbation = WeightPerturbation(options.awp_gamma)
         self._update: Optional[int] = None
+        self._versions: tuple[int, ...] = ()
         self._full_strength: tuple[float, Optional[float]] = (0., None)
         if options.eps_warmup_updates and attack is not None:
             eps = getattr(attack, 'eps', None)
@@ -181,6 +182,15 @@ class AdversarialTrainingTask(ClassificationTask):
         """Put alpha and beta back into their range, see `timm_paf.activations.project_parameters`."""
         project_parameters(self.trainable_module, beta_bound=self.options.beta_bound)
 
+    def _project_if_changed(self) -> None:
+        """`project` where no optimizer is attached, but not between two losses that share a backward pass."""
+        def versions() -> tuple[int, ...]:
+            return tuple(p._version for p in paf_parameters(self.trainable_module).values())
+
+        if versions() != self._versions:
+            self.project()
+            self._versions = versions()
+
     def penalty(self) -> Tensor:
         """beta_penalty times the sum of |beta|; a scalar, 0 without a learnable beta."""
         total = torch.zeros((), device=self.device)
@@ -228,7 +238,7 @@ class AdversarialTrainingTask(ClassificationTask):
                 their weights from the gradient.
         """
         if self.training:
-            self.project()  # for loops that do not attach their optimizer
+            self._project_if_changed()
         self._check_time()
         perturbs = self._perturbs()
         x_adv = self.images(input, target)
