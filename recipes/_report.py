@@ -5,7 +5,7 @@ from typing import Any
 from _cli import RunFailed, RunStopped
 from _processes import StopSignals, signal_name
 from _saver import BEST
-from _settings import build_model, model_arguments
+from _settings import build_model
 from _validation import selection
 
 from timm_paf.data.files import whole_file
@@ -35,7 +35,7 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
     """Clean, PGD and AutoAttack accuracy of the best checkpoint on the test split: report.json and a table."""
     config, device, checkpoint = job.config, job.processes.device, job.folder / BEST
     model = build_model(
-        config.model, num_classes=job.test.num_classes, in_chans=job.test.image_shape[0], **model_arguments(config))
+        config.model, num_classes=job.test.num_classes, in_chans=job.test.image_shape[0], **config.model_arguments())
     load_weights(model, checkpoint)
     try:
         with job.console.status('measuring on the test split') as status:

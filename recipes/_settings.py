@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import timm
 import torch
-from _cli import assignments, setting
+from _cli import setting
 from rich.console import Console
 from torch import nn
 
@@ -261,12 +261,6 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
         if not kwargs:
             raise
         raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
-
-
-def model_arguments(config: Any) -> dict[str, Any]:
-    """Keyword arguments of the model that --model-kwargs and --act-sharing of some settings are."""
-    sharing = {} if config.act_sharing is None else {'act_sharing': config.act_sharing}
-    return {**assignments(config.model_kwargs, '--model-kwargs'), **sharing}
 
 
 def free_folder(output: str, experiment: str) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import torch
 from _cli import assignments
 from _processes import Processes
-from _settings import build_model, model_arguments
+from _settings import build_model
 from _train_settings import TrainConfig
 from timm.layers import convert_sync_batchnorm, set_reentrant_ckpt
 from timm.task import ClassificationTask, TrainingTask
@@ -30,7 +30,7 @@ def make_model(config: TrainConfig, data: ImageSource, processes: Processes) -> 
     """
     torch.manual_seed(config.seed)
     model = build_model(
-        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **model_arguments(config))
+        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     if config.initial_checkpoint is not None:
         load_weights(model, config.initial_checkpoint)
     fix_activations(model, config)

@@ -178,6 +178,11 @@ class TrainConfig(DataConfig, EvaluationConfig):
             steps, step_size = self.attack_steps, step_size or self.attack_step_size
         return PGD(eps=self.eps, step_size=step_size, steps=steps, seed=seed)
 
+    def model_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
+        return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
+
 
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The settings as YAML and checkpoints hold them."""

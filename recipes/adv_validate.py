@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import RunFailed, parse_config, run, setting
-from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, model_arguments, open_dataset
+from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
 from rich.console import Console
 from torch import nn
 
@@ -25,9 +25,6 @@ class ValidateConfig(DataConfig, EvaluationConfig):
     """Settings of a measurement; unset ones are taken from the checkpoint."""
     checkpoint: str = setting('', 'the file to measure (required)')
     model: str = setting('', "a name of timm's registry")
-    model_kwargs: tuple[str, ...] = setting((), 'arguments of the model as NAME=VALUE')
-    act_sharing: Optional[str] = setting(
-        None, 'what shares one activation', choices=('network', 'stage', 'layer', 'channel'))
     dataset: str = setting('', 'data set, as adv_train.py names it')
     split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
     eps: str = setting('', 'radius of the Linf ball: 8/255, or a number')
@@ -67,8 +64,7 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
             f'--split {config.split}: these images of {config.dataset} are read while training and are not in memory; '
             'expected test or val.')
     data = in_floats(data)
-    model = build_model(
-        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **model_arguments(config))
+    model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     return Measurement(config, model.to(device), device, data, weights)
 
@@ -81,9 +77,6 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
             if trained.get(name) is None:
                 raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
             filled[name] = str(trained[name])
-    if config.model == '':  # with the model come its arguments
-        filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs', ()))
-        filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
     if config.dataset == '':  # with the data set come the folder and the split that it was read with
         for field in dataclasses.fields(DataConfig):
             if field.name in trained and field.name not in filled and getattr(config, field.name) == field.default:

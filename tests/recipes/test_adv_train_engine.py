@@ -4,7 +4,6 @@ import math
 from types import SimpleNamespace
 
 import adv_train
-import adv_validate
 import pytest
 import torch
 import yaml
@@ -346,11 +345,3 @@ def test_bad_settings_are_one_line_and_write_nothing(tmp_path, capsys, argv, mes
     error = capsys.readouterr().err
     assert message in error and error.startswith('error: ') and error.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_measurement_builds_the_model_that_was_trained(tmp_path):
-    """Its arguments are in the checkpoint: a WRN with an activation that it is not named after."""
-    assert train(tmp_path, '--model-kwargs', 'act_layer=silu', '--task', 'plain', model='wrn10_2_relu') == 0
-    for argv, name in (([], 'SiLU'), (['--model', 'wrn10_2_relu'], 'ReLU')):
-        job = adv_validate.prepare(['--checkpoint', str(tmp_path / 'run' / 'last.pth.tar'), *argv])
-        assert any(type(module).__name__ == name for module in job.model.modules())
