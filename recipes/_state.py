@@ -131,8 +131,9 @@ def restore(job: Any, state: Mapping[str, Any], *, changed: Iterable[str] = ()) 
         job.scheduler.step(progress.epoch)
     if len(run['ranks']) != processes.world_size:
         notes.append(
-            f'{processes.world_size} processes go on where {len(run["ranks"])} were: with other random numbers, and '
-            'without the sums of the epoch so far')
+            f'number of processes: {len(run["ranks"])} before, {processes.world_size} now; the images are the same, '
+            'random numbers are not')
+        restore_sums(progress, run['ranks'], processes)
     else:
         restore_rank(job, run['ranks'][processes.rank])
     versions = library_versions()
@@ -160,6 +161,15 @@ def restore_rank(job: Any, rank: Mapping[str, Any]) -> None:
         own = {} if module is None else dict(unwrap_model(module).named_buffers())
         for name, value in values.items():
             own[name].copy_(value)
+
+
+def restore_sums(progress: Progress, ranks: list[Mapping[str, Any]], processes: Any) -> None:
+    """The sums of the epoch so far, of another number of processes: all of them in the first one."""
+    progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
+    if processes.primary:
+        progress.loss = sum(rank['loss'] for rank in ranks).to(processes.device)
+        progress.correct = sum(rank['correct'] for rank in ranks).to(processes.device)
+        progress.images = sum(rank['images'] for rank in ranks)
 
 
 def buffers(module: Optional[nn.Module]) -> dict[str, torch.Tensor]:
