@@ -28,7 +28,7 @@ class Progress:
     Args:
         epoch: Epochs that are finished, validated and recorded.
         update: Updates done.
-        loss: Sum of the images' losses in this process, float64 on its device.
+        loss: Sum of the images' losses in this process, on its device.
         correct: How many of them were classified correctly, int64.
         images: How many there were.
         seconds: Time it took.
@@ -47,8 +47,8 @@ class Progress:
     @classmethod
     def start(cls, device: torch.device) -> 'Progress':
         """Of a run that has not begun."""
-        return cls(
-            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device))
+        wide = torch.float32 if device.type == 'mps' else torch.float64  # which has no wider one
+        return cls(torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.int64, device=device))
 
     def next_epoch(self) -> None:
         """Clear the sums."""
