@@ -54,8 +54,8 @@ class Epoch:
                 progress.update += 1
                 self.note_time(batches)
                 self.look()
-        loss, correct, images = job.processes.total(torch.stack([
-            progress.loss, progress.correct.double(), torch.full_like(progress.loss, progress.images)])).tolist()
+        sums = [progress.loss, progress.correct.to(progress.loss), torch.full_like(progress.loss, progress.images)]
+        loss, correct, images = job.processes.total(torch.stack(sums)).tolist()
         return {
             'loss': loss / images, 'robust': 100 * correct / images, 'images_per_second': images / progress.seconds,
             'data_wait': 100 * progress.waited / progress.seconds}

@@ -16,7 +16,7 @@ __all__ = ['Processes', 'StopSignals', 'lost_contact', 'signal_name', 'start_pro
 T = TypeVar('T')
 
 # what gloo and NCCL say when the other end is gone; neither has an exception of its own for it in every version
-LOST = ('connection closed by peer', 'connection reset', 'gloo', 'nccl', 'timed out', 'broken pipe', 'store')
+LOST = ('connection closed by peer', 'connection reset', 'gloo', 'nccl', 'broken pipe', 'tcpstore')
 
 
 @dataclasses.dataclass(frozen=True)

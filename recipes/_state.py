@@ -28,7 +28,7 @@ class Progress:
     Args:
         epoch: Epochs that are finished, validated and recorded.
         update: Updates done.
-        loss: Sum of the images' losses in this process, float64 on its device.
+        loss: Sum of the images' losses in this process, on its device.
         correct: How many of them were classified correctly, int64.
         images: How many there were.
         seconds: Time it took.
@@ -47,8 +47,8 @@ class Progress:
     @classmethod
     def start(cls, device: torch.device) -> 'Progress':
         """Of a run that has not begun."""
-        return cls(
-            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device))
+        wide = torch.float32 if device.type == 'mps' else torch.float64  # which has no wider one
+        return cls(torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.int64, device=device))
 
     def next_epoch(self) -> None:
         """Clear the sums."""
@@ -131,8 +131,9 @@ def restore(job: Any, state: Mapping[str, Any], *, changed: Iterable[str] = ()) 
         job.scheduler.step(progress.epoch)
     if len(run['ranks']) != processes.world_size:
         notes.append(
-            f'{processes.world_size} processes go on where {len(run["ranks"])} were: with other random numbers, and '
-            'without the sums of the epoch so far')
+            f'number of processes: {len(run["ranks"])} before, {processes.world_size} now; the images are the same, '
+            'random numbers are not')
+        restore_sums(progress, run['ranks'], processes)
     else:
         restore_rank(job, run['ranks'][processes.rank])
     versions = library_versions()
@@ -160,6 +161,15 @@ def restore_rank(job: Any, rank: Mapping[str, Any]) -> None:
         own = {} if module is None else dict(unwrap_model(module).named_buffers())
         for name, value in values.items():
             own[name].copy_(value)
+
+
+def restore_sums(progress: Progress, ranks: list[Mapping[str, Any]], processes: Any) -> None:
+    """The sums of the epoch so far, of another number of processes: all of them in the first one."""
+    progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
+    if processes.primary:
+        progress.loss = sum(rank['loss'] for rank in ranks).to(processes.device)
+        progress.correct = sum(rank['correct'] for rank in ranks).to(processes.device)
+        progress.images = sum(rank['images'] for rank in ranks)
 
 
 def buffers(module: Optional[nn.Module]) -> dict[str, torch.Tensor]:

@@ -182,6 +182,21 @@ def test_changed_settings_hold_when_allowed(tmp_path):
     assert torch.equal(weights_of(folder / 'last.pth.tar')['fc.weight'], before['fc.weight'])
 
 
+@pytest.mark.parametrize('update', [8, 11], ids=['in an epoch', 'at its end'])
+def test_other_number_of_processes(whole, tmp_path, capsys, update):
+    """The sums of the epoch are those of all processes before; here of two that did the same."""
+    path = interrupted(tmp_path, update) / 'last.pth.tar'
+    state = torch.load(path, weights_only=True)
+    state['run']['ranks'] *= 2
+    torch.save(state, path)
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert 'number of processes: 2 before, 1 now' in ' '.join(capsys.readouterr().out.split())
+    one, two = (rows_of(folder)[-1] for folder in (whole, tmp_path / 'run'))
+    assert float(one['train_loss']) == pytest.approx(float(two['train_loss']), rel=0.05)
+    if update == 11:
+        assert (one['train_loss'], one['train_robust']) == (two['train_loss'], two['train_robust'])
+
+
 def test_how_a_run_is_done_may_change(whole, tmp_path):
     interrupted(tmp_path)
     flags = ['--log-interval', '3', '--checkpoint-hist', '2', '--data-on-device', 'yes', '--prefetch']
