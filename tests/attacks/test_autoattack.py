@@ -10,8 +10,10 @@ from torch import nn
 from timm_paf.attacks import autoattack, check_images
 
 NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
-EPS = {'linf': 0.06, 'l2': 0.4, 'l1': 0.8}  # each leaves some of the images standing
+EPS = {  # by channels, each leaves some of the images standing
+    1: {'linf': 0.06, 'l2': 0.4, 'l1': 1.2}, 3: {'linf': 0.06, 'l2': 0.7, 'l1': 3.5}}
 ALL = ['apgd-ce', 'apgd-dlr', 'apgd-t', 'fab-t', 'fab', 'square']
+STANDARD = ['apgd-ce', 'apgd-t', 'fab-t', 'square']
 
 
 def learned(channels=1, classes=10):
@@ -46,8 +48,8 @@ def short(monkeypatch):
             apgd.n_iter = apgd.n_iter_orig = 12
             apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = 3, 1, 1
         self.apgd.n_restarts = min(self.apgd.n_restarts, 2)
-        self.fab.n_iter, self.fab.n_restarts = 8, min(self.fab.n_restarts, 2)
-        self.square.n_queries = 150
+        self.fab.n_iter, self.fab.n_restarts = 6, min(self.fab.n_restarts, 2)
+        self.square.n_queries = 60
 
     monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
 
@@ -70,7 +72,7 @@ def directly(model, x, y, *, norm, eps, attacks, batch_size=10, seed=3, classes=
 @pytest.mark.parametrize('attacks', [ALL, *[[name] for name in ALL]], ids=['+'.join(ALL), *ALL])
 def test_verdicts_are_the_packages_own(trained, short, norm, attacks):
     model, x, y = trained
-    settings = dict(norm=norm, eps=EPS[norm], attacks=attacks, batch_size=10, seed=3)
+    settings = dict(norm=norm, eps=EPS[1][norm], attacks=attacks, batch_size=10, seed=3)
     standing, x_adv = directly(model, x, y, **settings)
     result = autoattack(model, x, y, version='custom', **settings)
     assert torch.equal(result.robust, standing)
@@ -81,12 +83,12 @@ def test_verdicts_are_the_packages_own(trained, short, norm, attacks):
         assert 0 < standing.sum() < result.clean.sum()  # else this test says nothing
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_verdicts_hold_at_any_eps(trained, short, seed):
     """From nearly all standing to nearly none: batches that shrink early, late and to nothing."""
     model, x, y = trained
-    for eps in (0.02, 0.05, 0.08, 0.3):
-        settings = dict(norm='linf', eps=eps, attacks=ALL, batch_size=24, seed=seed)
+    for eps in (0.05, 0.07, 0.08, 0.3):
+        settings = dict(norm='linf', eps=eps, attacks=STANDARD, batch_size=24, seed=seed)
         standing, _ = directly(model, x, y, **settings)
         assert torch.equal(autoattack(model, x, y, version='custom', **settings).robust, standing)
 
@@ -96,9 +98,9 @@ def test_verdicts_hold_at_any_eps(trained, short, seed):
 @pytest.mark.parametrize('channels', [1, 3])
 def test_the_standard_version_is_the_packages_own(norm, channels):
     model, x, y = learned(channels)
-    result = autoattack(model, x, y, norm=norm, eps=EPS[norm] * channels ** 0.5, batch_size=10, seed=3)
+    result = autoattack(model, x, y, norm=norm, eps=EPS[channels][norm], batch_size=10, seed=3)
     model.eval()
-    direct = pyautoattack.AutoAttack(model, norm=NORMS[norm], eps=EPS[norm] * channels ** 0.5, seed=3)
+    direct = pyautoattack.AutoAttack(model, norm=NORMS[norm], eps=EPS[channels][norm], seed=3)
     x_adv, _ = direct.run_standard_evaluation(x, y, batch_size=10)
     with torch.no_grad():
         assert torch.equal(result.robust, model(x_adv).argmax(1) == y)
@@ -111,7 +113,8 @@ def test_fooled_images_cost_nothing_more(trained):
     settings = dict(eps=0.5, version='custom', attacks=['apgd-ce'])
     sparing, whole = autoattack(model, x, y, **settings), autoattack(model, x, y, spare=False, **settings)
     assert not sparing.robust.any() and not whole.robust.any()
-    assert sparing.runs[0].backwards < 0.1 * whole.runs[0].backwards == 0.1 * 101 * int(whole.clean.sum())
+    assert whole.runs[0].backwards == 101 * int(whole.clean.sum())
+    assert sparing.runs[0].backwards < 0.1 * whole.runs[0].backwards
 
 
 def test_square_does_not_ask_twice(trained):
@@ -296,10 +299,10 @@ def test_any_number_of_classes(short, classes, left_out, norm):
 @pytest.mark.parametrize('norm', NORMS)
 def test_any_dtype_and_memory_format(short, change, norm):
     model, x, y = learned(channels=3)
-    settings = dict(eps=EPS[norm] * 1.5, norm=norm, version='custom', attacks=ALL, batch_size=10)
-    plain = autoattack(model, x, y, **settings)
-    result = autoattack(change(model), x, y, **settings)
-    assert abs(int(result.robust.sum()) - int(plain.robust.sum())) <= 3 and plain.robust.any()
+    settings = dict(eps=EPS[3][norm], norm=norm, version='custom', attacks=STANDARD, batch_size=12)
+    plain = autoattack(model, x[:12], y[:12], **settings)
+    result = autoattack(change(model), x[:12], y[:12], **settings)
+    assert abs(int(result.robust.sum()) - int(plain.robust.sum())) <= 2 and plain.robust.any()
     assert result.x_adv.dtype == torch.float32
 
 
@@ -339,8 +342,9 @@ class NaNForContrast(nn.Module):
 
 def test_nan_under_attack_is_told(trained, short):
     model, x, y = trained
-    result = autoattack(NaNForContrast(model), x, y, eps=0.9, version='custom', attacks=['square'])
-    assert any('NaN or infinite logits under square' in text for text in result.warnings)
+    for spare in (True, False):
+        result = autoattack(NaNForContrast(model), x, y, eps=0.9, version='custom', attacks=['square'], spare=spare)
+        assert any('NaN or infinite logits under square' in text for text in result.warnings)
 
 
 @pytest.mark.parametrize('x, y, logits, message', [

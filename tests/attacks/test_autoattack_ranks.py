@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 
 from timm_paf.attacks import autoattack
+from timm_paf.attacks.autoattack import _Run
 
 SETTINGS = dict(eps=0.04, version='custom', attacks=['apgd-ce', 'apgd-dlr'], batch_size=4, seed=1)
 
@@ -68,7 +69,7 @@ def test_two_processes_find_what_one_finds(found):
 
 def test_one_process_reads_the_state_of_two(found, monkeypatch):
     folder, ranks = found
-    monkeypatch.setattr('timm_paf.attacks.autoattack._Run._attack', None)  # would be called for a batch still to do
+    monkeypatch.setattr(_Run, '_attack', None)  # would be called for a batch still to do
     again = autoattack(*problem(), **SETTINGS, state=folder / 'state')
     assert torch.equal(again.robust, ranks[0]['robust']) and torch.equal(again.x_adv, ranks[0]['x_adv'])
 

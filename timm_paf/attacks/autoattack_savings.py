@@ -207,9 +207,9 @@ def _spare_square(attack: Any) -> None:
             elif count:
                 rows = changed.long().argsort(descending=True, stable=True)[:count]
                 new[rows] = ask(images[rows], labels[rows])[0]
-            better = (new < margin) | (new <= 0)
-            margin = torch.where(better, new, margin)
-            best = torch.where(better.view(-1, 1, 1, 1), images, best)
+            better = ((new < margin) | (new <= 0)).float()  # the package's arithmetic: NaN times 0 stays NaN
+            margin = better * new + (1 - better) * margin
+            best = torch.where(better.view(-1, 1, 1, 1) > 0, images, best)
             return new, new
 
         attack.margin_and_loss = margin_and_loss

@@ -176,7 +176,7 @@ def evaluate_robustness(
         robust, broken_by = pointwise_worst_case(
             result.clean, {**result.verdicts(), f'PGD-{pgd_steps}': under_pgd[:len(x)]})
         measurements['worst_case'] = Measurement(
-            accuracy=_counted(robust), attack='both, image by image', details={'broken_by': _counts(broken_by)},
+            accuracy=_counted(robust), attack='worst of both', details={'broken_by': _counts(broken_by)},
             **attacked)
         if rank == 0 and save_adv is not None:
             result.save(save_adv, y)
