@@ -6,11 +6,11 @@ from .activations import convert_activations, functional, paf_parameters, regist
 
 register_activations()
 
-from . import models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
+from . import kernels, models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
 from ._version import __version__  # noqa: E402
 from .models import to_robustbench  # noqa: E402
 
 __all__ = [
-    '__version__', 'convert_activations', 'functional', 'models', 'paf_parameters', 'register_activations', 'shape',
+    '__version__', 'convert_activations', 'functional', 'kernels', 'models', 'paf_parameters', 'register_activations', 'shape',
     'shared', 'to_robustbench',
 ]

@@ -2,7 +2,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Protocol, Union
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch._functorch import eager_transforms  # torch says nowhere else how dee
 from . import formulas
 from .formulas import ALPHA_MAX
 
-__all__ = ['Number', 'align', 'apply', 'widen']
+__all__ = ['Kernels', 'Number', 'align', 'apply', 'install_kernels', 'widen']
 
 Number = Union[float, Tensor]
 
@@ -111,6 +111,37 @@ def _differentiate(
     return _Slopes(*activation.partials(wide, a, b, need_params), a_slope, b_slope)
 
 
+class Kernels(Protocol):
+    """Another implementation of value and gradients, with results that differ by rounding alone."""
+
+    def value(self, name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
+        """The value, as `functional` has it."""
+
+    def gradients(
+            self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+            need_params: bool,
+    ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """The gradient in x and, if asked for, those in alpha and beta in the dtype of the computation."""
+
+
+def _no_kernels(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Kernels]:
+    return None
+
+
+_choose_kernels: Callable[..., Optional[Kernels]] = _no_kernels
+
+
+def install_kernels(choose: Callable[..., Optional[Kernels]]) -> None:
+    """Have another implementation used where it can be.
+
+    Args:
+        choose: Called with the name of the activation, x and the other tensors before every eager value and gradient;
+            returns what is to compute it, or None for the operations of torch that stand here.
+    """
+    global _choose_kernels
+    _choose_kernels = choose
+
+
 class _ParametricActivation(torch.autograd.Function):
     """Keeps x and the parameters, nothing else; backward is made of differentiable operations."""
 
@@ -118,6 +149,10 @@ class _ParametricActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
+        # a compiler sees torch's operations, which it fuses with their neighbours
+        kernels = None if torch.compiler.is_compiling() else _choose_kernels(name, x, alpha, beta)
+        if kernels is not None:
+            return kernels.value(name, x, alpha, beta, channel_dim)
         return _evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod
@@ -129,6 +164,15 @@ class _ParametricActivation(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         x, alpha, beta = ctx.saved_tensors
         need_x, need_alpha, need_beta = ctx.needs_input_grad[:3]
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled():  # else the result is differentiated
+            kernels = _choose_kernels(ctx.name, x, alpha, beta, grad_output)
+            if kernels is not None:
+                grad_x, *grads = kernels.gradients(
+                    ctx.name, grad_output, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
+                grad_alpha, grad_beta = (
+                    g.to(device=p.device, dtype=p.dtype) if need else None
+                    for g, p, need in zip(grads, (alpha, beta), (need_alpha, need_beta), strict=True))
+                return grad_x if need_x else None, grad_alpha, grad_beta, None, None
         slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
         grad = widen(grad_output)
 

@@ -1,0 +1,92 @@
+"""Which implementation runs: the one place where it is decided."""
+import os
+import warnings
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from . import cpu
+from .ops import CPU, Operators
+
+__all__ = ['choose', 'use']
+
+MODES = ('auto', 'reference', 'fused')
+_PLAIN = (Tensor, nn.Parameter)
+_warned = False
+
+
+def _checked(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f'kernels: mode {mode!r}; expected "auto", "reference" or "fused".')
+    return mode
+
+
+_mode = _checked(os.environ.get('TIMM_PAF_KERNELS', 'auto'))
+
+
+class use:  # noqa: N801  (called as a function, or entered as a context)
+    """Choose how activations are computed, from now on or, in a `with` statement, until its end.
+
+    The choice holds for the process, since backward passes may run in threads of their own. It starts as the environment
+    variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, torch.func and dispatch modes,
+    for subclasses of tensors, and for derivatives of derivatives the reference runs in any case.
+
+    Args:
+        mode: 'auto' for fused functions where they can be had, and the reference elsewhere with one warning; 'reference'
+            for torch's own operations; 'fused' as 'auto', but with an error where 'auto' would warn.
+
+    Raises:
+        ValueError: If mode is something else.
+
+    Example:
+        >>> with timm_paf.kernels.use('reference'):
+        ...     loss = model(x).sum()
+    """
+
+    def __init__(self, mode: str) -> None:
+        global _mode
+        self._before, _mode = _mode, _checked(mode)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _mode
+        _mode = self._before
+
+
+def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operators]:
+    """The fused functions for an activation of these tensors; None for the reference.
+
+    Args:
+        name: An activation of `functional`.
+        x: The input.
+        *others: Parameters and gradients that go with it; None is skipped.
+
+    Raises:
+        RuntimeError: If the mode is 'fused' and x is one for them, but they cannot be had.
+    """
+    global _warned
+    if _mode == 'reference' or torch._C._len_torch_dispatch_stack():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    device = x.device
+    for tensor in (x, *others):
+        if tensor is not None and (
+                type(tensor) not in _PLAIN or tensor.device != device or tensor.layout != torch.strided):
+            return None
+    if device.type != 'cpu':
+        return None
+    reason = cpu.available(name, x.dtype)
+    if reason is None:
+        return CPU
+    if _mode == 'fused':
+        raise RuntimeError(f'{name}: the fused function cannot be had: {reason}; use "auto" or "reference".')
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f'activations are computed by the slower reference: {reason}. timm_paf.kernels.use("reference") or '
+            'TIMM_PAF_KERNELS=reference says that this is meant.', RuntimeWarning, stacklevel=2)
+    return None
