@@ -1,7 +1,8 @@
 """How the formulas are evaluated and differentiated: one autograd function for all of them, that keeps x alone."""
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Optional, Protocol, Union
 
 import torch
@@ -136,10 +137,28 @@ def install_kernels(choose: Callable[..., Optional[Kernels]]) -> None:
 
     Args:
         choose: Called with the name of the activation, x and the other tensors before every eager value and gradient;
-            returns what is to compute it, or None for the operations of torch that stand here.
+            returns what is to compute it, or None for the operations of torch that stand here. It has to return None
+            inside torch.func's transforms.
     """
     global _choose_kernels
     _choose_kernels = choose
+
+
+def _gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
+    """The gradients in x, alpha and beta that are needed, made of differentiable operations."""
+    x, alpha, beta = ctx.saved_tensors
+    need_x, need_alpha, need_beta = needs
+    slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
+    grad = widen(grad_output)
+
+    def grad_of(parameter: Tensor, partial: Tensor, inner: Tensor) -> Tensor:
+        total = _reduce_like(grad * partial, parameter, ctx.channel_dim) * inner.reshape(parameter.shape)
+        return total.to(device=parameter.device, dtype=parameter.dtype)
+
+    return (
+        (grad * slopes.x).to(x.dtype) if need_x else None,
+        grad_of(alpha, slopes.a, slopes.alpha) if need_alpha else None,
+        grad_of(beta, slopes.b, slopes.beta) if need_beta else None)
 
 
 class _ParametricActivation(torch.autograd.Function):
@@ -149,10 +168,6 @@ class _ParametricActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
-        # a compiler sees torch's operations, which it fuses with their neighbours
-        kernels = None if torch.compiler.is_compiling() else _choose_kernels(name, x, alpha, beta)
-        if kernels is not None:
-            return kernels.value(name, x, alpha, beta, channel_dim)
         return _evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod
@@ -162,28 +177,7 @@ class _ParametricActivation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        x, alpha, beta = ctx.saved_tensors
-        need_x, need_alpha, need_beta = ctx.needs_input_grad[:3]
-        if not torch.compiler.is_compiling() and not torch.is_grad_enabled():  # else the result is differentiated
-            kernels = _choose_kernels(ctx.name, x, alpha, beta, grad_output)
-            if kernels is not None:
-                grad_x, *grads = kernels.gradients(
-                    ctx.name, grad_output, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
-                grad_alpha, grad_beta = (
-                    g.to(device=p.device, dtype=p.dtype) if need else None
-                    for g, p, need in zip(grads, (alpha, beta), (need_alpha, need_beta), strict=True))
-                return grad_x if need_x else None, grad_alpha, grad_beta, None, None
-        slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
-        grad = widen(grad_output)
-
-        def grad_of(parameter: Tensor, partial: Tensor, inner: Tensor) -> Tensor:
-            total = _reduce_like(grad * partial, parameter, ctx.channel_dim) * inner.reshape(parameter.shape)
-            return total.to(device=parameter.device, dtype=parameter.dtype)
-
-        grad_x = (grad * slopes.x).to(x.dtype) if need_x else None
-        grad_alpha = grad_of(alpha, slopes.a, slopes.alpha) if need_alpha else None
-        grad_beta = grad_of(beta, slopes.b, slopes.beta) if need_beta else None
-        return grad_x, grad_alpha, grad_beta, None, None
+        return *_gradients(ctx, grad_output, ctx.needs_input_grad[:3]), None, None
 
 
 class _ForwardModeActivation(_ParametricActivation):
@@ -207,6 +201,57 @@ class _ForwardModeActivation(_ParametricActivation):
             if change is not None and partial is not None:
                 tangent = tangent + partial * (inner * align(change, slopes.x, ctx.channel_dim))
         return tangent.to(x.dtype)
+
+
+def _asked_for(ctx) -> list[bool]:
+    """Which gradients this backward pass wants, where `needs_input_grad` says which could be wanted.
+
+    An attack wants that in x alone, while alpha and beta are parameters. Needs inputs that `_inner` has gone over.
+    """
+    needs = list(ctx.needs_input_grad[:3])
+    for index in (1, 2):
+        if needs[index]:
+            with suppress(RuntimeError):  # not called by the engine
+                needs[index] = torch._C._will_engine_execute_node(ctx.next_functions[index][0])
+    return needs
+
+
+def _inner(parameter: Optional[Tensor]) -> Optional[Tensor]:
+    """The parameter as the result of an operation: torch does not say of a leaf whether its gradient is wanted."""
+    if parameter is None or not (parameter.requires_grad and parameter.is_leaf):
+        return parameter
+    return parameter.view_as(parameter)
+
+
+class _FusedActivation(torch.autograd.Function):
+    """The same by other kernels, in the form of a Function that is called fastest; not for torch.func."""
+
+    @staticmethod
+    def forward(ctx, x, alpha, beta, name, channel_dim, kernels) -> Tensor:
+        ctx.name, ctx.channel_dim = name, channel_dim
+        ctx.save_for_backward(x, alpha, beta)
+        ctx.save_for_forward(x, alpha, beta)
+        return kernels.value(name, x, alpha, beta, channel_dim)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        x, alpha, beta = ctx.saved_tensors
+        needs = _asked_for(ctx)
+        # a gradient that will be differentiated is made of differentiable operations
+        kernels = None if torch.is_grad_enabled() else _choose_kernels(ctx.name, x, alpha, beta, grad_output)
+        if kernels is None:
+            return *_gradients(ctx, grad_output, needs), None, None, None
+        grad_x, grad_alpha, grad_beta = kernels.gradients(
+            ctx.name, grad_output, x, alpha, beta, ctx.channel_dim, needs[1] or needs[2])
+        return (
+            grad_x if needs[0] else None,
+            grad_alpha.to(alpha.dtype) if needs[1] else None,
+            grad_beta.to(beta.dtype) if needs[2] else None,
+            None, None, None)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return _ForwardModeActivation.jvp(ctx, *tangents)
 
 
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
@@ -257,5 +302,9 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_d
     alpha, beta = _parameters(name, x, alpha, beta, channel_dim)
     if eager_transforms.JVP_NESTING > 1:  # forward mode over forward mode does not see into a custom Function
         return _evaluate(name, x, alpha, beta, channel_dim)
-    function = _ParametricActivation if torch.compiler.is_compiling() else _ForwardModeActivation
-    return function.apply(x, alpha, beta, name, channel_dim)
+    if torch.compiler.is_compiling():  # a compiler fuses torch's operations with their neighbours
+        return _ParametricActivation.apply(x, alpha, beta, name, channel_dim)
+    kernels = _choose_kernels(name, x, alpha, beta)
+    if kernels is not None:
+        return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
+    return _ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)

@@ -16,6 +16,7 @@ _DTYPES = {  # dtype -> how the source calls it, and the dtype of the computatio
     torch.bfloat16: ('bfloat16', 'float', torch.float32),
     torch.float16: ('float16', 'float', torch.float32),
 }
+_COMPUTE = {dtype: compute for dtype, (_, _, compute) in _DTYPES.items()}
 _GRAIN = 2**15  # elements that are worth a thread
 _functions: dict[tuple[str, torch.dtype], Any] = {}
 _failures: dict[tuple[str, torch.dtype], str] = {}
@@ -58,46 +59,58 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
     return x if x.stride() == like.stride() and x.dtype == like.dtype else torch.empty_like(like).copy_(x)
 
 
-class _Call:
-    """The arguments that value and gradients have in common."""
+def _parameter(parameter: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
+    """The parameter in the dtype of the computation, one value or one for each channel in a row."""
+    if parameter.dtype != dtype:
+        parameter = parameter.to(dtype)
+    if channels > 1:
+        return parameter.reshape(-1).expand(channels).contiguous()
+    return parameter
 
-    def __init__(self, name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> None:
+
+def _run(
+        name: str, grad: Optional[Tensor], x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+        with_sums: bool = False,
+) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """The value, or with `grad` the gradient in x, and the sums for alpha and beta if asked for."""
+    function = _functions.get((name, x.dtype))
+    if function is None:
         if reason := available(name, x.dtype):
             raise RuntimeError(f'{name}: the fused function cannot be had: {reason}.')
-        self.function = _functions[name, x.dtype]
-        self.out = torch.empty_like(x)  # dense, with x's order of dimensions
-        self.x = _dense(x, self.out)
-        self.channels = max(alpha.numel(), 1 if beta is None else beta.numel())
-        self.dtype = _DTYPES[x.dtype][2]
-        self.alpha = self._parameter(alpha)
-        self.beta = None if beta is None else self._parameter(beta)
-        inner = self.x.stride(channel_dim) if self.channels > 1 else 1
-        self.shape = (x.numel() // (self.channels * inner), self.channels, inner) if x.numel() else (0, 1, 1)
-
-    def _parameter(self, parameter: Tensor) -> Tensor:
-        parameter = parameter.detach().to(device='cpu', dtype=self.dtype).reshape(-1)
-        return parameter.expand(self.channels).contiguous() if self.channels > 1 else parameter
-
-    def run(self, grad: Optional[Tensor] = None, dalpha: Optional[Tensor] = None, dbeta: Optional[Tensor] = None):
-        """Fill `out` and, if given, the parameters' gradients."""
-        if not self.x.numel():
-            return self.out
-        threads = min(torch.get_num_threads(), max(self.x.numel() // _GRAIN, 1))
-        pointers = (grad, self.x, self.out, self.alpha, self.beta, dalpha, dbeta)
-        self.function(*(None if tensor is None else tensor.data_ptr() for tensor in pointers), *self.shape, threads)
-        return self.out
+        function = _functions[name, x.dtype]
+    out = torch.empty_like(x)  # dense, with x's order of dimensions
+    x = _dense(x, out)
+    dtype = _COMPUTE[x.dtype]
+    channels = max(alpha.numel(), 1 if beta is None else beta.numel())
+    sums = torch.zeros(2, channels, dtype=dtype) if with_sums else None
+    count = x.numel()
+    if count:
+        inner = x.stride(channel_dim) if channels > 1 else 1
+        kept = [_parameter(alpha, dtype, channels)]  # alive until the call is over
+        beta_pointer = None
+        if beta is not None:
+            kept.append(_parameter(beta, dtype, channels))
+            beta_pointer = kept[1].data_ptr()
+        if grad is not None:
+            grad = _dense(grad, out)
+        function(
+            None if grad is None else grad.data_ptr(), x.data_ptr(), out.data_ptr(), kept[0].data_ptr(), beta_pointer,
+            None if sums is None else sums[0].data_ptr(),
+            None if sums is None or beta is None else sums[1].data_ptr(),
+            count // (channels * inner), channels, inner,
+            min(torch.get_num_threads(), count // _GRAIN) if count > _GRAIN else 1)
+    return (out, None, None) if sums is None else (out, sums[0], sums[1])
 
 
 def value(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
     """As the function in `functional`."""
-    return _Call(name, x, alpha, beta, channel_dim).run()
+    return _run(name, None, x, alpha, beta, channel_dim)[0]
 
 
 def input_gradient(
         grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
     """grad df/dx, like x."""
-    call = _Call(name, x, alpha, beta, channel_dim)
-    return call.run(_dense(grad, call.out))
+    return _run(name, grad, x, alpha, beta, channel_dim)[0]
 
 
 def gradients(
@@ -109,10 +122,14 @@ def gradients(
         The first like x; the others in the dtype of the computation and the shape of their parameter, summed in double
         precision in an order that the shape of x alone decides. The last is empty if there is no beta.
     """
-    call = _Call(name, x, alpha, beta, channel_dim)
-    sums = [torch.zeros(call.channels, dtype=call.dtype) for _ in range(2)]
-    grad_x = call.run(_dense(grad, call.out), sums[0], None if beta is None else sums[1])
-    shared = [total if parameter is None or parameter.numel() == call.channels else total.sum()
-              for total, parameter in zip(sums, (alpha, beta), strict=True)]
-    grad_beta = sums[1].new_empty(0) if beta is None else shared[1].reshape(beta.shape)
-    return grad_x, shared[0].reshape(alpha.shape), grad_beta
+    grad_x, grad_alpha, grad_beta = _run(name, grad, x, alpha, beta, channel_dim, with_sums=True)
+    return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)
+
+
+def _of(parameter: Optional[Tensor], total: Tensor) -> Tensor:
+    """The gradient of a parameter, which may be one value beside another of one value a channel."""
+    if parameter is None:
+        return total.new_empty(0)
+    if parameter.numel() != total.numel():
+        total = total.sum(dtype=torch.float64).to(total.dtype)
+    return total.reshape(parameter.shape).clone()  # operators do not return views of one piece of memory
