@@ -11,6 +11,6 @@ from ._version import __version__  # noqa: E402
 from .models import to_robustbench  # noqa: E402
 
 __all__ = [
-    '__version__', 'convert_activations', 'functional', 'kernels', 'models', 'paf_parameters', 'register_activations', 'shape',
-    'shared', 'to_robustbench',
+    '__version__', 'convert_activations', 'functional', 'kernels', 'models', 'paf_parameters', 'register_activations',
+    'shape', 'shared', 'to_robustbench',
 ]

@@ -1,5 +1,6 @@
 """How libraries are built and kept."""
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -92,9 +93,9 @@ def test_where_the_cache_cannot_be_written_the_library_is_for_the_process(tmp_pa
 def test_what_a_library_depends_on_is_in_its_name(cache, tmp_path, monkeypatch, change):
     compiler.build(DEFINES)
     if change == 'source':
-        other = tmp_path / 'other.cpp'
-        other.write_text(compiler.SOURCE.read_text() + '\n// changed\n')
-        monkeypatch.setattr(compiler, 'SOURCE', other)
+        other = shutil.copytree(compiler.SOURCE.parent, tmp_path / 'other')
+        (other / 'numbers.h').write_text((other / 'numbers.h').read_text() + '\n// changed\n')
+        monkeypatch.setattr(compiler, 'SOURCE', other / compiler.SOURCE.name)
     elif change == 'flags':
         monkeypatch.setattr(compiler, '_BASE', (*compiler._BASE, '-DOTHER'))
     else:

@@ -1,21 +1,15 @@
 """How the formulas are evaluated and differentiated: one autograd function for all of them, that keeps x alone."""
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import NamedTuple, Optional, Protocol, Union
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch._functorch import eager_transforms  # torch says nowhere else how deep forward mode is nested
 
 from . import formulas
 from .formulas import ALPHA_MAX
 
-__all__ = ['Kernels', 'Number', 'align', 'apply', 'install_kernels', 'widen']
-
-Number = Union[float, Tensor]
-
+__all__ = ['ForwardModeActivation', 'TracedActivation', 'align', 'evaluate', 'gradients', 'widen']
 
 def _identity(parameter: Tensor) -> tuple[Tensor, Tensor]:
     return parameter, torch.ones_like(parameter)
@@ -82,7 +76,7 @@ def _reduce_like(gradient: Tensor, parameter: Tensor, channel_dim: int) -> Tenso
     return gradient.reshape(parameter.shape)
 
 
-def _evaluate(name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
+def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
     """The value in x's dtype, made of torch's own operations."""
     activation = _ACTIVATIONS[name]
     wide = widen(x)
@@ -112,39 +106,7 @@ def _differentiate(
     return _Slopes(*activation.partials(wide, a, b, need_params), a_slope, b_slope)
 
 
-class Kernels(Protocol):
-    """Another implementation of value and gradients, with results that differ by rounding alone."""
-
-    def value(self, name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
-        """The value, as `functional` has it."""
-
-    def gradients(
-            self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
-            need_params: bool,
-    ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """The gradient in x and, if asked for, those in alpha and beta in the dtype of the computation."""
-
-
-def _no_kernels(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Kernels]:
-    return None
-
-
-_choose_kernels: Callable[..., Optional[Kernels]] = _no_kernels
-
-
-def install_kernels(choose: Callable[..., Optional[Kernels]]) -> None:
-    """Have another implementation used where it can be.
-
-    Args:
-        choose: Called with the name of the activation, x and the other tensors before every eager value and gradient;
-            returns what is to compute it, or None for the operations of torch that stand here. It has to return None
-            inside torch.func's transforms.
-    """
-    global _choose_kernels
-    _choose_kernels = choose
-
-
-def _gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
+def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
     """The gradients in x, alpha and beta that are needed, made of differentiable operations."""
     x, alpha, beta = ctx.saved_tensors
     need_x, need_alpha, need_beta = needs
@@ -161,14 +123,14 @@ def _gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Optiona
         grad_of(beta, slopes.b, slopes.beta) if need_beta else None)
 
 
-class _ParametricActivation(torch.autograd.Function):
+class TracedActivation(torch.autograd.Function):
     """Keeps x and the parameters, nothing else; backward is made of differentiable operations."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
-        return _evaluate(name, x, alpha, beta, channel_dim)
+        return evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -177,15 +139,15 @@ class _ParametricActivation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        return *_gradients(ctx, grad_output, ctx.needs_input_grad[:3]), None, None
+        return *gradients(ctx, grad_output, ctx.needs_input_grad[:3]), None, None
 
 
-class _ForwardModeActivation(_ParametricActivation):
+class ForwardModeActivation(TracedActivation):
     """The same with forward-mode differentiation, which torch.compile does not trace."""
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _ParametricActivation.setup_context(ctx, inputs, output)
+        TracedActivation.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
@@ -201,110 +163,3 @@ class _ForwardModeActivation(_ParametricActivation):
             if change is not None and partial is not None:
                 tangent = tangent + partial * (inner * align(change, slopes.x, ctx.channel_dim))
         return tangent.to(x.dtype)
-
-
-def _asked_for(ctx) -> list[bool]:
-    """Which gradients this backward pass wants, where `needs_input_grad` says which could be wanted.
-
-    An attack wants that in x alone, while alpha and beta are parameters. Needs inputs that `_inner` has gone over.
-    """
-    needs = list(ctx.needs_input_grad[:3])
-    for index in (1, 2):
-        if needs[index]:
-            with suppress(RuntimeError):  # not called by the engine
-                needs[index] = torch._C._will_engine_execute_node(ctx.next_functions[index][0])
-    return needs
-
-
-def _inner(parameter: Optional[Tensor]) -> Optional[Tensor]:
-    """The parameter as the result of an operation: torch does not say of a leaf whether its gradient is wanted."""
-    if parameter is None or not (parameter.requires_grad and parameter.is_leaf):
-        return parameter
-    return parameter.view_as(parameter)
-
-
-class _FusedActivation(torch.autograd.Function):
-    """The same by other kernels, in the form of a Function that is called fastest; not for torch.func."""
-
-    @staticmethod
-    def forward(ctx, x, alpha, beta, name, channel_dim, kernels) -> Tensor:
-        ctx.name, ctx.channel_dim = name, channel_dim
-        ctx.save_for_backward(x, alpha, beta)
-        ctx.save_for_forward(x, alpha, beta)
-        return kernels.value(name, x, alpha, beta, channel_dim)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        x, alpha, beta = ctx.saved_tensors
-        needs = _asked_for(ctx)
-        # a gradient that will be differentiated is made of differentiable operations
-        kernels = None if torch.is_grad_enabled() else _choose_kernels(ctx.name, x, alpha, beta, grad_output)
-        if kernels is None:
-            return *_gradients(ctx, grad_output, needs), None, None, None
-        grad_x, grad_alpha, grad_beta = kernels.gradients(
-            ctx.name, grad_output, x, alpha, beta, ctx.channel_dim, needs[1] or needs[2])
-        return (
-            grad_x if needs[0] else None,
-            grad_alpha.to(alpha.dtype) if needs[1] else None,
-            grad_beta.to(beta.dtype) if needs[2] else None,
-            None, None, None)
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        return _ForwardModeActivation.jvp(ctx, *tangents)
-
-
-def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
-    """The parameter as a tensor that fits x."""
-    if isinstance(parameter, (int, float)):  # made where x is: bringing it there would wait for the device
-        parameter = torch.full((), parameter, dtype=widen(x).dtype, device=x.device)
-    elif not isinstance(parameter, Tensor):
-        try:
-            parameter = torch.as_tensor(parameter, dtype=widen(x).dtype)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f'{name}: {label} is {type(parameter).__name__} {parameter!r}; expected a real number or a tensor.'
-            ) from None
-    if not parameter.is_floating_point():
-        raise TypeError(
-            f'{name}: {label} is a {parameter.dtype} tensor; expected a floating-point tensor or a number '
-            f'(convert it with {label}.float()).')
-    if parameter.numel() == 1:
-        return parameter
-    if parameter.dim() != 1:
-        raise ValueError(
-            f'{name}: {label} has shape {tuple(parameter.shape)}; expected (), (1,) or (C,) with C the channels of x.')
-    if not -x.dim() <= channel_dim < x.dim() or x.shape[channel_dim] != parameter.numel():
-        raise ValueError(
-            f'{name}: {label} holds {parameter.numel()} values, but x of shape {tuple(x.shape)} does not have '
-            f'{parameter.numel()} channels along dimension {channel_dim}; pass one value, or one per channel.')
-    return parameter
-
-
-def _parameters(
-        name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int,
-) -> tuple[Tensor, Optional[Tensor]]:
-    return (
-        _parameter(alpha, 'alpha', name, x, channel_dim),
-        None if beta is None else _parameter(beta, 'beta', name, x, channel_dim))
-
-
-def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int) -> Tensor:
-    """An activation by name, with everything checked; arguments and errors as in `functional`."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = f'a {x.dtype} tensor' if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f'{name}: x is {what}; expected a floating-point tensor (convert it with x.float()).')
-    if torch.jit.is_tracing():  # a traced custom Function would be an opaque Python operator
-        with warnings.catch_warnings():
-            # how many values a parameter holds is a constant of the trace, and is meant to be
-            warnings.simplefilter('ignore', torch.jit.TracerWarning)
-            return _evaluate(name, x, *_parameters(name, x, alpha, beta, channel_dim), channel_dim)
-    alpha, beta = _parameters(name, x, alpha, beta, channel_dim)
-    if eager_transforms.JVP_NESTING > 1:  # forward mode over forward mode does not see into a custom Function
-        return _evaluate(name, x, alpha, beta, channel_dim)
-    if torch.compiler.is_compiling():  # a compiler fuses torch's operations with their neighbours
-        return _ParametricActivation.apply(x, alpha, beta, name, channel_dim)
-    kernels = _choose_kernels(name, x, alpha, beta)
-    if kernels is not None:
-        return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
-    return _ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)

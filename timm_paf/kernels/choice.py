@@ -25,16 +25,16 @@ def _checked(mode: str) -> str:
 _mode = _checked(os.environ.get('TIMM_PAF_KERNELS', 'auto'))
 
 
-class use:  # noqa: N801  (called as a function, or entered as a context)
+class use:
     """Choose how activations are computed, from now on or, in a `with` statement, until its end.
 
-    The choice holds for the process, since backward passes may run in threads of their own. It starts as the environment
-    variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, torch.func and dispatch modes,
-    for subclasses of tensors, and for derivatives of derivatives the reference runs in any case.
+    The choice holds for the process, since backward passes may run in threads of their own. It starts as the
+    environment variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, torch.func and
+    dispatch modes, for subclasses of tensors, and for derivatives of derivatives the reference runs in any case.
 
     Args:
-        mode: 'auto' for fused functions where they can be had, and the reference elsewhere with one warning; 'reference'
-            for torch's own operations; 'fused' as 'auto', but with an error where 'auto' would warn.
+        mode: 'auto' for fused functions where they can be had, and the reference elsewhere with one warning;
+            'reference' for torch's own operations; 'fused' as 'auto', but with an error where 'auto' would warn.
 
     Raises:
         ValueError: If mode is something else.

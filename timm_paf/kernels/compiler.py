@@ -14,9 +14,9 @@ import torch
 
 __all__ = ['BuildError', 'build', 'cache_dir']
 
-SOURCE = Path(__file__).with_name('activations.cpp')
+SOURCE = Path(__file__).with_name('cpp') / 'activations.cpp'
 _BASE = ('-std=c++17', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
-# the best that the compiler takes; what a processor lacks (-march) or a compiler has no library for (OpenMP) is left out
+# the best that the compiler takes: the option for this processor differs, and OpenMP's library may be missing
 _CHOICES = (('-march=native', '-fopenmp'), ('-mcpu=native', '-fopenmp'), ('-fopenmp',), ('-fopenmp-simd',), ())
 _SECONDS = 300  # a compiler that takes longer counts as broken
 
@@ -106,8 +106,9 @@ def build(defines: tuple[str, ...]) -> ctypes.CDLL:
     Raises:
         BuildError: If there is no compiler, it fails, or its result cannot be loaded.
     """
-    key = hashlib.sha256('\0'.join((
-        SOURCE.read_text(encoding='utf-8'), *map(shlex.join, _commands(defines)), _machine())).encode()).hexdigest()
+    sources = [path.read_text(encoding='utf-8') for path in sorted(SOURCE.parent.iterdir()) if path.is_file()]
+    commands = map(shlex.join, _commands(defines))
+    key = hashlib.sha256('\0'.join((*sources, *commands, _machine())).encode()).hexdigest()
     try:
         folder = cache_dir()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
