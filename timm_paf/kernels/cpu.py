@@ -82,7 +82,7 @@ def _run(
     x = _dense(x, out)
     dtype = _COMPUTE[x.dtype]
     channels = max(alpha.numel(), 1 if beta is None else beta.numel())
-    sums = torch.zeros(2, channels, dtype=dtype) if with_sums else None
+    sums = [torch.zeros(channels, dtype=dtype) for _ in range(2)] if with_sums else None
     count = x.numel()
     if count:
         inner = x.stride(channel_dim) if channels > 1 else 1
@@ -126,10 +126,10 @@ def gradients(
     return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)
 
 
-def _of(parameter: Optional[Tensor], total: Tensor) -> Tensor:
+def _of(parameter: Optional[Tensor], total: Any) -> Tensor:
     """The gradient of a parameter, which may be one value beside another of one value a channel."""
     if parameter is None:
         return total.new_empty(0)
     if parameter.numel() != total.numel():
         total = total.sum(dtype=torch.float64).to(total.dtype)
-    return total.reshape(parameter.shape).clone()  # operators do not return views of one piece of memory
+    return total if total.shape == parameter.shape else total.reshape(parameter.shape)
