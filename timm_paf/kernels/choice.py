@@ -1,4 +1,5 @@
 """Which implementation runs: the one place where it is decided."""
+import functools
 import os
 import warnings
 from typing import Optional
@@ -73,15 +74,20 @@ def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operator
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     device = x.device
+    if device.type not in ('cpu', 'cuda'):
+        return None
     for tensor in (x, *others):
         if tensor is not None and (
                 type(tensor) not in _PLAIN or tensor.device != device or tensor.layout != torch.strided):
             return None
-    if device.type != 'cpu':
-        return None
-    reason = cpu.available(name, x.dtype)
+    if device.type == 'cuda':
+        if not x.numel() or x.dtype == torch.float64:
+            return None
+        operators, reason = _gpu(device)
+    else:
+        operators, reason = CPU, cpu.available(name, x.dtype)
     if reason is None:
-        return CPU
+        return operators
     if _mode == 'fused':
         raise RuntimeError(f'{name}: the fused function cannot be had: {reason}; use "auto" or "reference".')
     if not _warned:
@@ -90,3 +96,15 @@ def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operator
             f'activations are computed by the slower reference: {reason}. timm_paf.kernels.use("reference") or '
             'TIMM_PAF_KERNELS=reference says that this is meant.', RuntimeWarning, stacklevel=2)
     return None
+
+
+@functools.cache
+def _gpu(device: torch.device) -> tuple[Optional[Operators], Optional[str]]:
+    """The operators for a device, or why they cannot be had; found by trying."""
+    try:
+        from . import gpu
+        x = torch.ones(1, device=device)
+        gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
+    except Exception as error:  # Triton, its compiler and the driver each have their own
+        return None, f'Triton does not work here ({type(error).__name__}: {(str(error).splitlines() or [""])[0]})'
+    return Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients), None
