@@ -205,7 +205,9 @@ def measure(
 def spread(values: list[float]) -> str:
     """Median, and half the distance of the quartiles."""
     low, _, high = statistics.quantiles(values, n=4)
-    return f'{statistics.median(values):.3g} ± {(high - low) / 2:.1g}'
+    median, half = statistics.median(values), (high - low) / 2
+    digits = 1 if median >= 10 else 2 if median >= 1 else 4
+    return f'{median:.{digits}f} ± {half:.{digits}f}'
 
 
 def ratio(values: list[float], others: list[float]) -> float:

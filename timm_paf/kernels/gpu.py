@@ -1,8 +1,8 @@
 """Activations on a GPU in one pass over memory each way, by Triton.
 
-The formulas are those of `timm_paf.activations.formulas`, in float32. exp and log1p are polynomials as on the CPU, since
-the GPU's own exp loses digits where its argument is large. Sums are made of one number for each block, and those are
-added up in float64 in a fixed order.
+The formulas are those of `timm_paf.activations.formulas`, in float32. exp and log1p are polynomials as on the CPU,
+since the GPU's own exp loses digits where its argument is large. Sums are made of one number for each block, and those
+are added up in float64 in a fixed order.
 """
 import math
 import os
