@@ -16,11 +16,11 @@ from .activations import (
 
 register_activations()
 
-from . import models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
+from . import kernels, models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
 from ._version import __version__  # noqa: E402
 from .models import to_robustbench  # noqa: E402
 
 __all__ = [
-    '__version__', 'activation_summary', 'convert_activations', 'fix_parameters', 'functional', 'models',
+    '__version__', 'activation_summary', 'convert_activations', 'fix_parameters', 'functional', 'kernels', 'models',
     'paf_parameters', 'project_parameters', 'register_activations', 'shape', 'shared', 'to_robustbench',
 ]

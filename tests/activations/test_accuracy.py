@@ -12,6 +12,7 @@ from recipes.benchmarks import accuracy
 from tests.activations.test_functional import exact, exact_partial
 from timm_paf.activations import functional
 
+pytestmark = pytest.mark.usefixtures('reference')  # tests/kernels has the fused functions
 INF = math.inf
 NAMES = list(accuracy.FORMULAS)
 CASES = [

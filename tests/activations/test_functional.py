@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from timm_paf.activations import functional
 
+pytestmark = pytest.mark.usefixtures('reference')  # tests/kernels has the fused functions
 INF, NAN = float('inf'), float('nan')
 mp = mpmath.mp.clone()
 mp.prec = 200

@@ -1,20 +1,15 @@
 """How the formulas are evaluated and differentiated: one autograd function for all of them, that keeps x alone."""
 import math
-import warnings
-from collections.abc import Callable
-from typing import NamedTuple, Optional, Union
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch._functorch import eager_transforms  # torch says nowhere else how deep forward mode is nested
 
 from . import formulas
 from .formulas import ALPHA_MAX
 
-__all__ = ['Number', 'align', 'apply', 'widen']
-
-Number = Union[float, Tensor]
-
+__all__ = ['ForwardModeActivation', 'TracedActivation', 'align', 'evaluate', 'gradients', 'widen']
 
 def _identity(parameter: Tensor) -> tuple[Tensor, Tensor]:
     return parameter, torch.ones_like(parameter)
@@ -81,7 +76,7 @@ def _reduce_like(gradient: Tensor, parameter: Tensor, channel_dim: int) -> Tenso
     return gradient.reshape(parameter.shape)
 
 
-def _evaluate(name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
+def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
     """The value in x's dtype, made of torch's own operations."""
     activation = _ACTIVATIONS[name]
     wide = widen(x)
@@ -111,14 +106,31 @@ def _differentiate(
     return _Slopes(*activation.partials(wide, a, b, need_params), a_slope, b_slope)
 
 
-class _ParametricActivation(torch.autograd.Function):
+def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
+    """The gradients in x, alpha and beta that are needed, made of differentiable operations."""
+    x, alpha, beta = ctx.saved_tensors
+    need_x, need_alpha, need_beta = needs
+    slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
+    grad = widen(grad_output)
+
+    def grad_of(parameter: Tensor, partial: Tensor, inner: Tensor) -> Tensor:
+        total = _reduce_like(grad * partial, parameter, ctx.channel_dim) * inner.reshape(parameter.shape)
+        return total.to(device=parameter.device, dtype=parameter.dtype)
+
+    return (
+        (grad * slopes.x).to(x.dtype) if need_x else None,
+        grad_of(alpha, slopes.a, slopes.alpha) if need_alpha else None,
+        grad_of(beta, slopes.b, slopes.beta) if need_beta else None)
+
+
+class TracedActivation(torch.autograd.Function):
     """Keeps x and the parameters, nothing else; backward is made of differentiable operations."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
-        return _evaluate(name, x, alpha, beta, channel_dim)
+        return evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -127,27 +139,15 @@ class _ParametricActivation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        x, alpha, beta = ctx.saved_tensors
-        need_x, need_alpha, need_beta = ctx.needs_input_grad[:3]
-        slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
-        grad = widen(grad_output)
-
-        def grad_of(parameter: Tensor, partial: Tensor, inner: Tensor) -> Tensor:
-            total = _reduce_like(grad * partial, parameter, ctx.channel_dim) * inner.reshape(parameter.shape)
-            return total.to(device=parameter.device, dtype=parameter.dtype)
-
-        grad_x = (grad * slopes.x).to(x.dtype) if need_x else None
-        grad_alpha = grad_of(alpha, slopes.a, slopes.alpha) if need_alpha else None
-        grad_beta = grad_of(beta, slopes.b, slopes.beta) if need_beta else None
-        return grad_x, grad_alpha, grad_beta, None, None
+        return *gradients(ctx, grad_output, ctx.needs_input_grad[:3]), None, None
 
 
-class _ForwardModeActivation(_ParametricActivation):
+class ForwardModeActivation(TracedActivation):
     """The same with forward-mode differentiation, which torch.compile does not trace."""
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _ParametricActivation.setup_context(ctx, inputs, output)
+        TracedActivation.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
@@ -163,55 +163,3 @@ class _ForwardModeActivation(_ParametricActivation):
             if change is not None and partial is not None:
                 tangent = tangent + partial * (inner * align(change, slopes.x, ctx.channel_dim))
         return tangent.to(x.dtype)
-
-
-def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
-    """The parameter as a tensor that fits x."""
-    if isinstance(parameter, (int, float)):  # made where x is: bringing it there would wait for the device
-        parameter = torch.full((), parameter, dtype=widen(x).dtype, device=x.device)
-    elif not isinstance(parameter, Tensor):
-        try:
-            parameter = torch.as_tensor(parameter, dtype=widen(x).dtype)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f'{name}: {label} is {type(parameter).__name__} {parameter!r}; expected a real number or a tensor.'
-            ) from None
-    if not parameter.is_floating_point():
-        raise TypeError(
-            f'{name}: {label} is a {parameter.dtype} tensor; expected a floating-point tensor or a number '
-            f'(convert it with {label}.float()).')
-    if parameter.numel() == 1:
-        return parameter
-    if parameter.dim() != 1:
-        raise ValueError(
-            f'{name}: {label} has shape {tuple(parameter.shape)}; expected (), (1,) or (C,) with C the channels of x.')
-    if not -x.dim() <= channel_dim < x.dim() or x.shape[channel_dim] != parameter.numel():
-        raise ValueError(
-            f'{name}: {label} holds {parameter.numel()} values, but x of shape {tuple(x.shape)} does not have '
-            f'{parameter.numel()} channels along dimension {channel_dim}; pass one value, or one per channel.')
-    return parameter
-
-
-def _parameters(
-        name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int,
-) -> tuple[Tensor, Optional[Tensor]]:
-    return (
-        _parameter(alpha, 'alpha', name, x, channel_dim),
-        None if beta is None else _parameter(beta, 'beta', name, x, channel_dim))
-
-
-def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int) -> Tensor:
-    """An activation by name, with everything checked; arguments and errors as in `functional`."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = f'a {x.dtype} tensor' if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f'{name}: x is {what}; expected a floating-point tensor (convert it with x.float()).')
-    if torch.jit.is_tracing():  # a traced custom Function would be an opaque Python operator
-        with warnings.catch_warnings():
-            # how many values a parameter holds is a constant of the trace, and is meant to be
-            warnings.simplefilter('ignore', torch.jit.TracerWarning)
-            return _evaluate(name, x, *_parameters(name, x, alpha, beta, channel_dim), channel_dim)
-    alpha, beta = _parameters(name, x, alpha, beta, channel_dim)
-    if eager_transforms.JVP_NESTING > 1:  # forward mode over forward mode does not see into a custom Function
-        return _evaluate(name, x, alpha, beta, channel_dim)
-    function = _ParametricActivation if torch.compiler.is_compiling() else _ForwardModeActivation
-    return function.apply(x, alpha, beta, name, channel_dim)

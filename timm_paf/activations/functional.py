@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from . import formulas
-from .differentiation import align, apply, widen
+from .differentiation import align, widen
+from .dispatch import apply
 from .formulas import ALPHA_MAX, BETA_MAX, PSOFTPLUS_ALPHA_MIN
 
 __all__ = [

@@ -10,6 +10,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from ..activations import ACTIVATIONS, SHARING, convert_activations, shared
+from ..kernels import recompute_batch_norm
 from .published import checkpoint_filter_fn
 
 # activations without parameters that the paper compares with, by timm's names
@@ -40,6 +41,7 @@ def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, An
 def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Mapping[str, Any], module: str):
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         act_kwargs = kwargs.pop('act_kwargs', None) or {}
+        fuse_bn_act = kwargs.pop('fuse_bn_act', False)
         act_sharing = kwargs.pop('act_sharing', None) or 'network'
         if act_sharing not in SHARING:
             raise ValueError(f'{name}: act_sharing = {act_sharing!r}: expected one of {", ".join(SHARING)}.')
@@ -60,9 +62,10 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
             else:
                 kwargs['act_layer'] = activation
         feature_cfg = dict(out_indices=tuple(range(model_cls.num_feature_levels)))
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             build, name, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
             **{**arch, **kwargs})
+        return recompute_batch_norm(model) if fuse_bn_act else model
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module

@@ -1,0 +1,290 @@
+"""What the activations cost: time, memory, and how near both are to what the machine can do.
+
+    python recipes/benchmarks/activations.py --output docs/tables/activation_speed.md
+
+Three times for each activation and each way to compute it: the forward pass without gradients, forward and backward
+pass with the gradients of x, alpha and beta, and with that of x alone, as an attack needs it. The ways are
+
+- fused: as this package computes it by default;
+- reference: `timm_paf.kernels.use('reference')`, torch's operations with every digit kept;
+- formula: the formula as one writes it down and as published modules have it (for PSSiLU that of RobustBench's
+  `Dai2021Parameterizing`), without care for digits or overflow;
+- compiled: the formula under torch.compile (only with --compile).
+
+Results are compared with float64 before anything is timed. Inputs rotate, and in every round each way is measured once,
+so that a busy moment of the machine hits all alike; figures are medians over rounds with half the distance of the
+quartiles, and ratios to nn.SiLU are medians of the ratios in one round. The floor is what has to move (x in and y out;
+then x and the gradient in, a gradient out) at the bandwidth of a copy, measured in the same rounds, as a share of the
+time. Kept is what autograd keeps beside x, peak the most that forward and backward pass allocate, both in tensors of
+x's size.
+"""
+import argparse
+import datetime
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from timm_paf import kernels
+from timm_paf.activations import ACTIVATIONS, functional
+
+DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16', 'float64')}
+PASSES = ('forward', 'x, α, β', 'x')
+MOVED = (2, 5, 5)  # tensors of x's size in the three passes
+
+
+def _sigmoid_shifted(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return x * (torch.sigmoid(a * x) - b) / (1 - b)
+
+
+# the formulas with alpha and beta as published modules write them, and values as training leaves them
+FORMULAS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
+    'prelu0': (lambda x, a: torch.where(x > 0, x, a * x), (0.1,)),
+    'preluplus': (lambda x, a: torch.where(x > 0, a * x, 0.), (1.2,)),
+    'pelu': (lambda x, a: torch.where(x > 0, x, a * (torch.exp(x) - 1)), (1.2,)),
+    'peluplus': (lambda x, a: torch.where(x > 0, a * x, torch.exp(x) - 1), (1.2,)),
+    'psilu': (lambda x, a: x * torch.sigmoid(a.abs() * x), (1.3,)),
+    'psoftplus': (lambda x, a: torch.log(1 + torch.exp(a.abs() * x)) / a.abs(), (1.3,)),
+    'reblu': (lambda x, a: torch.where(x > 0, x + a * (torch.sqrt(x * x + 1) - 1), 0.), (0.3,)),
+    'ssilu': (lambda x, b: _sigmoid_shifted(x, torch.ones_like(b), b.abs()), (0.3,)),
+    'pssilu_fixed': (lambda x, a, b: _sigmoid_shifted(x, a * a, b.abs()), (1.2, 0.3)),
+    'pssilu': (lambda x, a, b: _sigmoid_shifted(x, a.abs(), b.abs()), (1.3, 0.05)),
+}
+
+
+class Way(NamedTuple):
+    """One way to compute one activation: `function(x, *parameters)` under a choice of kernels."""
+    name: str
+    way: str
+    function: Callable[..., Tensor]
+    parameters: tuple[Tensor, ...] = ()
+    mode: str = 'auto'
+
+
+class Result(NamedTuple):
+    """Milliseconds of every round for each pass, and memory in tensors of x's size."""
+    times: tuple[list[float], ...]
+    kept: float
+    peak: float
+
+
+def ways(names: list[str], device: torch.device, compiled: bool) -> list[Way]:
+    """Everything that is measured."""
+    found = [Way('relu', 'torch', F.relu), Way('silu', 'torch', F.silu)]
+    for name in names:
+        formula, values = FORMULAS[name]
+        parameters = tuple(torch.tensor([v], device=device, requires_grad=True) for v in values)
+        function = getattr(functional, name)
+        found += [
+            Way(name, 'fused', function, parameters), Way(name, 'reference', function, parameters, 'reference'),
+            Way(name, 'formula', formula, parameters)]
+        if compiled:
+            found.append(Way(name, 'compiled', torch.compile(formula, dynamic=False), parameters))
+    return found
+
+
+def run(way: Way, which: int, x: Tensor, grad: Tensor) -> Any:
+    """One pass."""
+    with kernels.use(way.mode):
+        if which == 0:
+            with torch.no_grad():
+                return way.function(x, *way.parameters)
+        y = way.function(x, *way.parameters)
+        return torch.autograd.grad(y, [x, *way.parameters] if which == 1 else [x], grad.to(y.dtype))
+
+
+def check(way: Way, x: Tensor, grad: Tensor) -> None:
+    """Raise ValueError if value or gradients are not those of the formula in float64, as far as its digits go."""
+    if way.name not in FORMULAS:
+        return
+    x, grad = x[:2], grad[:2]
+    formula, values = FORMULAS[way.name]
+    exact = Way(way.name, 'exact', formula, tuple(
+        torch.tensor([v], dtype=torch.float64, device=x.device, requires_grad=True) for v in values))
+    wide = x.detach().double().requires_grad_()
+    expected = [run(exact, 0, wide, grad.double()), *run(exact, 1, wide, grad.double())]
+    x = x.detach().requires_grad_()
+    eps = torch.finfo(x.dtype).eps
+    terms = float((grad.double().abs() * (1 + wide.detach().square())).sum())
+    for got, right in zip([run(way, 0, x, grad), *run(way, 1, x, grad)], expected, strict=True):
+        tolerance = 64 * eps * (1 if got.shape == x.shape else terms / 16)
+        worst = float((got.double() - right).abs().max())
+        if not worst <= tolerance * max(1., float(right.abs().max()) if got.shape == x.shape else 1.):
+            raise ValueError(f'{way.name}, {way.way}: differs by {worst:.3g} from float64; nothing was timed.')
+
+
+def memory(way: Way, x: Tensor, grad: Tensor) -> tuple[float, float]:
+    """Bytes that autograd keeps beside x and the parameters, and the most that a pass allocates, in tensors like x."""
+    own = {t.untyped_storage()._cdata for t in (x, *way.parameters)}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own and storage.data_ptr() not in {p.data_ptr() for p in way.parameters}:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), kernels.use(way.mode):
+        y = way.function(x, *way.parameters)
+    saved = sum(storage.nbytes() for storage in kept.values())
+    del y
+    kept.clear()
+    unit = x.numel() * x.element_size()
+    if x.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        run(way, 1, x, grad)
+        return saved / unit, (torch.cuda.max_memory_allocated(x.device) - before) / unit
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run(way, 1, x, grad)
+    assert record.profiler is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == '[memory]']
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return saved / unit, most / unit
+
+
+def milliseconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, its results freed."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(
+        found: list[Way], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rounds: int,
+        channels_last: bool,
+) -> tuple[dict[tuple[str, str], Result], list[float]]:
+    """Results of every way, and the milliseconds of a copy of x in every round."""
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def random() -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype, memory_format=layout)
+
+    count = max(2, math.ceil(64 * 2**20 / (math.prod(shape) * torch.finfo(dtype).bits // 8)) if math.prod(shape) else 2)
+    xs = [(2 * random()).requires_grad_() for _ in range(min(count, 8))]
+    grads = [random() for _ in xs]
+    for way in found:
+        check(way, xs[0], grads[0])
+    used = {(way.name, way.way): memory(way, xs[0], grads[0]) for way in found}
+    times: dict[tuple[str, str], list[list[float]]] = {(way.name, way.way): [[] for _ in PASSES] for way in found}
+    copies, target = [], torch.empty_like(xs[0])
+    repeat = max(1, round(2**20 / max(math.prod(shape), 1)))  # short calls are measured several together
+    for number in range(-1, rounds):  # one round to warm up
+        copy = milliseconds(lambda: [target.detach().copy_(xs[i % len(xs)].detach()) for i in range(repeat)], device)
+        copies.append(copy / repeat)
+        for way in found:
+            for which in range(len(PASSES)):
+                def calls(way=way, which=which, number=number):
+                    for i in range(repeat):
+                        at = (number + i) % len(xs)
+                        run(way, which, xs[at], grads[at])
+                times[way.name, way.way][which].append(milliseconds(calls, device) / repeat)
+    return {
+        key: Result(tuple(series[1:] for series in times[key]), *used[key]) for key in times}, copies[1:]
+
+
+def spread(values: list[float]) -> str:
+    """Median, and half the distance of the quartiles."""
+    low, _, high = statistics.quantiles(values, n=4)
+    median, half = statistics.median(values), (high - low) / 2
+    digits = 1 if median >= 10 else 2 if median >= 1 else 4
+    return f'{median:.{digits}f} ± {half:.{digits}f}'
+
+
+def ratio(values: list[float], others: list[float]) -> float:
+    """Median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(values, others, strict=True))
+
+
+def rows(results: dict[tuple[str, str], Result], copies: list[float]) -> list[list[str]]:
+    """Cells of the table."""
+    lines = []
+    silu = results['silu', 'torch']
+    for (name, way), result in results.items():
+        cells = [name, way]
+        for which, moved in enumerate(MOVED):
+            floor = [moved / 2 * copy for copy in copies]
+            cells.append(spread(result.times[which]))
+            cells.append(f'{ratio(result.times[which], silu.times[which]):.2f}')
+            cells.append(f'{100 * ratio(floor, result.times[which]):.0f} %')
+        lines.append([*cells, f'{result.kept:.1f}', f'{result.peak:.1f}'])
+    return lines
+
+
+HEADER = [
+    'activation', 'way',
+    *(cell for name in ('forward', 'forward + backward', 'gradient of x alone')
+      for cell in (f'{name}, ms', '÷ SiLU', 'floor')),
+    'kept', 'peak']
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--activations', nargs='+', default=list(ACTIVATIONS), choices=list(ACTIVATIONS))
+    parser.add_argument('--shape', nargs='+', type=int, default=[64, 64, 32, 32])
+    parser.add_argument('--dtype', default='float32', choices=list(DTYPES))
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, help='of the CPU; as torch chooses if not given')
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--compile', action='store_true', help='measure the formula under torch.compile as well')
+    parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the table as Markdown as well')
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        if args.rounds < 2 or min(args.shape) < 1:
+            raise ValueError('expected --rounds of 2 or more, and a shape of positive numbers.')
+        if args.channels_last and len(args.shape) != 4:
+            raise ValueError('--channels-last is for shapes of four numbers.')
+        device = torch.device(args.device)
+        results, copies = measure(
+            ways(args.activations, device, args.compile), tuple(args.shape), DTYPES[args.dtype], device, args.rounds,
+            args.channels_last)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)
+        return 2
+    gigabytes = 2 * math.prod(args.shape) * torch.finfo(DTYPES[args.dtype]).bits / 8 / 1e6 / statistics.median(copies)
+    processor = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    head = (
+        f'{"x".join(map(str, args.shape))}, {args.dtype}{", channels_last" if args.channels_last else ""}, '
+        f'{device.type} ({processor}, {platform.machine().replace("_", "-")}); {datetime.date.today()}, Python '
+        f'{platform.python_version()}, torch {torch.__version__.split("+")[0]}; {args.rounds} rounds; a copy moves '
+        f'{gigabytes:.1f} GB/s')
+    table = Table(*HEADER, title=head)
+    lines = rows(results, copies)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=180).print(table)
+    if args.output:
+        command = ' '.join(['python recipes/benchmarks/activations.py', *(sys.argv[1:] if argv is None else argv)])
+        text = [
+            f'`{command}`: {head}.', '',
+            '| ' + ' | '.join(HEADER) + ' |', '| --- | --- |' + ' ---: |' * (len(HEADER) - 2),
+            *('| ' + ' | '.join(line) + ' |' for line in lines), '']
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text('\n'.join(text), encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

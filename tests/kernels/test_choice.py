@@ -1,0 +1,187 @@
+"""Which implementation runs where."""
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+
+import timm_paf
+from timm_paf import kernels
+from timm_paf.activations import functional
+from timm_paf.kernels import choice
+
+PARAMETERS = (torch.tensor([1.3]), torch.tensor([0.2]))
+
+
+def pssilu(x):
+    return functional.pssilu(x, *PARAMETERS)
+
+
+def is_fused(function):
+    """Whether an operator of this package runs."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        function()
+    return any(event.key.startswith('timm_paf::') for event in record.key_averages())
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+class Passing(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def under_mode(mode, function):
+    with mode:
+        return function()
+
+
+X = torch.randn(3, 4)
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.*:FutureWarning', 'ignore:.*torch.jit.*is deprecated')
+@pytest.mark.parametrize('function, fused', [
+    (lambda: pssilu(X), True),
+    (lambda: under_mode(torch.no_grad(), lambda: pssilu(X)), True),
+    (lambda: under_mode(torch.inference_mode(), lambda: pssilu(X)), True),
+    (lambda: under_mode(Passing(), lambda: pssilu(X)), True),
+    (lambda: pssilu(torch.nn.Parameter(X)), True),
+    (lambda: timm_paf.activations.PSSiLU()(X), True),
+    (lambda: under_mode(kernels.use('reference'), lambda: pssilu(X)), False),
+    (lambda: pssilu(X.as_subclass(Subclass)), False),
+    (lambda: pssilu(X.to('meta')), False),
+    (lambda: torch.func.vmap(pssilu)(X), False),
+    (lambda: torch.func.grad(lambda x: pssilu(x).sum())(X), False),
+    (lambda: torch.func.jvp(pssilu, (X,), (X,)), False),
+    (lambda: make_fx(pssilu)(X), False),
+    (lambda: torch.jit.trace(pssilu, X, check_trace=False), False),
+    (lambda: torch.compile(pssilu, backend='aot_eager', fullgraph=True)(X), False),
+], ids=['eager', 'no-grad', 'inference', 'function-mode', 'parameter', 'module', 'asked', 'subclass', 'meta', 'vmap',
+        'func-grad', 'jvp', 'make_fx', 'jit-trace', 'compile'])
+def test_where_the_fused_functions_run(function, fused):
+    torch._dynamo.reset()
+    with kernels.use('fused'):
+        assert is_fused(function) == fused
+
+
+def test_fake_tensors_stay_fake():
+    with kernels.use('fused'), FakeTensorMode():
+        y = functional.pssilu(torch.randn(2, 3, requires_grad=True), 1.3, 0.2)
+        y.sum().backward()
+    assert type(y).__name__ == 'FakeTensor'
+
+
+def test_a_differentiated_gradient_is_made_of_torchs_operations():
+    x = torch.randn(4, requires_grad=True)
+    with kernels.use('fused'):
+        total = pssilu(x).sum()
+        assert not is_fused(lambda: torch.autograd.grad(total, x, create_graph=True))
+        assert is_fused(lambda: torch.autograd.grad(total, x))
+
+
+def test_compiled_and_exported_networks_hold_torchs_operations_alone():
+    model = timm.create_model('wrn10_2_pssilu').eval()
+    x = torch.rand(2, 3, 8, 8)
+    with kernels.use('fused'):
+        exported = torch.export.export(model, (x,))
+        targets = {str(node.target) for node in exported.graph.nodes}
+        assert not any('timm_paf' in target for target in targets) and any('conv' in target for target in targets)
+        torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
+        torch._dynamo.reset()
+        graphs = []
+        compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        assert len(graphs) == 1 and 'timm_paf' not in str(graphs[0].graph)
+
+
+def test_use_holds_until_changed_or_to_the_end_of_a_block():
+    before = choice._mode
+    with kernels.use('reference'):
+        assert choice._mode == 'reference'
+        with kernels.use('auto'):
+            assert choice._mode == 'auto'
+        assert choice._mode == 'reference'
+        with pytest.raises(RuntimeError, match='inner'), kernels.use('fused'):
+            raise RuntimeError('inner')
+        kernels.use('auto')
+        assert choice._mode == 'auto'
+    assert choice._mode == before
+    with pytest.raises(ValueError, match=r"mode 'fast'; expected \"auto\", \"reference\" or \"fused\""):
+        kernels.use('fast')
+    assert choice._mode == before
+
+
+SCRIPT = '''
+import warnings, torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    import timm_paf
+    x = torch.linspace(-3, 3, 7, requires_grad=True)
+    for name in ('psilu', 'psoftplus', 'psilu'):
+        y = getattr(timm_paf.functional, name)(x, 1.)
+        y.sum().backward()
+    torch.testing.assert_close(y, torch.nn.functional.silu(x))
+    print([str(w.message) for w in caught if w.category is RuntimeWarning])
+try:
+    timm_paf.kernels.use('fused')
+    timm_paf.functional.psilu(x, 1.)
+except RuntimeError as error:
+    print(error)
+'''
+
+
+def run(script, **environment):
+    process = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, env={**os.environ, **environment})
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+@pytest.mark.parametrize('compiler, reason', [
+    ('false', 'false failed (exit status 1)'), ('/no/such/compiler', '/no/such/compiler does not run')],
+    ids=['fails', 'missing'])
+def test_without_a_compiler_there_is_the_reference_and_one_warning(compiler, reason, tmp_path):
+    warned, error = run(SCRIPT, CXX=compiler, TIMM_PAF_CACHE=str(tmp_path), TIMM_PAF_KERNELS='auto')
+    assert warned.count('activations are computed by the slower reference') == 1 and reason in warned
+    assert error.startswith('psilu: the fused function cannot be had') and reason in error
+
+
+def test_the_reference_can_be_asked_for_in_the_environment(tmp_path):
+    warned, error = run(SCRIPT, CXX='false', TIMM_PAF_CACHE=str(tmp_path), TIMM_PAF_KERNELS='reference')
+    assert warned == '[]'
+    assert 'cannot be had' in error  # asked for later on
+
+
+def data_parallel(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    kernels.use('fused')
+    torch.manual_seed(0)
+    model = timm.create_model('wrn10_2_pssilu', in_chans=1).eval()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    wrapped(x.chunk(2)[rank]).square().mean().backward()
+    torch.save({name: p.grad for name, p in model.named_parameters()}, f'{folder}/{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(data_parallel, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    model = timm.create_model('wrn10_2_pssilu', in_chans=1).eval()
+    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with kernels.use('reference'):
+        model(x).square().mean().backward()
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pt')
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)

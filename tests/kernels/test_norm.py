@@ -1,0 +1,157 @@
+"""BatchNorm that is computed anew: the same numbers with less memory."""
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from timm_paf import kernels
+from timm_paf.activations import PSSiLU
+from timm_paf.kernels import RecomputedBatchNorm2d, recompute_batch_norm
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'), reason='torch is too old')
+
+
+def kept_bytes(model, x):
+    """Bytes that stay allocated after a forward pass, beside the output."""
+    model(x)  # what is made once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        y = model(x)
+    total = sum(e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == '[memory]')
+    return total - y.untyped_storage().nbytes()
+
+
+def pair(**settings):
+    """Two equal networks, the second one with the option."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5, **settings)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias):
+            if tensor is not None:
+                tensor.normal_()
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), norm, PSSiLU(alpha=1.7, beta=0.2), nn.Conv2d(5, 2, 3))
+    return plain, recompute_batch_norm(copy.deepcopy(plain))
+
+
+def everything(model, x):
+    """Output, gradients and buffers after one training step's passes."""
+    x = x.clone().requires_grad_()
+    y = model(x)
+    gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
+    return [y.detach(), *gradients, *model.buffers()]
+
+
+@pytest.mark.parametrize('mode', ['reference', 'fused'])
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+@pytest.mark.parametrize('settings', [
+    {}, {'affine': False}, {'track_running_stats': False}, {'momentum': None}], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_values_gradients_and_statistics_are_equal(settings, training, mode, dtype):
+    plain, ours = (model.to(dtype).train(training) for model in pair(**settings))
+    assert type(ours[1]) is RecomputedBatchNorm2d and list(ours.state_dict()) == list(plain.state_dict())
+    x = torch.randn(4, 3, 9, 9, dtype=dtype) + 3
+    with kernels.use(mode):
+        expected = everything(plain, x)
+        torch.testing.assert_close(everything(ours, x), expected, rtol=100 * torch.finfo(dtype).eps, atol=1e-4 * (
+            dtype == torch.float32))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_half_precision_and_layout(layout):
+    plain, ours = pair()
+    x = torch.randn(4, 3, 9, 9).contiguous(memory_format=layout)
+    def step(model):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            y = model(x)
+        return torch.autograd.grad(y.float().square().sum(), list(model.parameters()))
+    for ours_, expected in zip(step(ours), step(plain), strict=True):
+        torch.testing.assert_close(ours_, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+
+
+def test_second_derivatives():
+    _, ours = pair()
+    ours = ours.double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: ours[:3](x), (x,))
+
+
+@pytest.mark.parametrize('arch', ['wrn10_2', 'resnet18', 'preact_resnet18', 'vgg11_bn'])
+def test_a_network_keeps_what_one_with_relu_in_place_keeps(arch):
+    def network(act, **kwargs):
+        torch.manual_seed(0)
+        return timm.create_model(f'{arch}_{act}', **kwargs).train()
+    x = torch.rand(4, 3, 32, 32)
+    relu = kept_bytes(network('relu'), x)
+    ours = kept_bytes(network('pssilu', fuse_bn_act=True), x)
+    without = kept_bytes(network('pssilu'), x)
+    # resnet18 adds the shortcut to a norm's output in place, and that sum is kept by ReLU and PSSiLU in another way
+    blocks = sum(type(m).__name__ == 'BasicBlock' for m in network('relu').modules())
+    assert ours <= relu * (1.35 if blocks else 1.01) and without >= relu * 1.3
+
+
+def test_a_network_trains_alike():
+    def steps(**kwargs):
+        torch.manual_seed(0)
+        model = timm.create_model('wrn10_2_pssilu', in_chans=1, **kwargs)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        x, y = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(8)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return model.state_dict()
+    torch.testing.assert_close(steps(fuse_bn_act=True), steps(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_output_changed_in_place_is_kept():
+    """A residual block adds its shortcut to what the norm gave."""
+    plain, ours = pair()
+    x = torch.randn(4, 3, 9, 9)
+    def gradients(model):
+        y = model[1](model[0](x))
+        y += 1
+        return torch.autograd.grad(model[2](y).square().sum(), list(model[0].parameters()))
+    torch.testing.assert_close(gradients(ours), gradients(plain))
+
+
+def test_a_backward_pass_after_the_weights_have_changed_is_refused_as_ever():
+    _, ours = pair()
+    loss = ours(torch.randn(2, 3, 6, 6)).sum()
+    with torch.no_grad():
+        ours[1].weight.add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        loss.backward()
+
+
+def test_checkpointing_compilation_export_and_scripts():
+    plain, ours = pair()
+    x = torch.randn(2, 3, 6, 6)
+    def checkpointed(model):
+        y = torch.utils.checkpoint.checkpoint(model[:3], x, use_reentrant=False)
+        return torch.autograd.grad(y.square().sum(), list(model[:3].parameters()))
+    torch.testing.assert_close(checkpointed(ours), checkpointed(plain))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain(x))
+    exported = torch.export.export(ours.eval(), (x,))
+    torch.testing.assert_close(exported.module()(x), ours(x))
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.*:FutureWarning', 'ignore:.*torch.jit.*is deprecated')
+def test_torchscript():
+    _, ours = pair()
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(torch.jit.script(ours.eval())(x), ours(x))
+    torch.testing.assert_close(torch.jit.trace(ours.eval(), x)(x), ours(x))
+
+
+def test_features_and_copies():
+    model = timm.create_model('wrn10_2_pssilu', fuse_bn_act=True, features_only=True)
+    plain = timm.create_model('wrn10_2_pssilu', features_only=True)
+    plain.load_state_dict(model.state_dict())
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(model(x), plain(x))
+    assert type(copy.deepcopy(model).layer1[0].norm1) is RecomputedBatchNorm2d

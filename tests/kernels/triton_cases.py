@@ -1,0 +1,108 @@
+"""The Triton source against the reference, on a GPU, or in Triton's interpreter with TRITON_INTERPRET=1.
+
+A file of its own since the interpreter has to be chosen before Triton is imported: test_gpu.py runs it.
+"""
+import os
+
+import pytest
+import torch
+
+from timm_paf import kernels
+from timm_paf.activations import functional
+from timm_paf.kernels import gpu
+
+DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
+PARAMETERS = {
+    'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
+    'reblu': (0.6,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
+INF, NAN = float('inf'), float('nan')
+pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of infinities in the interpreter
+
+
+@pytest.fixture(autouse=True)
+def reference():
+    with kernels.use('reference'):
+        torch.manual_seed(0)
+        yield
+
+
+def compare(name, x, parameters, channel_dim=1):
+    x, parameters = x.to(DEVICE), [p.to(DEVICE) for p in parameters]
+    grad = torch.randn(x.shape).to(x)
+    alpha, beta = (*parameters, None)[:2]
+    wide = x.double().requires_grad_()
+    exact = [p.double().requires_grad_() for p in parameters]
+    y = getattr(functional, name)(wide, *exact, channel_dim)
+    expected = torch.autograd.grad(y, [wide, *exact], grad.double())
+    tolerance = dict(rtol=1e-5 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps, atol=1e-5)
+    value = gpu.triton_value(x, alpha, beta, name, channel_dim)
+    alone = gpu.triton_input_gradient(grad, x, alpha, beta, name, channel_dim)
+    dx, *sums = gpu.triton_gradients(grad, x, alpha, beta, name, channel_dim)
+    assert value.dtype == dx.dtype == x.dtype and value.stride() == dx.stride() == torch.empty_like(x).stride()
+    torch.testing.assert_close(value.double(), y.detach(), **tolerance)
+    torch.testing.assert_close(dx.double(), expected[0], **tolerance)
+    assert torch.equal(alone, dx)
+    terms = float((grad.double().abs() * (1 + x.double().square())).sum())
+    for total, right in zip(sums, expected[1:], strict=False):
+        assert total.shape == right.shape and total.dtype == torch.float32
+        torch.testing.assert_close(total.double(), right, rtol=1e-5, atol=2.**-22 * terms)
+    assert len(parameters) == 2 or sums[1].numel() == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_values_and_gradients(name, dtype):
+    x = (3 * torch.randn(2, 3, 37, 29)).to(dtype)
+    compare(name, x, [torch.tensor([p]) for p in PARAMETERS[name]])
+
+
+@pytest.mark.parametrize('change', [
+    lambda x: x, lambda x: x.contiguous(memory_format=torch.channels_last), lambda x: x[..., ::2],
+    lambda x: x[:1, :, :, :1].expand(x.shape)], ids=['contiguous', 'channels_last', 'sliced', 'expanded'])
+@pytest.mark.parametrize('name', ['psilu', 'pssilu'])
+def test_layouts_with_one_parameter_a_channel(name, change):
+    x = change(torch.randn(2, 3, 9, 8))
+    compare(name, x, [torch.linspace(p, p + 0.2, 3) for p in PARAMETERS[name]])
+    if name == 'pssilu':
+        compare(name, x, [torch.tensor([1.3]), torch.linspace(0.1, 0.3, 3)])
+
+
+@pytest.mark.parametrize('name, parameters', [
+    *PARAMETERS.items(), ('prelu0', (0.,)), ('preluplus', (0.,)), ('psilu', (0.,)), ('reblu', (-1.,)),
+    ('pssilu', (1., 0.)), ('pssilu', (0., 0.5)), ('pssilu', (1., 32.9)), ('psoftplus', (0.,)), ('psilu', (1e9,)),
+], ids=str)
+def test_infinity_nan_and_tails_as_the_reference_has_them(name, parameters):
+    x = torch.tensor([INF, -INF, NAN, 0., 3e38, -3e38, 85., -85., 101., -101., 1e4, -1e4, 1e-40], device=DEVICE)
+    tensors = [torch.tensor([p], device=DEVICE) for p in parameters]
+    alpha, beta = (*tensors, None)[:2]
+    each = [torch.full(x.shape, p, device=DEVICE, requires_grad=True) for p in parameters]
+    wide = x.clone().requires_grad_()
+    y = getattr(functional, name)(wide, *each, 0)
+    expected = torch.autograd.grad(y.sum(), [wide, *each])
+    torch.testing.assert_close(gpu.triton_value(x, alpha, beta, name, 0), y.detach(), rtol=1e-5, atol=1e-37,
+                               equal_nan=True)
+    of_each = [p.detach() for p in each]
+    found = gpu.triton_gradients(torch.ones_like(x), x, *(*of_each, None)[:2], name, 0)
+    for ours, right in zip(found, expected, strict=False):
+        torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-37, equal_nan=True)
+
+
+def test_sums_are_the_same_every_time():
+    x = torch.randn(3, 5000).to(DEVICE)
+    alpha, beta = (torch.tensor([p], device=DEVICE) for p in PARAMETERS['pssilu'])
+    first, second = (gpu.triton_gradients(x, x, alpha, beta, 'pssilu', 1) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='torch does not know the functions of the interpreter')
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_the_function_uses_them(name):
+    x = torch.randn(64, 32, device=DEVICE, requires_grad=True)
+    parameters = [torch.tensor([p], device=DEVICE, requires_grad=True) for p in PARAMETERS[name]]
+    function = getattr(functional, name)
+    expected = torch.autograd.grad(function(x, *parameters).square().sum(), [x, *parameters])
+    with kernels.use('fused'):
+        ours = torch.autograd.grad(function(x, *parameters).square().sum(), [x, *parameters])
+    torch.testing.assert_close(ours, expected)
+    arguments = (x.detach(), parameters[0].detach(), (*parameters, None)[1], name, 1)
+    torch.library.opcheck(gpu.triton_value, arguments, test_utils=['test_schema', 'test_faketensor'])

@@ -1,0 +1,110 @@
+"""Which implementation runs: the one place where it is decided."""
+import functools
+import os
+import warnings
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from . import cpu
+from .ops import CPU, Operators
+
+__all__ = ['choose', 'use']
+
+MODES = ('auto', 'reference', 'fused')
+_PLAIN = (Tensor, nn.Parameter)
+_warned = False
+
+
+def _checked(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f'kernels: mode {mode!r}; expected "auto", "reference" or "fused".')
+    return mode
+
+
+_mode = _checked(os.environ.get('TIMM_PAF_KERNELS', 'auto'))
+
+
+class use:
+    """Choose how activations are computed, from now on or, in a `with` statement, until its end.
+
+    The choice holds for the process, since backward passes may run in threads of their own. It starts as the
+    environment variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, torch.func and
+    dispatch modes, for subclasses of tensors, and for derivatives of derivatives the reference runs in any case.
+
+    Args:
+        mode: 'auto' for fused functions where they can be had, and the reference elsewhere with one warning;
+            'reference' for torch's own operations; 'fused' as 'auto', but with an error where 'auto' would warn.
+
+    Raises:
+        ValueError: If mode is something else.
+
+    Example:
+        >>> with timm_paf.kernels.use('reference'):
+        ...     loss = model(x).sum()
+    """
+
+    def __init__(self, mode: str) -> None:
+        global _mode
+        self._before, _mode = _mode, _checked(mode)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _mode
+        _mode = self._before
+
+
+def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operators]:
+    """The fused functions for an activation of these tensors; None for the reference.
+
+    Args:
+        name: An activation of `functional`.
+        x: The input.
+        *others: Parameters and gradients that go with it; None is skipped.
+
+    Raises:
+        RuntimeError: If the mode is 'fused' and x is one for them, but they cannot be had.
+    """
+    global _warned
+    if _mode == 'reference' or torch._C._len_torch_dispatch_stack():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    device = x.device
+    if device.type not in ('cpu', 'cuda'):
+        return None
+    for tensor in (x, *others):
+        if tensor is not None and (
+                type(tensor) not in _PLAIN or tensor.device != device or tensor.layout != torch.strided):
+            return None
+    if device.type == 'cuda':
+        if not x.numel() or x.dtype == torch.float64:
+            return None
+        operators, reason = _gpu(device)
+    else:
+        operators, reason = CPU, cpu.available(name, x.dtype)
+    if reason is None:
+        return operators
+    if _mode == 'fused':
+        raise RuntimeError(f'{name}: the fused function cannot be had: {reason}; use "auto" or "reference".')
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f'activations are computed by the slower reference: {reason}. timm_paf.kernels.use("reference") or '
+            'TIMM_PAF_KERNELS=reference says that this is meant.', RuntimeWarning, stacklevel=2)
+    return None
+
+
+@functools.cache
+def _gpu(device: torch.device) -> tuple[Optional[Operators], Optional[str]]:
+    """The operators for a device, or why they cannot be had; found by trying."""
+    try:
+        from . import gpu
+        x = torch.ones(1, device=device)
+        gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
+    except Exception as error:  # Triton, its compiler and the driver each have their own
+        return None, f'Triton does not work here ({type(error).__name__}: {(str(error).splitlines() or [""])[0]})'
+    return Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients), None

@@ -1,0 +1,128 @@
+"""C++ made into a shared library once for this machine, and kept in the user's cache."""
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+__all__ = ['BuildError', 'build', 'cache_dir']
+
+SOURCE = Path(__file__).with_name('cpp') / 'activations.cpp'
+_BASE = ('-std=c++17', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
+# the best that the compiler takes: the option for this processor differs, and OpenMP's library may be missing
+_CHOICES = (('-march=native', '-fopenmp'), ('-mcpu=native', '-fopenmp'), ('-fopenmp',), ('-fopenmp-simd',), ())
+_SECONDS = 300  # a compiler that takes longer counts as broken
+
+
+class BuildError(RuntimeError):
+    """No library could be built or loaded; the message says why."""
+
+
+def cache_dir() -> Path:
+    """Where libraries are kept: `kernels` in $TIMM_PAF_CACHE, else in timm_paf in $XDG_CACHE_HOME or ~/.cache."""
+    if given := os.environ.get('TIMM_PAF_CACHE'):
+        return Path(given) / 'kernels'
+    shared = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    return (shared if shared.is_absolute() else Path.home() / '.cache') / 'timm_paf' / 'kernels'
+
+
+@functools.cache
+def _compiler() -> tuple[str, ...]:
+    """The command of a C++ compiler: $CXX, or the first that is installed."""
+    if given := os.environ.get('CXX'):
+        return tuple(shlex.split(given))
+    for name in ('c++', 'g++', 'clang++'):
+        if shutil.which(name):
+            return (name,)
+    raise BuildError('there is no C++ compiler (c++, g++ or clang++; or set CXX)')
+
+
+@functools.cache
+def _machine() -> str:
+    """What decides which instructions a library may use, and who made it."""
+    try:
+        version = subprocess.run([*_compiler(), '--version'], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f'{shlex.join(_compiler())} does not run ({error})') from None
+    flags = ''
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as lines:
+            flags = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+    capability = torch.backends.cpu.get_cpu_capability()
+    return '\n'.join((version, platform.machine(), platform.processor(), flags, capability, torch.__version__))
+
+
+def _openmp() -> tuple[str, ...]:
+    """The OpenMP library that torch has loaded, so that there is one set of threads in the process; () if unknown."""
+    found = sorted(Path(torch.__file__).parent.joinpath('lib').glob('libgomp*.so*'))
+    return (str(found[0]),) if len(found) == 1 else ()
+
+
+def _commands(defines: tuple[str, ...]) -> list[list[str]]:
+    """What to try in turn, without the name of the output."""
+    commands = []
+    for flags in _CHOICES:
+        start = [*_compiler(), *_BASE, *flags, *defines, str(SOURCE)]
+        if '-fopenmp' in flags and _openmp():
+            commands.append([*start, '-Wl,--as-needed', *_openmp()])
+        commands.append(start)
+    return commands
+
+
+def _compile(defines: tuple[str, ...], output: Path) -> None:
+    message = ''
+    for command in _commands(defines):
+        try:
+            result = subprocess.run(
+                [*command, '-o', str(output)], capture_output=True, text=True, timeout=_SECONDS,
+                env={**os.environ, 'LC_ALL': 'C'})
+        except (OSError, subprocess.SubprocessError) as error:
+            message = str(error)
+            continue
+        if result.returncode == 0:
+            return
+        message = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[0]
+    raise BuildError(f'{shlex.join(_compiler())} failed ({message})')
+
+
+def build(defines: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of `SOURCE` with these definitions, from the cache or made now.
+
+    Processes that start together may each make it; the file appears whole under its name, and any of them is right.
+
+    Args:
+        defines: Options of the compiler, such as '-DACTIVATION=pssilu'.
+
+    Returns:
+        The loaded library.
+
+    Raises:
+        BuildError: If there is no compiler, it fails, or its result cannot be loaded.
+    """
+    sources = [path.read_text(encoding='utf-8') for path in sorted(SOURCE.parent.iterdir()) if path.is_file()]
+    commands = map(shlex.join, _commands(defines))
+    key = hashlib.sha256('\0'.join((*sources, *commands, _machine())).encode()).hexdigest()
+    try:
+        folder = cache_dir()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f'{folder} cannot be written')
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix='timm_paf-'))  # for this process alone
+    path = folder / f'{key[:32]}.so'
+    try:
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                partial = Path(own) / path.name
+                _compile(defines, partial)
+                os.replace(partial, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f'the compiled library cannot be written or loaded ({error})') from None

@@ -1,0 +1,135 @@
+"""Activations on the CPU in one pass over memory each way, by compiled C++."""
+import ctypes
+import threading
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from .compiler import BuildError, build
+
+__all__ = ['available', 'gradients', 'input_gradient', 'value']
+
+_DTYPES = {  # dtype -> how the source calls it, and the dtype of the computation
+    torch.float32: ('float', 'float', torch.float32),
+    torch.float64: ('double', 'double', torch.float64),
+    torch.bfloat16: ('bfloat16', 'float', torch.float32),
+    torch.float16: ('float16', 'float', torch.float32),
+}
+_COMPUTE = {dtype: compute for dtype, (_, _, compute) in _DTYPES.items()}
+_GRAIN = 2**15  # elements that are worth a thread
+_functions: dict[tuple[str, torch.dtype], Any] = {}
+_failures: dict[tuple[str, torch.dtype], str] = {}
+_lock = threading.Lock()
+
+
+def available(name: str, dtype: torch.dtype) -> Optional[str]:
+    """Make sure that an activation's function is loaded, which takes a second or two for the first time on a machine.
+
+    Args:
+        name: An activation of `functional`.
+        dtype: The dtype of x.
+
+    Returns:
+        None if it is; else why it cannot be had.
+    """
+    key = (name, dtype)
+    if key in _functions:
+        return None
+    with _lock:
+        if key not in _functions and key not in _failures:
+            if dtype not in _DTYPES:
+                _failures[key] = f'there is none for {dtype}'
+                return _failures[key]
+            storage, compute, _ = _DTYPES[dtype]
+            try:
+                library = build((f'-DACTIVATION={name}', f'-DSTORAGE={storage}', f'-DCOMPUTE={compute}'))
+                function = library.timm_paf_run
+            except (BuildError, AttributeError) as error:
+                _failures[key] = str(error)
+            else:
+                function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int]
+                function.restype = None
+                _functions[key] = function
+    return _failures.get(key)
+
+
+def _dense(x: Tensor, like: Tensor) -> Tensor:
+    """x, laid out in memory as `like` is."""
+    return x if x.stride() == like.stride() and x.dtype == like.dtype else torch.empty_like(like).copy_(x)
+
+
+def _parameter(parameter: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
+    """The parameter in the dtype of the computation, one value or one for each channel in a row."""
+    if parameter.dtype != dtype:
+        parameter = parameter.to(dtype)
+    if channels > 1:
+        return parameter.reshape(-1).expand(channels).contiguous()
+    return parameter
+
+
+def _run(
+        name: str, grad: Optional[Tensor], x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+        with_sums: bool = False,
+) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """The value, or with `grad` the gradient in x, and the sums for alpha and beta if asked for."""
+    function = _functions.get((name, x.dtype))
+    if function is None:
+        if reason := available(name, x.dtype):
+            raise RuntimeError(f'{name}: the fused function cannot be had: {reason}.')
+        function = _functions[name, x.dtype]
+    out = torch.empty_like(x)  # dense, with x's order of dimensions
+    x = _dense(x, out)
+    dtype = _COMPUTE[x.dtype]
+    channels = max(alpha.numel(), 1 if beta is None else beta.numel())
+    sums = [torch.zeros(channels, dtype=dtype) for _ in range(2)] if with_sums else None
+    count = x.numel()
+    if count:
+        inner = x.stride(channel_dim) if channels > 1 else 1
+        kept = [_parameter(alpha, dtype, channels)]  # alive until the call is over
+        beta_pointer = None
+        if beta is not None:
+            kept.append(_parameter(beta, dtype, channels))
+            beta_pointer = kept[1].data_ptr()
+        if grad is not None:
+            grad = _dense(grad, out)
+        function(
+            None if grad is None else grad.data_ptr(), x.data_ptr(), out.data_ptr(), kept[0].data_ptr(), beta_pointer,
+            None if sums is None else sums[0].data_ptr(),
+            None if sums is None or beta is None else sums[1].data_ptr(),
+            count // (channels * inner), channels, inner,
+            min(torch.get_num_threads(), count // _GRAIN) if count > _GRAIN else 1)
+    return (out, None, None) if sums is None else (out, sums[0], sums[1])
+
+
+def value(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
+    """As the function in `functional`."""
+    return _run(name, None, x, alpha, beta, channel_dim)[0]
+
+
+def input_gradient(
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
+    """grad df/dx, like x."""
+    return _run(name, grad, x, alpha, beta, channel_dim)[0]
+
+
+def gradients(
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad df/dx, and the sums of grad df/dalpha and grad df/dbeta.
+
+    Returns:
+        The first like x; the others in the dtype of the computation and the shape of their parameter, summed in double
+        precision in an order that the shape of x alone decides. The last is empty if there is no beta.
+    """
+    grad_x, grad_alpha, grad_beta = _run(name, grad, x, alpha, beta, channel_dim, with_sums=True)
+    return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)
+
+
+def _of(parameter: Optional[Tensor], total: Any) -> Tensor:
+    """The gradient of a parameter, which may be one value beside another of one value a channel."""
+    if parameter is None:
+        return total.new_empty(0)
+    if parameter.numel() != total.numel():
+        total = total.sum(dtype=torch.float64).to(total.dtype)
+    return total if total.shape == parameter.shape else total.reshape(parameter.shape)
