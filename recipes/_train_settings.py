@@ -16,7 +16,7 @@ __all__ = ['TrainConfig', 'plain', 'INCIDENTAL']
 INCIDENTAL = frozenset({
     'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'device', 'workers', 'prefetch', 'verify_data',
     'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval', 'checkpoint_minutes',
-    'checkpoint_hist', 'synchronize_step'})
+    'checkpoint_hist', 'synchronize_step', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,10 @@ class TrainConfig(DataConfig, EvaluationConfig):
     checkpoint_hist: int = setting(1, 'how many of the best checkpoints to keep, beside the newest two')
     checkpoint_minutes: float = setting(10., 'minutes between checkpoints inside an epoch; 0: only at its end')
     log_interval: int = setting(5, 'updates between looks at the loss')
+    log_tensorboard: bool = setting(False, "write TensorBoard's files into the run's folder")
+    log_wandb: bool = setting(False, 'log to Weights & Biases')
+    wandb_project: Optional[str] = setting(None, 'project there')
+    wandb_tags: tuple[str, ...] = setting((), 'tags there')
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)

@@ -30,6 +30,7 @@ from _saver import RunSaver, best_epoch
 from _settings import open_dataset, open_synthetic, placed, verify
 from _state import Progress, write_summary
 from _task import make_model, make_task
+from _trackers import Trackers
 from _train_settings import TrainConfig, plain
 from _update import Updates
 from _validation import validate
@@ -60,6 +61,7 @@ class Run:
     updates_per_epoch: int
     epochs: int
     saver: RunSaver
+    trackers: Trackers
     progress: Progress
     console: Console
     notes: list[str]
@@ -115,10 +117,14 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
     saver = RunSaver(
         folder, metric=f'eval_{config.eval_metric}', hist=config.checkpoint_hist,
         raw_metric=f'eval_{config.eval_metric}_raw' if config.model_ema else None)
+    trackers = Trackers(
+        folder, plain(config), log_tensorboard=config.log_tensorboard and processes.primary,
+        log_wandb=config.log_wandb and processes.primary, wandb_project=config.wandb_project,
+        wandb_tags=config.wandb_tags)
     return Run(
         config=config, folder=folder, processes=processes, batches=batches, val=val, test=test, task=task,
         optimizer=optimizer, scheduler=scheduler, updates=updates, updates_per_epoch=updates_per_epoch, epochs=epochs,
-        saver=saver, progress=Progress.start(processes.device), console=console, notes=[])
+        saver=saver, trackers=trackers, progress=Progress.start(processes.device), console=console, notes=[])
 
 
 def distribute(task: TrainingTask, processes: Processes) -> None:
@@ -192,7 +198,7 @@ def fit(job: Run, stop: StopSignals) -> None:
     config, progress, first = job.config, job.progress, job.progress.epoch
     view = TrainingView(job.console, epochs=job.epochs, steps=job.updates_per_epoch, first=first)
     view.say(announcement(job))
-    with view:
+    with view, job.trackers:
         while progress.epoch < job.epochs:
             epoch = progress.epoch
             try:
@@ -217,6 +223,7 @@ def fit(job: Run, stop: StopSignals) -> None:
             save(job, epoch_ended=True)
             if job.processes.primary:
                 write_summary(progress.rows, job.folder / 'summary.csv')
+            job.trackers.log(epoch, progress.rows[-1])
             view.epoch(
                 epoch, loss=trained['loss'], robust=trained['robust'], val_clean=checked['clean'],
                 val_robust=checked['robust'], images_per_second=trained['images_per_second'], shape=shape,

@@ -1,0 +1,91 @@
+"""What trackers are told, through stand-ins for packages that need not be installed."""
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
+
+
+@pytest.fixture
+def trackers(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import _trackers
+    yield _trackers.Trackers
+    sys.modules.pop('_trackers', None)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    told = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            told.append(('writer', folder))
+
+        def add_scalar(self, name, value, step):
+            told.append((name, value, step))
+
+        def flush(self):
+            pass
+
+        def close(self):
+            told.append('closed')
+
+    class Run:
+        def log(self, numbers, step):
+            told.append((numbers, step))
+
+        def finish(self, exit_code):
+            told.append(('finish', exit_code))
+
+    def init(**settings):
+        told.append(settings)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+    return told
+
+
+def test_without_trackers_nothing_happens(trackers, told, tmp_path):
+    with trackers(tmp_path, {}) as quiet:
+        quiet.log(0, {'loss': 1.})
+    assert not told and not list(tmp_path.iterdir())
+
+
+def test_tensorboard(trackers, told, tmp_path):
+    with trackers(tmp_path / 'run', {}, log_tensorboard=True) as logger:
+        logger.log(3, {'train_loss': 0.5, 'eval_robust': 70.})
+    assert told == [('writer', str(tmp_path / 'run' / 'tensorboard')), ('train_loss', 0.5, 3), ('eval_robust', 70., 3),
+                    'closed']
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_wandb_takes_a_resumed_run_for_the_same(trackers, told, tmp_path, fails):
+    def job():
+        with trackers(
+                tmp_path / 'run', {'lr': 0.1}, log_wandb=True, wandb_project='paf', wandb_tags=('a',)) as logger:
+            logger.log(3, {'train_loss': 0.5})
+            if fails:
+                raise RuntimeError('lost')
+
+    if fails:
+        with pytest.raises(RuntimeError, match='lost'):
+            job()
+    else:
+        job()
+    settings, logged, finish = told
+    assert (settings['id'], settings['resume'], settings['project'], settings['config']) == (
+        'run', 'allow', 'paf', {'lr': 0.1})
+    assert logged == ({'epoch': 3, 'train_loss': 0.5}, 3) and finish == ('finish', int(fails))
+
+
+@pytest.mark.parametrize('flag, module', [
+    ('log_tensorboard', 'torch.utils.tensorboard'), ('log_wandb', 'wandb')])
+def test_a_tracker_that_is_not_installed(trackers, tmp_path, monkeypatch, flag, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=f'--{flag.replace("_", "-")}: .* is not installed; pip install'):
+        trackers(tmp_path, {}, **{flag: True})
+    assert not list(tmp_path.iterdir())
