@@ -170,8 +170,8 @@ class PGD:
         chooses = self.targeted and target is None
         if chooses and self.mode == 'train':
             raise ValueError(
-                f"loss = {self.loss!r} without target in mode 'train': it goes on with the images still standing, and an "
-                "image's logits depend on its batch there. Give target, or use mode = 'eval'.")
+                f"loss = {self.loss!r} without target in mode 'train': only images still standing go on to the next "
+                "class, and an image's logits depend on its batch there. Give target, or use mode = 'eval'.")
         plain = not (self.early_stop or self.restarts > 1 or chooses)
         with attack_mode(model, self.mode), frozen_parameters(model), torch.enable_grad():
             if clean_logits is None and not (plain and 'clean_logits' not in self._compared_with):
