@@ -204,7 +204,7 @@ class PGD:
                 batch.target = ranking[rows, attempt % ranks]
             self._start(batch, generator, attempt=attempt)
             self._climb(model, batch, worst)
-        worst.settle(images)
+            worst.settle(images)
         return worst.x_adv
 
     def _start(self, images: Images, generator: Optional[torch.Generator], *, attempt: int) -> None:
