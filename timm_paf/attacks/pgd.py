@@ -209,7 +209,7 @@ class PGD:
 
     def _start(self, images: Images, generator: Optional[torch.Generator], *, attempt: int) -> None:
         x = images.x
-        images.x_adv, images.memory = x, None
+        images.x_adv = x
         if self.random_start:
             if images.seeds is None:
                 noise = generated(x, generator or self.generator(x.device))
