@@ -118,6 +118,14 @@ def test_large_images_keep_to_the_radius(norm, shape):
 
 
 @NORMS
+@pytest.mark.parametrize('eps', [0.25, 0.5, 0.75], ids=str)
+def test_one_pixel_at_its_limit_and_one_that_stays(norm, eps):
+    """The radius is used up, or not, at the very point where the only moving pixel stops."""
+    x, z = torch.tensor([[0.5, 0.5]]), torch.tensor([[2., 0.5]])
+    assert BALLS[norm].project(z, x, eps).tolist() == [[0.5 + min(eps, 0.5), 0.5]]
+
+
+@NORMS
 def test_memory_format_is_kept(norm):
     x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
     noise = generated(x, torch.Generator().manual_seed(0))

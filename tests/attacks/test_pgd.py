@@ -259,6 +259,7 @@ def test_bad_settings_are_named(settings, message):
     ({}, dict(seeds=torch.zeros(2).long(), generator=torch.Generator()), 'both seeds and generator'),
     ({}, dict(target=torch.zeros(2).long()), "loss = 'ce' has none; use ce-targeted or dlr-targeted"),
     (dict(loss='ce-targeted'), dict(target=torch.zeros(3).long()), 'expected one class for each of 2'),
+    (dict(loss='ce-targeted', mode='train'), {}, "without target in mode 'train'"),
     (dict(loss='kl'), dict(clean_logits=torch.zeros(2)), r'clean_logits has shape \(2,\)'),
     (dict(norm='l2', eps=128), {}, r'eps = 128 in l2: .* more than 8 apart\. Did you mean 128/255'),
     (dict(norm='l1', eps=65), {}, r'eps = 65 in l1: .* more than 64 apart'),

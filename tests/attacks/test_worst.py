@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from timm_paf.attacks import PGD
+from timm_paf.attacks.worst import Images, Worst
 
 
 class Network(nn.Module):
@@ -197,6 +198,23 @@ def test_verdicts_under_autocast_are_those_without(case, early_stop, shift):
         x_adv = attack(doubtful, x, y, seeds=torch.arange(40))
     assert 3 < expected.sum() < 40
     assert torch.equal(wrong(model, x_adv, y), expected)
+
+
+def test_a_success_that_half_precision_did_not_see_is_not_replaced():
+    """The model is fooled above 0.5, and under autocast says that it is not."""
+    class Blind(nn.Module):
+        def forward(self, x):
+            return torch.cat([0.5 - x, x - 0.5], 1) * (0 if torch.is_autocast_enabled('cpu') else 1)
+    x, zero = torch.zeros(2, 1), torch.zeros(2).long()
+    images = Images(x, zero, torch.arange(2), torch.tensor([[0.6], [0.1]]))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        worst = Worst(Blind(), images, wanted=False)
+        assert not worst.see(images, torch.zeros(2, 2), torch.tensor([1., 1.])).any()
+        worst.settle(images)
+        assert worst.standing().tolist() == [1]
+        images.x_adv = torch.tensor([[0.2], [0.2]])
+        worst.see(images, torch.zeros(2, 2), torch.tensor([2., 2.]))
+    assert worst.x_adv.flatten().tolist() == pytest.approx([0.6, 0.2])
 
 
 @pytest.mark.parametrize('norm, eps', [('linf', 0.1), ('l2', 1.), ('l1', 8.)])

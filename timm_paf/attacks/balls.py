@@ -146,7 +146,7 @@ def _l1_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     at = torch.cat([over * 0, fall], 1)  # how much the norm has fallen at each corner
     piece = ((at < over).sum(1, keepdim=True) - 1).clamp_(min=0)
     t = corners.gather(1, piece) + (over - at.gather(1, piece)) / moving.gather(1, piece).clamp_(min=1)
-    for _ in range(2):  # the running sum has lost digits; on the right piece one Newton step is exact
+    for _ in range(2):  # a running sum in float32 loses digits; on the right piece one Newton step is exact
         shrunk = torch.minimum(length - t, room).clamp_(min=0)
         active = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True).clamp_(min=1)
         t = t + (shrunk.sum(1, keepdim=True) - eps) / active

@@ -168,6 +168,10 @@ class PGD:
         images = Images(
             x, y, torch.arange(len(x), device=x.device), x, clean_logits=clean_logits, seeds=seeds, target=target)
         chooses = self.targeted and target is None
+        if chooses and self.mode == 'train':
+            raise ValueError(
+                f"loss = {self.loss!r} without target in mode 'train': only images still standing go on to the next "
+                "class, and an image's logits depend on its batch there. Give target, or use mode = 'eval'.")
         plain = not (self.early_stop or self.restarts > 1 or chooses)
         with attack_mode(model, self.mode), frozen_parameters(model), torch.enable_grad():
             if clean_logits is None and not (plain and 'clean_logits' not in self._compared_with):
@@ -200,12 +204,12 @@ class PGD:
                 batch.target = ranking[rows, attempt % ranks]
             self._start(batch, generator, attempt=attempt)
             self._climb(model, batch, worst)
-        worst.settle(images)
+            worst.settle(images)
         return worst.x_adv
 
     def _start(self, images: Images, generator: Optional[torch.Generator], *, attempt: int) -> None:
         x = images.x
-        images.x_adv, images.memory = x, None
+        images.x_adv = x
         if self.random_start:
             if images.seeds is None:
                 noise = generated(x, generator or self.generator(x.device))

@@ -103,7 +103,11 @@ class Worst:
         return fools
 
     def settle(self, images: Images) -> None:
-        """Without autocast, look once more at what is kept for the images still standing; waits for the device."""
+        """At the end of an attempt under autocast, look once more without it at what is kept of the images standing.
+
+        What turns out to fool the model is not replaced by a later version that has a higher loss and does not. Waits
+        for the device under autocast.
+        """
         if self.mixed and len(rows := self.standing()):
             rest = images.take(rows)
             logits = float32_logits(self.model, self.x_adv[rows])
