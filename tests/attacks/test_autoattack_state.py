@@ -171,7 +171,7 @@ def test_the_state_says_what_it_is(interrupted):
 KILLER = '''
 import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[2])
-import torch
+import pyautoattack, torch
 torch.set_num_threads(1)
 from test_autoattack_state import SETTINGS, problem
 from timm_paf.attacks import autoattack
@@ -183,7 +183,7 @@ while True:
         result = autoattack(*problem(), **SETTINGS, state=folder + '/state')
         torch.save((result.robust, result.x_adv, result.broken_by), folder + '/result.pt')
         os._exit(0)
-    deadline = time.monotonic() + rng.uniform(0.05, 0.4) * (1 + kills / 10)
+    deadline = time.monotonic() + rng.uniform(0.05, 0.6) * (1 + kills / 2)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done or time.monotonic() > deadline:
