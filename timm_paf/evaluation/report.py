@@ -2,6 +2,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -34,6 +35,16 @@ class Accuracy:
     def percent(self) -> float:
         """The share in percent, for printing."""
         return 100 * self.correct / self.total
+
+    def interval(self, z: float = 1.959964) -> tuple[float, float]:
+        """Wilson's interval for the share, in [0, 1]; z = 1.96 for 95 %.
+
+        Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+        """
+        share, n = self.correct / self.total, self.total
+        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        return max(middle - half, 0.), min(middle + half, 1.)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
