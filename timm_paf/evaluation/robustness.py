@@ -7,29 +7,12 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGD, ThreatModel, autoattack, check_images, eval_mode
+from ..attacks import PGD, ThreatModel, autoattack, check_images
+from ._verdicts import verdicts
+from .curves import accuracy_by_class
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256
 
 __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
-
-
-def _count(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        attack: Optional[Callable[[nn.Module, Tensor, Tensor], Tensor]],
-        batch_size: int,
-        device: Optional[torch.device],
-) -> Accuracy:
-    device = device or next((p.device for p in model.parameters()), x.device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    with eval_mode(model), torch.no_grad():
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            images, labels = images.to(device), labels.to(device)
-            if attack is not None:
-                images = attack(model, images, labels)
-            correct += (model(images).argmax(1) == labels).sum()
-    return Accuracy(int(correct), len(x))
 
 
 def clean_accuracy(
@@ -49,7 +32,7 @@ def clean_accuracy(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
     """
-    return _count(model, x, y, None, batch_size, device)
+    return Accuracy.of(verdicts(model, x, y, attack=None, batch_size=batch_size, device=device))
 
 
 def accuracy_under_attack(
@@ -71,7 +54,7 @@ def accuracy_under_attack(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
     """
-    return _count(model, x, y, attack, batch_size, device)
+    return Accuracy.of(verdicts(model, x, y, attack=attack, batch_size=batch_size, device=device))
 
 
 def evaluate_robustness(
@@ -123,14 +106,14 @@ def evaluate_robustness(
     measurements: dict[str, Measurement] = {}
 
     started = time.monotonic()
-    accuracy = clean_accuracy(model, x, y, batch_size=batch_size, device=device)
-    measurements['clean'] = Measurement(accuracy=accuracy, attack='none', seconds=time.monotonic() - started)
+    clean = verdicts(model, x, y, attack=None, batch_size=batch_size, device=device)
+    measurements['clean'] = Measurement(accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
 
     started = time.monotonic()
     pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed)
-    accuracy = accuracy_under_attack(model, x, y, attack=pgd, batch_size=batch_size, device=device)
+    robust = verdicts(model, x, y, attack=pgd, batch_size=batch_size, device=device)
     measurements['pgd'] = Measurement(
-        accuracy=accuracy, attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
+        accuracy=Accuracy.of(robust), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
         details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **attacked)
 
     if autoattack_version is not None:
@@ -139,13 +122,15 @@ def evaluate_robustness(
             model, x[:n_examples], y[:n_examples], eps=threat.radius, norm=threat.norm, version=autoattack_version,
             batch_size=batch_size, seed=seed, device=device, progress=progress)
         measurements['autoattack'] = Measurement(
-            accuracy=Accuracy(int(result.robust.sum()), len(result.robust)),
+            accuracy=Accuracy.of(result.robust),
             attack=f'AutoAttack {autoattack_version}', seconds=time.monotonic() - started,
             details={
                 'version': autoattack_version, 'components': list(result.components),
                 'clean_correct': int(result.clean.sum()), 'warnings': list(result.warnings)},
             **attacked)
+        robust[:len(result.robust)] &= result.robust
     return RobustnessReport(
-        measurements=measurements, model=model_name, dataset=dataset, split=split,
+        measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=clean & robust),
+        model=model_name, dataset=dataset, split=split,
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))

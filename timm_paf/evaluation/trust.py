@@ -175,14 +175,15 @@ def _gradients(probe: Probe) -> TrustCheck:
     if probe.gradients is None:
         return _row(
             name, True, 'no gradient reaches the images.', good=good,
-            bad='A step of the model cannot be differentiated: gradient attacks do nothing, and only black-box ones say '
+            bad='A step of the model has no derivative: gradient attacks do nothing, and only black-box ones say '
                 'something. Replace the step by a smooth one while attacking (BPDA).')
     flat = probe.gradients.flatten(1)
     chosen = probe.correct
     total = int(chosen.sum())
     if not total:
         return TrustCheck(
-            name=name, status='skip', finding='no image is classified correctly.', meaning='There is nothing to attack.')
+            name=name, status='skip', finding='no image is classified correctly.',
+            meaning='There is nothing to attack.')
     broken = ~flat.isfinite().all(1) & chosen
     zero = (flat == 0).all(1) & chosen
     return _row(
@@ -293,8 +294,8 @@ def _autocast(probe: Probe) -> TrustCheck:
     changed = int((low != high).sum())
     return _row(
         name, changed > max(2, 0.02 * len(images)),
-        f'{changed} of {len(images)} verdicts, on clean images and those of PGD-{STEPS[-1]}, differ between float32 and '
-        'bfloat16 autocast.',
+        f'{changed} of {len(images)} verdicts, on clean images and those of PGD-{STEPS[-1]}, differ between float32 '
+        'and bfloat16 autocast.',
         good='Precision hardly matters for the verdicts; the numbers here are float32.',
         bad='Verdicts depend on the precision: numbers measured under autocast, elsewhere or in training, are not '
             'comparable with these, which are float32.')
