@@ -1,4 +1,4 @@
-"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split.
+"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split, and signs of a false number.
 
     python recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar
 
@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import RunFailed, parse_config, run, setting
+from _evaluation import Parts, ReportConfig, complete, open_parts, write
 from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
 from rich.console import Console
 from torch import nn
@@ -21,7 +22,7 @@ from timm_paf.models import load_weights, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidateConfig(DataConfig, EvaluationConfig):
+class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     """Settings of a measurement; unset ones are taken from the checkpoint."""
     checkpoint: str = setting('', 'the file to measure (required)')
     model: str = setting('', "a name of timm's registry")
@@ -29,13 +30,14 @@ class ValidateConfig(DataConfig, EvaluationConfig):
     split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
     eps: str = setting('', 'radius of the Linf ball: 8/255, or a number')
     use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
-    output: Optional[str] = setting(None, 'folder for report.json; unset: only the table')
+    output: Optional[str] = setting(None, 'folder for report.json and report.html; unset: only the tables')
 
     def __post_init__(self) -> None:
         if self.dataset:
             DataConfig.__post_init__(self)
         if self.eps:
             EvaluationConfig.__post_init__(self)
+        ReportConfig.__post_init__(self)
 
 
 @dataclasses.dataclass
@@ -46,6 +48,7 @@ class Measurement:
     device: torch.device
     data: LabelledImages
     weights: str
+    parts: Parts
 
 
 def prepare(argv: Optional[list[str]] = None) -> Measurement:
@@ -66,7 +69,8 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     data = in_floats(data)
     model = build_model(config.model, num_classes=data.num_classes, in_chans=data.image_shape[0])
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
-    return Measurement(config, model.to(device), device, data, weights)
+    parts = open_parts(config, model.to(device), data, device=device, output=config.output)
+    return Measurement(config, model, device, data, weights, parts)
 
 
 def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
@@ -93,16 +97,18 @@ def measure(job: Measurement) -> None:
         f'{config.dataset}, eps {config.eps}, on {job.device}', highlight=False, soft_wrap=True)
     try:
         with console.status('measuring') as status:
+            def progress(name: str, done: int, total: int) -> None:
+                status.update(f'{name} {done}/{total}')
+
             report = evaluate_robustness(
                 job.model, job.data.images, job.data.labels, **config.evaluation(), device=job.device,
-                progress=lambda name, done, total: status.update(f'AutoAttack: {name} {done}/{total}'),
+                progress=lambda name, done, total: progress(f'AutoAttack: {name}', done, total),
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
+            report = complete(
+                report, config, job.parts, job.model, job.data, device=job.device, progress=progress)
     except ValueError as error:
         raise RunFailed(str(error)) from error
-    if config.output is not None:
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-        report.save(Path(config.output) / 'report.json')
-    console.print(report.table())
+    write(report, config, console)
 
 
 if __name__ == '__main__':

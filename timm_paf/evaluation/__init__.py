@@ -4,6 +4,7 @@ from .curves import ClassAccuracy, CurvePoint, RobustnessCurve, accuracy_by_clas
 from .examples import Example, adversarial_examples
 from .page import report_page
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256, library_versions
+from .robustbench import robustbench_info, robustbench_obstacles
 from .robustness import accuracy_under_attack, clean_accuracy, evaluate_robustness
 from .trust import TrustCheck, TrustReport, check_trust
 
@@ -12,4 +13,5 @@ __all__ = [
     'file_sha256', 'library_versions', 'TrustCheck', 'TrustReport', 'check_trust', 'CurvePoint', 'RobustnessCurve',
     'robustness_curve', 'ClassAccuracy', 'accuracy_by_class', 'BENCHMARK_CORRUPTIONS', 'CorruptionArchive',
     'CorruptionReport', 'corruption_accuracy', 'Example', 'adversarial_examples', 'report_page',
+    'robustbench_info', 'robustbench_obstacles',
 ]

@@ -67,10 +67,15 @@ td.text { min-width: 13rem; }
 .bar { height: .35rem; border-radius: .2rem; background: var(--line); margin: .5rem 0; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }
 figure { margin: .8rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .8rem; }
+.pictures { display: grid; gap: .9rem 1.4rem; } .group { display: grid; gap: .4rem; break-inside: avoid; }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; background: none; }
 .pictures figcaption { line-height: 1.25; font-size: .82rem; }
+@media screen and (max-width: 40rem) { .stacked thead { display: none; }
+  .stacked, .stacked tbody, .stacked tr { display: block; }
+  .stacked td { display: inline-block; border: 0; padding: .15rem .3rem; }
+  .stacked td.text { display: block; min-width: 0; }
+  .stacked tr { border-bottom: 1px solid var(--line); padding: .4rem 0; } }
 @media print { :root { color-scheme: light; --text: #000; --soft: #444; --line: #bbb; --back: #fff; --card: #fff;
   --good: #14733a; --bad: #b3261e; } body { max-width: none; padding: 0; font-size: 11px; }
   .tile { border: 1px solid var(--line); } h2 { break-after: avoid; } tr, figure, .tile { break-inside: avoid; }
@@ -127,6 +132,7 @@ def table(
         header: Sequence[str],
         columns: str = '',
         caption: str = '',
+        stacked: bool = False,
 ) -> Html:
     """A table that scrolls by itself where the page is too narrow.
 
@@ -135,6 +141,7 @@ def table(
         header: Titles of the columns.
         columns: One letter a column: t text that wraps, n number, c code; the rest is plain.
         caption: Text under the table.
+        stacked: On a narrow page put the cells of a row under each other, for rows of sentences.
 
     Raises:
         ValueError: If a row has not as many cells as the header.
@@ -150,8 +157,10 @@ def table(
                      + '</tr>')
     below = f'<caption style="caption-side: bottom; text-align: left">{_escaped(caption)}</caption>' if caption else ''
     body = '\n'.join(lines)
+    style = ' class="stacked"' if stacked else ''
     return Html(
-        f'<div class="scroll"><table>{below}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>')
+        f'<div class="scroll"><table{style}>{below}\n<thead><tr>{head}</tr></thead>\n'
+        f'<tbody>\n{body}\n</tbody></table></div>')
 
 
 def tiles(entries: Iterable[tuple[str, float, str]]) -> Html:
@@ -179,11 +188,21 @@ def figure(png: bytes, alt: str, caption: str = '') -> Html:
     return Html(f'<figure>{_img(png, alt)}{below}</figure>')
 
 
-def pictures(shown: Iterable[Picture]) -> Html:
-    """A grid of small pictures; pixels stay pixels when they are enlarged."""
-    return Html('<div class="pictures">\n' + '\n'.join(
+def pictures(shown: Iterable[Picture], *, together: int = 1) -> Html:
+    """A grid of small pictures; pixels stay pixels when they are enlarged.
+
+    Args:
+        shown: The pictures in order.
+        together: So many that follow each other stay side by side, as an original and what was made of it.
+    """
+    figures = [
         f'<figure>{_img(p.png, p.alt)}<figcaption{f" class={p.mark}" if p.mark in ("good", "bad") else ""}>'
-        f'{_escaped(p.caption)}</figcaption></figure>' for p in shown) + '\n</div>')
+        f'{_escaped(p.caption)}</figcaption></figure>' for p in shown]
+    groups = [''.join(figures[first:first + together]) for first in range(0, len(figures), together)]
+    style = f'grid-template-columns: repeat(auto-fill, minmax({6.2 * together:.1f}rem, 1fr))'
+    inner = f'grid-template-columns: repeat({together}, 1fr)'
+    body = '\n'.join(f'<div class="group" style="{inner}">{group}</div>' for group in groups)
+    return Html(f'<div class="pictures" style="{style}">\n{body}\n</div>')
 
 
 def image_png(image: Tensor) -> bytes:

@@ -69,7 +69,7 @@ def _trust(report: RobustnessReport) -> Html:
         'Can it be believed?', html.paragraph(verdict),
         html.table(
             [(html.badge(c.status, _MARKS[c.status]), c.name, c.finding, c.meaning) for c in trust.checks],
-            header=('', 'check', 'found', 'means'), columns='  tt'),
+            header=('', 'check', 'found', 'means'), columns='  tt', stacked=True),
         html.paragraph(f'{trust.norm} eps {trust.eps}, seed {trust.seed}; {trust.cost}', soft=True))
 
 
@@ -134,7 +134,7 @@ def _examples(report: RobustnessReport) -> Html:
         'Examples', html.paragraph(
             f'The first {len(report.examples)} images, each beside what {report.examples[0].attack} makes of it; in '
             'colour, whether the model is right.'),
-        html.pictures(shown))
+        html.pictures(shown, together=2))
 
 
 def _picture(example: Example, image, prediction: int, kind: str) -> html.Picture:
