@@ -6,10 +6,12 @@ Text is escaped wherever it comes from; what the functions here return is `Html`
 """
 import base64
 import html
+import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Union
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 __all__ = [
@@ -211,10 +213,12 @@ def image_png(image: Tensor) -> bytes:
     Args:
         image: (C, H, W) in [0, 1]; one or three channels are shown as they are, of others the mean.
     """
-    from torchvision.io import encode_png  # slow to import
     if image.shape[0] not in (1, 3):
         image = image.mean(0, keepdim=True)
-    return bytes(encode_png((image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)).numpy())
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(stream, format='PNG')
+    return stream.getvalue()
 
 
 def _img(png: bytes, alt: str) -> str:

@@ -59,7 +59,8 @@ def _refuse_until_loaded(model: nn.Module, name: str) -> None:
             'load_model or checkpoint_path= of timm.create_model.')
 
     def admit(module: nn.Module, incompatible: Any) -> None:
-        for handle in handles:
-            handle.remove()
+        if not incompatible.missing_keys:
+            for handle in handles:
+                handle.remove()
 
     handles = [model.register_forward_pre_hook(refuse), model.register_load_state_dict_post_hook(admit)]
