@@ -13,7 +13,8 @@ from timm_paf.data import digits_splits
 from timm_paf.evaluation import file_sha256
 
 ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',
-         '--robustbench-authors', 'A B, C D', '--robustbench-venue', 'arXiv, Oct 2021', '--no-robustbench-additional-data']
+         '--robustbench-authors', 'A B, C D', '--robustbench-venue', 'arXiv, Oct 2021',
+         '--no-robustbench-additional-data']
 
 
 @pytest.fixture(scope='module')
