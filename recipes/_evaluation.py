@@ -11,7 +11,7 @@ from _settings import at_least
 from rich.console import Console
 from torch import nn
 
-from timm_paf.attacks import PGD, ThreatModel, check_images, parse_eps
+from timm_paf.attacks import PGD, ThreatModel, check_images
 from timm_paf.data import LabelledImages
 from timm_paf.data.files import whole_file
 from timm_paf.evaluation import (
@@ -21,6 +21,7 @@ from timm_paf.evaluation import (
     adversarial_examples,
     check_trust,
     corruption_accuracy,
+    curve_radius,
     file_sha256,
     robustbench_info,
     robustbench_obstacles,
@@ -112,9 +113,8 @@ def open_parts(
             raise FileNotFoundError(f'--robustbench-json {config.robustbench_json}: there is no such folder.')
     norm = threat_of(config).norm
     for text in config.radii():
-        if text not in ('0', '0.0'):
-            parse_eps(text, label='--eps-curve', norm=norm)
-    if len(set(config.radii())) < len(config.radii()):
+        curve_radius(text, label='--eps-curve', norm=norm)
+    if len({curve_radius(text, norm=norm) for text in config.radii()}) < len(config.radii()):
         raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
     return Parts(_archive(config.corruptions, data), _trained_clean(Path(config.checkpoint), config))
 

@@ -34,8 +34,9 @@ class Gap(Threshold):
 
 @pytest.mark.parametrize('early_stop', [False, True], ids=['each anew', 'early stop'])
 def test_curve_is_the_closed_form(early_stop):
-    curve = robustness_curve(Threshold(), X, Y, eps=['0.105', '0', '0.015', '14/255'], steps=5, early_stop=early_stop)
-    assert [point.eps for point in curve.points] == ['0', '0.015', '14/255', '0.105']
+    radii = ['0.105', '0/255', 0.015, '14/255']
+    curve = robustness_curve(Threshold(), X, Y, eps=radii, steps=5, early_stop=early_stop)
+    assert [point.eps for point in curve.points] == ['0/255', '0.015', '14/255', '0.105']
     for point in curve.points:
         expected = Accuracy(int((point.eps_value < DISTANCE).sum()) if point.eps_value else 41, 41)
         assert point.worst == expected and point.alone == (None if early_stop else expected)

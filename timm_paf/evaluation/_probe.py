@@ -36,6 +36,7 @@ class Probe:
         correct: (N,) bool: classified correctly without an attack.
         gradients: Of the loss to the images, where PGD would start; None if there are none.
         random: Whether two passes were seen to differ.
+        square_images: Images that APGD and Square were given.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Probe:
         self.threat, self.batch_size, self.seed, self.device = threat, batch_size, seed, device
         self.forwards = self.backwards = 0
         self.random = False
+        self.square_images = 0
         self.clean_logits = self.logits(self.x)
         self.correct = self.clean_logits.argmax(1) == self.y
         self.gradients = self._gradients()
@@ -99,7 +101,7 @@ class Probe:
         if not len(chosen):
             return chosen
         found = autoattack(
-            self.model, self.x[chosen], self.y[chosen], eps=self.threat.radius, norm=self.threat.norm,
+            self.model, self.x[chosen].cpu(), self.y[chosen].cpu(), eps=self.threat.radius, norm=self.threat.norm,
             version='custom', attacks=attacks, batch_size=self.batch_size, seed=self.seed, device=self.device)
         return chosen[found.robust.to(self.device)]
 

@@ -2,16 +2,18 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, check_images, parse_eps
+from ..attacks.threat import Eps
 from ._verdicts import verdicts
 from .report import Accuracy
 
-__all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'robustness_curve']
+__all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'curve_radius', 'robustness_curve']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def robustness_curve(
         x: Tensor,
         y: Tensor,
         *,
-        eps: Sequence[str],
+        eps: Sequence[Eps],
         norm: str = 'linf',
         steps: int = 20,
         early_stop: bool = False,
@@ -94,7 +96,7 @@ def robustness_curve(
         model: Maps images in [0, 1] to logits; left as found.
         x: Images (N, C, H, W) in [0, 1].
         y: Labels (N,), int64.
-        eps: Radii as `parse_eps` reads them, in any order; '0' for no attack.
+        eps: Radii as `curve_radius` reads them, in any order.
         norm: Norm of the balls.
         steps: Steps of PGD, each 2.5 eps / steps long.
         early_stop: Leave out images that fell at a smaller radius: faster, and only `worst` can be told.
@@ -107,11 +109,11 @@ def robustness_curve(
         every image of the smaller ball is in the larger; `alone` shows that, `worst` does not.
 
     Raises:
-        ValueError: As `timm_paf.attacks.check_images` and `parse_eps`, or if a radius is given twice.
+        ValueError: As `timm_paf.attacks.check_images` and `curve_radius`, or if a radius is given twice.
     """
     started = time.monotonic()
     device = device or next((p.device for p in model.parameters()), x.device)
-    radii = sorted((0. if _is_zero(text) else parse_eps(text, norm=norm), str(text)) for text in eps)
+    radii = sorted((curve_radius(value, norm=norm), str(value)) for value in eps)
     if not radii or len({radius for radius, _ in radii}) < len(radii):
         raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more radii, each once.')
     check_images(model, x, y, device=device)
@@ -147,8 +149,20 @@ def accuracy_by_class(y: Tensor, *, clean: Tensor, robust: Tensor) -> tuple[Clas
         for label in y.unique())
 
 
-def _is_zero(text: str) -> bool:
+def curve_radius(eps: Eps, *, norm: str = 'linf', label: str = 'eps') -> float:
+    """A radius as `parse_eps` reads it, or 0 for no attack.
+
+    Args:
+        eps: Text or number.
+        norm: Norm of the ball.
+        label: What to call it in an error.
+
+    Raises:
+        ValueError: As `parse_eps`, except for 0.
+    """
     try:
-        return float(text) == 0
-    except ValueError:
-        return False
+        if Fraction(eps) == 0:
+            return 0.
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        pass  # parse_eps says what is wrong
+    return parse_eps(eps, norm=norm, label=label)
