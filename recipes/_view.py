@@ -48,11 +48,18 @@ class AttackView:
     def __exit__(self, *exception) -> None:
         self.status.stop()
 
+    def part(self, what: str, done: int, total: int) -> None:
+        """Show how far another part of the measurement is."""
+        self._show(f'{what} {done}/{total}')
+
     def progress(self, component: str, done: int, total: int, standing: int, left: float) -> None:
         """Show where AutoAttack is, as `timm_paf.attacks.autoattack` tells it."""
         text = f'AutoAttack on {self.title}: {component} {done}/{total} images, {standing} standing'
         if left > 0:  # neither 0 nor NaN, which stands for not known yet
             text += f', up to {duration(left)} left'
+        self._show(text)
+
+    def _show(self, text: str) -> None:
         if self.console.is_terminal:
             self.status.update(text)
         elif time.monotonic() - self.written >= self.every:

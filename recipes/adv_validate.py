@@ -1,4 +1,4 @@
-"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split.
+"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split, and signs of a false number.
 
     python recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar
     torchrun --nproc-per-node 2 recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar --output FOLDER
@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import RunFailed, assignments, parse_config, run, setting
+from _evaluation import Parts, ReportConfig, complete, open_parts, write
 from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
 from _view import AttackView
 from rich.console import Console
@@ -27,7 +28,7 @@ from timm_paf.models import load_weights, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidateConfig(DataConfig, EvaluationConfig):
+class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     """Settings of a measurement; unset ones are taken from the checkpoint."""
     checkpoint: str = setting('', 'the file to measure (required)')
     model: str = setting('', "a name of timm's registry")
@@ -41,7 +42,7 @@ class ValidateConfig(DataConfig, EvaluationConfig):
     norm: str = setting('', "norm of the ball; unset: the checkpoint's", choices=('', 'linf', 'l2', 'l1'))
     eps: str = setting('', 'radius of the ball: 8/255, or a number')
     use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
-    output: Optional[str] = setting(None, 'folder for report.json and verdicts.csv; unset: only the table')
+    output: Optional[str] = setting(None, 'folder for report.json, report.html and verdicts.csv; unset: only the tables')
     save_adv: Optional[str] = setting(None, "file.npz for AutoAttack's images, with their labels")
     resume: bool = setting(False, 'go on with an interrupted AutoAttack in --output')
 
@@ -50,6 +51,7 @@ class ValidateConfig(DataConfig, EvaluationConfig):
             DataConfig.__post_init__(self)
         if self.eps:
             EvaluationConfig.__post_init__(self)
+        ReportConfig.__post_init__(self)
         if self.resume and self.output is None:
             raise ValueError('--resume: give the --output folder of the interrupted run.')
         if self.save_adv is not None and 'none' in (self.autoattack, {'pgd': 'none'}.get(self.attack)):
@@ -84,6 +86,7 @@ class Measurement:
     device: torch.device
     data: LabelledImages
     weights: str
+    parts: Parts
     rank: int = 0
     world_size: int = 1
 
@@ -106,9 +109,10 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     model = build_model(
         config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
+    parts = open_parts(config, model.to(device), data, device=device, output=config.output)
     if world_size > 1:
         distributed.barrier()  # all have looked at the paths before one writes
-    return Measurement(config, model.to(device), device, data, weights, rank, world_size)
+    return Measurement(config, model, device, data, weights, parts, rank, world_size)
 
 
 def processes(name: Optional[str]) -> tuple[int, int, torch.device]:
@@ -171,16 +175,20 @@ def measure(job: Measurement) -> None:
                 progress=view.progress, state=config.state, rank=job.rank, world_size=job.world_size,
                 save_adv=config.save_adv, save_verdicts=output / 'verdicts.csv' if output and attacked else None,
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
+            if distributed.is_initialized():
+                distributed.destroy_process_group()  # the rest is for the first process
+            if job.rank > 0:
+                return
+            report = complete(
+                report, config, job.parts, job.model, job.data, device=job.device, progress=view.part)
     except ValueError as error:
         raise RunFailed(str(error)) from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-    if output is not None and job.rank == 0:
-        report.save(output / 'report.json')
-        if config.state is not None:
-            shutil.rmtree(config.state)
-    console.print(report.table())
+    write(report, config, console)
+    if config.state is not None:
+        shutil.rmtree(config.state)
     for warning in report.measurements['autoattack'].details['warnings'] if attacked else ():
         console.print(f'note: {warning}', highlight=False, soft_wrap=True)
 

@@ -1,4 +1,3 @@
-import ast
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,15 +20,6 @@ def model(name='wrn10_2_pssilu', **kwargs):
     return timm.create_model(name, **kwargs)
 
 
-def function_of(path, name, **names):
-    """One function of a file, without what the file imports."""
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    assert len(tree.body) == 1
-    exec(compile(tree, str(path), 'exec'), names)
-    return names[name]
-
-
 def attack_of(found):
     """The original's AutoAttack as far as `benchmark` uses it, on the package under its new face."""
     class Attack:
@@ -50,9 +40,9 @@ def test_benchmark_takes_it_unchanged(robustbench):
     names = dict(
         torch=torch, nn=nn, math=math, warnings=warnings, Union=Union, Sequence=Sequence, Optional=Optional, Path=Path,
         Tuple=tuple, Callable=Callable, **vars(robustbench('model_zoo/enums.py')))
-    names['clean_accuracy'] = function_of(robustbench.root / 'utils.py', 'clean_accuracy', **names)
-    benchmark = function_of(
-        robustbench.root / 'eval.py', 'benchmark', **names, AutoAttack=attack_of(seen),
+    names['clean_accuracy'] = robustbench.function('utils.py', 'clean_accuracy', **names)
+    benchmark = robustbench.function(
+        'eval.py', 'benchmark', **names, AutoAttack=attack_of(seen),
         get_preprocessing=lambda *args: None, load_clean_dataset=lambda *args: (x, y))
     adapted = to_robustbench(model())
     y[:3] = adapted(x[:3]).argmax(1)

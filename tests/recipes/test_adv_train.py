@@ -92,7 +92,7 @@ def test_best_checkpoint_can_be_the_most_accurate(tmp_path):
 
 def test_validation_gives_the_reports_numbers(finished, tmp_path, capsys):
     argv = ['--checkpoint', str(finished / 'model_best.pth.tar'), '--pgd-steps', '3', '--n-examples', '4', '--device',
-            'cpu', '--output', str(tmp_path / 'validation')]
+            'cpu', '--no-trust', '--output', str(tmp_path / 'validation')]
     assert run(lambda: adv_validate.prepare(argv), adv_validate.measure) == 0
     again, first = (
         json.loads((folder / 'report.json').read_text()) for folder in (tmp_path / 'validation', finished))

@@ -1,9 +1,5 @@
-"""AutoAttack as a user of the recipe meets it: kept, taken up again, shared between processes."""
-import csv
+"""What adv_validate measures and writes beside the attacks, and how it refuses."""
 import json
-import os
-import subprocess
-import sys
 
 import adv_validate
 import numpy as np
@@ -12,115 +8,144 @@ import timm
 import torch
 from _cli import run
 
-from timm_paf.data import open_dataset
+from timm_paf.attacks import ThreatModel
+from timm_paf.data import digits_splits
+from timm_paf.evaluation import file_sha256
+
+ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',
+         '--robustbench-authors', 'A B, C D', '--robustbench-venue', 'arXiv, Oct 2021',
+         '--no-robustbench-additional-data']
 
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    """A network that has learned the digits a little, and says what it was trained on."""
-    path = tmp_path_factory.mktemp('checkpoint') / 'weights.pth.tar'
-    data = open_dataset('digits').train
+    """A checkpoint as adv_train.py writes it, of an untrained network."""
+    folder = tmp_path_factory.mktemp('run')
     torch.manual_seed(0)
-    model = timm.create_model('wrn10_2_psilu', num_classes=10, in_chans=1)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    x, y = data.images.float() / (255 if data.images.dtype == torch.uint8 else 1), data.labels
-    for step in range(24):
-        batch = torch.arange(64 * step, 64 * step + 64) % len(x)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-        optimizer.step()
-    torch.save({'state_dict': model.state_dict(), 'args': {
-        'model': 'wrn10_2_psilu', 'dataset': 'digits', 'eps': '0.02'}}, path)
-    return path
+    model = timm.create_model('wrn10_2_relu', in_chans=1)
+    torch.save({
+        'state_dict': model.state_dict(), 'arch': 'wrn10_2_relu', 'epoch': 0,
+        'args': {'model': 'wrn10_2_relu', 'dataset': 'digits', 'eps': '0.1'}}, folder / 'model_best.pth.tar')
+    return folder / 'model_best.pth.tar'
 
 
-def argv(checkpoint, *more):
-    return ['--checkpoint', str(checkpoint), '--device', 'cpu', '--autoattack', 'rand', '--n-examples', '6',
-            '--eval-batch-size', '3', '--pgd-steps', '2', *map(str, more)]
+def validate(checkpoint, *argv):
+    arguments = ['--checkpoint', str(checkpoint), '--pgd-steps', '2', '--autoattack', 'none', '--device', 'cpu', *argv]
+    return run(lambda: adv_validate.prepare(arguments), adv_validate.measure)
 
 
-def validate(checkpoint, *more):
-    return run(lambda: adv_validate.prepare(argv(checkpoint, *more)), adv_validate.measure)
+def corruption_folder(folder, *, shape=(8, 8, 1), top=9):
+    folder.mkdir()
+    labels = np.arange(20) % 10
+    labels[0] = top
+    np.save(folder / 'labels.npy', labels)
+    np.save(folder / 'fog.npy', np.zeros((100, *shape), np.uint8))
+    return folder
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """AutoAttack with few steps."""
-    import pyautoattack
-    original = pyautoattack.AutoAttack.__init__
+def test_everything_that_was_asked_for_is_in_the_report(checkpoint, tmp_path, capsys):
+    folder = corruption_folder(tmp_path / 'c')
+    report_beside = checkpoint.parent / 'report.json'
+    report_beside.write_text(json.dumps({
+        'model': 'wrn10_2_relu', 'dataset': 'digits', 'split': 'test', 'checkpoint_sha256': file_sha256(checkpoint),
+        'clean': {'correct': 360, 'total': 360}}))
+    try:
+        assert validate(
+            checkpoint, '--eps-curve', '0,1/255', '0.1', '--n-curve', '20', '--corruptions', str(folder), '--n-trust',
+            '8', '--output', str(tmp_path / 'out')) == 0
+    finally:
+        report_beside.unlink()
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert [point['eps'] for point in report['curve']['points']] == ['0', '1/255', '0.1']
+    assert report['curve']['points'][0]['worst']['total'] == 20
+    assert report['corruptions']['total'] == 100 and report['trust']['images'] == 8
+    assert sum(entry['clean']['total'] for entry in report['by_class']) == 360
+    low, high = report['clean']['interval']
+    assert low < report['clean']['correct'] / report['clean']['total'] < high
+    # the run that wrote 360 of 360 beside the checkpoint cannot have had these weights
+    checks = {check['name']: check for check in report['trust']['checks']}
+    assert checks['training report']['status'] == 'warn' and '360 / 360' in checks['training report']['finding']
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert page.startswith('<!DOCTYPE html>') and report['checkpoint_sha256'] in page
+    assert 'trust checks' in capsys.readouterr().out
 
-    def shortened(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.apgd.n_iter = self.apgd.n_iter_orig = 4
-        self.apgd.eot_iter = 1
 
-    monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
-
-
-def test_attack_pgd_leaves_autoattack_out(checkpoint, tmp_path):
-    assert validate(checkpoint, '--attack', 'pgd', '--output', tmp_path) == 0
+def test_a_report_of_other_weights_is_not_compared_with(checkpoint, tmp_path):
+    beside = checkpoint.parent / 'report.json'
+    beside.write_text(json.dumps({
+        'model': 'wrn10_2_relu', 'dataset': 'digits', 'split': 'test', 'checkpoint_sha256': 'other',
+        'clean': {'correct': 360, 'total': 360}}))
+    try:
+        assert validate(checkpoint, '--n-trust', '4', '--no-html', '--output', str(tmp_path)) == 0
+    finally:
+        beside.unlink()
     report = json.loads((tmp_path / 'report.json').read_text())
-    assert 'pgd' in report and 'autoattack' not in report
-    assert [path.name for path in tmp_path.iterdir()] == ['report.json']
+    assert report['trust']['checks'][-1]['status'] == 'skip'
+    assert not (tmp_path / 'report.html').exists()
 
 
-def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsys):
-    output, images = tmp_path / 'validation', tmp_path / 'adv.npz'
-    more = ['--output', output, '--save-adv', images]
-
-    def interrupt(self, component, done, total, standing, left):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(adv_validate.AttackView, 'progress', interrupt)
-        assert validate(checkpoint, *more) == 130
-    assert sorted(path.name for path in output.iterdir()) == ['autoattack'] and not images.exists()
-
-    assert validate(checkpoint, *more) == 2
-    assert 'go on with it with --resume' in capsys.readouterr().err
-    assert validate(checkpoint, *more, '--resume', '--seed', '5') == 1
-    assert 'seed 0 instead of 5' in capsys.readouterr().err
-    assert (output / 'autoattack' / 'run.json').exists()
-
-    assert validate(checkpoint, *more, '--resume') == 0
-    assert sorted(path.name for path in output.iterdir()) == ['report.json', 'verdicts.csv']
-    assert validate(checkpoint, '--output', tmp_path / 'whole') == 0
-    reports = [json.loads((folder / 'report.json').read_text()) for folder in (output, tmp_path / 'whole')]
-    assert reports[0]['autoattack']['correct'] == reports[1]['autoattack']['correct']
-    rows = list(csv.DictReader((output / 'verdicts.csv').read_text().splitlines()))
-    assert sum(int(row['autoattack']) for row in rows) == reports[0]['autoattack']['correct'] and len(rows) == 6
-    with np.load(images) as content:
-        assert content['image'].shape == (6, 1, 8, 8)
+def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys):
+    path = tmp_path / 'Name2021Title.json'
+    assert validate(
+        checkpoint, '--autoattack', 'rand', '--n-examples', '2', '--no-trust', '--robustbench-json', str(path),
+        *ENTRY) == 0
+    entry = json.loads(path.read_text())
+    assert (entry['authors'], entry['additional_data'], entry['eps']) == ('A B, C D', False, '0.1')
+    output = capsys.readouterr().out
+    assert 'digits is none of its data sets' in output and 'AutoAttack standard, not rand' in output
 
 
-@pytest.mark.parametrize('more, message', [
-    (['--resume'], 'give the --output folder'), (['--save-adv', 'HERE/old.npz'], 'is there already'),
-    (['--save-adv', 'HERE/none/adv.npz'], 'no such folder'),
-    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv takes'),
-    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv takes'),
-    (['--attack', 'fgsm'], 'expected one of pgd, autoattack'), (['--norm', 'l7'], '--norm'),
-    (['--norm', 'linf', '--eps', '8'], 'Did you mean 8/255'),
-], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
-def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys, more, message):
-    (tmp_path / 'old.npz').write_text('mine')
-    assert validate(checkpoint, *[word.replace('HERE', str(tmp_path)) for word in more]) == 2
+@pytest.mark.parametrize('argv, message', [
+    (['--eps', '8'], 'Did you mean 8/255'), (['--eps-curve', '0,2,4'], '--eps-curve = 2: pixels are in [0, 1]'),
+    (['--eps-curve', '0.1,0.1'], 'expected each radius once'), (['--html'], '--html is written beside report.json'),
+    (['--n-trust', '0'], '--n-trust = 0'), (['--corruptions', 'NOWHERE'], 'there is no labels.npy'),
+    (['--corruptions', 'COLOUR'], 'holds images (3, 8, 8)'), (['--corruptions', 'LABELS'], 'expected 0 to 9'),
+    (['--robustbench-json', 'x.json'], 'wants --robustbench-link, --robustbench-name, --robustbench-authors, '
+     '--robustbench-venue, --robustbench-additional-data as well'),
+    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue is for --robustbench-json FILE'),
+    (['--robustbench-json', 'x.json', *ENTRY], '--robustbench-json needs AutoAttack'),
+    (['--robustbench-json', 'TAKEN', *ENTRY], 'is there already'),
+    (['--output', 'PAGE'], 'report.html is there already'), (['--model', 'resnet18_relu'], 'does not fit CifarResNet'),
+], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
+def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, capsys, argv, message):
+    (tmp_path / 'taken.json').write_text('mine')
+    (tmp_path / 'page').mkdir()
+    (tmp_path / 'page' / 'report.html').write_text('mine')
+    paths = {
+        'NOWHERE': tmp_path / 'nowhere', 'TAKEN': tmp_path / 'taken.json', 'PAGE': tmp_path / 'page',
+        'COLOUR': corruption_folder(tmp_path / 'colour', shape=(8, 8, 3)),
+        'LABELS': corruption_folder(tmp_path / 'labels', top=10)}
+    assert validate(checkpoint, *(str(paths.get(word, word)) for word in argv)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
-    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
+    assert (tmp_path / 'taken.json').read_text() == (tmp_path / 'page' / 'report.html').read_text() == 'mine'
+    assert not (tmp_path / 'page' / 'report.json').exists()
 
 
-@pytest.mark.slow
-def test_torchrun_gives_the_same_report(checkpoint, tmp_path):
-    reports = []
-    for count in (1, 2):
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)]
-        output = tmp_path / str(count)
-        result = subprocess.run(
-            [*command, adv_validate.__file__, *argv(checkpoint, '--output', output)], capture_output=True, text=True,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count('AutoAttack rand') == 1  # one process speaks
-        reports.append(json.loads((output / 'report.json').read_text()))
-    for name in ('clean', 'pgd', 'autoattack', 'worst_case'):
-        assert reports[0][name]['correct'] == reports[1][name]['correct']
-    assert reports[0]['autoattack']['broken_by'] == reports[1]['autoattack']['broken_by']
+@pytest.mark.parametrize('change, message', [
+    (lambda data: data.images.mul_(255), 'got pixels from 0 to 255, expected finite values in [0, 1]'),
+    (lambda data: data.images.fill_(torch.nan), 'expected finite values in [0, 1]'),
+    (lambda data: data.labels.fill_(10), 'labels'),
+], ids=['bytes', 'nan', 'labels'])
+def test_images_and_labels_are_checked_first(checkpoint, tmp_path, capsys, monkeypatch, change, message):
+    splits = digits_splits()
+    change(splits.test)
+    monkeypatch.setattr(adv_validate, 'open_dataset', lambda name, config: splits)
+    assert validate(checkpoint, '--output', str(tmp_path / 'out')) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and not (tmp_path / 'out').exists()
+
+
+def test_a_network_of_nan_is_not_measured(checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict'] = {name: value * torch.nan if value.is_floating_point() else value
+                             for name, value in content['state_dict'].items()}
+    torch.save(content, tmp_path / 'nan.pth.tar')
+    assert validate(tmp_path / 'nan.pth.tar', '--output', str(tmp_path / 'out')) == 2
+    assert 'returns NaN or infinite logits' in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+def test_threat_of_the_checkpoint_is_that_of_the_checks(checkpoint, tmp_path):
+    assert validate(checkpoint, '--n-trust', '4', '--output', str(tmp_path)) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert ThreatModel(eps=report['trust']['eps']).radius == report['pgd']['eps_value'] == 0.1

@@ -4,13 +4,22 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from ..data.files import whole_file
+
+if TYPE_CHECKING:
+    from .corruptions import CorruptionReport
+    from .curves import ClassAccuracy, RobustnessCurve
+    from .examples import Example
+    from .trust import TrustReport
 
 __all__ = ['Accuracy', 'Measurement', 'RobustnessReport', 'file_sha256', 'library_versions']
 
@@ -30,25 +39,40 @@ class Accuracy:
         if not 0 <= self.correct <= self.total or self.total < 1:
             raise ValueError(f'{self.correct} correct of {self.total}: expected 0 <= correct <= total, total >= 1.')
 
+    @classmethod
+    def of(cls, verdicts: Tensor) -> 'Accuracy':
+        """Counts of verdicts (N,) bool."""
+        return cls(int(verdicts.sum()), len(verdicts))
+
     @property
     def percent(self) -> float:
         """The share in percent, for printing."""
         return 100 * self.correct / self.total
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the share that more images like these would give, in percent.
+        """Wilson's interval of the share that more images like these would give, in [0, 1].
 
         Args:
             confidence: How often such an interval holds the true share, between 0 and 1.
 
         Raises:
             ValueError: If it is not.
+
+        Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
         """
         from scipy.stats import binomtest
         if not 0 < confidence < 1:
             raise ValueError(f'confidence = {confidence}: expected a number between 0 and 1, such as 0.95.')
         low, high = binomtest(self.correct, self.total).proportion_ci(confidence, method='wilson')
-        return 100 * float(low), 100 * float(high)
+        return float(low), float(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The integers, and the 95 % interval as shares."""
+        return {'correct': self.correct, 'total': self.total, 'interval': [round(end, 6) for end in self.interval()]}
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.interval())
+        return f'{self.percent:.1f} % [{low:.1f}, {high:.1f}], {self.correct} / {self.total}'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,10 +104,7 @@ class Measurement:
         """Plain values; `correct` and `total` are integers on the first level."""
         plain = ('attack', 'norm', 'eps', 'eps_value', 'steps', 'seed', 'seconds')
         known = {name: getattr(self, name) for name in plain if getattr(self, name) is not None}
-        interval = [round(end, 4) for end in self.accuracy.interval()]
-        return {
-            'correct': self.accuracy.correct, 'total': self.accuracy.total, 'interval_95_percent': interval, **known,
-            **self.details}
+        return {**self.accuracy.to_dict(), **known, **self.details}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +118,11 @@ class RobustnessReport:
         split: Part of the data set.
         checkpoint: File the weights came from.
         checkpoint_sha256: Its hash.
+        by_class: Accuracy for each class: clean, and under all attacks that an image was given.
+        trust: Signs of a false number that were looked for.
+        curve: Robust accuracy over the radius.
+        corruptions: Accuracy under common corruptions.
+        examples: Images and what the attack made of them, for the page; not written to JSON.
         versions: Of Python, this package and the libraries under it.
         created: Time in UTC, ISO 8601.
     """
@@ -106,44 +132,74 @@ class RobustnessReport:
     split: Optional[str] = None
     checkpoint: Optional[str] = None
     checkpoint_sha256: Optional[str] = None
+    by_class: tuple['ClassAccuracy', ...] = ()
+    trust: Optional['TrustReport'] = None
+    curve: Optional['RobustnessCurve'] = None
+    corruptions: Optional['CorruptionReport'] = None
+    examples: tuple['Example', ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: library_versions())
     created: str = dataclasses.field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with one entry a measurement."""
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'measurements'}
-        return {**{name: m.to_dict() for name, m in self.measurements.items()}, **rest}
+        """Plain values with one entry a measurement, and one for each further part that was measured."""
+        parts = {name: getattr(self, name) for name in ('trust', 'curve', 'corruptions')}
+        plain = ('model', 'dataset', 'split', 'checkpoint', 'checkpoint_sha256', 'versions', 'created')
+        return {
+            **{name: measurement.to_dict() for name, measurement in self.measurements.items()},
+            **{name: getattr(self, name) for name in plain},
+            **({'by_class': [entry.to_dict() for entry in self.by_class]} if self.by_class else {}),
+            **{name: part.to_dict() for name, part in parts.items() if part is not None}}
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Write JSON, whole or not at all."""
-        path = Path(path)
-        with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=path.name, suffix='.tmp', delete=False) as file:
-            try:
-                json.dump(self.to_dict(), file, indent=2)
-                file.write('\n')
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        text = json.dumps(self.to_dict(), indent=2) + '\n'
+        with whole_file(path) as file:
+            file.write(text.encode())
+
+    def save_page(self, path: Union[str, os.PathLike]) -> None:
+        """Write the report as one HTML file that needs no other, whole or not at all."""
+        from .page import report_page  # which knows the parts of this class
+        text = report_page(self)
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     def table(self) -> Table:
-        """The report for a terminal."""
+        """The accuracies for a terminal, with 95 % intervals."""
         table = Table(title=' · '.join(filter(None, (self.model, self.dataset, self.split))) or None)
         table.add_column('attack')
         table.add_column('eps', justify='right')
         table.add_column('accuracy', justify='right')
         table.add_column('95 % interval', justify='right')
         table.add_column('correct / images attacked', justify='right')
-        for measurement in self.measurements.values():
-            accuracy = measurement.accuracy
-            low, high = accuracy.interval()
+        for attack, ball, accuracy in self._rows():
+            low, high = (100 * end for end in accuracy.interval())
             table.add_row(
-                measurement.attack, f'{measurement.norm} {measurement.eps}' if measurement.eps else '',
-                f'{accuracy.percent:.1f} %', f'{low:.1f} … {high:.1f}', f'{accuracy.correct} / {accuracy.total}')
+                attack, ball, f'{accuracy.percent:.1f} %', f'{low:.1f} to {high:.1f}',
+                f'{accuracy.correct} / {accuracy.total}')
         return table
+
+    def trust_table(self) -> Optional[Table]:
+        """The trust checks for a terminal; None if there were none."""
+        if self.trust is None:
+            return None
+        table = Table(title='trust checks', caption=self.trust.cost, show_lines=True)
+        for column in ('', 'check', 'found', 'means'):
+            table.add_column(column)
+        styles = {'pass': 'green', 'warn': 'bold red', 'skip': 'dim'}
+        for check in self.trust.checks:
+            style = styles[check.status]
+            table.add_row(Text(check.status, style), Text(check.name), Text(check.finding), Text(check.meaning))
+        return table
+
+    def _rows(self) -> Iterator[tuple[str, str, Accuracy]]:
+        for m in self.measurements.values():
+            yield m.attack, f'{m.norm} {m.eps}' if m.eps else '', m.accuracy
+        if self.curve is not None:
+            for point in self.curve.points:
+                attack = f'{self.curve.attack}, this and smaller eps' if point.eps_value else 'none'
+                yield attack, f'{self.curve.norm} {point.eps}', point.worst
+        if self.corruptions is not None:
+            yield f'{len(self.corruptions.averaged)} corruptions, 5 severities', '', self.corruptions.mean
 
 
 def library_versions() -> dict[str, str]:

@@ -15,37 +15,14 @@ from ..attacks import (
     ThreatModel,
     autoattack,
     check_images,
-    eval_mode,
     pointwise_worst_case,
     write_verdicts,
 )
+from ._verdicts import verdicts
+from .curves import accuracy_by_class
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256
 
 __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
-
-
-def _verdicts(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        attack: Optional[Callable[[nn.Module, Tensor, Tensor], Tensor]],
-        batch_size: int,
-        device: Optional[torch.device],
-) -> Tensor:
-    """(N,) bool on the CPU: classified correctly, under the attack if there is one."""
-    device = device or next((p.device for p in model.parameters()), x.device)
-    correct = []
-    with eval_mode(model), torch.no_grad():
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            images, labels = images.to(device), labels.to(device)
-            if attack is not None:
-                images = attack(model, images, labels)
-            correct.append(model(images).argmax(1) == labels)
-    return torch.cat(correct).cpu()
-
-
-def _counted(verdicts: Tensor) -> Accuracy:
-    return Accuracy(int(verdicts.sum()), len(verdicts))
 
 
 def clean_accuracy(
@@ -65,7 +42,7 @@ def clean_accuracy(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
     """
-    return _counted(_verdicts(model, x, y, None, batch_size, device))
+    return Accuracy.of(verdicts(model, x, y, attack=None, batch_size=batch_size, device=device))
 
 
 def accuracy_under_attack(
@@ -87,7 +64,7 @@ def accuracy_under_attack(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
     """
-    return _counted(_verdicts(model, x, y, attack, batch_size, device))
+    return Accuracy.of(verdicts(model, x, y, attack=attack, batch_size=batch_size, device=device))
 
 
 def evaluate_robustness(
@@ -154,37 +131,41 @@ def evaluate_robustness(
     measurements: dict[str, Measurement] = {}
 
     started = time.monotonic()
-    clean = _verdicts(model, x, y, None, batch_size, device)
-    measurements['clean'] = Measurement(accuracy=_counted(clean), attack='none', seconds=time.monotonic() - started)
+    clean = verdicts(model, x, y, attack=None, batch_size=batch_size, device=device)
+    measurements['clean'] = Measurement(accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
 
     started = time.monotonic()
     pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed)
-    under_pgd = _verdicts(model, x, y, pgd, batch_size, device)
+    under_pgd = verdicts(model, x, y, attack=pgd, batch_size=batch_size, device=device)
+    robust = clean & under_pgd
     measurements['pgd'] = Measurement(
-        accuracy=_counted(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
+        accuracy=Accuracy.of(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
         details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **attacked)
 
     if autoattack_version is not None:
         started = time.monotonic()
-        x, y = x[:n_examples], y[:n_examples]
+        some_x, some_y = x[:n_examples], y[:n_examples]
         result = autoattack(
-            model, x, y, eps=threat.radius, norm=threat.norm, version=autoattack_version, batch_size=batch_size,
-            seed=seed, device=device, progress=progress, state=state, rank=rank, world_size=world_size)
+            model, some_x, some_y, eps=threat.radius, norm=threat.norm, version=autoattack_version,
+            batch_size=batch_size, seed=seed, device=device, progress=progress, state=state, rank=rank,
+            world_size=world_size)
         measurements['autoattack'] = Measurement(
-            accuracy=_counted(result.robust), attack=f'AutoAttack {autoattack_version}',
+            accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {autoattack_version}',
             seconds=time.monotonic() - started, details=_details(result, autoattack_version), **attacked)
-        robust, broken_by = pointwise_worst_case(
-            result.clean, {**result.verdicts(), f'PGD-{pgd_steps}': under_pgd[:len(x)]})
+        worst, broken_by = pointwise_worst_case(
+            result.clean, {**result.verdicts(), f'PGD-{pgd_steps}': under_pgd[:len(some_y)]})
         measurements['worst_case'] = Measurement(
-            accuracy=_counted(robust), attack='worst of both', details={'broken_by': _counts(broken_by)},
+            accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)},
             **attacked)
         if rank == 0 and save_adv is not None:
-            result.save(save_adv, y)
+            result.save(save_adv, some_y)
         if rank == 0 and save_verdicts is not None:
-            verdicts = {'clean': result.clean, 'pgd': under_pgd[:len(x)], 'autoattack': result.robust}
-            write_verdicts(save_verdicts, y, {**verdicts, 'worst_case': robust}, broken_by=broken_by)
+            found = {'clean': result.clean, 'pgd': under_pgd[:len(some_y)], 'autoattack': result.robust}
+            write_verdicts(save_verdicts, some_y, {**found, 'worst_case': worst}, broken_by=broken_by)
+        robust[:len(some_y)] &= worst
     return RobustnessReport(
-        measurements=measurements, model=model_name, dataset=dataset, split=split,
+        measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=robust),
+        model=model_name, dataset=dataset, split=split,
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 

@@ -1,0 +1,71 @@
+"""Small networks for digits, trained in seconds."""
+import pyautoattack
+import pytest
+import torch
+from torch import nn
+
+from timm_paf.attacks import PGD, ThreatModel
+from timm_paf.data import digits_splits
+
+THREAT = ThreatModel(eps='0.1')
+
+
+def train(steps, eps):
+    """A convolutional network, trained plainly (eps 0) or on PGD-5 images."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32), nn.SiLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(),
+        nn.Linear(128, 10))
+    data = digits_splits().train
+    images, labels = torch.as_tensor(data.images), torch.as_tensor(data.labels)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+    attack = PGD(eps=eps, steps=5) if eps else None
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (128,))
+        x, y = images[chosen], labels[chosen]
+        if attack is not None:
+            x = attack(model, x, y)
+        loss = nn.functional.cross_entropy(model.train()(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    torch.set_num_threads(threads)
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    """AutoAttack's components with a tenth of their iterations."""
+    build = pyautoattack.AutoAttack.__init__
+
+    def shortened(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        self.square.n_queries = 500
+        self.apgd.n_iter = self.apgd_targeted.n_iter = 10
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
+
+
+@pytest.fixture(scope='session')
+def digits():
+    """Test images (360, 1, 8, 8) and labels."""
+    test = digits_splits().test
+    return torch.as_tensor(test.images), torch.as_tensor(test.labels)
+
+
+@pytest.fixture(scope='session')
+def robust_network():
+    """Adversarially trained."""
+    return train(250, THREAT.radius)
+
+
+@pytest.fixture(scope='session')
+def plain_network():
+    """Accurate, and not robust at all."""
+    return train(200, 0)

@@ -1,0 +1,126 @@
+"""AutoAttack as a user of the recipe meets it: kept, taken up again, shared between processes."""
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import adv_validate
+import numpy as np
+import pytest
+import timm
+import torch
+from _cli import run
+
+from timm_paf.data import open_dataset
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A network that has learned the digits a little, and says what it was trained on."""
+    path = tmp_path_factory.mktemp('checkpoint') / 'weights.pth.tar'
+    data = open_dataset('digits').train
+    torch.manual_seed(0)
+    model = timm.create_model('wrn10_2_psilu', num_classes=10, in_chans=1)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    x, y = data.images.float() / (255 if data.images.dtype == torch.uint8 else 1), data.labels
+    for step in range(24):
+        batch = torch.arange(64 * step, 64 * step + 64) % len(x)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+    torch.save({'state_dict': model.state_dict(), 'args': {
+        'model': 'wrn10_2_psilu', 'dataset': 'digits', 'eps': '0.02'}}, path)
+    return path
+
+
+def argv(checkpoint, *more):
+    return ['--checkpoint', str(checkpoint), '--device', 'cpu', '--autoattack', 'rand', '--n-examples', '6',
+            '--eval-batch-size', '3', '--pgd-steps', '2', *map(str, more)]
+
+
+def validate(checkpoint, *more):
+    return run(lambda: adv_validate.prepare(argv(checkpoint, *more)), adv_validate.measure)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """AutoAttack with few steps."""
+    import pyautoattack
+    original = pyautoattack.AutoAttack.__init__
+
+    def shortened(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.apgd.n_iter = self.apgd.n_iter_orig = 4
+        self.apgd.eot_iter = 1
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
+
+
+def test_attack_pgd_leaves_autoattack_out(checkpoint, tmp_path):
+    assert validate(checkpoint, '--attack', 'pgd', '--output', tmp_path) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert 'pgd' in report and 'autoattack' not in report
+    assert [path.name for path in tmp_path.iterdir()] == ['report.json']
+
+
+def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsys):
+    output, images = tmp_path / 'validation', tmp_path / 'adv.npz'
+    more = ['--output', output, '--save-adv', images]
+
+    def interrupt(self, component, done, total, standing, left):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adv_validate.AttackView, 'progress', interrupt)
+        assert validate(checkpoint, *more) == 130
+    assert sorted(path.name for path in output.iterdir()) == ['autoattack'] and not images.exists()
+
+    assert validate(checkpoint, *more) == 2
+    assert 'go on with it with --resume' in capsys.readouterr().err
+    assert validate(checkpoint, *more, '--resume', '--seed', '5') == 1
+    assert 'seed 0 instead of 5' in capsys.readouterr().err
+    assert (output / 'autoattack' / 'run.json').exists()
+
+    assert validate(checkpoint, *more, '--resume') == 0
+    assert sorted(path.name for path in output.iterdir()) == ['report.json', 'verdicts.csv']
+    assert validate(checkpoint, '--output', tmp_path / 'whole') == 0
+    reports = [json.loads((folder / 'report.json').read_text()) for folder in (output, tmp_path / 'whole')]
+    assert reports[0]['autoattack']['correct'] == reports[1]['autoattack']['correct']
+    rows = list(csv.DictReader((output / 'verdicts.csv').read_text().splitlines()))
+    assert sum(int(row['autoattack']) for row in rows) == reports[0]['autoattack']['correct'] and len(rows) == 6
+    with np.load(images) as content:
+        assert content['image'].shape == (6, 1, 8, 8)
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--resume'], 'give the --output folder'), (['--save-adv', 'HERE/old.npz'], 'is there already'),
+    (['--save-adv', 'HERE/none/adv.npz'], 'no such folder'),
+    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv takes'),
+    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv takes'),
+    (['--attack', 'fgsm'], 'expected one of pgd, autoattack'), (['--norm', 'l7'], '--norm'),
+    (['--norm', 'linf', '--eps', '8'], 'Did you mean 8/255'),
+], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys, more, message):
+    (tmp_path / 'old.npz').write_text('mine')
+    assert validate(checkpoint, *[word.replace('HERE', str(tmp_path)) for word in more]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_same_report(checkpoint, tmp_path):
+    reports = []
+    for count in (1, 2):
+        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)]
+        output = tmp_path / str(count)
+        result = subprocess.run(
+            [*command, adv_validate.__file__, *argv(checkpoint, '--output', output)], capture_output=True, text=True,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count('AutoAttack rand') == 1  # one process speaks
+        reports.append(json.loads((output / 'report.json').read_text()))
+    for name in ('clean', 'pgd', 'autoattack', 'worst_case'):
+        assert reports[0][name]['correct'] == reports[1][name]['correct']
+    assert reports[0]['autoattack']['broken_by'] == reports[1]['autoattack']['broken_by']
