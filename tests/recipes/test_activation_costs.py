@@ -42,7 +42,7 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 def test_memory_is_counted_in_tensors_like_the_input():
     x = torch.randn(8, 4, 16, 16, requires_grad=True)
     used = {way.way: benchmark.memory(way, x, torch.randn_like(x))
-            for way in benchmark.ways(['pssilu'], x.device, False) if way.name == 'pssilu'}
+            for way in benchmark.ways(['pssilu'], x.device) if way.name == 'pssilu'}
     assert used['fused'][0] == used['reference'][0] == 0 < 2 <= used['formula'][0]
     assert used['fused'][1] == pytest.approx(2, abs=0.1)  # the value and the gradient
     assert used['formula'][1] > 4
