@@ -13,10 +13,10 @@ pass with the gradients of x, alpha and beta, and with that of x alone, as an at
 
 Results are compared with float64 before anything is timed. Inputs rotate, and in every round each way is measured once,
 so that a busy moment of the machine hits all alike; figures are medians over rounds with half the distance of the
-quartiles, and ratios to nn.SiLU are medians of the ratios in one round. The floor is what has to move (x in and y out;
-then x and the gradient in, a gradient out) at the bandwidth of a copy, measured in the same rounds, as a share of the
-time. Kept is what autograd keeps beside x, peak the most that forward and backward pass allocate, both in tensors of
-x's size.
+quartiles, and ratios to nn.SiLU are medians of the ratios in one round, in brackets that of the fastest rounds, which
+says more on a busy machine. The floor is what has to move (x in and y out; then x and the gradient in, a gradient out)
+at the bandwidth of a copy, measured in the same rounds, as a share of the time. Kept is what autograd keeps beside x,
+peak the most that forward and backward pass allocate, both in tensors of x's size.
 """
 import argparse
 import datetime
@@ -226,7 +226,8 @@ def rows(results: dict[tuple[str, str], Result], copies: list[float]) -> list[li
         for which, moved in enumerate(MOVED):
             floor = [moved / 2 * copy for copy in copies]
             cells.append(spread(result.times[which]))
-            cells.append(f'{ratio(result.times[which], silu.times[which]):.2f}')
+            fastest = min(result.times[which]) / min(silu.times[which])
+            cells.append(f'{ratio(result.times[which], silu.times[which]):.2f} ({fastest:.2f})')
             cells.append(f'{100 * ratio(floor, result.times[which]):.0f} %')
         lines.append([*cells, f'{result.kept:.1f}', f'{result.peak:.1f}'])
     return lines
