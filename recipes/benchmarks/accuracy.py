@@ -347,7 +347,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the page of the documentation as well')
     parser.add_argument('--dtypes', nargs='+', default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument(
-        '--kernels', default='reference', choices=['reference', 'fused'], help='which implementation; one set of bounds')
+        '--kernels', default='reference', choices=['reference', 'fused'], help='which implementation')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if np.finfo(np.longdouble).nmant < 63 and 'float64' in args.dtypes:
