@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from timm_paf.data import ImageSource, sample_report
+from timm_paf.data import MixedBatches, sample_report
 from timm_paf.data.stored import Progress as Callback
 
 __all__ = ['announce', 'reading_bar']
@@ -31,8 +31,11 @@ def reading_bar(console: Console | None) -> Iterator[Callback | None]:
         yield show
 
 
-def announce(console: Console, kind: str, sources: Sequence[ImageSource]) -> None:
+def announce(console: Console, batches: MixedBatches) -> None:
     """A line about what each source holds, so that a wrong file is seen before hours of training."""
-    for source in sources:
+    synthetic = batches.synthetic or ()
+    sources = [synthetic] if not isinstance(synthetic, Sequence) else synthetic
+    for kind, source in (('training images', batches.real), *(('synthetic images', source) for source in sources)):
         if report := sample_report(source):
-            console.print(f'{kind}: {source.name}: {report}', highlight=False, soft_wrap=not console.is_terminal)
+            console.print(
+                f'{kind}: {source.name}: {report}', highlight=False, markup=False, soft_wrap=not console.is_terminal)

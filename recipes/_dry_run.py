@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import yaml
+from _data import announce
 from _train_settings import plain
 from _update import batches_from
 from _view import announcement, time_estimate
@@ -27,6 +28,7 @@ def dry_run(job: Any) -> None:
     config, batches, say = job.config, job.batches, job.say
     say(yaml.safe_dump(plain(config), sort_keys=False).rstrip())
     say('')
+    announce(job.console, batches)
     say(announcement(job))
     for line in parameter_lines(job.task.get_trainable_module()):
         say(line)

@@ -27,7 +27,10 @@ def make_model(config: TrainConfig, data: ImageSource, processes: Processes) -> 
     if config.initial_checkpoint is not None:
         load_weights(model, config.initial_checkpoint)
     if config.act_fixed:
-        fix_parameters(model, assignments(config.act_fixed, '--act-fixed'))
+        try:
+            fix_parameters(model, assignments(config.act_fixed, '--act-fixed'))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'--act-fixed {" ".join(config.act_fixed)}: {error}') from None
     if config.grad_checkpointing:
         try:
             set_reentrant_ckpt(False)  # the other kind rules out a shared activation in several processes

@@ -110,7 +110,11 @@ class Updates:
     def _backward(self, loss: Tensor, *, step: bool) -> None:
         config = self.config
         agc = config.clip_mode == 'agc'  # timm leaves the classifier out there
-        clipped = None if config.clip_grad is None else self.task.get_clip_parameters(exclude_head=agc)
+        clipped = None
+        if config.clip_grad is not None:
+            # beta has a clip of its own: its penalty's gradient, 10, would else leave little of all others
+            own = {id(beta) for beta in self.task.betas if config.beta_grad_clip is not None}
+            clipped = [p for p in self.task.get_clip_parameters(exclude_head=agc) if id(p) not in own]
         if self.scaler is not None:
             self.scaler(
                 loss, self.optimizer, clip_grad=config.clip_grad, clip_mode=config.clip_mode, parameters=clipped,

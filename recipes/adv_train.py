@@ -148,8 +148,6 @@ def open_data(
             synthetic = open_synthetic(
                 config.synthetic, joined=not config.synthetic_weights, num_synthetic=config.num_synthetic,
                 dataset=config.dataset, like=train, console=console)
-    announce(console, 'training images', [train])
-    announce(console, 'synthetic images', synthetic)
     if config.verify_data and processes.primary:
         verify([*([train] if Path(config.dataset).exists() else []), *synthetic], console)
     train, *synthetic = placed(
@@ -197,6 +195,7 @@ def fit(job: Run, stop: StopSignals) -> None:
     """Train, validate, record and save, epoch by epoch."""
     config, progress, first = job.config, job.progress, job.progress.epoch
     view = TrainingView(job.console, epochs=job.epochs, steps=job.updates_per_epoch, first=first)
+    announce(job.console, job.batches)
     view.say(announcement(job))
     with view, job.trackers:
         while progress.epoch < job.epochs:

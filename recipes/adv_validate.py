@@ -42,7 +42,8 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     norm: str = setting('', "norm of the ball; unset: the checkpoint's", choices=('', 'linf', 'l2', 'l1'))
     eps: str = setting('', 'radius of the ball: 8/255, or a number')
     use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
-    output: Optional[str] = setting(None, 'folder for report.json, report.html and verdicts.csv; unset: only the tables')
+    output: Optional[str] = setting(
+        None, 'folder for report.json, report.html and verdicts.csv; unset: only the tables')
     save_adv: Optional[str] = setting(None, "file.npz for AutoAttack's images, with their labels")
     resume: bool = setting(False, 'go on with an interrupted AutoAttack in --output')
 

@@ -26,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from timm_paf import kernels
 from timm_paf.activations import functional
 
 LIMIT = 1e4  # |x| up to this
@@ -345,6 +346,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the page of the documentation as well')
     parser.add_argument('--dtypes', nargs='+', default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument(
+        '--kernels', default='reference', choices=['reference', 'fused'], help='which implementation')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if np.finfo(np.longdouble).nmant < 63 and 'float64' in args.dtypes:
@@ -353,7 +356,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         return 2
     console = Console()
     total = len(FORMULAS) * len(args.dtypes)
-    table = list(track(rows(args.dtypes), 'measuring', total=total, console=console, transient=True))
+    with kernels.use(args.kernels):
+        table = list(track(rows(args.dtypes), 'measuring', total=total, console=console, transient=True))
     view = Table(title='worst error in ulp (at x)')
     for column in ('activation', 'dtype', *QUANTITIES):
         view.add_column(column, justify='left' if column in ('activation', 'dtype') else 'right')
@@ -361,9 +365,10 @@ def main(argv: Optional[list[str]] = None) -> int:
         view.add_row(name, label, *(
             f'{_show(worst[q][0])} ({worst[q][1]:.3g})' if q in worst else '' for q in QUANTITIES))
     console.print(view)
-    sums = [
-        (label, layout, sum_error(DTYPES[label], change))
-        for label in args.dtypes if label != 'float64' for layout, change in LAYOUTS.items()]
+    with kernels.use(args.kernels):
+        sums = [
+            (label, layout, sum_error(DTYPES[label], change))
+            for label in args.dtypes if label != 'float64' for layout, change in LAYOUTS.items()]
     for label, layout, error in sums:
         console.print(f'sum of 4 194 304 terms, {label}, {layout}: {_show(error)}')
     if args.output:

@@ -9,14 +9,14 @@ pass with the gradients of x, alpha and beta, and with that of x alone, as an at
 - reference: `timm_paf.kernels.use('reference')`, torch's operations with every digit kept;
 - formula: the formula as one writes it down and as published modules have it (for PSSiLU that of RobustBench's
   `Dai2021Parameterizing`), without care for digits or overflow;
-- compiled: the formula under torch.compile (only with --compile).
+- compiled: the formula under torch.compile (if --ways names it).
 
 Results are compared with float64 before anything is timed. Inputs rotate, and in every round each way is measured once,
 so that a busy moment of the machine hits all alike; figures are medians over rounds with half the distance of the
-quartiles, and ratios to nn.SiLU are medians of the ratios in one round. The floor is what has to move (x in and y out;
-then x and the gradient in, a gradient out) at the bandwidth of a copy, measured in the same rounds, as a share of the
-time. Kept is what autograd keeps beside x, peak the most that forward and backward pass allocate, both in tensors of
-x's size.
+quartiles, and ratios to nn.SiLU are medians of the ratios in one round, in brackets that of the fastest rounds, which
+says more on a busy machine. The floor is what has to move (x in and y out; then x and the gradient in, a gradient out)
+at the bandwidth of a copy, measured in the same rounds, as a share of the time. Kept is what autograd keeps beside x,
+peak the most that forward and backward pass allocate, both in tensors of x's size.
 """
 import argparse
 import datetime
@@ -25,7 +25,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -40,6 +40,7 @@ from timm_paf import kernels
 from timm_paf.activations import ACTIVATIONS, functional
 
 DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16', 'float64')}
+WAYS = ('fused', 'reference', 'formula', 'compiled')
 PASSES = ('forward', 'x, α, β', 'x')
 MOVED = (2, 5, 5)  # tensors of x's size in the three passes
 
@@ -79,18 +80,19 @@ class Result(NamedTuple):
     peak: float
 
 
-def ways(names: list[str], device: torch.device, compiled: bool) -> list[Way]:
-    """Everything that is measured."""
+def ways(names: list[str], device: torch.device, wanted: Sequence[str] = WAYS[:3]) -> list[Way]:
+    """Everything that is measured, beside ReLU and SiLU those of `WAYS` that are wanted."""
     found = [Way('relu', 'torch', F.relu), Way('silu', 'torch', F.silu)]
     for name in names:
         formula, values = FORMULAS[name]
         parameters = tuple(torch.tensor([v], device=device, requires_grad=True) for v in values)
         function = getattr(functional, name)
-        found += [
+        each = [
             Way(name, 'fused', function, parameters), Way(name, 'reference', function, parameters, 'reference'),
             Way(name, 'formula', formula, parameters)]
-        if compiled:
-            found.append(Way(name, 'compiled', torch.compile(formula, dynamic=False), parameters))
+        if 'compiled' in wanted:
+            each.append(Way(name, 'compiled', torch.compile(formula, dynamic=False), parameters))
+        found += [way for way in each if way.way in wanted]
     return found
 
 
@@ -224,7 +226,8 @@ def rows(results: dict[tuple[str, str], Result], copies: list[float]) -> list[li
         for which, moved in enumerate(MOVED):
             floor = [moved / 2 * copy for copy in copies]
             cells.append(spread(result.times[which]))
-            cells.append(f'{ratio(result.times[which], silu.times[which]):.2f}')
+            fastest = min(result.times[which]) / min(silu.times[which])
+            cells.append(f'{ratio(result.times[which], silu.times[which]):.2f} ({fastest:.2f})')
             cells.append(f'{100 * ratio(floor, result.times[which]):.0f} %')
         lines.append([*cells, f'{result.kept:.1f}', f'{result.peak:.1f}'])
     return lines
@@ -246,7 +249,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser.add_argument('--threads', type=int, help='of the CPU; as torch chooses if not given')
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--channels-last', action='store_true')
-    parser.add_argument('--compile', action='store_true', help='measure the formula under torch.compile as well')
+    parser.add_argument('--ways', nargs='+', default=list(WAYS[:3]), choices=WAYS)
     parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the table as Markdown as well')
     args = parser.parse_args(argv)
     if args.threads:
@@ -258,7 +261,7 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise ValueError('--channels-last is for shapes of four numbers.')
         device = torch.device(args.device)
         results, copies = measure(
-            ways(args.activations, device, args.compile), tuple(args.shape), DTYPES[args.dtype], device, args.rounds,
+            ways(args.activations, device, args.ways), tuple(args.shape), DTYPES[args.dtype], device, args.rounds,
             args.channels_last)
     except (ValueError, RuntimeError, AssertionError) as error:
         print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)

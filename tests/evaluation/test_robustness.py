@@ -129,7 +129,7 @@ def test_wilson_interval(correct, total, confidence):
     """Its ends are the shares p from which the observed one is z standard deviations away."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = correct / total
-    low, high = (end / 100 for end in Accuracy(correct, total).interval(confidence))
+    low, high = Accuracy(correct, total).interval(confidence)
     assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
     for end, at_edge in ((low, correct == 0), (high, correct == total)):
         if not at_edge:

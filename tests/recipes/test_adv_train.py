@@ -329,7 +329,7 @@ BAD = {
     'no synthetic': (['--synthetic'], 'synthetic_fraction=0.5 without synthetic images'),
     'checkpoint': (['--initial-checkpoint', 'nowhere.pth'], 'checkpoint nowhere.pth: there is no such file'),
     'device': (['--device', 'abacus'], '--device = abacus: not to be had here'),
-    'task': (['--task', 'mart'], "--task = 'mart': expected one of pgd-at, plain"),
+    'task': (['--task', 'marta'], "--task = 'marta': expected one of plain, pgd-at, trades, mart"),
     'optimizer': (['--opt', 'sgdd'], 'sgdd'),
     'schedule': (['--sched', 'cosinus'], 'cosinus'),
     'penalty': (['--beta-penalty', '-1'], '--beta-penalty = -1.0: expected 0 or more'),

@@ -89,7 +89,8 @@ def test_accumulation_runs_the_model_on_pieces(tmp_path):
 
 def gradient_after(folder, *argv):
     """The gradient that the optimizer is given in the first update."""
-    job, found = prepared(folder, '--task', 'plain', *argv), []
+    unclipped = ['--beta-penalty', '0', '--beta-grad-clip', 'none']
+    job, found = prepared(folder, '--task', 'plain', *unclipped, *argv), []
     job.optimizer.register_step_pre_hook(lambda *_: found.extend(
         p.grad.clone() for p in job.task.trainable_module.parameters()))
     job.updates(next(iter(job.batches.epoch(0))), 0)
@@ -108,6 +109,18 @@ def test_clipping(tmp_path):
         assert torch.equal(one, other.clamp(-0.01, 0.01))
     by_agc = gradient_after(tmp_path, '--clip-grad', '0.01', '--clip-mode', 'agc')
     assert not torch.equal(by_agc[2], plain[2]) and torch.equal(by_agc[-1], plain[-1])
+
+
+def test_the_penalty_of_beta_leaves_the_other_gradients_their_size(tmp_path):
+    found = {}
+    for penalty in ('0', '10'):
+        flags = ['--beta-penalty', penalty, '--beta-grad-clip', '0.01', '--clip-grad', '0.1']
+        found[penalty] = gradient_after(tmp_path, *flags)
+    names = [name for name, _ in prepared(tmp_path).task.trainable_module.named_parameters()]
+    for name, one, other in zip(names, found['0'], found['10'], strict=True):
+        if not name.endswith('beta'):
+            torch.testing.assert_close(one, other)
+    assert abs(found['10'][names.index('act.beta')]) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_clipped_float16_gradients_are_unscaled_first(tmp_path):
@@ -325,9 +338,9 @@ BAD = {
     'plateau': (['--sched', 'plateau'], '--sched plateau follows the validation'),
     'momentum': (['--onecycle-momentum', '0.9'], 'expected two numbers or none'),
     'onecycle for adafactor': (['--sched', 'onecycle', '--opt', 'adafactor'], 'momentum'),
-    'fixed': (['--act-fixed', 'gamma=1'], 'has no activation with a parameter gamma'),
+    'fixed': (['--act-fixed', 'gamma=1'], "--act-fixed gamma=1: act is a PSSiLU, which has no 'gamma'"),
     'fixed text': (['--act-fixed', 'alpha'], "--act-fixed = 'alpha': expected NAME=VALUE"),
-    'fixed value': (['--act-fixed', 'alpha=two'], '--act-fixed alpha=two: expected a number'),
+    'fixed value': (['--act-fixed', 'alpha=two'], '--act-fixed alpha=two: could not convert'),
     'model argument': (['--model', 'wrn10_2_relu', '--model-kwargs', 'colour=3'], 'wrn10_2_relu does not take them'),
     'checkpointing': (['--grad-checkpointing'], '--grad-checkpointing: tiny_smooth has none'),
     'sync_bn': (['--sync-bn'], '--sync-bn is for several processes on GPUs'),

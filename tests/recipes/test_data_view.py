@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from timm_paf.data import open_archive
+from timm_paf.data import MixedBatches, open_archive
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 
@@ -35,5 +35,7 @@ def test_a_bar_while_an_archive_is_unpacked(view, deflated, tmp_path, terminal):
         source = open_archive(
             deflated, num_classes=10, mapped=True, cache_dir=tmp_path / 'cache', progress=progress)
     assert ('unpacking' in out.getvalue()) == terminal
-    view.announce(console, 'training images', [source])
-    assert 'training images: a.npz: 50 images 3x8x8 uint8' in out.getvalue()
+    view.announce(console, MixedBatches(source, [source], batch_size=4, synthetic_fraction=0.5, seed=0))
+    shown = ' '.join(out.getvalue().split())
+    for kind in ('training images', 'synthetic images'):
+        assert f'{kind}: a.npz: 50 images 3x8x8 uint8' in shown

@@ -78,7 +78,7 @@ class Probe:
         """The images, each moved by eps in a random direction."""
         ball = BALLS[self.threat.norm]
         direction = torch.randn(self.x.shape, generator=generator, device=self.device)
-        return (self.x + ball.step(direction, self.threat.radius)).clamp(0, 1)
+        return ball.project(ball.step(self.x, direction, self.threat.radius), self.x, self.threat.radius)
 
     def pgd(self, steps: int, *, loss: Optional[Callable] = None, eps: Optional[float] = None) -> Tensor:
         """Images that PGD makes; where no gradient reaches an image, or it is NaN, the image itself."""
