@@ -245,7 +245,8 @@ def time_table(subject: Subject, attacks: dict[str, Attack], steps: int, *, imag
 def standing_table(subject: Subject, attacks: dict[str, Attack], steps: int) -> list[str]:
     lines = [
         f'Images of {len(subject.x)} that stand under PGD-{steps} ({subject.title}):', '',
-        '| attack | ' + ' | '.join(f'eps {text}' for text in subject.eps) + ' |', '| --- |' + ' ---: |' * len(subject.eps)]
+        '| attack | ' + ' | '.join(f'eps {text}' for text in subject.eps) + ' |',
+        '| --- |' + ' ---: |' * len(subject.eps)]
     for name, attack in attacks.items():
         lines.append(f'| {name} | ' + ' | '.join(str(n) for n in standing(subject, attack, steps)) + ' |')
         print(lines[-1], file=sys.stderr, flush=True)
