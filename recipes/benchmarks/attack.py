@@ -6,8 +6,8 @@ All attack the same images with the same radius, step size (2.5 eps / steps) and
 in the Linf ball. Two networks: the CIFAR-10 ResNet-18 that pyautoattack ships, which is not robust, on the 20 CIFAR-10
 images that foolbox ships; and a small convolutional network trained here in a minute with PGD-10 at eps 0.2 on the
 embedded digits, on their test split, or with --checkpoint one that adv_train.py has trained. Times are for the first
-images of the ResNet, the shortest of several rounds in which all take turns, as a ratio to the floor: as many bare
-passes forward and back to the input. Peers that cannot be imported are left out and named; they need not be installed
+images of the ResNet, over the floor in the same round: as many bare passes forward and back to the input. All take
+turns; the floor itself does so twice. Peers that cannot be imported are left out and named; they need not be installed
 with all that they ask for:
 
     pip install --no-deps --target PEERS foolbox eagerpy torchattacks adversarial-robustness-toolbox six adv-lib
@@ -19,6 +19,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import statistics
 import sys
 import time
 import types
@@ -41,7 +42,7 @@ from timm_paf.data import digits_splits
 from timm_paf.models import load_weights, read_checkpoint
 
 Attack = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]  # model, x, y, eps, steps -> x_adv
-OURS, EARLY = 'timm_paf', 'timm_paf, early_stop'
+OURS, EARLY, AGAIN = 'timm_paf', 'timm_paf, early_stop', 'the floor again'
 
 
 class Subject(NamedTuple):
@@ -206,28 +207,57 @@ def standing(subject: Subject, attack: Attack, steps: int) -> list[int]:
     return counts
 
 
-def ratios(subject: Subject, attacks: dict[str, Attack], steps: int, *, images: int, rounds: int) -> dict[str, float]:
-    """Shortest time of each over the shortest of the floor; all take turns, in another order every round."""
+def ratios(
+        subject: Subject, attacks: dict[str, Attack], steps: int, *, images: int, rounds: int,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median and standard deviation over rounds of the time over the floor's in the same round; all take turns."""
     eps = parse_eps(subject.eps[-1])
     x, y = subject.x[:images], subject.y[:images]
-    timed = {'floor': floor, **attacks}
-    best = dict.fromkeys(timed, float('inf'))
+    timed = {'floor': floor, AGAIN: floor, **attacks}
     for attack in timed.values():
         attack(subject.model, x, y, eps, 1)
+    found: dict[str, list[float]] = {name: [] for name in timed}
     for i in range(rounds):
-        names = list(timed)
+        names, seconds = list(timed), {}
         for name in names[i % len(names):] + names[:i % len(names)]:
             started = time.perf_counter()
             timed[name](subject.model, x, y, eps, steps)
-            best[name] = min(best[name], time.perf_counter() - started)
-    return {name: seconds / best['floor'] for name, seconds in best.items()}
+            seconds[name] = time.perf_counter() - started
+        for name in names:
+            found[name].append(seconds[name] / seconds['floor'])
+    return (
+        {name: statistics.median(values) for name, values in found.items()},
+        {name: statistics.pstdev(values) for name, values in found.items()})
+
+
+def time_table(subject: Subject, attacks: dict[str, Attack], steps: int, *, images: int, rounds: int) -> list[str]:
+    medians, spreads = ratios(subject, attacks, steps, images=images, rounds=rounds)
+    lines = [
+        f'Time of PGD-{steps} over the floor at eps {subject.eps[-1]}, {images} images ({subject.title}), median and '
+        f'standard deviation of {rounds} rounds:', '', '| attack | time / floor |', '| --- | ---: |',
+        *(f'| {name} | {medians[name]:.2f} ± {spreads[name]:.2f} |' for name in medians if name != 'floor'), '']
+    peers = [medians[name] for name in attacks if name not in (OURS, EARLY)]
+    if peers:
+        lines += [f'With early_stop {min(peers) / medians[EARLY]:.1f} times as fast as the fastest peer.', '']
+    return lines
+
+
+def standing_table(subject: Subject, attacks: dict[str, Attack], steps: int) -> list[str]:
+    lines = [
+        f'Images of {len(subject.x)} that stand under PGD-{steps} ({subject.title}):', '',
+        '| attack | ' + ' | '.join(f'eps {text}' for text in subject.eps) + ' |',
+        '| --- |' + ' ---: |' * len(subject.eps)]
+    for name, attack in attacks.items():
+        lines.append(f'| {name} | ' + ' | '.join(str(n) for n in standing(subject, attack, steps)) + ' |')
+        print(lines[-1], file=sys.stderr, flush=True)
+    return [*lines, '']
 
 
 def main(argv: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--steps', type=int, default=10)
-    parser.add_argument('--rounds', type=int, default=5, help='rounds of timing; 0 for none')
-    parser.add_argument('--timing-images', type=int, default=4, metavar='N', help='images that are timed')
+    parser.add_argument('--rounds', type=int, default=11, help='rounds of timing; 0 for none')
+    parser.add_argument('--timing-images', type=int, default=2, metavar='N', help='images that are timed')
     parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='of adv_train.py on digits, to attack as well')
     parser.add_argument('--subjects', nargs='+', choices=('cifar', 'digits'), default=['cifar', 'digits'])
     parser.add_argument('--eps', nargs='+', help='radii, in place of those of each network')
@@ -237,28 +267,14 @@ def main(argv: Optional[list[str]] = None) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
     attacks, missing = contestants()
-    lines = []
+    lines: list[str] = []
     for name in args.subjects:
         subject = cifar() if name == 'cifar' else digits(args.checkpoint)
         subject = subject._replace(eps=args.eps or subject.eps)
-        times = {}
         if name == 'cifar' and args.rounds:
-            times = ratios(subject, attacks, args.steps, images=args.timing_images, rounds=args.rounds)
-        columns = [f'eps {text}' for text in subject.eps] if args.counts else []
-        lines += [
-            f'PGD-{args.steps} on {len(subject.x)} images ({subject.title}): standing at each radius'
-            + (', and time over the floor' if times else '') + '.', '',
-            '| attack | ' + ' | '.join([*columns, *(['time / floor'] if times else [])]) + ' |',
-            '| --- |' + ' ---: |' * (len(columns) + bool(times))]
-        for title, attack in attacks.items():
-            cells = [str(n) for n in standing(subject, attack, args.steps)] if args.counts else []
-            lines.append(f'| {title} | ' + ' | '.join(cells + ([f'{times[title]:.2f}'] if times else [])) + ' |')
-            print(lines[-1], file=sys.stderr, flush=True)
-        lines.append('')
-        if times and len(attacks) > 2:
-            fastest = min(seconds for title, seconds in times.items() if title not in ('floor', OURS, EARLY))
-            lines += [f'With early_stop {fastest / times[EARLY]:.1f} times as fast as the fastest peer at eps '
-                      f'{subject.eps[-1]}.', '']
+            lines += time_table(subject, attacks, args.steps, images=args.timing_images, rounds=args.rounds)
+        if args.counts:
+            lines += standing_table(subject, attacks, args.steps)
     lines += [
         f'`python recipes/benchmarks/attack.py {" ".join(argv or sys.argv[1:])}`, {datetime.date.today()}, Python '
         f'{platform.python_version()}, torch {torch.__version__.split("+")[0]}, {os.cpu_count()} cores, 1 thread.',

@@ -44,5 +44,5 @@ def test_the_floor_is_as_many_passes_and_all_are_timed(recipe, subject):
     subject.model.register_full_backward_pre_hook(lambda *_: passes.append(1))
     recipe.floor(subject.model, subject.x, subject.y, 0.1, 7)
     assert len(passes) == 7
-    times = recipe.ratios(subject, {'ours': recipe.ours}, 3, images=2, rounds=1)
-    assert times['floor'] == 1 and times['ours'] > 0
+    times, spread = recipe.ratios(subject, {'ours': recipe.ours}, 3, images=2, rounds=2)
+    assert times['floor'] == 1 and spread['floor'] == 0 and times['ours'] > 0
