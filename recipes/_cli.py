@@ -32,7 +32,9 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     """A value from YAML or the command line in the type of its field."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        return None if value is None else _convert(value, inner[0], name)
+        # a number that is not set has no other spelling on the command line; of text, "none" may be a choice
+        unset = value is None or (value == 'none' and inner[0] in (int, float))
+        return None if unset else _convert(value, inner[0], name)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (str, int, float)):
             value = [value]

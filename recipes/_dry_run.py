@@ -1,6 +1,4 @@
 """What a run would be: settings, sizes, and a few updates to estimate memory and time from."""
-import resource
-import sys
 import time
 from typing import Any
 
@@ -9,7 +7,7 @@ import yaml
 from _data import announce
 from _train_settings import plain
 from _update import batches_from
-from _view import announcement, time_estimate
+from _view import announcement, memory, time_estimate
 from torch import nn
 
 from timm_paf import paf_parameters
@@ -72,15 +70,3 @@ def synchronize(device: torch.device) -> None:
     """Wait for a GPU."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-def memory(device: torch.device) -> str:
-    """The most memory used so far."""
-    if device.type == 'cuda':
-        return f'{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}, {_resident()} on the host'
-    return _resident()
-
-
-def _resident() -> str:
-    unit = 1 if sys.platform == 'darwin' else 1024  # the only place where the two differ
-    return f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'

@@ -7,10 +7,10 @@ from _cli import RunFailed, RunStopped
 from _processes import StopSignals, signal_name
 from _state import capture
 from _update import batches_from
-from _view import TrainingView, time_estimate
+from _view import TrainingView, memory, time_estimate
 from torch import nn
 
-from timm_paf import paf_parameters
+from timm_paf import activation_summary, paf_parameters
 from timm_paf.data import Prefetched
 
 __all__ = ['Epoch', 'save', 'shape_values', 'stop_here']
@@ -52,6 +52,8 @@ class Epoch:
                 progress.correct += correct
                 progress.images += len(batch)
                 progress.update += 1
+                if progress.update == self.end:
+                    progress.activations = activation_summary(job.task.get_trainable_module())
                 self.note_time(batches)
                 self.look()
         sums = [progress.loss, progress.correct.to(progress.loss), torch.full_like(progress.loss, progress.images)]
@@ -97,7 +99,8 @@ class Epoch:
             self.number, step, loss=float(progress.loss) / progress.images,
             robust=100 * float(progress.correct) / progress.images,
             images_per_second=progress.images / progress.seconds,
-            shape=shape_values(job.task.get_trainable_module()), data_wait=100 * progress.waited / progress.seconds)
+            shape=shape_values(job.task.get_trainable_module()), data_wait=100 * progress.waited / progress.seconds,
+            memory=memory(job.processes.device))
         if self.warm is None:  # the first update also warms up; the estimate is made from the next ones
             self.warm = time.monotonic(), progress.images
         elif self.estimate:

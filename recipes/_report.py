@@ -1,17 +1,24 @@
 """What comes out of a run: what validation chose, and how robust it is on the test split."""
+import dataclasses
 import json
 import shutil
 from typing import Any
 
+import torch
 from _cli import RunFailed, RunStopped
-from _processes import StopSignals, signal_name
+from _processes import Processes, StopSignals, signal_name
 from _saver import BEST
 from _settings import build_model
+from _task import make_model
+from _train_settings import plain
+from _training_page import training_page
 from _validation import selection
 from _view import AttackView
+from torch import nn
 
+from timm_paf.attacks import PGD
 from timm_paf.data.files import whole_file
-from timm_paf.evaluation import evaluate_robustness
+from timm_paf.evaluation import RobustnessReport, adversarial_examples, evaluate_robustness
 from timm_paf.models import load_weights
 
 __all__ = ['report_robustness', 'report_selection']
@@ -56,8 +63,21 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
                 checkpoint=checkpoint)
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error
+    attack = PGD(eps=config.eps, norm=config.norm, steps=config.pgd_steps, seed=config.seed)
+    report = dataclasses.replace(report, examples=adversarial_examples(
+        model, job.test.images, job.test.labels, attack=attack, title=f'PGD-{config.pgd_steps}', device=device))
     report.save(job.folder / 'report.json')
+    write_page(job, report, model)
     if state is not None:
         shutil.rmtree(state, ignore_errors=True)
     job.console.print(report.table())
-    job.console.print(f'results in {job.folder}', highlight=False, soft_wrap=True)
+    job.say(f'results in {job.folder}; report.html is for the browser')
+
+
+def write_page(job: Any, report: RobustnessReport, model: nn.Module) -> None:
+    """The run as a page: report.html."""
+    before = make_model(dataclasses.replace(job.config, device='cpu'), job.batches.real, Processes(torch.device('cpu')))
+    text = training_page(
+        report, job.progress.rows, settings=plain(job.config), selection=selection(job), before=before, after=model)
+    with whole_file(job.folder / 'report.html') as file:
+        file.write(text.encode())

@@ -34,6 +34,7 @@ class Progress:
         seconds: Time it took.
         waited: Part of it spent waiting for data.
         rows: The summary, one row an epoch.
+        activations: `activation_summary` after the last update of the epoch, whose gradients are gone after a resume.
     """
     loss: torch.Tensor
     correct: torch.Tensor
@@ -43,6 +44,7 @@ class Progress:
     seconds: float = 0.
     waited: float = 0.
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    activations: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def start(cls, device: torch.device) -> 'Progress':
@@ -53,7 +55,7 @@ class Progress:
     def next_epoch(self) -> None:
         """Clear the sums."""
         self.loss, self.correct = torch.zeros_like(self.loss), torch.zeros_like(self.correct)
-        self.images, self.seconds, self.waited = 0, 0., 0.
+        self.images, self.seconds, self.waited, self.activations = 0, 0., 0., {}
 
 
 def capture(job: Any) -> Optional[dict[str, Any]]:
@@ -86,7 +88,7 @@ def capture(job: Any) -> Optional[dict[str, Any]]:
         **({'amp_scaler': job.updates.scaler.state_dict()} if job.updates.scaler is not None else {}),
         'run': {
             'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': rows, 'ranks': ranks,
-            'data': data_identity(job), 'versions': library_versions(),
+            'activations': progress.activations, 'data': data_identity(job), 'versions': library_versions(),
         },
     }
 
@@ -126,6 +128,7 @@ def restore(job: Any, state: Mapping[str, Any], *, changed: Iterable[str] = ()) 
         job.updates.scaler.load_state_dict(state['amp_scaler'])
     progress = job.progress
     progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
+    progress.activations = dict(run['activations'])
     if job.scheduler is not None:  # a function of how far the run is
         job.scheduler.step_update(progress.update)
         job.scheduler.step(progress.epoch)

@@ -1,8 +1,11 @@
 """What a training run shows: a live bar on a terminal, one line an epoch elsewhere."""
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
+import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
@@ -16,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ['AttackView', 'TrainingView', 'announcement', 'duration', 'time_estimate']
+__all__ = ['AttackView', 'TrainingView', 'announcement', 'duration', 'memory', 'time_estimate']
 
 
 def duration(seconds: float) -> str:
@@ -118,6 +121,7 @@ class TrainingView:
             images_per_second: Optional[float],
             shape: Mapping[str, float],
             data_wait: Optional[float] = None,
+            memory: str = '',
     ) -> None:
         """Show one update: the running means of the epoch, in which `robust` is the training attack's.
 
@@ -129,6 +133,7 @@ class TrainingView:
             images_per_second: Images trained on each second, real and synthetic.
             shape: alpha and beta by name.
             data_wait: Share of the epoch's time in percent that training stood waiting for data.
+            memory: The most memory used, in words.
         """
         if self.live is None:
             return
@@ -138,7 +143,7 @@ class TrainingView:
             return
         numbers = [
             f'loss {loss:.3f}', f'under attack {robust:.1f} %', self.validation, shape_text(shape),
-            wait_text(data_wait)]
+            wait_text(data_wait), memory]
         self.progress.update(
             self.bar, completed=done, description=f'epoch {epoch + 1}/{self.epochs}',
             rate=f'{images_per_second:.0f} images/s')
@@ -213,3 +218,15 @@ def time_estimate(job: Any, seconds_per_image: float) -> str:
         measuring = attacked * (1910 + 5949 / 3) * seconds_per_image / passes
         text += f', then up to {duration(measuring)} of AutoAttack on {attacked} images'
     return text
+
+
+def memory(device: torch.device) -> str:
+    """The most memory used so far."""
+    if device.type == 'cuda':
+        return f'{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}, {_resident()} on the host'
+    return _resident()
+
+
+def _resident() -> str:
+    unit = 1 if sys.platform == 'darwin' else 1024  # the only place where the two differ
+    return f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'

@@ -210,10 +210,10 @@ def fit(job: Run, stop: StopSignals) -> None:
                     f'{error}; the checkpoints in {job.folder} are from before epoch {epoch + 1}.') from error
             except RunStopped:
                 stop_here(job, stop)
-            shape = shape_values(job.task.get_trainable_module())
             progress.rows.append({
                 'epoch': epoch, **{f'train_{name}': value for name, value in trained.items()},
-                **{f'eval_{name}': value for name, value in {**checked, **shape}.items()},
+                **{f'eval_{name}': value for name, value in checked.items()},
+                **{f'act_{name}': value for name, value in progress.activations.items()},
                 'lr': job.optimizer.param_groups[0]['lr']})
             progress.epoch += 1
             progress.next_epoch()
@@ -225,7 +225,8 @@ def fit(job: Run, stop: StopSignals) -> None:
             job.trackers.log(epoch, progress.rows[-1])
             view.epoch(
                 epoch, loss=trained['loss'], robust=trained['robust'], val_clean=checked['clean'],
-                val_robust=checked['robust'], images_per_second=trained['images_per_second'], shape=shape,
+                val_robust=checked['robust'], images_per_second=trained['images_per_second'],
+                shape=shape_values(job.task.get_trainable_module()),
                 best=best_epoch(progress.rows, job.saver.metric) == epoch, data_wait=trained['data_wait'])
 
 

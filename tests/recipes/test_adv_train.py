@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
 
 
 def test_run_writes_what_it_promises(finished):
-    names = {'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'report.json'}
+    names = {'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'report.json', 'report.html'}
     assert names <= {path.name for path in finished.iterdir()}
     settings = yaml.safe_load((finished / 'args.yaml').read_text())
     assert (settings['model'], settings['eps'], settings['epochs'], settings['device']) == (
@@ -50,10 +50,11 @@ def test_run_writes_what_it_promises(finished):
     rows = rows_of(finished)
     assert [row['epoch'] for row in rows] == ['0', '1']
     columns = {
-        'train_loss', 'train_robust', 'train_data_wait', 'eval_clean', 'eval_robust', 'eval_alpha', 'eval_beta', 'lr'}
+        'train_loss', 'train_robust', 'train_data_wait', 'eval_clean', 'eval_robust', 'act_alpha', 'act_beta',
+        'act_alpha_grad', 'act_finite_curvature', 'lr'}
     assert columns <= set(rows[0])
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
-    assert rows[0]['eval_alpha'] != rows[1]['eval_alpha']
+    assert rows[0]['act_alpha'] != rows[1]['act_alpha']
 
 
 def test_report_holds_integers(finished):

@@ -9,7 +9,7 @@ from .curves import (
     robustness_curve,
 )
 from .examples import Example, adversarial_examples
-from .page import report_page
+from .page import report_page, report_sections
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256, library_versions
 from .robustbench import robustbench_info, robustbench_obstacles
 from .robustness import accuracy_under_attack, clean_accuracy, evaluate_robustness
@@ -20,5 +20,5 @@ __all__ = [
     'file_sha256', 'library_versions', 'TrustCheck', 'TrustReport', 'check_trust', 'CurvePoint', 'RobustnessCurve',
     'robustness_curve', 'curve_radius', 'ClassAccuracy', 'accuracy_by_class', 'BENCHMARK_CORRUPTIONS',
     'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy', 'Example', 'adversarial_examples', 'report_page',
-    'robustbench_info', 'robustbench_obstacles',
+    'report_sections', 'robustbench_info', 'robustbench_obstacles',
 ]

@@ -8,7 +8,7 @@ from .html import Html
 from .plots import class_png, corruption_png, curve_png
 from .report import Accuracy, RobustnessReport
 
-__all__ = ['report_page']
+__all__ = ['report_page', 'report_sections']
 
 _MARKS = {'pass': 'good', 'warn': 'bad', 'skip': 'none'}
 
@@ -20,11 +20,12 @@ def report_page(report: RobustnessReport) -> str:
         report: The parts that were measured are shown; figures need matplotlib, and without it a line says so.
     """
     return html.page(
-        f'Robustness of {report.model or "a model"}', _sections(report),
+        f'Robustness of {report.model or "a model"}', report_sections(report),
         subtitle=' · '.join(filter(None, (report.dataset, report.split, report.created))))
 
 
-def _sections(report: RobustnessReport) -> Iterator[Html]:
+def report_sections(report: RobustnessReport) -> Iterator[Html]:
+    """The parts of a report, for pages that hold more."""
     yield _accuracies(report)
     if report.trust is not None:
         yield _trust(report)
