@@ -1,6 +1,7 @@
 """Honest networks give no warning; each way of hiding gradients gives those that it should."""
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
 from timm_paf.evaluation import Accuracy, check_trust
-from timm_paf.evaluation._probe import margin
+from timm_paf.evaluation._probe import Probe, margin
 
 _spec = importlib.util.spec_from_file_location('_masked', Path(__file__).with_name('masked.py'))
 masked = importlib.util.module_from_spec(_spec)
@@ -144,3 +145,16 @@ def test_settings_are_checked(change, message, plain_network, digits):
 def test_margin_is_zero_between_two_classes():
     logits = torch.tensor([[2., 5., 5.], [7., 1., 3.], [0., 9., 1.]], dtype=torch.float64)
     assert margin(logits, torch.tensor([1, 0, 0])).tolist() == [0., -4., 9.]
+
+
+@pytest.mark.parametrize('norm, order', [('linf', float('inf')), ('l2', 2), ('l1', 1)])
+def test_noise_has_the_length_of_the_radius(norm, order):
+    threat = SimpleNamespace(norm=norm, radius=0.3)  # the norms are the checks' own business
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x = torch.full((50, 3, 2, 2), 0.5)
+    probe = Probe(
+        model, x, torch.zeros(50, dtype=torch.int64), threat=threat, batch_size=20, seed=0, device=torch.device('cpu'))
+    moved = probe.noise(torch.Generator().manual_seed(1)) - x
+    lengths = torch.linalg.vector_norm(moved.flatten(1), order, dim=1)
+    torch.testing.assert_close(lengths, torch.full((50,), 0.3), rtol=1e-5, atol=0)
+    assert moved.flatten(1).mean(1).std() > 0 and moved.flatten(1).sum(0).abs().max() < 50 * 0.3

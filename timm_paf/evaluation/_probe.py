@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..attacks import BALLS, PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
+from ..attacks import PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
 
 __all__ = ['Probe', 'margin']
 
@@ -34,7 +34,7 @@ class Probe:
         backwards: Images passed forward and backward so far.
         clean_logits: (N, K).
         correct: (N,) bool: classified correctly without an attack.
-        gradients: Of the loss to the images, where PGD would start; None if there are none.
+        gradients: Of the loss to the images, at noise such as PGD starts from; None if there are none.
         random: Whether two passes were seen to differ.
         square_images: Images that APGD and Square were given.
     """
@@ -75,10 +75,15 @@ class Probe:
         return self.correct & (self.logits(x).argmax(1) == self.y)
 
     def noise(self, generator: torch.Generator) -> Tensor:
-        """The images, each moved by eps in a random direction."""
-        ball = BALLS[self.threat.norm]
+        """The images, each moved by eps in a random direction: in Linf to a corner of the ball, else evenly on it."""
         direction = torch.randn(self.x.shape, generator=generator, device=self.device)
-        return ball.project(ball.step(self.x, direction, self.threat.radius), self.x, self.threat.radius)
+        if self.threat.norm == 'linf':
+            direction = direction.sign()
+        elif self.threat.norm == 'l1':  # exponential lengths give a uniform point of the simplex
+            direction = torch.empty_like(direction).exponential_(generator=generator) * direction.sign()
+        order = {'linf': float('inf'), 'l2': 2, 'l1': 1}[self.threat.norm]
+        length = torch.linalg.vector_norm(direction.flatten(1), order, dim=1)
+        return (self.x + direction * (self.threat.radius / length).view(-1, *[1] * (self.x.dim() - 1))).clamp(0, 1)
 
     def pgd(self, steps: int, *, loss: Optional[Callable] = None, eps: Optional[float] = None) -> Tensor:
         """Images that PGD makes; where no gradient reaches an image, or it is NaN, the image itself."""
@@ -106,9 +111,8 @@ class Probe:
         return chosen[found.robust.to(self.device)]
 
     def _gradients(self) -> Optional[Tensor]:
-        """Gradients of the loss like the images, where PGD would start; None if the logits have none."""
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        start = (self.x + BALLS[self.threat.norm].start(self.x, self.threat.radius, generator)).clamp(0, 1)
+        """Gradients of the loss like the images, at noise such as PGD starts from; None if the logits have none."""
+        start = self.noise(torch.Generator(self.device).manual_seed(self.seed))
         found = []
         with eval_mode(self.model), frozen_parameters(self.model), torch.enable_grad():
             for images, labels in zip(start.split(self.batch_size), self.y.split(self.batch_size), strict=True):

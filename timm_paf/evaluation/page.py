@@ -1,6 +1,6 @@
 """A robustness report as a page for people: what was found, how far it can be believed, with what it was measured."""
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 from . import html
 from .examples import Example
@@ -45,8 +45,9 @@ def _accuracies(report: RobustnessReport) -> Html:
         (_title(m), m.accuracy.correct / m.accuracy.total, _counts(m.accuracy)) for m in report.measurements.values()]
     rows = []
     for m in report.measurements.values():
-        details = {name: value for name, value in m.details.items() if name != 'runs'}  # one row each in report.json
-        notes = [*details.pop('warnings', ()), *(f'{key} {_plain(value)}' for key, value in details.items())]
+        details = dict(m.details)
+        details.pop('runs', None)  # component by component, for programs
+        notes = [*details.pop('warnings', ()), *(f'{key} {_plain(value)}' for key, value in details.items() if value not in (None, [], {}))]
         rows.append((
             m.attack, m.norm, m.eps, m.steps, m.seed, *_cells(m.accuracy),
             None if m.seconds is None else f'{m.seconds:.0f} s', '; '.join(notes)))
@@ -176,8 +177,9 @@ def _cells(accuracy: Accuracy) -> tuple[str, str, str]:
     return f'{accuracy.percent:.1f} %', f'{low:.1f} to {high:.1f}', f'{accuracy.correct} / {accuracy.total}'
 
 
-def _plain(value: Optional[Any]) -> str:
+def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ', '.join(f'{name} {entry}' for name, entry in value.items()) or 'none'
-    return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else f'{value:g}' if isinstance(
-        value, float) else str(value)
+        return ', '.join(f'{key} {_plain(entry)}' for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ', '.join(map(_plain, value))
+    return f'{value:g}' if isinstance(value, float) else str(value)

@@ -99,7 +99,7 @@ def check_trust(
         progress: Called as progress(check, checks done, checks in all).
 
     Returns:
-        A row for each sign. A row that warns does not prove that the number is wrong; a robust model gives none.
+        A row for each sign. A row that warns does not prove that the number is wrong, and none that it is right.
 
     Raises:
         ValueError: As `timm_paf.attacks.check_images`, or if n_trust or n_square is below 1.
