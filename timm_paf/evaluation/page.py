@@ -46,7 +46,8 @@ def _accuracies(report: RobustnessReport) -> Html:
     for m in report.measurements.values():
         details = dict(m.details)
         details.pop('runs', None)  # component by component, for programs
-        notes = [*details.pop('warnings', ()), *(f'{key} {_plain(value)}' for key, value in details.items() if value not in (None, [], {}))]
+        notes = [*details.pop('warnings', ()), *(
+            f'{key} {_plain(value)}' for key, value in details.items() if value not in (None, [], {}))]
         rows.append((
             m.attack, m.norm, m.eps, m.steps, m.seed, *_cells(m.accuracy),
             None if m.seconds is None else f'{m.seconds:.0f} s', '; '.join(notes)))
