@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 from statistics import NormalDist
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from timm_paf.evaluation import (
     Accuracy,
     Measurement,
     RobustnessReport,
+    TrustCheck,
+    TrustReport,
     accuracy_under_attack,
     clean_accuracy,
     evaluate_robustness,
@@ -106,6 +109,43 @@ def test_table_names_counts():
     text = console.export_text()
     assert '96.4 … 99.2' in text  # Wilson's interval of 354 in 360
     assert '98.3 %' in text and '354 / 360' in text and 'linf 8/255' in text and '265 / 360' in text
+
+
+def test_trust_table_explains_what_warns():
+    checks = tuple(
+        TrustCheck(name=name, status=status, finding=f'[bold]{name} found[/]', meaning=f'{name} means')
+        for name, status in (('fine', 'pass'), ('odd', 'warn'), ('unknown', 'skip')))
+    trust = TrustReport(
+        checks=checks, images=4, norm='linf', eps='8/255', seed=0, forwards=8, backwards=12, square_images=2,
+        seconds=1.)
+    report = RobustnessReport(measurements={}, trust=trust)
+    with open(os.devnull, 'w') as nowhere:
+        console = Console(width=120, record=True, file=nowhere)
+        console.print(report.trust_table())
+    text = ' '.join(console.export_text().split())
+    assert 'odd means' in text and 'fine means' not in text and '[bold]fine found[/]' in text  # no markup from outside
+    assert '3 forward and backward passes and 2 forward passes each, and APGD and Square on 2 images' in text
+    assert RobustnessReport(measurements={}).trust_table() is None
+
+
+@pytest.mark.parametrize('correct, total, low, high', [
+    (0, 10, 0., 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.), (6155, 10000, 0.6059, 0.6250)])
+def test_interval_is_wilsons(correct, total, low, high):
+    # Newcombe (1998) and scipy.stats.binomtest(...).proportion_ci(method='wilson') give these
+    assert Accuracy(correct, total).interval() == pytest.approx((low, high), abs=5e-5)
+
+
+def test_images_of_nan_are_no_verdict():
+    with pytest.raises(ValueError, match='the attack made images of NaN'):
+        accuracy_under_attack(threshold_model(), X, Y, attack=lambda model, x, y: x * torch.nan)
+
+
+def test_classes_are_counted_under_all_attacks():
+    report = evaluate_robustness(threshold_model(), X, Y, threat=ThreatModel(eps=0.055), pgd_steps=5, n_examples=8)
+    distance = (X[:, 0, 0, 0] - 0.5).abs()
+    assert [(e.label, e.clean.total, e.robust.correct) for e in report.by_class] == [
+        (label, len(distance[label == Y]), int((distance[label == Y] > 0.055).sum())) for label in (0, 1)]
+    assert report.to_dict()['by_class'][0]['robust']['correct'] == report.by_class[0].robust.correct
 
 
 def test_failed_save_leaves_the_old_report(tmp_path):
