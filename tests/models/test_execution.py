@@ -116,7 +116,7 @@ def test_traced_network_computes_the_same(small, act):
 
 @pytest.fixture
 def reference():
-    """What a script holds: in these networks the last digit of an activation can move a gradient by 1e-5 and more."""
+    """What scripts and graphs hold: in these networks an activation's last digit can move a gradient by 1e-5 and more."""
     with kernels.use('reference'):
         yield
 
@@ -144,6 +144,7 @@ def quick(name, mode):
     return not name.startswith('resnet50') and (mode == 'train' or name.startswith(('wrn10_2', 'vgg11_bn')))
 
 
+@pytest.mark.usefixtures('reference')
 @pytest.mark.parametrize('name, mode', [
     pytest.param(name, mode, marks=[] if quick(name, mode) else pytest.mark.slow)
     for name in [f'{arch}_{act}' for arch in SMALL for act in ('relu', 'pssilu')] for mode in ('eval', 'train')])
