@@ -1,8 +1,8 @@
 import csv
 import hashlib
 import json
-from statistics import NormalDist
 import os
+from statistics import NormalDist
 
 import numpy as np
 import pytest
