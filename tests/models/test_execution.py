@@ -116,7 +116,7 @@ def test_traced_network_computes_the_same(small, act):
 
 @pytest.fixture
 def reference():
-    """What scripts and graphs hold: in these networks an activation's last digit can move a gradient by 1e-5 and more."""
+    """What scripts and graphs hold: in these networks an activation's last digit can move a gradient by 1e-5."""
     with kernels.use('reference'):
         yield
 
