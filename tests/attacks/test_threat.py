@@ -6,7 +6,8 @@ from timm_paf.attacks import ThreatModel, parse_eps
 
 
 @pytest.mark.parametrize('text, value', [
-    ('8/255', 8 / 255), (' 8 / 255 ', 8 / 255), ('0.031', 0.031), (0.2, 0.2), (1, 1.), ('1e-3', 1e-3),
+    ('8/255', 8 / 255), (' 8 / 255 ', 8 / 255), ('0.5/255', 0.5 / 255), ('0.031', 0.031), (0.2, 0.2),
+    (1, 1.), ('1e-3', 1e-3),
     (Fraction(1, 3), 1 / 3),
 ], ids=str)
 def test_numbers_as_papers_write_them(text, value):
@@ -15,7 +16,8 @@ def test_numbers_as_papers_write_them(text, value):
 
 @pytest.mark.parametrize('text, message', [
     ('0', 'greater than 0'), ('-8/255', 'greater than 0'), (0., 'greater than 0'), ('eight', 'expected a number or a'),
-    ('8/0', 'expected a number or a'), (float('nan'), 'expected a number'), ('inf', 'expected a number'),
+    ('8/0', 'expected a number or a'), ('8/', 'expected a number or a'), ('1/2/3', 'expected a number or a'),
+    (float('nan'), 'expected a number'), ('inf', 'expected a number'),
     (None, 'expected a number'), (True, 'expected a number'), ('8', 'Did you mean 8/255'), (8, 'Did you mean 8/255'),
 ], ids=str)
 def test_anything_else_is_named(text, message):

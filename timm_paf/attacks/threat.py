@@ -27,7 +27,12 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
     try:
         if isinstance(eps, bool):
             raise ValueError
-        exact = Fraction(str(eps).replace(' ', '')) if isinstance(eps, str) else Fraction(eps)
+        if isinstance(eps, str):  # 0.5/255 is one, too, and Fraction reads only whole numbers there
+            parts = eps.replace(' ', '').split('/')
+            upper, lower = parts if len(parts) == 2 else (*parts, '1')
+            exact = Fraction(upper) / Fraction(lower)
+        else:
+            exact = Fraction(eps)
         value = float(exact)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(f'{label} = {eps!r}: expected a number or a fraction such as 8/255.') from None
