@@ -226,7 +226,7 @@ def test_onecycle_by_epochs_and_without_momentum(tmp_path):
     (['--sched', 'multistep', '--decay-milestones', '1'], [0.1] * 5 + [0.01] * 7),
     (['--sched', 'multistep', '--decay-milestones', '1', '--decay-rate', '0.5', '--no-sched-on-updates'],
      [0.1] * 6 + [0.05] * 6),
-    (['--sched', 'constant', '--warmup-epochs', '1', '--warmup-lr', '0.04'],
+    (['--sched', 'step', '--warmup-epochs', '1', '--warmup-lr', '0.04'],
      [0.04 + 0.01 * i for i in range(6)] + [0.1] * 6),
     (['--sched', 'cosine', '--min-lr', '0', '--epochs', '1', '--cooldown-epochs', '1'],
      [cosine(0.1, 0, i / 6) for i in range(6)] + [0.] * 6),
