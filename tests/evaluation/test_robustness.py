@@ -107,7 +107,7 @@ def test_table_names_counts():
     console.print(report.table())
     console.file.close()
     text = console.export_text()
-    assert '96.4 … 99.2' in text  # Wilson's interval of 354 in 360
+    assert '96.4 to 99.2' in text  # Wilson's interval of 354 in 360
     assert '98.3 %' in text and '354 / 360' in text and 'linf 8/255' in text and '265 / 360' in text
 
 
