@@ -35,8 +35,8 @@ def checkpoint(tmp_path_factory):
 
 
 def argv(checkpoint, *more):
-    return ['--checkpoint', str(checkpoint), '--device', 'cpu', '--autoattack', 'rand', '--n-examples', '6',
-            '--eval-batch-size', '3', '--pgd-steps', '2', *map(str, more)]
+    return ['--checkpoint', str(checkpoint), '--device', 'cpu', '--no-trust', '--no-html',
+            '--autoattack', 'rand', '--n-examples', '6', '--eval-batch-size', '3', '--pgd-steps', '2', *map(str, more)]
 
 
 def validate(checkpoint, *more):
