@@ -1,18 +1,20 @@
 """What an update of adv_train.py costs, beside its bare passes and beside a plain loop.
 
     python recipes/benchmarks/train_step.py --model wrn10_2_pssilu
-    python recipes/benchmarks/train_step.py --model resnet18_pssilu --device cuda
+    python recipes/benchmarks/train_step.py --model resnet18_pssilu --device cuda --channels-last
 
+Flags that are not its own go to the recipe, and hold for the bare passes as well where these are of the model.
 Three things are timed in turn, on batches of digits (half synthetic) with PGD-10, and compared in each round: an
 update of the recipe, data and optimizer included; the passes through the network that PGD-10 needs, 12 forward and 11
 backward, and nothing else; and a loop written as the paper's authors train: activations by their formulas in eager
 operations, and one more forward pass in training mode on the clean images to log their accuracy.
 """
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,11 +37,11 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def job_of(model: str, batch_size: int, device: str) -> adv_train.Run:
-    """A run of the recipe with the settings of the digits."""
+def job_of(model: str, batch_size: int, device: str, flags: Sequence[str] = ()) -> adv_train.Run:
+    """A run of the recipe with the settings of the digits, and further flags."""
     job = adv_train.prepare([
         '--model', model, '--batch-size', str(batch_size), '--device', device, '--attack-steps', str(STEPS), '--eps',
-        str(EPS), '--attack-step-size', str(STEP_SIZE)])
+        str(EPS), '--attack-step-size', str(STEP_SIZE), *flags])
     assert job is not None
     job.task.train()
     return job
@@ -108,13 +110,16 @@ def timed(action: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def measure(model: str, batch_size: int, device: str, rounds: int, updates: int) -> None:
+def measure(model: str, batch_size: int, device: str, rounds: int, updates: int, flags: Sequence[str]) -> None:
     """Print the ratios."""
-    engine, bare, plain = (job_of(model, batch_size, device) for _ in range(3))
+    engine, bare = (job_of(model, batch_size, device, flags) for _ in range(2))
+    plain = job_of(model, batch_size, device)
     plain_formulas(plain.task.trainable_module, model.rsplit('_', 1)[-1])
     target = engine.processes.device
     stream = endless(engine)
     kept = list(batches_from(engine.batches, 0, updates))
+    layout = torch.channels_last if engine.config.channels_last else torch.contiguous_format
+    kept_bare = [dataclasses.replace(batch, x=batch.x.contiguous(memory_format=layout)) for batch in kept]
     numbers = iter(range(10**9))
 
     def recipe() -> None:
@@ -122,7 +127,7 @@ def measure(model: str, batch_size: int, device: str, rounds: int, updates: int)
             engine.updates(next(stream), next(numbers))
 
     def passes() -> None:
-        for batch in kept:
+        for batch in kept_bare:
             bare_passes(bare.task.trainable_module, batch)
 
     def loop() -> None:
@@ -133,8 +138,8 @@ def measure(model: str, batch_size: int, device: str, rounds: int, updates: int)
         action()
     seconds = [[timed(action, target) for action in (recipe, passes, loop)] for _ in range(rounds)]
     images = updates * batch_size
-    print(f'{model}, batches of {batch_size}, PGD-{STEPS}, {rounds} rounds of {updates} updates on {target}, '
-          f'{torch.get_num_threads()} threads')
+    print(f'{" ".join([model, *flags])}, batches of {batch_size}, PGD-{STEPS}, {rounds} rounds of {updates} updates on '
+          f'{target}, {torch.get_num_threads()} threads')
     for name, column in (('recipe', 0), ('12 forward, 11 backward', 1), ('plain loop', 2)):
         print(f'  {name:24} {images / statistics.median(row[column] for row in seconds):9.1f} images/s')
     over = [row[0] / row[1] - 1 for row in seconds]
@@ -159,8 +164,8 @@ def main() -> None:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--updates', type=int, default=3, help='updates a round')
-    args = parser.parse_args()
-    measure(args.model, args.batch_size, args.device, args.rounds, args.updates)
+    args, flags = parser.parse_known_args()
+    measure(args.model, args.batch_size, args.device, args.rounds, args.updates, flags)
     print(', '.join(f'{name} {version}' for name, version in library_versions().items()))
 
 
