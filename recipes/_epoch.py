@@ -125,6 +125,7 @@ def save(job: Any, *, epoch_ended: bool) -> None:
 def stop_here(job: Any, stop: StopSignals) -> None:
     """Save and end."""
     save(job, epoch_ended=False)
+    job.processes.highest(0)  # none leaves before the checkpoint is written
     raise RunStopped(
         f'{signal_name(stop.received)} at update {job.progress.update}, in epoch {job.progress.epoch + 1} of '
         f'{job.epochs}; go on with the same command and --resume auto (it needs --experiment {job.folder.name}).'

@@ -129,6 +129,9 @@ def lost_contact(processes: Processes, advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except (ValueError, TypeError, OSError):
+        processes.close()  # a process that ends inside the group may be aborted
+        raise
     except RuntimeError as error:
         text = ' '.join(str(error).split())
         if not processes.several or not any(word in text.lower() for word in LOST):

@@ -82,6 +82,7 @@ def prepare(argv: Optional[list[str]] = None) -> Optional[Run]:
         console = Console(quiet=not processes.primary)
         if start.finished:
             console.print(f'{start.folder} is finished; nothing to do.', highlight=False, soft_wrap=True)
+            processes.close()
             return None
         config = dataclasses.replace(
             config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
@@ -167,12 +168,15 @@ def train(job: Optional[Run]) -> None:
     with lost_contact(job.processes, f'the checkpoints in {job.folder} are kept; go on with --resume auto.'):
         if job.config.dry_run:
             dry_run(job)
+            job.processes.close()
             return
         if job.processes.primary:
             open_folder(job)
         with StopSignals() as stop:
-            fit(job, stop)
-            job.processes.close()
+            try:
+                fit(job, stop)
+            finally:  # a process that ends inside the group may be aborted
+                job.processes.close()
             if job.processes.primary:
                 report_selection(job)
                 report_robustness(job, stop)
