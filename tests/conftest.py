@@ -21,3 +21,10 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def reference():
+    """Activations as graphs and scripts hold them, for comparisons digit for digit."""
+    with kernels.use('reference'):
+        yield

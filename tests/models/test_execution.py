@@ -11,7 +11,6 @@ from timm.layers import set_scriptable
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from timm_paf import kernels
 from timm_paf.activations import ACTIVATIONS
 
 deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')
@@ -112,13 +111,6 @@ def test_traced_network_computes_the_same(small, act):
         assert_close(gradient, expected[name])
     with torch.no_grad():
         assert_close(graph.eval()(x)['y'], model.eval()(x))
-
-
-@pytest.fixture
-def reference():
-    """What scripts and graphs hold: in these networks an activation's last digit can move a gradient by 1e-5."""
-    with kernels.use('reference'):
-        yield
 
 
 @deprecated

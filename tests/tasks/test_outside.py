@@ -44,7 +44,7 @@ def test_a_plain_loop():
 
 
 @pytest.mark.parametrize('name, compiled', [('pgd-at', False), ('trades', False), ('trades', True)])
-def test_as_timms_train_script_does(name, compiled, tmp_path):
+def test_as_timms_train_script_does(name, compiled, tmp_path, reference):
     """Optimizer, average, compile, scaler, clipping, checkpoint and its way back, in the order of train.py."""
     x, y = digits(64)
 

@@ -132,7 +132,7 @@ def test_whoever_looks_before_backward_sees_the_true_weights(look, network, batc
 
 
 @pytest.mark.parametrize('look', ['checkpoint', 'evaluation', 'evaluation of the inner model'])
-def test_of_a_compiled_model_too(look, network, batch):
+def test_of_a_compiled_model_too(look, network, batch, reference):
     """Its state dict is read from the model inside."""
     task = make(network())
     inner = task.trainable_module
