@@ -1,6 +1,5 @@
 """What is shown while data are opened."""
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 def view(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import _data
-    yield _data
-    sys.modules.pop('_data', None)
+    return _data
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 def trackers(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import _trackers
-    yield _trackers.Trackers
-    sys.modules.pop('_trackers', None)
+    return _trackers.Trackers
 
 
 @pytest.fixture

@@ -27,8 +27,7 @@ SELECTION = {'metric': 'robust', 'selected': 'raw', 'raw': {
 def recipe(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import _training_page
-    yield _training_page
-    sys.modules.pop('_training_page', None)
+    return _training_page
 
 
 def page(recipe, before, after, **settings):
