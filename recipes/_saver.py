@@ -88,7 +88,6 @@ class RunSaver:
         self.hist = hist
         self._kept: set[int] = set()
 
-
     def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
         """Write a checkpoint.
 

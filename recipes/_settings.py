@@ -82,7 +82,7 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How robustness is measured."""
-    eps: str = setting('8/255', 'radius of the Linf ball as in papers, 8/255, or a number; pixels are in [0,1]')
+    eps: str = setting('8/255', 'radius of the ball as in papers, 8/255, or a number; pixels are in [0,1]')
     pgd_steps: int = setting(20, 'steps of the PGD attack that the result is measured with')
     autoattack: str = setting(
         'standard', 'version of AutoAttack in the final measurement, or none', choices=('standard', 'rand', 'none'))

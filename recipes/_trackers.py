@@ -9,9 +9,6 @@ __all__ = ['Trackers']
 class Trackers:
     """The trackers asked for; used as a context. Without any, nothing happens.
 
-    What was logged for an epoch before a run was interrupted is logged again when it goes on; both trackers keep the
-    later value.
-
     Args:
         folder: Of the run; TensorBoard's files go into `tensorboard` in it.
         settings: Of the run, plain values.

@@ -1,19 +1,17 @@
 """A finished run as one HTML page: what came out, how it went, what became of the activation, with which settings."""
-import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 
-from timm_paf import shape
+from timm_paf import activation_summary, shape
 from timm_paf.activations import paf_modules
 from timm_paf.evaluation import RobustnessReport, html, report_sections
+from timm_paf.evaluation.plots import COLOURS, figure, png
 
 __all__ = ['training_page']
 
-# of Okabe and Ito, made for the colour-blind; told apart by markers as well
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')
 MARKERS = ('o', 's', '^', 'D')
 MANY = 6  # activations that are drawn one by one
 
@@ -51,8 +49,8 @@ def _sections(
     *measured, source = report_sections(report)
     yield from measured
     yield html.section(
-        'Training', _drawn(lambda: curves_png(rows), 'loss and accuracies over epochs'), *selection_lines(selection),
-        _table(rows))
+        'Training', html.drawn(lambda: curves_png(rows), 'loss and accuracies over epochs'),
+        *selection_lines(selection), _table(rows))
     if any(True for _ in paf_modules(after)):
         yield _activations(rows, before, after)
     yield html.section('Settings', html.table(
@@ -64,9 +62,10 @@ def _activations(rows: Sequence[Row], before: torch.nn.Module, after: torch.nn.M
     shapes = shapes_of(before, after)
     changes = [(name, *values) for name, values in numbers_of(before, after).items()]
     return html.section(
-        'Activation', _drawn(lambda: shape_png(shapes), 'the activation and its derivatives before and after training'),
+        'Activation',
+        html.drawn(lambda: shape_png(shapes), 'the activation and its derivatives before and after training'),
         html.table(changes, header=('', 'before', 'after'), columns=' nn'),
-        _drawn(lambda: parameters_png(rows), 'alpha and beta over epochs'),
+        html.drawn(lambda: parameters_png(rows), 'alpha and beta over epochs'),
         html.paragraph(
             'Curvature is that of the smooth parts. The paper (arXiv 2110.05626) finds that positive output on '
             'negative inputs and high finite curvature go with robustness.', soft=True))
@@ -101,7 +100,6 @@ def _scalar(module: Any) -> torch.nn.Module:
 
 def numbers_of(before: torch.nn.Module, after: torch.nn.Module) -> dict[str, tuple[Optional[str], Optional[str]]]:
     """Parameters and shape of the activations, before and after, by name."""
-    from timm_paf import activation_summary
     first, last = (
         {name: value for name, value in activation_summary(model).items() if not name.endswith('_grad')}
         for model in (before, after))
@@ -110,13 +108,13 @@ def numbers_of(before: torch.nn.Module, after: torch.nn.Module) -> dict[str, tup
 
 def curves_png(rows: Sequence[Row]) -> bytes:
     """Loss on the left, accuracies in percent on the right, over epochs."""
-    figure, (left, right) = _figure(2)
+    fig, (left, right) = figure(8.8, 3.2, panels=2)
     _lines(left, rows, {'train_loss': 'training loss'})
     _lines(right, rows, {
         'train_robust': 'training, attacked', 'eval_clean': 'validation, clean', 'eval_robust': 'validation, attacked'})
     left.set(xlabel='epoch', ylabel='loss')
     right.set(xlabel='epoch', ylabel='accuracy, %')
-    return _png(figure)
+    return png(fig)
 
 
 def parameters_png(rows: Sequence[Row]) -> bytes:
@@ -125,25 +123,16 @@ def parameters_png(rows: Sequence[Row]) -> bytes:
         kind: [name for name in rows[-1] if name.removeprefix('act_').rsplit('.', 1)[-1] in (kind, f'{kind}_mean')]
         for kind in ('alpha', 'beta')}
     kinds = [kind for kind in names if names[kind]]
-    figure, axes = _figure(max(len(kinds), 1))
+    fig, axes = figure(4.4 * len(kinds), 3.2, panels=len(kinds))
     for axis, kind in zip(axes, kinds, strict=True):
         _lines(axis, rows, {name: name.removeprefix('act_') for name in names[kind]})
         axis.set(xlabel='epoch', ylabel=kind)
-    return _png(figure)
+    return png(fig)
 
 
 def shape_png(shapes: Mapping[str, torch.nn.Module]) -> bytes:
     """Value, slope and curvature."""
-    return _png(shape.plot(shapes))
-
-
-def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("matplotlib is missing; pip install 'timm-paf[plot]'") from None
-    figure = Figure(figsize=(4.4 * panels, 3.2), layout='constrained')
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+    return png(shape.plot(shapes))
 
 
 def _lines(axis: Any, rows: Sequence[Row], names: Mapping[str, str]) -> None:
@@ -154,23 +143,9 @@ def _lines(axis: Any, rows: Sequence[Row], names: Mapping[str, str]) -> None:
             axis.plot(
                 *zip(*points, strict=True), label=label, color=COLOURS[number % 4], marker=MARKERS[number % 4],
                 markersize=4, markevery=max(1, len(points) // 12))
-    axis.grid(color='0.92')
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(names) > 1:
         axis.legend(frameon=False, fontsize=8)
-
-
-def _png(figure: Any) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format='png', dpi=144)
-    return out.getvalue()
-
-
-def _drawn(draw: Callable[[], bytes], alt: str) -> html.Html:
-    try:
-        return html.figure(draw(), alt)
-    except ImportError as error:
-        return html.paragraph(f'No figure: {error}. The tables hold the same numbers.', soft=True)
 
 
 def _table(rows: Sequence[Row]) -> html.Html:

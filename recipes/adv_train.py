@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 8 recipes/adv_train.py -c FILE --experiment NAME --resume auto
 
 Without other arguments it trains on the embedded digits as configs/digits.yaml says. A run's folder (--output DIR,
---experiment NAME) receives args.yaml, summary.csv, selection.json, report.json and the checkpoints last.pth.tar,
-previous.pth.tar and model_best.pth.tar. A run that is killed goes on with --resume auto as if nothing had happened.
+--experiment NAME) receives args.yaml, summary.csv, selection.json, report.json, report.html and the checkpoints
+last.pth.tar, previous.pth.tar and model_best.pth.tar. A run that is killed goes on with --resume auto as if nothing had
+happened.
 
 Exit status: 0 finished, 1 failed, 2 wrong settings or files, 3 stopped by SIGTERM or SIGINT with a checkpoint written,
 130 stopped by a second SIGINT.
@@ -202,6 +203,8 @@ def fit(job: Run, stop: StopSignals) -> None:
     announce(job.console, job.batches)
     view.say(announcement(job))
     with view, job.trackers:
+        if progress.rows:  # a process that was killed may have saved an epoch and not told of it
+            job.trackers.log(int(progress.rows[-1]['epoch']), progress.rows[-1])
         while progress.epoch < job.epochs:
             epoch = progress.epoch
             try:

@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from _cli import RunFailed, assignments, parse_config, run, setting
 from _evaluation import Parts, ReportConfig, complete, open_parts, write
-from _settings import DataConfig, EvaluationConfig, build_model, choose_device, in_floats, open_dataset
+from _processes import Processes, start_processes
+from _settings import DataConfig, EvaluationConfig, build_model, in_floats, open_dataset
 from _view import AttackView
 from rich.console import Console
-from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import distributed, nn
 
 from timm_paf.attacks import ThreatModel
@@ -84,12 +83,10 @@ class Measurement:
     """A model and its images, ready to be measured."""
     config: ValidateConfig
     model: nn.Module
-    device: torch.device
+    processes: Processes
     data: LabelledImages
     weights: str
     parts: Parts
-    rank: int = 0
-    world_size: int = 1
 
 
 def prepare(argv: Optional[list[str]] = None) -> Measurement:
@@ -99,7 +96,8 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
         raise ValueError('--checkpoint is missing; give the file to measure, such as DIR/model_best.pth.tar.')
     trained = read_checkpoint(config.checkpoint).get('args')
     config = with_training_settings(config, trained if isinstance(trained, dict) else {})
-    rank, world_size, device = processes(config.device)
+    processes = start_processes(config.device)
+    device = processes.device
     check_paths(config)
     data = getattr(open_dataset(config.dataset, config), config.split)
     if not isinstance(data, LabelledImages):
@@ -111,17 +109,9 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
         config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     parts = open_parts(config, model.to(device), data, device=device, output=config.output)
-    if world_size > 1:
+    if processes.several:
         distributed.barrier()  # all have looked at the paths before one writes
-    return Measurement(config, model, device, data, weights, parts, rank, world_size)
-
-
-def processes(name: Optional[str]) -> tuple[int, int, torch.device]:
-    """Number of this process, how many there are under torchrun, and this one's device."""
-    if not is_distributed_env():
-        return 0, 1, choose_device(name)
-    found = init_distributed_device_so(device=str(choose_device(name)))
-    return found['global_rank'], found['world_size'], torch.device(found['device'])
+    return Measurement(config, model, processes, data, weights, parts)
 
 
 def check_paths(config: ValidateConfig) -> None:
@@ -161,32 +151,31 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
 
 def measure(job: Measurement) -> None:
     """Measure and show the report; write it where it was asked for."""
-    config, console = job.config, Console(quiet=job.rank > 0)
+    config, processes = job.config, job.processes
+    console = Console(quiet=not processes.primary)
     console.print(
         f'{config.model}, {job.weights} of {config.checkpoint}, on {len(job.data)} {config.split} images of '
-        f'{config.dataset}, {config.norm} eps {config.eps}, on {job.device}', highlight=False, soft_wrap=True)
+        f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
     attacked = config.evaluation()['autoattack_version'] is not None
     output = None if config.output is None else Path(config.output)
-    if output is not None and job.rank == 0:
+    if output is not None and processes.primary:
         output.mkdir(parents=True, exist_ok=True)
     try:
         with AttackView(console, f'{config.split} images') as view:
             report = evaluate_robustness(
-                job.model, job.data.images, job.data.labels, **config.evaluation(), device=job.device,
-                progress=view.progress, state=config.state, rank=job.rank, world_size=job.world_size,
+                job.model, job.data.images, job.data.labels, **config.evaluation(), device=processes.device,
+                progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
                 save_adv=config.save_adv, save_verdicts=output / 'verdicts.csv' if output and attacked else None,
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
-            if distributed.is_initialized():
-                distributed.destroy_process_group()  # the rest is for the first process
-            if job.rank > 0:
+            processes.close()  # the rest is for the first one
+            if not processes.primary:
                 return
             report = complete(
-                report, config, job.parts, job.model, job.data, device=job.device, progress=view.part)
+                report, config, job.parts, job.model, job.data, device=processes.device, progress=view.part)
     except ValueError as error:
         raise RunFailed(str(error)) from error
     finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        processes.close()
     write(report, config, console)
     if config.state is not None:
         shutil.rmtree(config.state)

@@ -18,7 +18,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -34,6 +33,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from timm_paf.data.files import whole_file
+from timm_paf.data.headers import zip_header
+from timm_paf.evaluation import library_versions
 
 SIDE, CLASSES, CHUNK = 32, 10, 20_000
 
@@ -60,8 +63,7 @@ def make_archive(path: Path, count: int) -> None:
     labels = np.arange(count) * CLASSES // count
     generator = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.tmp')
-    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:
+    with whole_file(path) as whole, zipfile.ZipFile(whole, 'w', zipfile.ZIP_STORED) as archive:
         with archive.open('image.npy', 'w', force_zip64=True) as file:
             header = {'descr': '|u1', 'fortran_order': False, 'shape': (count, SIDE, SIDE, 3)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -74,7 +76,6 @@ def make_archive(path: Path, count: int) -> None:
                 print(f'\rmaking {path}: {start + size}/{count}', end='', file=sys.stderr)
         with archive.open('label.npy', 'w') as file:
             np.lib.format.write_array(file, labels)
-    os.replace(partial, path)
     print(file=sys.stderr)
 
 
@@ -90,17 +91,10 @@ def make_folder(source: Path, root: Path, count: int) -> None:
 def mapped(path: Path) -> tuple[np.memmap, np.ndarray]:
     """The images of a stored archive, mapped in place, and its labels."""
     with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo('image.npy')
-        with archive.open(info) as member:
-            np.lib.format.read_magic(member)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            header = member.tell()
-        with open(path, 'rb') as file:
-            file.seek(info.header_offset + 26)
-            name, extra = np.frombuffer(file.read(4), '<u2')
-        labels = np.load(path)['label']
-    start = info.header_offset + 30 + int(name) + int(extra) + header
-    return np.memmap(path, dtype, 'r', start, shape), labels
+        image = zip_header(path, archive, 'image')
+    assert image.offset is not None, 'the archive is deflated'
+    with np.load(path) as archive:
+        return np.memmap(path, image.dtype, 'r', image.offset, image.shape), archive['label']
 
 
 class Archive(torch.utils.data.Dataset):
@@ -164,7 +158,6 @@ def resident() -> float:
 
 def measure_start(args: argparse.Namespace) -> list[Measure]:
     """Time to the first batch and growth of memory over many, imports not counted."""
-    import timm_paf.data  # noqa: F401  (or its import would be timed)
     with open(args.archive, 'rb') as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -251,10 +244,10 @@ def measure_training(args: argparse.Namespace) -> list[Measure]:
             waited, started = batches.waited, time.perf_counter()
             batch = next(batches)
             optimizer.zero_grad()
-            float_loss = task(batch.x, batch.target)['loss']
-            float_loss.backward()
+            loss = task(batch.x, batch.target)['loss']
+            loss.backward()
             optimizer.step()
-            float(float_loss.detach())  # waits for the device
+            float(loss.detach())  # waits for the device
             if step:  # not the first one, which opens files and warms up
                 shares.append((batches.waited - waited) / (time.perf_counter() - started))
     return [Measure(f'{args.model}, PGD-10, batch {args.train_batch_size}: share of a step spent waiting',
@@ -304,12 +297,14 @@ def main(argv: list[str] | None = None) -> None:
             print('\n'.join(map(str, found)), flush=True)
     found = ratios(results)
     print('\n'.join(map(str, found)))
-    machine = f'Python {platform.python_version()}, torch {torch.__version__.split("+")[0]}, {os.cpu_count()} cores'
-    print(f'{date.today()}, {machine}, {args.threads} thread(s), batches of {args.batch_size}')
+    versions = library_versions()
+    named = ', '.join(f'{name} {version}' for name, version in versions.items())
+    print(f'{date.today()}, {named}; {args.threads} of {os.cpu_count()} cores, batches of {args.batch_size}')
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({
-            'date': str(date.today()), 'machine': machine, 'threads': args.threads, 'batch_size': args.batch_size,
+            'date': str(date.today()), 'versions': versions, 'cores': os.cpu_count(), 'threads': args.threads,
+            'batch_size': args.batch_size,
             'archive_bytes': args.archive.stat().st_size,
             'measures': [{**m._asdict(), 'met': m.met} for m in results + found]}, indent=2) + '\n')
 

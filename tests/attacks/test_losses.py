@@ -87,3 +87,8 @@ def test_dlr_does_not_see_the_scale():
 def test_unknown_names():
     with pytest.raises(ValueError, match="loss = 'hinge': expected ce, kl, margin, dlr, ce-targeted, dlr-targeted, or"):
         find_loss('hinge')
+
+
+def test_margin_is_zero_between_two_classes():
+    logits = torch.tensor([[2., 5., 5.], [7., 1., 3.], [0., 9., 1.]], dtype=torch.float64)
+    assert LOSSES['margin'](logits, torch.tensor([1, 0, 0])).tolist() == [0., -4., 9.]

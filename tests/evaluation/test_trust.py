@@ -10,7 +10,7 @@ from torch import nn
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
 from timm_paf.evaluation import Accuracy, check_trust
-from timm_paf.evaluation._probe import Probe, margin
+from timm_paf.evaluation._probe import Probe
 
 _spec = importlib.util.spec_from_file_location('_masked', Path(__file__).with_name('masked.py'))
 masked = importlib.util.module_from_spec(_spec)
@@ -141,10 +141,6 @@ def test_settings_are_checked(change, message, plain_network, digits):
     with pytest.raises(ValueError, match=message):
         check_trust(plain_network, *digits, threat=THREAT, **change)
 
-
-def test_margin_is_zero_between_two_classes():
-    logits = torch.tensor([[2., 5., 5.], [7., 1., 3.], [0., 9., 1.]], dtype=torch.float64)
-    assert margin(logits, torch.tensor([1, 0, 0])).tolist() == [0., -4., 9.]
 
 
 @pytest.mark.parametrize('norm, order', [('linf', float('inf')), ('l2', 2), ('l1', 1)])

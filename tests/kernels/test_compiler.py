@@ -10,14 +10,7 @@ import pytest
 from timm_paf.kernels import compiler
 
 DEFINES = ('-DACTIVATION=prelu0', '-DSTORAGE=float', '-DCOMPUTE=float')
-# the file by itself: the whole package takes longer to import
-BUILD = f'''
-import importlib.util
-spec = importlib.util.spec_from_file_location('compiler', {compiler.__file__!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-print(module.build({DEFINES}).timm_paf_run is not None)
-'''
+BUILD = f'from timm_paf.kernels import compiler; print(compiler.build({DEFINES}).timm_paf_run is not None)'
 
 
 @pytest.fixture

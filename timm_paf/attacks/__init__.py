@@ -5,12 +5,12 @@ from .balls import BALLS, Ball
 from .losses import LOSSES
 from .normalized import Normalized
 from .pgd import FGSM, PGD
-from .state import attack_mode, eval_mode, frozen_parameters
+from .state import attack_mode, eval_mode, frozen_parameters, still_statistics
 from .steps import STEP_RULES
 from .threat import ThreatModel, parse_eps
 
 __all__ = [
     'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'pointwise_worst_case', 'write_verdicts',
     'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode', 'frozen_parameters',
-    'STEP_RULES', 'ThreatModel', 'parse_eps',
+    'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

@@ -1,16 +1,16 @@
 """What AutoAttack found, image by image."""
 import csv
+import io
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .._files import whole_file
 
 __all__ = ['AutoAttackResult', 'ComponentRun', 'pointwise_worst_case', 'write_verdicts']
 
@@ -71,7 +71,7 @@ class AutoAttackResult:
             path: File to write; one that is there is replaced.
             y: Labels (N,).
         """
-        with whole(path) as file:
+        with whole_file(path) as file:
             np.savez(
                 file, image=self.x_adv.numpy(), label=y.cpu().numpy(),
                 broken_by=np.array([name or '' for name in self.broken_by]))
@@ -117,23 +117,9 @@ def write_verdicts(path: Union[str, os.PathLike], y: Tensor, verdicts: Mapping[s
     """
     rows = zip(
         range(len(y)), y.tolist(), *(v.int().tolist() for v in verdicts.values()), *columns.values(), strict=True)
-    with whole(path, 'w') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(['image', 'label', *verdicts, *columns])
-        writer.writerows(rows)
-
-
-@contextmanager
-def whole(path: Union[str, os.PathLike], mode: str = 'wb') -> Iterator[IO]:
-    """A file that appears under its name once it is complete and on the disk."""
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(mode, dir=path.parent, prefix='.', suffix='.tmp', delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['image', 'label', *verdicts, *columns])
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())

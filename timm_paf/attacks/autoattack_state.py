@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .autoattack_result import whole
+from .._files import whole_file
 
 __all__ = ['BatchFound', 'RunState', 'fingerprint']
 
@@ -105,8 +105,8 @@ class RunState:
         if self.path.exists() and (not self.path.is_dir() or any(p.name[0] != '.' for p in self.path.iterdir())):
             raise ValueError(f'state {self.path} is there and no state of AutoAttack; choose another name.')
         self.path.mkdir(parents=True, exist_ok=True)
-        with whole(run, 'w') as file:
-            json.dump(identity, file, indent=2)
+        with whole_file(run) as file:
+            file.write(json.dumps(identity, indent=2).encode())
 
     def _compare(self, run: Path, identity: dict[str, Any]) -> None:
         try:
@@ -132,7 +132,7 @@ class RunState:
         """Write what was found in a batch of a component, both by their numbers; on the disk when it returns."""
         file = self._file(component, batch)
         if file is not None:
-            with whole(file) as opened:
+            with whole_file(file) as opened:
                 np.savez(
                     opened, attacked=found.attacked.numpy(), broken=found.broken.numpy(), images=found.images.numpy(),
                     numbers=np.array([getattr(found, name) for name in _NUMBERS], dtype=np.float64),

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['eval_mode', 'attack_mode', 'frozen_parameters', 'MODES']
+__all__ = ['eval_mode', 'attack_mode', 'frozen_parameters', 'still_statistics', 'MODES']
 
 MODES = ('eval', 'train')
 
@@ -39,16 +39,30 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     norms = [
         module for module in model.modules()
         if mode == 'train' and isinstance(module, _BatchNorm) and (module.training or not model.training)]
-    tracking = [module.track_running_stats for module in norms]
     training = [module.training for module in norms]
     with eval_mode(model):
         try:
             for module in norms:
-                module.training, module.track_running_stats = True, False
-            yield
+                module.training = True
+            with still_statistics(model):
+                yield
         finally:
-            for module, flag, tracks in zip(norms, training, tracking, strict=True):
-                module.training, module.track_running_stats = flag, tracks
+            for module, flag in zip(norms, training, strict=True):
+                module.training = flag
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalisation as each layer's mode has it, and running statistics that are neither read in training nor moved."""
+    moving = [
+        module for module in model.modules() if getattr(module, 'track_running_stats', False) and module.training]
+    try:
+        for module in moving:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in moving:
+            module.track_running_stats = True
 
 
 @contextmanager

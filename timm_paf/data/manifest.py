@@ -1,6 +1,5 @@
 """The record beside synthetic images that were written in parts: what made them, from what, and a hash of each part."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -8,11 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from timm_paf.data.files import whole_file
+from timm_paf._files import file_sha256, whole_file
 
 MANIFEST_NAME = 'manifest.json'
 FORMAT = 'timm_paf synthetic images 1'
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +126,6 @@ def manifest_parts(folder: str | os.PathLike[str], *, verify: bool = False) -> l
         if verify and file_sha256(path) != part.sha256:
             raise ValueError(f'{path}: its SHA-256 is not the one in {folder / MANIFEST_NAME}; get the file again')
     return paths
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 (hex) of a file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()  # hashlib.file_digest is there from Python 3.11 only
-    with open(path, 'rb') as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

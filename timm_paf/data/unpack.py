@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from timm_paf._files import cache_dir as default_cache_dir
 from timm_paf.data.errors import BROKEN, BadArchive, first_line, human_bytes
 from timm_paf.data.headers import Header, npy_header, read_npy_header
 from timm_paf.data.stored import CHUNK, DiskFile, Progress, Stamp, StoredArray
@@ -29,15 +30,6 @@ except ImportError:  # Windows: two processes may both unpack; the first to fini
 _FORMAT = 1  # of a cache entry; raise it with any change of what is written
 _RECORD = 'source.json'
 _SPARE = 1 << 24  # bytes that are left free beside what is written
-
-
-def default_cache_dir() -> Path:
-    """Where files that can be made again are kept: $TIMM_PAF_CACHE, else timm_paf in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get('TIMM_PAF_CACHE'):
-        return Path(own).expanduser()
-    shared = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    # the XDG specification wants relative paths ignored
-    return (shared if shared.is_absolute() else Path.home() / '.cache') / 'timm_paf'
 
 
 def unpacked(

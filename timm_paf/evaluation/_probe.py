@@ -1,5 +1,5 @@
 """What the trust checks look at: a model on a few images, with what was computed kept and passes counted."""
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -8,13 +8,7 @@ from torch.nn import functional
 
 from ..attacks import PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
 
-__all__ = ['Probe', 'margin']
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the true one, (B,): above 0 where the model errs; does not saturate as softmax does."""
-    others = logits.scatter(1, y[:, None], float('-inf'))
-    return (others.amax(1) - logits.gather(1, y[:, None]).squeeze(1)).float()
+__all__ = ['Probe']
 
 
 class Probe:
@@ -85,7 +79,7 @@ class Probe:
         length = torch.linalg.vector_norm(direction.flatten(1), order, dim=1)
         return (self.x + direction * (self.threat.radius / length).view(-1, *[1] * (self.x.dim() - 1))).clamp(0, 1)
 
-    def pgd(self, steps: int, *, loss: Optional[Callable] = None, eps: Optional[float] = None) -> Tensor:
+    def pgd(self, steps: int, *, loss: str = 'ce', eps: Optional[float] = None) -> Tensor:
         """Images that PGD makes; where no gradient reaches an image, or it is NaN, the image itself."""
         key = (steps, loss, eps)
         if key not in self._attacked:
@@ -93,7 +87,7 @@ class Probe:
             if self.gradients is not None:
                 attack = PGD(
                     eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed,
-                    loss=loss or 'ce')
+                    loss=loss)
                 x_adv = torch.cat([
                     attack(self.model, images, labels) for images, labels in
                     zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)])

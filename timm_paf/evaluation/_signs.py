@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ._probe import Probe, margin
+from ..attacks import LOSSES
+from ._probe import Probe
 from .report import Accuracy
 
 __all__ = [
@@ -95,6 +96,7 @@ def more_steps(probe: Probe) -> TrustCheck:
         losses.append(functional.cross_entropy(logits, probe.y, reduction='none'))
         standing.append(int((chosen & (logits.argmax(1) == probe.y)).sum()))
     # the margin, since the loss of an image that is classified with confidence is 0 before and after
+    margin = LOSSES['margin']
     raised = int((chosen & (margin(logits, probe.y) > margin(probe.clean_logits, probe.y))).sum())
     means = [float(loss[chosen].mean()) for loss in losses]
     slack = max(1, 0.01 * total)
@@ -142,7 +144,7 @@ def large_eps(probe: Probe) -> TrustCheck:
 
 def black_box(probe: Probe, n_square: int) -> TrustCheck:
     """Square on images that PGD and APGD leave standing."""
-    left = probe.standing(probe.pgd(STEPS[-1])) & probe.standing(probe.pgd(STEPS[-1], loss=margin))
+    left = probe.standing(probe.pgd(STEPS[-1])) & probe.standing(probe.pgd(STEPS[-1], loss='margin'))
     survivors = int(left.sum())
     chosen = left.nonzero().flatten()[:n_square]
     if not survivors:

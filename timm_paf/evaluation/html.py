@@ -7,7 +7,7 @@ Text is escaped wherever it comes from; what the functions here return is `Html`
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Union
 
 import torch
@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 __all__ = [
-    'Html', 'Picture', 'badge', 'figure', 'image_png', 'page', 'paragraph', 'pictures', 'section', 'table', 'tiles',
+    'Html', 'Picture', 'badge', 'drawn', 'figure', 'image_png', 'page', 'paragraph', 'pictures', 'section', 'table',
+    'tiles',
 ]
 
 
@@ -188,6 +189,19 @@ def figure(png: bytes, alt: str, caption: str = '') -> Html:
     """
     below = f'<figcaption>{_escaped(caption)}</figcaption>' if caption else ''
     return Html(f'<figure>{_img(png, alt)}{below}</figure>')
+
+
+def drawn(draw: Callable[[], bytes], alt: str) -> Html:
+    """The figure that a function draws, or a line where it cannot for want of a package.
+
+    Args:
+        draw: Gives the bytes of a PNG file; raises ImportError if it needs what is not installed.
+        alt: What it shows, for those who do not see it.
+    """
+    try:
+        return figure(draw(), alt)
+    except ImportError as error:
+        return paragraph(f'No figure: {error}. The table holds the same numbers.', soft=True)
 
 
 def pictures(shown: Iterable[Picture], *, together: int = 1) -> Html:

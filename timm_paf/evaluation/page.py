@@ -1,5 +1,5 @@
 """A robustness report as a page for people: what was found, how far it can be believed, with what it was measured."""
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from . import html
@@ -89,7 +89,7 @@ def _curve(report: RobustnessReport) -> Html:
         'An image that fell at a smaller eps counts as fallen in the column of the worst case; '
         + ('in the other, each eps is attacked anew.' if both else 'it was not attacked again.'))
     return html.section(
-        'Robust accuracy over eps', _drawn(lambda: curve_png(curve), 'accuracy over eps'),
+        'Robust accuracy over eps', html.drawn(lambda: curve_png(curve), 'accuracy over eps'),
         html.table(rows, header=header, columns='nnnnnn'),
         html.paragraph(f'{curve.attack}, {curve.norm}, seed {curve.seed}, {curve.seconds:.0f} s. {remark}', soft=True))
 
@@ -101,7 +101,7 @@ def _classes(report: RobustnessReport) -> Html:
     worst = min(report.by_class, key=lambda entry: entry.robust.correct / entry.robust.total)
     return html.section(
         'By class', html.paragraph(f'Least robust: class {worst.label}, {worst.robust}.'),
-        _drawn(lambda: class_png(report.by_class), 'clean and robust accuracy of every class'),
+        html.drawn(lambda: class_png(report.by_class), 'clean and robust accuracy of every class'),
         html.table(rows, columns='nnnnnn', header=(
             'class', 'clean', '95 % interval', 'robust', '95 % interval', 'images')),
         html.paragraph(
@@ -122,7 +122,7 @@ def _corruptions(report: RobustnessReport) -> Html:
         ' of the benchmark' if len(found.averaged) < len(found.accuracies) else '')
     return html.section(
         'Common corruptions', html.paragraph(f'Mean over {over} and five severities: {found.mean}.'),
-        _drawn(lambda: corruption_png(found), 'accuracy by corruption and severity'),
+        html.drawn(lambda: corruption_png(found), 'accuracy by corruption and severity'),
         html.table(rows, columns=' nnnnnn', header=('accuracy, %', '1', '2', '3', '4', '5', 'mean')),
         html.paragraph(
             f'{next(iter(found.accuracies.values()))[0].total} images a cell, from {found.archive}.', soft=True))
@@ -155,13 +155,6 @@ def _source(report: RobustnessReport) -> Html:
         ('measured', report.created), *report.versions.items()]
     return html.section('What was measured with what', html.table(
         [row for row in rows if row[1] is not None], header=('', ''), columns=' c'))
-
-
-def _drawn(draw: Callable[[], bytes], alt: str) -> Html:
-    try:
-        return html.figure(draw(), alt)
-    except ImportError as error:
-        return html.paragraph(f'No figure: {error}. The table holds the same numbers.', soft=True)
 
 
 def _title(m) -> str:

@@ -6,10 +6,10 @@ from .corruptions import CorruptionReport
 from .curves import ClassAccuracy, RobustnessCurve
 from .report import Accuracy
 
-__all__ = ['class_png', 'corruption_png', 'curve_png']
+__all__ = ['COLOURS', 'class_png', 'corruption_png', 'curve_png', 'figure', 'png']
 
 # of Okabe and Ito, made for the colour-blind; told apart by markers as well
-_BLUE, _ORANGE = '#0072B2', '#D55E00'
+COLOURS = _BLUE, _ORANGE, _, _ = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
 
 
 def curve_png(curve: RobustnessCurve) -> bytes:
@@ -18,7 +18,7 @@ def curve_png(curve: RobustnessCurve) -> bytes:
     Raises:
         ImportError: If matplotlib is missing; as the other figures.
     """
-    fig, axes = _figure(7, 3.6)
+    fig, (axes,) = figure(7, 3.6)
     eps = [point.eps_value for point in curve.points]
     alone = [point.alone for point in curve.points if point.alone is not None]
     if len(alone) == len(eps):
@@ -27,12 +27,12 @@ def curve_png(curve: RobustnessCurve) -> bytes:
     axes.set(xlabel=f'{curve.norm} eps', ylabel='accuracy, %', ylim=(-2, 102))
     axes.set_xticks(eps, [point.eps for point in curve.points], rotation=30 if len(eps) > 8 else 0)
     axes.legend(frameon=False)
-    return _png(fig)
+    return png(fig)
 
 
 def class_png(by_class: Sequence[ClassAccuracy]) -> bytes:
     """Clean and robust accuracy of every class."""
-    fig, axes = _figure(7, 3.2)
+    fig, (axes,) = figure(7, 3.2)
     places = range(len(by_class))
     for offset, colour, label, values in (
             (-0.2, _BLUE, 'clean', [entry.clean for entry in by_class]),
@@ -46,13 +46,13 @@ def class_png(by_class: Sequence[ClassAccuracy]) -> bytes:
         axes.set_xticks(list(places), [str(entry.label) for entry in by_class])
     axes.set(xlabel='class', ylabel='accuracy, %', ylim=(0, 105))
     fig.legend(frameon=False, ncols=2, loc='outside upper center')
-    return _png(fig)
+    return png(fig)
 
 
 def corruption_png(report: CorruptionReport) -> bytes:
     """A map of corruption by severity."""
     names = list(report.accuracies)
-    fig, axes = _figure(6, 0.9 + 0.28 * len(names))
+    fig, (axes,) = figure(6, 0.9 + 0.28 * len(names))
     values = [[cell.percent for cell in report.accuracies[name]] for name in names]
     axes.imshow(values, vmin=0, vmax=100, cmap='viridis', aspect='auto')
     for row, cells in enumerate(values):
@@ -62,18 +62,24 @@ def corruption_png(report: CorruptionReport) -> bytes:
     axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
     axes.set(xlabel='severity')
     axes.grid(False)
-    return _png(fig)
+    return png(fig)
 
 
-def _figure(width: float, height: float):
+def figure(width: float, height: float, panels: int = 1):
+    """A figure with a grid, unknown to pyplot, and the axes of its panels, side by side.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib; install it with: pip install 'timm-paf[plot]'") from error
     fig = Figure(figsize=(width, height), layout='constrained', dpi=150)
-    axes = fig.subplots()
-    axes.grid(color='0.92')
-    axes.set_axisbelow(True)
+    axes = fig.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(color='0.92')
+        axis.set_axisbelow(True)
     return fig, axes
 
 
@@ -83,7 +89,8 @@ def _line(axes, eps: Sequence[float], values: Sequence[Accuracy], dash, marker, 
     axes.fill_between(eps, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.15, linewidth=0)
 
 
-def _png(fig) -> bytes:
+def png(fig) -> bytes:
+    """A figure as the bytes of a PNG file; equal figures give equal bytes."""
     stream = io.BytesIO()
     fig.savefig(stream, format='png', metadata={'Software': None})
     return stream.getvalue()

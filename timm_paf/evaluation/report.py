@@ -1,6 +1,5 @@
 """A robustness report: what was measured, on what, under what, with what."""
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ..data.files import whole_file
+from .._files import file_sha256, whole_file
 
 if TYPE_CHECKING:
     from .corruptions import CorruptionReport
@@ -215,12 +214,3 @@ def library_versions() -> dict[str, str]:
             from timm_paf._version import __version__
             versions[name] = __version__ if name == 'timm-paf' else 'unknown'
     return versions
-
-
-def file_sha256(path: Union[str, os.PathLike]) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,13 +2,15 @@
 import functools
 import os
 import warnings
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from torch import Tensor, nn
 
 from . import cpu
-from .ops import CPU, Operators
+
+if TYPE_CHECKING:
+    from .ops import Operators
 
 __all__ = ['choose', 'use']
 
@@ -57,7 +59,7 @@ class use:
         _mode = self._before
 
 
-def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operators]:
+def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional['Operators']:
     """The fused functions for an activation of these tensors; None for the reference.
 
     Args:
@@ -85,7 +87,7 @@ def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operator
             return None
         operators, reason = _gpu(device)
     else:
-        operators, reason = CPU, cpu.available(name, x.dtype)
+        operators, reason = _cpu(), cpu.available(name, x.dtype)
     if reason is None:
         return operators
     if _mode == 'fused':
@@ -99,10 +101,18 @@ def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Operator
 
 
 @functools.cache
-def _gpu(device: torch.device) -> tuple[Optional[Operators], Optional[str]]:
+def _cpu() -> 'Operators':
+    """The operators for the CPU; registering them with torch takes longer than the rest of the import."""
+    from .ops import CPU
+    return CPU
+
+
+@functools.cache
+def _gpu(device: torch.device) -> tuple[Optional['Operators'], Optional[str]]:
     """The operators for a device, or why they cannot be had; found by trying."""
     try:
         from . import gpu
+        from .ops import Operators
         x = torch.ones(1, device=device)
         gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
     except Exception as error:  # Triton, its compiler and the driver each have their own

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ['BuildError', 'build', 'cache_dir']
+from .._files import cache_dir
+
+__all__ = ['BuildError', 'build']
 
 SOURCE = Path(__file__).with_name('cpp') / 'activations.cpp'
 _BASE = ('-std=c++17', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
@@ -23,14 +25,6 @@ _SECONDS = 300  # a compiler that takes longer counts as broken
 
 class BuildError(RuntimeError):
     """No library could be built or loaded; the message says why."""
-
-
-def cache_dir() -> Path:
-    """Where libraries are kept: `kernels` in $TIMM_PAF_CACHE, else in timm_paf in $XDG_CACHE_HOME or ~/.cache."""
-    if given := os.environ.get('TIMM_PAF_CACHE'):
-        return Path(given) / 'kernels'
-    shared = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    return (shared if shared.is_absolute() else Path.home() / '.cache') / 'timm_paf' / 'kernels'
 
 
 @functools.cache
@@ -110,7 +104,7 @@ def build(defines: tuple[str, ...]) -> ctypes.CDLL:
     commands = map(shlex.join, _commands(defines))
     key = hashlib.sha256('\0'.join((*sources, *commands, _machine())).encode()).hexdigest()
     try:
-        folder = cache_dir()
+        folder = cache_dir() / 'kernels'
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f'{folder} cannot be written')

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..attacks import LOSSES
+
 __all__ = ['boosted_cross_entropy', 'class_of', 'divergence', 'mart_loss', 'trades_loss', 'wide']
 
 
@@ -28,8 +30,7 @@ def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     Returns:
         Values (B,) >= 0 up to rounding, in nats. Gradients flow into both.
     """
-    log_clean, log_adversarial = (wide(logits).log_softmax(1) for logits in (clean, adversarial))
-    return F.kl_div(log_adversarial, log_clean, reduction='none', log_target=True).sum(1)
+    return LOSSES['kl'](adversarial, clean)
 
 
 def boosted_cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.) -> Tensor:

@@ -1,30 +1,17 @@
 """Adversarial weight perturbation: the gradient of a batch is taken at weights that are worse for it."""
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ['WeightPerturbation', 'still_statistics']
+from ..attacks import still_statistics
+
+__all__ = ['WeightPerturbation']
 
 # float16 gradients of a mean over a batch are near the smallest numbers that it has; the direction is all that is used
 _FLOAT16_SCALE = 1024.
-
-
-@contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation as the model's mode has it, and running statistics that do not move."""
-    moving = [
-        module for module in model.modules() if getattr(module, 'track_running_stats', False) and module.training]
-    try:
-        for module in moving:
-            module.track_running_stats = False
-        yield
-    finally:
-        for module in moving:
-            module.track_running_stats = True
 
 
 class WeightPerturbation:
