@@ -1,24 +1,14 @@
 """The comparison of attacks: what is counted, and against what time is measured."""
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'recipes' / 'benchmarks' / 'attack.py'
-
-
-@pytest.fixture(scope='module')
-def recipe():
-    spec = importlib.util.spec_from_file_location('attack_benchmark', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from recipes.benchmarks import attack as recipe
 
 
 @pytest.fixture
-def subject(recipe):
+def subject():
     """Two classes; the logit of class 1 is the pixel minus a half: an image stands within its distance to that."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():
@@ -29,17 +19,17 @@ def subject(recipe):
 
 
 @pytest.mark.parametrize('name', ['ours', 'early_stop'])
-def test_standing_images_are_counted(recipe, subject, name):
+def test_standing_images_are_counted(subject, name):
     assert len(subject.x) == 3  # the last is misclassified as it is
     assert recipe.standing(subject, getattr(recipe, name), 5) == [2, 1]
 
 
-def test_an_attack_that_cheats_is_an_error(recipe, subject):
+def test_an_attack_that_cheats_is_an_error(subject):
     with pytest.raises(RuntimeError, match=r'left the ball of radius 0\.1'):
         recipe.standing(subject, lambda model, x, y, eps, steps: x - 2 * eps, 5)
 
 
-def test_the_floor_is_as_many_passes_and_all_are_timed(recipe, subject):
+def test_the_floor_is_as_many_passes_and_all_are_timed(subject):
     passes = []
     subject.model.register_full_backward_pre_hook(lambda *_: passes.append(1))
     recipe.floor(subject.model, subject.x, subject.y, 0.1, 7)

@@ -1,31 +1,15 @@
 """The data benchmark on a small archive: what it makes, what it prints, and that its readers give what they say."""
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from recipes.benchmarks import data as recipe
 from timm_paf.data import open_archive
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'recipes' / 'benchmarks' / 'data.py'
 
-
-@pytest.fixture(scope='module')
-def recipe():
-    spec = importlib.util.spec_from_file_location('data_benchmark', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['data_benchmark'] = module  # processes of their own look the measures up by this name
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
-    del sys.modules['data_benchmark']
-
-
-def test_the_archive_is_a_plain_sorted_one(recipe, tmp_path):
+def test_the_archive_is_a_plain_sorted_one(tmp_path):
     path = tmp_path / 'a.npz'
     recipe.make_archive(path, 1003)
     held = np.load(path)
@@ -37,7 +21,7 @@ def test_the_archive_is_a_plain_sorted_one(recipe, tmp_path):
     assert np.array_equal(x.permute(0, 2, 3, 1), held['image'][[1002, 5]]) and y.tolist() == [9, 0]
 
 
-def test_every_reader_gives_augmented_batches(recipe, tmp_path):
+def test_every_reader_gives_augmented_batches(tmp_path):
     path = tmp_path / 'a.npz'
     recipe.make_archive(path, 200)
     recipe.make_folder(path, tmp_path / 'images', 50)
@@ -51,7 +35,7 @@ def test_every_reader_gives_augmented_batches(recipe, tmp_path):
         assert (x[:, :, 0] == 0).all(2).all(1).any()  # padding of a shifted image
 
 
-def test_lines_and_file(recipe, tmp_path, capsys, monkeypatch):
+def test_lines_and_file(tmp_path, capsys, monkeypatch):
     class Pool:  # the processes of their own are torch's and Python's business
         def __enter__(self):
             return self
@@ -79,6 +63,6 @@ def test_lines_and_file(recipe, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('value, met', [(0.5, True), (2., False), (3., False)])
-def test_a_bound_that_is_missed_is_said_to_be(recipe, value, met):
+def test_a_bound_that_is_missed_is_said_to_be(value, met):
     measure = recipe.Measure('x', value, 's', 2.)
     assert measure.met == met and ('missed' in str(measure)) != met

@@ -1,34 +1,24 @@
 """The costs of a network against sums by hand."""
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'recipes' / 'benchmarks' / 'model_cost.py'
-
-
-@pytest.fixture(scope='module')
-def recipe():
-    spec = importlib.util.spec_from_file_location('model_cost', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from recipes.benchmarks import model_cost as recipe
 
 
 @pytest.mark.parametrize('act, maps', [
     (nn.ReLU(inplace=True), 2),  # what the norm reads, and what ReLU leaves in the place of what the norm gives
     (nn.SiLU(), 3),  # what norm, activation and second convolution read
 ], ids=['in place', 'not in place'])
-def test_each_piece_of_memory_is_counted_once_and_weights_are_not(recipe, act, maps):
+def test_each_piece_of_memory_is_counted_once_and_weights_are_not(act, maps):
     with torch.device('meta'):
         model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), act, nn.Conv2d(4, 5, 1))
         two, three = (recipe.kept_bytes(model, torch.empty(batch, 3, 8, 8)) for batch in (2, 3))
     assert three - two == 4 * 64 * (3 + 4 * maps)
 
 
-def test_table_of_one_architecture(recipe, monkeypatch, tmp_path):
+def test_table_of_one_architecture(monkeypatch, tmp_path):
     table = tmp_path / 'folder' / 'table.md'
     monkeypatch.setattr('sys.argv', ['model_cost.py', '--arch', 'wrn10_2', '--output', str(table)])
     recipe.main()
