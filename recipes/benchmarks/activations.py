@@ -24,7 +24,6 @@ import math
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -35,6 +34,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _benchmarking import seconds
 
 from timm_paf import kernels
 from timm_paf.activations import ACTIVATIONS, functional
@@ -159,17 +161,6 @@ def memory(way: Way, x: Tensor, grad: Tensor) -> tuple[float, float]:
     return saved / unit, most / unit
 
 
-def milliseconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, its results freed."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    function()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
-
-
 def measure(
         found: list[Way], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, rounds: int,
         channels_last: bool,
@@ -191,7 +182,7 @@ def measure(
     copies, target = [], torch.empty_like(xs[0])
     repeat = max(1, round(2**20 / max(math.prod(shape), 1)))  # short calls are measured several together
     for number in range(-1, rounds):  # one round to warm up
-        copy = milliseconds(lambda: [target.detach().copy_(xs[i % len(xs)].detach()) for i in range(repeat)], device)
+        copy = 1e3 * seconds(lambda: [target.detach().copy_(xs[i % len(xs)].detach()) for i in range(repeat)], device)
         copies.append(copy / repeat)
         for way in found:
             for which in range(len(PASSES)):
@@ -199,7 +190,7 @@ def measure(
                     for i in range(repeat):
                         at = (number + i) % len(xs)
                         run(way, which, xs[at], grads[at])
-                times[way.name, way.way][which].append(milliseconds(calls, device) / repeat)
+                times[way.name, way.way][which].append(1e3 * seconds(calls, device) / repeat)
     return {
         key: Result(tuple(series[1:] for series in times[key]), *used[key]) for key in times}, copies[1:]
 

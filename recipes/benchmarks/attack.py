@@ -16,7 +16,6 @@ with all that they ask for:
 import argparse
 import datetime
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import statistics
@@ -26,15 +25,15 @@ import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-import numpy as np
-import pyautoattack
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _benchmarking import shipped_network
 
 import timm_paf  # noqa: F401
 from timm_paf.attacks import PGD, frozen_parameters, parse_eps
@@ -137,19 +136,8 @@ def contestants() -> tuple[dict[str, Attack], list[str]]:
 
 
 def cifar() -> Subject:
-    import foolbox
-    examples = Path(pyautoattack.__file__).parent / 'examples'
-    spec: Any = importlib.util.spec_from_file_location('pyautoattack_resnet', examples / 'resnet.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.ResNet18()
-    model.load_state_dict(torch.load(examples / 'model_test.pt', map_location='cpu', weights_only=True))
-    files = sorted((Path(foolbox.__file__).parent / 'data').glob('cifar10_*.png'))
-    images = np.stack([np.asarray(Image.open(file).convert('RGB')) for file in files])
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255
-    y = torch.tensor([int(file.stem.rsplit('_', 1)[1]) for file in files])
     return kept(Subject(
-        'ResNet-18, CIFAR-10, not robust', model.eval(), x, y, ['0.5/255', '1/255', '2/255', '4/255']))
+        'ResNet-18, CIFAR-10, not robust', *shipped_network(), ['0.5/255', '1/255', '2/255', '4/255']))
 
 
 def digits(checkpoint: Optional[Path]) -> Subject:

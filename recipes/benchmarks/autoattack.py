@@ -17,16 +17,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from _benchmarking import shipped_network
 from pyautoattack import AutoAttack
 
 from timm_paf.attacks import autoattack
@@ -39,24 +38,6 @@ def digits(checkpoint: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]
     import adv_validate
     job = adv_validate.prepare(['--checkpoint', checkpoint, '--device', 'cpu'])
     return job.model, job.data.images, job.data.labels, job.config.eps
-
-
-def shipped() -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]:
-    """pyautoattack's CIFAR-10 ResNet-18 and foolbox's 20 images of it."""
-    import foolbox
-    from PIL import Image
-    package = Path(AutoAttack.__init__.__code__.co_filename).parent / 'examples'
-    spec = util.spec_from_file_location('pyautoattack_resnet', package / 'resnet.py')
-    assert spec is not None and spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.ResNet18()
-    weights = torch.load(package / 'model_test.pt', map_location='cpu', weights_only=True)
-    model.load_state_dict(weights)
-    files = sorted((Path(foolbox.__file__).parent / 'data').glob('cifar10_*.png'))
-    images = np.stack([np.asarray(Image.open(file).convert('RGB')) for file in files])
-    labels = [int(file.stem.split('_')[2]) for file in files]
-    return model, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, torch.tensor(labels), '4/255'
 
 
 class Stopwatch(logging.Handler):
@@ -135,7 +116,7 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     args = parser.parse_args()
     from timm_paf.attacks import parse_eps
-    model, x, y, eps = digits(args.checkpoint) if args.checkpoint else shipped()
+    model, x, y, eps = digits(args.checkpoint) if args.checkpoint else (*shipped_network(), '4/255')
     radius = parse_eps(args.eps or eps, norm=args.norm)
     model, x, y = model.eval().to(args.device), x[:args.n_examples], y[:args.n_examples]
     with torch.no_grad():  # kernels are prepared before the clock starts

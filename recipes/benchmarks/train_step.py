@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import adv_train
+from _benchmarking import seconds as seconds_of
 from _update import batches_from
 
 from timm_paf.activations import ParametricActivation
@@ -99,17 +99,6 @@ def plain_update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batc
     (model(x).argmax(1) == y).float().mean().item()
 
 
-def timed(action: Callable[[], object], device: torch.device) -> float:
-    """Seconds of an action, the device's work included."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    action()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def measure(model: str, batch_size: int, device: str, rounds: int, updates: int, flags: Sequence[str]) -> None:
     """Print the ratios."""
     engine, bare = (job_of(model, batch_size, device, flags) for _ in range(2))
@@ -136,7 +125,7 @@ def measure(model: str, batch_size: int, device: str, rounds: int, updates: int,
 
     for action in (recipe, passes, loop):
         action()
-    seconds = [[timed(action, target) for action in (recipe, passes, loop)] for _ in range(rounds)]
+    seconds = [[seconds_of(action, target) for action in (recipe, passes, loop)] for _ in range(rounds)]
     images = updates * batch_size
     print(f'{" ".join([model, *flags])}, batches of {batch_size}, PGD-{STEPS}, {rounds} rounds of {updates} updates on '
           f'{target}, {torch.get_num_threads()} threads')
