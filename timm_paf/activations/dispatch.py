@@ -1,16 +1,17 @@
 """An activation by name: its arguments checked, and the implementation of it chosen."""
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import NamedTuple, Optional, Protocol, Union
+from contextlib import suppress
+from typing import Optional, Protocol, Union
 
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms  # torch says nowhere else how deep forward mode is nested
 
 from .differentiation import ForwardModeActivation, TracedActivation, evaluate, gradients, widen
+from .recomputation import keeping
 
-__all__ = ['Kernels', 'Number', 'Recomputed', 'apply', 'install_kernels', 'set_recomputed']
+__all__ = ['Kernels', 'Number', 'apply', 'install_kernels']
 
 Number = Union[float, Tensor]
 
@@ -98,46 +99,6 @@ class _FusedActivation(torch.autograd.Function):
         return ForwardModeActivation.jvp(ctx, *tangents)
 
 
-class Recomputed(NamedTuple):
-    """A tensor as scale x + shift, whose parts take less memory or are kept anyhow."""
-    x: Tensor
-    scale: Tensor
-    shift: Tensor
-
-    def tensor(self) -> Tensor:
-        """The tensor, in the dtype of x."""
-        with torch.no_grad():
-            return torch.addcmul(self.shift, self.x, self.scale).to(self.x.dtype)
-
-
-def set_recomputed(y: Tensor, recomputed: Recomputed) -> None:
-    """Say how a tensor can be computed anew, so that an activation that it goes into keeps that in its place.
-
-    Args:
-        y: The tensor, as it is now: a change in place makes this void.
-        recomputed: What gives the same tensor, up to rounding.
-    """
-    y._timm_paf_recomputed = (recomputed, y._version)  # type: ignore[attr-defined]
-
-
-def _keeping(x: Tensor) -> AbstractContextManager:
-    """How the activation of x saves x."""
-    recomputed, version = getattr(x, '_timm_paf_recomputed', (None, 0))
-    if recomputed is None or x._version != version or not torch.is_grad_enabled():
-        return nullcontext()
-
-    pointer, shape = x.data_ptr(), x.shape  # not x itself, which this function would keep alive
-
-    def pack(tensor: Tensor) -> Union[Tensor, Recomputed]:
-        return recomputed if tensor.data_ptr() == pointer and tensor.shape == shape else tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
-
-
-def _unpack(saved: Union[Tensor, Recomputed]) -> Tensor:
-    return saved.tensor() if isinstance(saved, Recomputed) else saved
-
-
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
     """The parameter as a tensor that fits x."""
     if isinstance(parameter, (int, float)):  # made where x is: bringing it there would wait for the device
@@ -189,7 +150,7 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_d
     if torch.compiler.is_compiling():  # a compiler fuses torch's operations with their neighbours
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)
     kernels = _choose_kernels(name, x, alpha, beta)
-    with _keeping(x):
+    with keeping(x):
         if kernels is not None:
             return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
         return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)

@@ -5,7 +5,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..activations.dispatch import Recomputed, set_recomputed
+from ..activations.recomputation import Affine, set_recomputed
 
 __all__ = ['RecomputedBatchNorm2d', 'recompute_batch_norm']
 
@@ -18,7 +18,8 @@ class RecomputedBatchNorm2d(nn.BatchNorm2d):
     scale and shift a channel; the activation keeps those, and computes the tensor anew in its backward pass. Value,
     statistics, state dict and gradients are those of nn.BatchNorm2d. Nothing changes under torch.compile, export,
     tracing, torch.func, dispatch modes, other hooks on saved tensors (activation checkpointing is one), or where the
-    output is changed in place before it reaches an activation.
+    output is changed in place before it reaches an activation, but for a residual sum: `y += shortcut` is computed anew
+    as well, of what the branch keeps.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +48,7 @@ class RecomputedBatchNorm2d(nn.BatchNorm2d):
             if self.bias is not None:
                 shift = shift + self.bias
             shape = (-1, 1, 1)
-            set_recomputed(y, Recomputed(x, scale.view(shape), shift.to(scale.dtype).view(shape)))
+            set_recomputed(y, Affine(x, scale.view(shape), shift.to(scale.dtype).view(shape)))
 
 
 def recompute_batch_norm(model: nn.Module) -> nn.Module:
