@@ -266,7 +266,7 @@ def test_bad_settings_are_named(settings, message):
     (dict(loss=lambda logits, y: logits.sum()), {}, r'the loss returns a tensor of shape \(\); expected one value'),
     ({}, dict(model=nn.Conv2d(1, 1, 3)), r'returns a tensor of shape \(2, 1, 6, 6\); expected logits \(2, classes\)'),
     ({}, dict(model=lambda x: x.detach().flatten(1)), 'logits have no gradient to its input'),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else '')
 def test_bad_calls_are_named(network, settings, changes, message):
     call = {'model': network, 'x': torch.zeros(2, 1, 8, 8), 'y': torch.zeros(2).long(), **changes}
     if not isinstance(call['model'], nn.Module):
