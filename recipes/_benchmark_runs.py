@@ -1,7 +1,10 @@
 """Runs of adv_train.py as benchmarks drive them: its settings for digits, its batches, and the digits in colour."""
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import adv_train
 import torch
@@ -11,7 +14,7 @@ from torch.nn import functional
 
 from timm_paf.data import Batch, digits_splits, save_archive
 
-__all__ = ['WAYS', 'colour_archives', 'endless', 'flags_of', 'job_of']
+__all__ = ['WAYS', 'colour_archives', 'endless', 'flags_of', 'job_of', 'trained']
 
 WAYS = ('eager', 'compiled')
 
@@ -54,3 +57,13 @@ def endless(job: adv_train.Run) -> Iterator[Batch]:
             yield batch
 
 
+def trained(job: adv_train.Run, update: Callable[[Batch, int], Any]) -> float:
+    """Make all updates of a run; returns images/s, those of the first update left out."""
+    count, stream, started = job.epochs * job.updates_per_epoch, endless(job), time.perf_counter()
+    for number in range(count):
+        update(next(stream), number)
+        if number in (0, count - 1) and job.processes.device.type == 'cuda':
+            torch.cuda.synchronize()
+        if number == 0:
+            started = time.perf_counter()
+    return (count - 1) * job.config.batch_size / (time.perf_counter() - started) if count > 1 else math.nan

@@ -165,7 +165,7 @@ def measure(
     times: dict[tuple[str, str], list[list[float]]] = {(way.name, way.way): [[] for _ in PASSES] for way in found}
     copies, target = [], torch.empty_like(xs[0])
     # short calls are measured several together, on a GPU enough of them that it never waits for the next one
-    repeat = max(10 if device.type == 'cuda' else 1, round(2**20 / math.prod(shape)))
+    repeat = max(10 if device.type == 'cuda' else 1, min(200, round(2**20 / math.prod(shape))))
     for number in range(-1, rounds):  # one round to warm up
         copy = 1e3 * seconds(lambda: [target.detach().copy_(xs[i % len(xs)].detach()) for i in range(repeat)], device)
         copies.append(copy / repeat)

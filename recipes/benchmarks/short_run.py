@@ -12,16 +12,15 @@ import argparse
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import adv_train
-from _benchmark_runs import endless, job_of
+from _benchmark_runs import job_of, trained
 from _benchmarking import Figure, summary_line, write_figures
 from _plain_loop import EPS, plain_formulas, plain_update
 from _roofline import math_mode
@@ -30,18 +29,6 @@ from timm_paf.attacks import PGD
 from timm_paf.data import Batch
 
 WAYS = ('recipe', 'plain loop')
-
-
-def trained(job: adv_train.Run, update: Callable[[Batch, int], Any]) -> float:
-    """Make all updates of a run; returns images/s, those of the first update left out."""
-    count, stream, started = job.epochs * job.updates_per_epoch, endless(job), time.perf_counter()
-    for number in range(count):
-        update(next(stream), number)
-        if number in (0, count - 1) and job.processes.device.type == 'cuda':
-            torch.cuda.synchronize()
-        if number == 0:
-            started = time.perf_counter()
-    return (count - 1) * job.config.batch_size / (time.perf_counter() - started) if count > 1 else math.nan
 
 
 def recipe_run(job: adv_train.Run) -> float:
