@@ -1,6 +1,6 @@
 """PGD beside that of foolbox, torchattacks, ART and adv-lib: how long it takes, and how many images it leaves standing.
 
-    python recipes/benchmarks/attack.py --steps 10 --output docs/tables/attack.md
+    python recipes/benchmarks/attack.py --steps 10 40 --output docs/tables/attack.md
 
 All attack the same images with the same radius, step size (2.5 eps / steps) and number of steps, from one random start
 in the Linf ball. Networks: the CIFAR-10 ResNet-18 that pyautoattack ships, which is not robust, on the 20 CIFAR-10
@@ -258,7 +258,7 @@ def standing_table(subject: Subject, attacks: dict[str, Attack], steps: int) -> 
 
 def main(argv: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--steps', type=int, default=10)
+    parser.add_argument('--steps', type=int, nargs='+', default=[10], help='of PGD; the first number is timed')
     parser.add_argument('--rounds', type=int, default=11, help='rounds of timing; 0 for none')
     parser.add_argument('--timing-images', type=int, default=2, metavar='N', help='images that are timed')
     parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='of adv_train.py on digits, to attack as well')
@@ -301,12 +301,14 @@ def report(
                    'model': lambda: named(device, args.model, args.timing_images)}[name]()
         subject = subject._replace(eps=args.eps or subject.eps)
         if number == 0 and args.rounds:
-            check(subject, attacks, args.steps, args.timing_images)
-            times = timed(subject, attacks, args.steps, images=args.timing_images, rounds=args.rounds)
-            lines += time_table(subject, times, args.steps, images=args.timing_images)
-            measured += figures(subject, times, args.steps, args.timing_images)
+            steps = args.steps[0]
+            check(subject, attacks, steps, args.timing_images)
+            times = timed(subject, attacks, steps, images=args.timing_images, rounds=args.rounds)
+            lines += time_table(subject, times, steps, images=args.timing_images)
+            measured += figures(subject, times, steps, args.timing_images)
         if args.counts and name != 'model':
-            lines += standing_table(subject, attacks, args.steps)
+            for steps in args.steps:
+                lines += standing_table(subject, attacks, steps)
     return lines, measured
 
 

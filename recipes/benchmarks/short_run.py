@@ -24,11 +24,15 @@ from _benchmark_runs import job_of, trained
 from _benchmarking import Figure, summary_line, write_figures
 from _plain_loop import EPS, plain_formulas, plain_update
 from _roofline import math_mode
+from _train_settings import TrainConfig, plain
 
 from timm_paf.attacks import PGD
 from timm_paf.data import Batch
 
 WAYS = ('recipe', 'plain loop')
+OF_SPEED = {
+    'amp', 'amp_dtype', 'channels_last', 'torchcompile', 'torchcompile_mode', 'grad_checkpointing', 'synchronize_step',
+    'experiment', 'prefetch', 'data_on_device', 'data_on_device_budget', 'model_kwargs'}
 
 
 def recipe_run(job: adv_train.Run) -> float:
@@ -45,6 +49,15 @@ def plain_run(job: adv_train.Run) -> float:
         plain_update(model, job.optimizer, batch)
         job.scheduler.step_update(number + 1)
     return trained(job, update)
+
+
+def check_equal(config: TrainConfig, other: TrainConfig) -> None:
+    """Raise ValueError if settings differ that decide what is learned."""
+    differing = [
+        f'--{name.replace("_", "-")}' for name, value in plain(config).items()
+        if value != plain(other)[name] and name not in OF_SPEED]
+    if differing:
+        raise ValueError(f'{", ".join(differing)}: the two runs have to be equal but for what makes them fast.')
 
 
 def robust(job: adv_train.Run) -> tuple[int, int]:
@@ -72,6 +85,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--model', default='wrn10_2_pssilu')
     parser.add_argument('--epochs', type=int, default=12)
+    parser.add_argument('--updates-per-epoch', type=int, help='instead of one pass over the real images')
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--device', default='cpu')
@@ -79,11 +93,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args, flags = parser.parse_known_args(argv)
     counts: dict[str, list[int]] = {way: [] for way in WAYS}
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    configs: dict[str, TrainConfig] = {}
     common = ['--epochs', str(args.epochs)]
+    if args.updates_per_epoch:
+        common += ['--updates-per-epoch', str(args.updates_per_epoch)]
     try:
         for seed in args.seeds:
             for way, run, own in zip(WAYS, (recipe_run, plain_run), (flags, []), strict=True):
                 job = job_of(args.model, args.batch_size, args.device, [*common, *own], seed=seed)
+                configs[way] = job.config
+                check_equal(configs['recipe'], configs[way])
                 torch.manual_seed(seed)
                 with math_mode('fp32'):
                     rates[way].append(run(job))
