@@ -28,3 +28,8 @@ def reference():
     """Activations as graphs and scripts hold them, for comparisons digit for digit."""
     with kernels.use('reference'):
         yield
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')

@@ -26,6 +26,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _benchmarking import command_line
+
 from timm_paf import kernels
 from timm_paf.activations import functional
 
@@ -372,9 +375,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     for label, layout, error in sums:
         console.print(f'sum of 4 194 304 terms, {label}, {layout}: {_show(error)}')
     if args.output:
-        command = 'python recipes/benchmarks/accuracy.py --output docs/tables/accuracy.md'
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(document(table, sums, command))
+        args.output.write_text(document(table, sums, command_line(None if argv is None else [__file__, *argv])))
     return 0
 
 

@@ -17,11 +17,12 @@ quartiles, and ratios to nn.SiLU are medians of the ratios in one round, in brac
 says more on a busy machine. The floor is what has to move (x in and y out; then x and the gradient in, a gradient out)
 at the bandwidth of a copy, measured in the same rounds, as a share of the time. Kept is what autograd keeps beside x,
 peak the most that forward and backward pass allocate, both in tensors of x's size.
+
+On a GPU time is that between two events on its stream around ten calls or more, so that it does not wait for Python as
+long as tensors are large: `--shape 256 160 32 32` is the first stage of `wrn28_10`.
 """
 import argparse
-import datetime
 import math
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +37,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _benchmarking import seconds
+from _benchmarking import Figure, device_name, peak_bytes, ratio, ratios, seconds, spread, summary_line, write_figures
+from _plain_loop import FORMULAS
 
 from timm_paf import kernels
 from timm_paf.activations import ACTIVATIONS, functional
@@ -44,26 +46,9 @@ from timm_paf.activations import ACTIVATIONS, functional
 DTYPES = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16', 'float64')}
 WAYS = ('fused', 'reference', 'formula', 'compiled')
 PASSES = ('forward', 'x, α, β', 'x')
+TITLES = ('forward', 'forward + backward', 'gradient of x alone')
 MOVED = (2, 5, 5)  # tensors of x's size in the three passes
-
-
-def _sigmoid_shifted(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return x * (torch.sigmoid(a * x) - b) / (1 - b)
-
-
-# the formulas with alpha and beta as published modules write them, and values as training leaves them
-FORMULAS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
-    'prelu0': (lambda x, a: torch.where(x > 0, x, a * x), (0.1,)),
-    'preluplus': (lambda x, a: torch.where(x > 0, a * x, 0.), (1.2,)),
-    'pelu': (lambda x, a: torch.where(x > 0, x, a * (torch.exp(x) - 1)), (1.2,)),
-    'peluplus': (lambda x, a: torch.where(x > 0, a * x, torch.exp(x) - 1), (1.2,)),
-    'psilu': (lambda x, a: x * torch.sigmoid(a.abs() * x), (1.3,)),
-    'psoftplus': (lambda x, a: torch.log(1 + torch.exp(a.abs() * x)) / a.abs(), (1.3,)),
-    'reblu': (lambda x, a: torch.where(x > 0, x + a * (torch.sqrt(x * x + 1) - 1), 0.), (0.3,)),
-    'ssilu': (lambda x, b: _sigmoid_shifted(x, torch.ones_like(b), b.abs()), (0.3,)),
-    'pssilu_fixed': (lambda x, a, b: _sigmoid_shifted(x, a * a, b.abs()), (1.2, 0.3)),
-    'pssilu': (lambda x, a, b: _sigmoid_shifted(x, a.abs(), b.abs()), (1.3, 0.05)),
-}
+CACHES = (64 * 2**20, 256 * 2**20)  # bytes of CPU and GPU that rotating inputs have to exceed
 
 
 class Way(NamedTuple):
@@ -145,11 +130,9 @@ def memory(way: Way, x: Tensor, grad: Tensor) -> tuple[float, float]:
     del y
     kept.clear()
     unit = x.numel() * x.element_size()
-    if x.device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(x.device)
-        before = torch.cuda.memory_allocated(x.device)
-        run(way, 1, x, grad)
-        return saved / unit, (torch.cuda.max_memory_allocated(x.device) - before) / unit
+    peak = peak_bytes(lambda: run(way, 1, x, grad), x.device)
+    if peak is not None:
+        return saved / unit, peak / unit
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run(way, 1, x, grad)
     assert record.profiler is not None
@@ -172,15 +155,17 @@ def measure(
     def random() -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype, memory_format=layout)
 
-    count = max(2, math.ceil(64 * 2**20 / (math.prod(shape) * torch.finfo(dtype).bits // 8)) if math.prod(shape) else 2)
-    xs = [(2 * random()).requires_grad_() for _ in range(min(count, 8))]
+    # together more than any cache holds, as far as there are not too many of them
+    count = max(2, math.ceil(CACHES[device.type == 'cuda'] / (math.prod(shape) * dtype.itemsize)))
+    xs = [(2 * random()).requires_grad_() for _ in range(min(count, 32))]
     grads = [random() for _ in xs]
     for way in found:
         check(way, xs[0], grads[0])
     used = {(way.name, way.way): memory(way, xs[0], grads[0]) for way in found}
     times: dict[tuple[str, str], list[list[float]]] = {(way.name, way.way): [[] for _ in PASSES] for way in found}
     copies, target = [], torch.empty_like(xs[0])
-    repeat = max(1, round(2**20 / max(math.prod(shape), 1)))  # short calls are measured several together
+    # short calls are measured several together, on a GPU enough of them that it never waits for the next one
+    repeat = max(10 if device.type == 'cuda' else 1, min(200, round(2**20 / math.prod(shape))))
     for number in range(-1, rounds):  # one round to warm up
         copy = 1e3 * seconds(lambda: [target.detach().copy_(xs[i % len(xs)].detach()) for i in range(repeat)], device)
         copies.append(copy / repeat)
@@ -193,19 +178,6 @@ def measure(
                 times[way.name, way.way][which].append(1e3 * seconds(calls, device) / repeat)
     return {
         key: Result(tuple(series[1:] for series in times[key]), *used[key]) for key in times}, copies[1:]
-
-
-def spread(values: list[float]) -> str:
-    """Median, and half the distance of the quartiles."""
-    low, _, high = statistics.quantiles(values, n=4)
-    median, half = statistics.median(values), (high - low) / 2
-    digits = 1 if median >= 10 else 2 if median >= 1 else 4
-    return f'{median:.{digits}f} ± {half:.{digits}f}'
-
-
-def ratio(values: list[float], others: list[float]) -> float:
-    """Median of the ratios within a round."""
-    return statistics.median(a / b for a, b in zip(values, others, strict=True))
 
 
 def rows(results: dict[tuple[str, str], Result], copies: list[float]) -> list[list[str]]:
@@ -224,10 +196,24 @@ def rows(results: dict[tuple[str, str], Result], copies: list[float]) -> list[li
     return lines
 
 
+def figures(results: dict[tuple[str, str], Result], copies: list[float], moved: float) -> list[Figure]:
+    """Everything that is measured, by name; `moved` are the bytes of a copy."""
+    found = [Figure('copy', [moved / 1e6 / copy for copy in copies], 'GB/s')]
+    silu = results['silu', 'torch']
+    for (name, way), result in results.items():
+        for title, tensors, times, silus in zip(TITLES, MOVED, result.times, silu.times, strict=True):
+            label, floor = f'{name}, {way}: {title}', [tensors / 2 * copy for copy in copies]
+            found += [
+                Figure(label, times, 'ms'), Figure(f'{label} over SiLU', ratios(times, silus), 'times'),
+                Figure(f'{label} over the floor', ratios(times, floor), 'times')]
+        found += [Figure(f'{name}, {way}: kept', [result.kept], 'tensors'),
+                  Figure(f'{name}, {way}: most allocated', [result.peak], 'tensors')]
+    return found
+
+
 HEADER = [
     'activation', 'way',
-    *(cell for name in ('forward', 'forward + backward', 'gradient of x alone')
-      for cell in (f'{name}, ms', '÷ SiLU', 'floor')),
+    *(cell for name in TITLES for cell in (f'{name}, ms', '÷ SiLU', 'floor')),
     'kept', 'peak']
 
 
@@ -242,6 +228,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--ways', nargs='+', default=list(WAYS[:3]), choices=WAYS)
     parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the table as Markdown as well')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there as well')
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -257,24 +244,22 @@ def main(argv: Optional[list[str]] = None) -> int:
     except (ValueError, RuntimeError, AssertionError) as error:
         print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)
         return 2
-    gigabytes = 2 * math.prod(args.shape) * torch.finfo(DTYPES[args.dtype]).bits / 8 / 1e6 / statistics.median(copies)
-    processor = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    moved = 2 * math.prod(args.shape) * DTYPES[args.dtype].itemsize
     head = (
         f'{"x".join(map(str, args.shape))}, {args.dtype}{", channels_last" if args.channels_last else ""}, '
-        f'{device.type} ({processor}, {platform.machine().replace("_", "-")}); {datetime.date.today()}, Python '
-        f'{platform.python_version()}, torch {torch.__version__.split("+")[0]}; {args.rounds} rounds; a copy moves '
-        f'{gigabytes:.1f} GB/s')
+        f'{device_name(device)}; {args.rounds} rounds; a copy moves {moved / 1e6 / statistics.median(copies):.1f} GB/s')
+    command = None if argv is None else [__file__, *argv]
     table = Table(*HEADER, title=head)
     lines = rows(results, copies)
     for line in lines:
         table.add_row(*line)
     Console(width=180).print(table)
+    if args.json:
+        write_figures(args.json, figures(results, copies, moved), device, command)
     if args.output:
-        command = ' '.join(['python recipes/benchmarks/activations.py', *(sys.argv[1:] if argv is None else argv)])
         text = [
-            f'`{command}`: {head}.', '',
-            '| ' + ' | '.join(HEADER) + ' |', '| --- | --- |' + ' ---: |' * (len(HEADER) - 2),
-            *('| ' + ' | '.join(line) + ' |' for line in lines), '']
+            f'{head}.', '', '| ' + ' | '.join(HEADER) + ' |', '| --- | --- |' + ' ---: |' * (len(HEADER) - 2),
+            *('| ' + ' | '.join(line) + ' |' for line in lines), '', f'{summary_line(device, command)}.', '']
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text('\n'.join(text), encoding='utf-8')
     return 0

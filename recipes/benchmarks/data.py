@@ -4,9 +4,16 @@
 
 An archive that is not there is made: --images images of 32x32 in 10 classes, stored uncompressed and sorted by class,
 in the form of the EDM archives (6 GB for 2 million). Each measure runs in a process of its own with --threads threads
-(1: figures are those of one core) and prints one line. Every reader gives batches (B, 3, 32, 32) float32 in [0, 1],
-shifted by up to 4 pixels and mirrored at random, in random order. The archive is put out of the page cache before its
-first batch is timed. The peers:
+(1: figures are those of one core), all of them once in each of --rounds rounds; a line is the median over the rounds
+with half the distance of the quartiles, and ratios are taken within a round. Every reader gives batches
+(B, 3, 32, 32) float32 in [0, 1], shifted by up to 4 pixels and mirrored at random, in random order. The archive is put
+out of the page cache before its first batch is timed. Before anything is, images and labels that are read have to be
+those of the archive, and batches augmented on --device those augmented on the CPU.
+
+The floor is what has to move, a byte in and four out for each number, at the bandwidth of a copy measured in the same
+process. On a GPU the copies to it and batches that a thread makes there ahead are measured as well.
+
+The peers:
 
 - `DataLoader, memmap`: torch's DataLoader over a data set that maps the archive's images in place, one image at a time,
   with torchvision's transforms: the best that can be had from it without loading the archive.
@@ -34,6 +41,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _benchmarking import command_line, device_name, half_quartiles, peak_bytes, seconds, summary_line
+from _roofline import Machine
+
 from timm_paf.data.files import whole_file
 from timm_paf.data.headers import zip_header
 from timm_paf.evaluation import library_versions
@@ -47,15 +58,23 @@ class Measure(NamedTuple):
     value: float
     unit: str
     target: float | None = None
+    spread: float = 0.
 
     def __str__(self) -> str:
         bound = '' if self.target is None else f'  (target: below {self.target:g}, {"met" if self.met else "missed"})'
-        return f'{self.name:<58} {self.value:>10.3f} {self.unit}{bound}'
+        return f'{self.name:<58} {self.value:>10.3f} ± {self.spread:.3f} {self.unit}{bound}'
 
     @property
     def met(self) -> bool:
         """Whether the figure is inside its bound."""
         return self.target is None or self.value < self.target
+
+
+def over_rounds(rounds: list[list[Measure]]) -> list[Measure]:
+    """Each measure's median over the rounds, with half the distance of the quartiles."""
+    return [
+        each[0]._replace(value=statistics.median(m.value for m in each), spread=half_quartiles([m.value for m in each]))
+        for each in zip(*rounds, strict=True)]
 
 
 def make_archive(path: Path, count: int) -> None:
@@ -139,14 +158,16 @@ def peer_batches(dataset: Any, batch_size: int) -> Iterator[Any]:
         yield from loader
 
 
-def rate(batches: Iterator[Any], count: int, seconds: float = 20.) -> float:
-    """Batches a second after a few to warm up; at most `count` of them, and about `seconds`."""
+def rate(batches: Iterator[Any], count: int, limit: float = 8.) -> float:
+    """Batches a second after a few to warm up; at most `count` of them, and about `limit` seconds."""
     for _ in range(3):
         next(batches)
     started, done = time.perf_counter(), 0
-    while done < count and time.perf_counter() - started < seconds:
+    while done < count and time.perf_counter() - started < limit:
         next(batches)
         done += 1
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return done / (time.perf_counter() - started)
 
 
@@ -174,11 +195,67 @@ def measure_start(args: argparse.Namespace) -> list[Measure]:
             Measure(f'growth of resident memory over {args.batches} batches', grown, 'MB', 300.)]
 
 
+def check(path: Path, device: torch.device) -> None:
+    """Raise ValueError if images are read or augmented otherwise than the archive and the CPU have them."""
+    from timm_paf.data import Augment, open_archive
+    images, labels = mapped(path)
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:512]
+    x, y = open_archive(path, num_classes=CLASSES).take(rows)
+    same = np.array_equal(x.permute(0, 2, 3, 1), images[rows]) and np.array_equal(y, labels[rows])
+    if not same:
+        raise ValueError(f'{path}: images or labels that are read are not those of the archive; nothing was timed.')
+    augment = Augment(crop_padding=4, hflip=True)
+    draws = augment.draw(len(x), x.shape[1:], generator=torch.Generator().manual_seed(0))
+    there = augment.apply(x.to(device), {name: values.to(device) for name, values in draws.items()})
+    if not torch.equal(augment.apply(x, draws), there.cpu()):
+        raise ValueError(f'batches augmented on {device} are not those augmented on the CPU; nothing was timed.')
+
+
+def of_floor(images_per_second: float, device: torch.device) -> float:
+    """Share of the floor in percent, with the bandwidth of a copy that is measured now."""
+    machine = Machine(device, [])
+    for _ in range(3):
+        machine.round()
+    return 100 * images_per_second * (1 + 4) * 3 * SIDE**2 / statistics.median(machine.copies)
+
+
 def measure_ours(args: argparse.Namespace) -> list[Measure]:
     """Batches a second from the archive on disk."""
     value = rate(our_batches(args.archive, args.batch_size), args.batches)
     return [Measure('timm_paf, archive: batches/s', value, 'batches/s'),
-            Measure('timm_paf, archive: images/s a core', value * args.batch_size / args.threads, 'images/s')]
+            Measure('timm_paf, archive: images/s a core', value * args.batch_size / args.threads, 'images/s'),
+            Measure('timm_paf, archive: share of the floor', of_floor(
+                value * args.batch_size, torch.device('cpu')), '%')]
+
+
+def measure_device(args: argparse.Namespace) -> list[Measure]:
+    """Augmentation of batches that are on the device; on a GPU also copies to it, and batches made there ahead."""
+    from timm_paf.data import Augment, Prefetched
+    device, augment = torch.device(args.device), Augment(crop_padding=4, hflip=True)
+    images = mapped(args.archive)[0]
+    kept = [torch.from_numpy(np.array(images[i * args.batch_size:(i + 1) * args.batch_size])).permute(0, 3, 1, 2)
+            for i in range(max(1, min(8, len(images) // args.batch_size)))]
+    on_device = [batch.contiguous().to(device) for batch in kept]
+    generator = torch.Generator().manual_seed(0)
+    count = min(args.batches, 100)
+
+    def augmented() -> None:
+        for number in range(count):
+            augment(on_device[number % len(kept)], generator=generator).float().div_(255)
+
+    peak = peak_bytes(augmented, device)
+    value = count * len(kept[0]) / seconds(augmented, device)
+    found = [Measure(f'augmentation on {device.type}: images/s', value, 'images/s'),
+             Measure(f'augmentation on {device.type}: share of the floor', of_floor(value, device), '%')]
+    if peak is None:
+        return found
+    pinned = torch.cat(kept * 20).pin_memory()
+    copied = statistics.median(seconds(lambda: pinned.to(device, non_blocking=True), device) for _ in range(5))
+    with Prefetched(our_batches(args.archive, args.batch_size, args.device), device=device) as batches:
+        ahead = rate(batches, args.batches)
+    return [*found, Measure(f'augmentation on {device.type}: most allocated', peak / 2**20, 'MiB'),
+            Measure('copies to the GPU', pinned.nbytes / 1e9 / copied, 'GB/s'),
+            Measure('timm_paf, archive, made on the GPU ahead: images/s', ahead * args.batch_size, 'images/s')]
 
 
 def measure_memory(args: argparse.Namespace) -> list[Measure]:
@@ -255,8 +332,8 @@ def measure_training(args: argparse.Namespace) -> list[Measure]:
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], list[Measure]]] = {
-    'start': measure_start, 'ours': measure_ours, 'memory': measure_memory, 'mapped': measure_mapped,
-    'loaded': measure_loaded, 'folder': measure_folder, 'training': measure_training}
+    'start': measure_start, 'ours': measure_ours, 'device': measure_device, 'memory': measure_memory,
+    'mapped': measure_mapped, 'loaded': measure_loaded, 'folder': measure_folder, 'training': measure_training}
 
 
 def _measure(name: str, args: argparse.Namespace) -> list[Measure]:
@@ -273,7 +350,7 @@ def ratios(results: list[Measure]) -> list[Measure]:
         for name, value in values.items() if ours and name.startswith('DataLoader') and name.endswith('batches/s')]
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--archive', type=Path, required=True, help='stored .npz; made if it is not there')
     parser.add_argument('--json', type=Path, help='file for the figures')
@@ -282,32 +359,44 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--batches', type=int, default=500, help='most batches for a rate')
     parser.add_argument('--threads', type=int, default=1, help='threads of torch')
-    parser.add_argument('--device', default='cpu', help='where training steps are made')
+    parser.add_argument('--device', default='cpu', help='where images are augmented and training steps are made')
+    parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--model', default='resnet18_relu', help='what is trained')
     parser.add_argument('--train-batch-size', type=int, default=32)
     parser.add_argument('--train-steps', type=int, default=3)
     parser.add_argument('--measures', nargs='+', choices=tuple(MEASURES), default=list(MEASURES), help='which ones')
     args = parser.parse_args(argv)
+    device = torch.device(args.device)
     if not args.archive.exists():
         make_archive(args.archive, args.images)
-    results: list[Measure] = []
+    try:
+        if args.rounds < 1:
+            raise ValueError(f'--rounds = {args.rounds}: expected 1 or more.')
+        check(args.archive, device)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2
+    rounds: list[list[Measure]] = []
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
-        for name in args.measures:
-            results += (found := pool.apply(_measure, (name, args)))
-            print('\n'.join(map(str, found)), flush=True)
-    found = ratios(results)
-    print('\n'.join(map(str, found)))
-    versions = library_versions()
-    named = ', '.join(f'{name} {version}' for name, version in versions.items())
-    print(f'{date.today()}, {named}; {args.threads} of {os.cpu_count()} cores, batches of {args.batch_size}')
+        for number in range(args.rounds):
+            rounds.append([])
+            for name in args.measures:
+                print(f'round {number + 1} of {args.rounds}: {name}', file=sys.stderr)
+                rounds[-1] += pool.apply(_measure, (name, args))
+            rounds[-1] += ratios(rounds[-1])
+    results = over_rounds(rounds)
+    command = None if argv is None else [__file__, *argv]
+    print('\n'.join(map(str, results)))
+    print(f'{summary_line(device, command)}; {args.rounds} rounds')
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({
-            'date': str(date.today()), 'versions': versions, 'cores': os.cpu_count(), 'threads': args.threads,
-            'batch_size': args.batch_size,
-            'archive_bytes': args.archive.stat().st_size,
-            'measures': [{**m._asdict(), 'met': m.met} for m in results + found]}, indent=2) + '\n')
+            'command': command_line(command), 'date': str(date.today()), 'versions': library_versions(),
+            'device': device_name(device), 'cores': os.cpu_count(), 'threads': args.threads,
+            'batch_size': args.batch_size, 'archive_bytes': args.archive.stat().st_size,
+            'measures': [{**m._asdict(), 'met': m.met, 'rounds': args.rounds} for m in results]}, indent=2) + '\n')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -21,6 +21,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _benchmarking import command_line
+
 import timm_paf
 from timm_paf.activations import ACTIVATIONS
 
@@ -100,7 +103,6 @@ def main() -> None:
     for arch in archs:
         print(arch, file=sys.stderr)
         costs[arch] = {act: cost(f'{arch}_{act}') for act in VARIANTS}
-    command = 'python recipes/benchmarks/model_cost.py' + (f' --arch {" ".join(args.arch)}' if args.arch else '')
     text = '\n'.join([
         '# What the models cost', '',
         'Parameters without alpha and beta, of which a network has at most one each. Multiply-adds of convolutions and',
@@ -108,7 +110,7 @@ def main() -> None:
         'the weights: the input and what convolutions, norms and activations save, each piece of memory once.',
         'Activations with the same figures in every row share a column; ReLU and ELU are computed in place.', '',
         *table(costs), '',
-        f'`{command}`, {datetime.date.today()}, Python {platform.python_version()}, '
+        f'`{command_line()}`, {datetime.date.today()}, Python {platform.python_version()}, '
         f'torch {torch.__version__.split("+")[0]}, timm {timm.__version__}; on the meta device.', ''])
     if args.output is None:
         print(text, end='')

@@ -142,7 +142,7 @@ def test_rows_of_the_draws_can_be_used_apart():
     assert torch.equal(EVERYTHING.apply(x[some], {name: rows[some] for name, rows in draws.items()}), whole[some])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_results_are_the_same_on_a_gpu():
     x, target = images(torch.uint8), torch.eye(64)
     for augment in (EVERYTHING, replace(EVERYTHING, color_jitter=0.)):

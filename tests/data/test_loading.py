@@ -43,7 +43,7 @@ def test_placed_set_is_the_same_set(soft, monkeypatch):
     assert torch.equal(placed.images, source.images) and torch.equal(placed.labels, source.labels)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_sets_go_to_the_gpu_as_far_as_the_budget_goes():
     device, in_memory = torch.device('cuda'), LabelledImages(OnDisk().images, OnDisk().labels, 5, 'memory')
     sources = [in_memory, OnDisk(100), OnDisk(20)]

@@ -403,7 +403,7 @@ def test_real_images_sorted_by_class_are_mixed_too():
     assert abs(chi2 - 9 * 99) < 5 * (2 * 9 * 99) ** 0.5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_batches_on_a_gpu_are_the_same():
     settings = {'real_augment': Augment(crop_padding=1, hflip=True)}
     for here, there in zip(mixed(**settings).epoch(1), mixed(**settings, device='cuda').epoch(1), strict=True):

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 CASES = Path(__file__).with_name('triton_cases.py')
 pytest.importorskip('triton')
@@ -23,6 +22,6 @@ def test_in_tritons_interpreter():
     passes(TRITON_INTERPRET='1')
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_on_a_gpu():
     passes(TRITON_INTERPRET='0')

@@ -1,10 +1,12 @@
 """The data benchmark on a small archive: what it makes, what it prints, and that its readers give what they say."""
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 
+import timm_paf.data
 from recipes.benchmarks import data as recipe
 from timm_paf.data import open_archive
 
@@ -51,7 +53,7 @@ def test_lines_and_file(tmp_path, capsys, monkeypatch):
     recipe.main([
         '--archive', str(tmp_path / 'a.npz'), '--images', '400', '--batches', '3', '--batch-size', '8',
         '--folder-images', '30', '--model', 'wrn10_2_relu', '--train-batch-size', '4', '--train-steps', '1',
-        '--json', str(tmp_path / 'out' / 'data.json')])
+        '--json', str(tmp_path / 'out' / 'data.json'), '--rounds', '1'])
     lines = capsys.readouterr().out.splitlines()
     result = json.loads((tmp_path / 'out' / 'data.json').read_text())
     names = [measure['name'] for measure in result['measures']]
@@ -66,3 +68,29 @@ def test_lines_and_file(tmp_path, capsys, monkeypatch):
 def test_a_bound_that_is_missed_is_said_to_be(value, met):
     measure = recipe.Measure('x', value, 's', 2.)
     assert measure.met == met and ('missed' in str(measure)) != met
+
+
+def test_a_figure_is_the_median_over_rounds_and_ratios_are_taken_within_one():
+    rounds = [[recipe.Measure('timm_paf, archive: batches/s', ours, 'batches/s'),
+               recipe.Measure('DataLoader, folder: batches/s', peer, 'batches/s')]
+              for ours, peer in ((10., 5.), (40., 10.), (9., 9.))]
+    for measures in rounds:
+        measures += recipe.ratios(measures)
+    assert [(m.name, m.value) for m in recipe.over_rounds(rounds)] == [
+        ('timm_paf, archive: batches/s', 10), ('DataLoader, folder: batches/s', 9),
+        ('timm_paf, archive, over DataLoader, folder', 2)]
+
+
+@pytest.mark.parametrize('part', ['reader', 'augmentation'])
+def test_wrong_images_are_not_timed(tmp_path, monkeypatch, capsys, part):
+    if part == 'reader':
+        Source = timm_paf.data.LabelledImages  # what an archive of this size is read into
+        right = Source.take
+        monkeypatch.setattr(Source, 'take', lambda self, rows: (right(self, rows)[0], right(self, rows)[1].flip(0)))
+    else:
+        right, calls = timm_paf.data.Augment.apply, itertools.count()
+        monkeypatch.setattr(
+            timm_paf.data.Augment, 'apply', lambda self, x, draws: right(self, x, draws).roll(next(calls), 0))
+    monkeypatch.setattr(recipe.multiprocessing, 'get_context', lambda kind: pytest.fail('timed'))
+    assert recipe.main(['--archive', str(tmp_path / 'a.npz'), '--images', '600']) == 2
+    assert 'nothing was timed' in capsys.readouterr().err
