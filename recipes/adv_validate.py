@@ -167,15 +167,14 @@ def measure(job: Measurement) -> None:
                 progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
                 save_adv=config.save_adv, save_verdicts=output / 'verdicts.csv' if output and attacked else None,
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
-            processes.close()  # the rest is for the first one
-            if not processes.primary:
-                return
             report = complete(
-                report, config, job.parts, job.model, job.data, device=processes.device, progress=view.part)
+                report, config, job.parts, job.model, job.data, processes=processes, progress=view.part)
     except ValueError as error:
         raise RunFailed(str(error)) from error
     finally:
         processes.close()
+    if not processes.primary:
+        return
     write(report, config, console)
     if config.state is not None:
         shutil.rmtree(config.state)
