@@ -78,9 +78,13 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
 
     assert validate(checkpoint, *more) == 2
     assert 'go on with it with --resume' in capsys.readouterr().err
-    assert validate(checkpoint, *more, '--resume', '--seed', '5') == 1
-    assert 'seed 0 instead of 5' in capsys.readouterr().err
-    assert (output / 'autoattack' / 'run.json').exists()
+    before = {path: path.read_bytes() for path in (output / 'autoattack').iterdir()}
+    capsys.readouterr()
+    for change, message in ((['--seed', '5'], 'seed 0 instead of 5'), (['--n-examples', '5'], 'other images')):
+        assert validate(checkpoint, *more, '--resume', *change) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith('error: state ') and error.count('\n') == 1
+    assert {path: path.read_bytes() for path in (output / 'autoattack').iterdir()} == before
 
     assert validate(checkpoint, *more, '--resume') == 0
     assert sorted(path.name for path in output.iterdir()) == ['report.json', 'verdicts.csv']

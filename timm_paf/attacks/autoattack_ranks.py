@@ -59,7 +59,7 @@ class Ranks:
         Raises:
             ValueError: As `agree`.
         """
-        error: 'ValueError | OSError | None' = None
+        error: ValueError | OSError | None = None
         try:
             result = work()
         except (ValueError, OSError) as caught:

@@ -18,6 +18,7 @@ from ..attacks import (
     pointwise_worst_case,
     write_verdicts,
 )
+from ..attacks.autoattack_subject import check_pixels
 from ._verdicts import Attack, Ranks, verdicts
 from .curves import accuracy_by_class
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256
@@ -41,7 +42,11 @@ def clean_accuracy(
         y: Labels (N,).
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
+
+    Raises:
+        ValueError: If images leave [0, 1].
     """
+    check_pixels(x)
     return Accuracy.of(verdicts(model, x, y, attack=None, batch_size=batch_size, device=device))
 
 
@@ -66,7 +71,11 @@ def accuracy_under_attack(
         device: Where the model is; its first parameter's if None.
         seeds: A seed of each image, (N,), int64, as `PGD` takes them: with 0, 1, 2, … as an image's place in its data
             set, the result depends neither on `batch_size` nor on which images are looked at together.
+
+    Raises:
+        ValueError: If images leave [0, 1], or the attack makes NaN.
     """
+    check_pixels(x)
     return Accuracy.of(verdicts(model, x, y, attack=attack, batch_size=batch_size, device=device, seeds=seeds))
 
 
