@@ -106,7 +106,8 @@ def go_on(job: Any, checkpoint: Path) -> list[str]:
     Raises:
         ValueError: If settings or data have changed and --resume-changed does not allow it, or the state does not fit.
     """
-    state = read_run(checkpoint)
+    # another node need not see the files of the first one
+    state = job.processes.agreed(lambda: read_run(checkpoint)) if job.processes.nodes > 1 else read_run(checkpoint)
     changed = changed_settings(job, state)
     listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
     if changed and not job.config.resume_changed:

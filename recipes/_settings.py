@@ -279,11 +279,17 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
         raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
 
 
-def check_writable(folder: Path, flag: str) -> None:
-    """Raise OSError if files cannot be written into a folder, or it cannot be made."""
+def existing_folder(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent
+    return there
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Raise OSError if files cannot be written into a folder, or it cannot be made."""
+    there = existing_folder(folder)
     if not there.is_dir():
         raise NotADirectoryError(f'{flag}: {there} is a file, where a folder is wanted; choose another name.')
     try:  # permissions alone do not tell: a file without a name does, and leaves nothing

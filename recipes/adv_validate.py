@@ -105,7 +105,11 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
 def open_all(config: ValidateConfig, processes: Processes) -> Measurement:
     """Model, images and whatever else is measured, opened and checked."""
     device = processes.device
-    check_paths(config)
+    processes.agreed(lambda: check_paths(config))
+    if config.state is not None and processes.nodes > 1 and not processes.see_one_folder(Path(config.state)):
+        raise ValueError(
+            f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps what each of them '
+            'finds; give one that they share, or leave it out.')
     data = getattr(open_dataset(config.dataset, config), config.split)
     if not isinstance(data, LabelledImages):
         raise ValueError(
