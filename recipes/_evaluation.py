@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import setting
+from _processes import Processes
 from _settings import at_least
 from rich.console import Console
 from torch import nn
@@ -133,10 +134,10 @@ def complete(
         model: nn.Module,
         data: LabelledImages,
         *,
-        device: torch.device,
+        processes: Processes,
         progress: Progress,
 ) -> RobustnessReport:
-    """The report with everything else that was asked for.
+    """The report with everything else that was asked for; in the first process, those that share the work have a part.
 
     Args:
         report: Of the attacks.
@@ -144,16 +145,13 @@ def complete(
         parts: What `open_parts` returned.
         model: On the device.
         data: Images to measure on.
-        device: Where the model is.
+        processes: Those of the run.
         progress: Called as progress(what, done, in all).
     """
     x, y, threat = torch.as_tensor(data.images), torch.as_tensor(data.labels), threat_of(config)
-    shared: dict[str, Any] = dict(batch_size=config.eval_batch_size, device=device)
+    alone: dict[str, Any] = dict(batch_size=config.eval_batch_size, device=processes.device)
+    shared = dict(alone, rank=processes.rank, world_size=processes.world_size)
     added: dict[str, Any] = {}
-    if config.trust:
-        added['trust'] = check_trust(
-            model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
-            trained_clean=parts.trained_clean, seed=config.seed, progress=progress, **shared)
     if config.radii():
         progress('curve over eps', 0, 1)
         added['curve'] = robustness_curve(
@@ -161,10 +159,18 @@ def complete(
             steps=config.pgd_steps, seed=config.seed, **shared)
     if parts.corruptions is not None:
         added['corruptions'] = corruption_accuracy(model, parts.corruptions, progress=progress, **shared)
+    processes.close()  # the rest is little, and for the first one
+    if not processes.primary:
+        return report
+    if config.trust:
+        added['trust'] = check_trust(
+            model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
+            trained_clean=parts.trained_clean, seed=config.seed, progress=progress, **alone)
     if wants_page(config):
         attack = PGD(eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed)
         added['examples'] = adversarial_examples(
-            model, x, y, attack=attack, title=f'PGD-{config.pgd_steps} ({threat})', device=device)
+            model, x, y, attack=attack, title=f'PGD-{config.pgd_steps} ({threat})', device=processes.device,
+            seeds=torch.arange(len(x)))
     return dataclasses.replace(report, **added)
 
 

@@ -1,13 +1,16 @@
 """The processes of a run: one, or several under torchrun."""
 import contextlib
 import dataclasses
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import torch
 from _cli import RunFailed
-from _settings import choose_device
+from _settings import choose_device, existing_folder
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env, world_info_from_env
 from torch import Tensor, distributed
 
@@ -17,6 +20,10 @@ T = TypeVar('T')
 
 # what gloo and NCCL say when the other end is gone; neither has an exception of its own for it in every version
 LOST = ('connection closed by peer', 'connection reset', 'gloo', 'nccl', 'broken pipe', 'tcpstore')
+
+# the process of torchrun that started this one, and what stands for its end beside the numbers of signals
+AGENT = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
+ABANDONED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +35,13 @@ class Processes:
         rank: Its number; the first one writes.
         local_rank: Its number on its machine.
         world_size: How many there are.
+        nodes: On how many machines.
     """
     device: torch.device
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    nodes: int = 1
 
     @property
     def primary(self) -> bool:
@@ -82,17 +91,30 @@ class Processes:
             raise outcome[1]
         return outcome[0]
 
+    def see_one_folder(self, folder: Path) -> bool:
+        """Whether what the first process writes into its folder is seen in that of each."""
+        if not self.several:
+            return True
+        there = existing_folder(folder)
+        with contextlib.ExitStack() as stack:
+            name = self.agreed(lambda: Path(stack.enter_context(tempfile.NamedTemporaryFile(dir=there)).name).name)
+            return not self.highest(not (there / name).exists())[0]
+
     def share(self, count: int) -> slice:
         """Which of `count` images this process looks at; the shares are disjoint and complete."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The first process of each machine runs the block before the others do: it fetches, they find."""
-        if self.several and self.local_rank:
+        """The first process runs the block, then the first of each other machine, then the rest.
+
+        So who comes first fetches and the others find, whether machines share folders or not.
+        """
+        turn = 0 if self.primary else 1 if not self.local_rank else 2
+        for _ in range(turn if self.several else 0):
             distributed.barrier()
         yield
-        if self.several and not self.local_rank:
+        for _ in range(2 - turn if self.several else 0):
             distributed.barrier()
 
     def close(self) -> None:
@@ -116,7 +138,9 @@ def start_processes(name: Optional[str]) -> Processes:
     local_rank = world_info_from_env()[0]
     choose_device(kind if kind == 'cpu' else f'{kind}:{local_rank}')
     found = init_distributed_device_so(device=kind)
-    return Processes(torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])
+    alone = Processes(torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])
+    first_ones = alone.total(torch.tensor(int(alone.local_rank == 0), device=alone.device))
+    return dataclasses.replace(alone, nodes=int(first_ones))
 
 
 @contextlib.contextmanager
@@ -144,13 +168,23 @@ def lost_contact(processes: Processes, advice: str) -> Iterator[None]:
 class StopSignals:
     """SIGTERM and SIGINT ask for an end at the next opportunity; a second SIGINT ends at once. Used as a context.
 
-    Attributes:
-        received: Number of the signal that came; 0 for none.
+    So does the end of the torchrun that started this process: nobody else would tell the other nodes of it.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self._received = 0
         self._before: dict[int, Any] = {}
+
+    @property
+    def received(self) -> int:
+        """Number of the signal that came, or `ABANDONED`; 0 for none."""
+        if not self._received and AGENT not in (None, os.getppid()):
+            self._received = ABANDONED
+        return self._received
+
+    @received.setter
+    def received(self, number: int) -> None:
+        self._received = number
 
     def __enter__(self) -> 'StopSignals':
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -162,12 +196,14 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.received and number == signal.SIGINT:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self._received = number
 
 
 def signal_name(number: int) -> str:
     """A signal as people write it."""
+    if number == ABANDONED:
+        return 'the end of torchrun on one of the nodes'
     return signal.Signals(number).name
 

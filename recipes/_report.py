@@ -65,7 +65,8 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error
     attack = PGD(eps=config.eps, norm=config.norm, steps=config.pgd_steps, seed=config.seed)
     report = dataclasses.replace(report, examples=adversarial_examples(
-        model, job.test.images, job.test.labels, attack=attack, title=f'PGD-{config.pgd_steps}', device=device))
+        model, job.test.images, job.test.labels, attack=attack, title=f'PGD-{config.pgd_steps}', device=device,
+        seeds=torch.arange(len(job.test))))
     report.save(job.folder / 'report.json')
     write_page(job, report, model)
     if state is not None:

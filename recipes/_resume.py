@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from _saver import newest_checkpoint, read_run
-from _settings import free_folder
+from _settings import check_writable, free_folder
 from _state import changed_settings, restore
 from _train_settings import TrainConfig
 
@@ -69,7 +69,9 @@ def choose_start(config: TrainConfig) -> Start:
     """
     if config.resume is None:
         name = config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}'
-        return Start(free_folder(config.output, name))
+        folder = free_folder(config.output, name)
+        check_writable(folder, '--output')
+        return Start(folder)
     if config.resume == 'auto':
         if config.experiment is None:
             raise ValueError('--resume auto needs --experiment, the name of the run to start or to go on with.')
@@ -80,6 +82,7 @@ def choose_start(config: TrainConfig) -> Start:
         named = None if config.experiment is None else Path(config.output) / config.experiment
         if named is not None and named.absolute() != folder:
             raise ValueError(f'--resume {config.resume} is not in {named}; leave out --output and --experiment.')
+    check_writable(folder, '--output')
     if (folder / 'report.json').exists() and not config.resume_changed:
         return Start(folder, finished=True)
     if config.resume == 'auto':
@@ -103,7 +106,8 @@ def go_on(job: Any, checkpoint: Path) -> list[str]:
     Raises:
         ValueError: If settings or data have changed and --resume-changed does not allow it, or the state does not fit.
     """
-    state = read_run(checkpoint)
+    # another node need not see the files of the first one
+    state = job.processes.agreed(lambda: read_run(checkpoint)) if job.processes.nodes > 1 else read_run(checkpoint)
     changed = changed_settings(job, state)
     listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
     if changed and not job.config.resume_changed:

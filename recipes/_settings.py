@@ -2,6 +2,7 @@
 import dataclasses
 import difflib
 import glob
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -154,7 +155,8 @@ def open_dataset(
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{error}; see --data-dir and --dataset-download.') from error
     except ValueError as error:
-        raise ValueError(f'--dataset = {name!r}: {error}.') from error
+        end = '' if str(error)[-1:] in '.?' else '.'
+        raise ValueError(f'--dataset = {name!r}: {error}{end}') from error
     return DataSplits(train, in_floats(val), in_floats(test))
 
 
@@ -275,6 +277,26 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
         if not kwargs:
             raise
         raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
+
+
+def existing_folder(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return there
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Raise OSError if files cannot be written into a folder, or it cannot be made."""
+    there = existing_folder(folder)
+    if not there.is_dir():
+        raise NotADirectoryError(f'{flag}: {there} is a file, where a folder is wanted; choose another name.')
+    try:  # permissions alone do not tell: a file without a name does, and leaves nothing
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f'{flag}: nothing can be written in {there} ({error.strerror}); choose another folder.') from None
 
 
 def free_folder(output: str, experiment: str) -> Path:

@@ -9,7 +9,6 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_paf.data import derive_seed
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
 
 __all__ = ['selection', 'validate']
@@ -46,21 +45,21 @@ def count(job: Any, model: nn.Module, stop_asked: Callable[[], bool]) -> torch.T
     processes, config = job.processes, job.config
     share = processes.share(len(job.val))
     images, labels = job.val.images[share], job.val.labels[share]
-    # the seed is fixed so that epochs are compared under one and the same attack
-    seed = config.seed + 1 if processes.primary else derive_seed('validation', config.seed, processes.rank)
-    attack = config.validation_attack(seed)
+    # one seed for all epochs, and one an image, so that both are compared under the same attack, whoever shares it
+    attack = config.validation_attack(config.seed + 1)
+    seeds = torch.arange(len(job.val))[share]
 
-    def watched(*arguments: Any) -> torch.Tensor:
+    def watched(*arguments: Any, **more: Any) -> torch.Tensor:
         if stop_asked() and not processes.several:  # several have to agree, at the end
             raise RunStopped
-        return attack(*arguments)
+        return attack(*arguments, **more)
 
     if not len(images):
         return torch.zeros(2, dtype=torch.int64, device=job.processes.device)
     arguments = dict(batch_size=config.eval_batch_size, device=processes.device)
     with job.updates.precision():
         clean = clean_accuracy(model, images, labels, **arguments)
-        robust = accuracy_under_attack(model, images, labels, attack=watched, **arguments)
+        robust = accuracy_under_attack(model, images, labels, attack=watched, seeds=seeds, **arguments)
     return torch.tensor([clean.correct, robust.correct], device=processes.device)
 
 

@@ -12,15 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from _cli import RunFailed, assignments, parse_config, run, setting
 from _evaluation import Parts, ReportConfig, complete, open_parts, write
-from _processes import Processes, start_processes
-from _settings import DataConfig, EvaluationConfig, build_model, in_floats, open_dataset
+from _processes import Processes, lost_contact, start_processes
+from _settings import DataConfig, EvaluationConfig, build_model, check_writable, in_floats, open_dataset
 from _view import AttackView
 from rich.console import Console
 from torch import distributed, nn
 
-from timm_paf.attacks import ThreatModel
+from timm_paf.attacks import ThreatModel, check_state
 from timm_paf.data import LabelledImages
 from timm_paf.evaluation import evaluate_robustness
 from timm_paf.models import load_weights, read_checkpoint
@@ -97,8 +98,18 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     trained = read_checkpoint(config.checkpoint).get('args')
     config = with_training_settings(config, trained if isinstance(trained, dict) else {})
     processes = start_processes(config.device)
+    with lost_contact(processes, 'nothing has been written.'):
+        return open_all(config, processes)
+
+
+def open_all(config: ValidateConfig, processes: Processes) -> Measurement:
+    """Model, images and whatever else is measured, opened and checked."""
     device = processes.device
-    check_paths(config)
+    processes.agreed(lambda: check_paths(config))
+    if config.state is not None and processes.nodes > 1 and not processes.see_one_folder(Path(config.state)):
+        raise ValueError(
+            f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps what each of them '
+            'finds; give one that they share, or leave it out.')
     data = getattr(open_dataset(config.dataset, config), config.split)
     if not isinstance(data, LabelledImages):
         raise ValueError(
@@ -109,6 +120,7 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
         config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     parts = open_parts(config, model.to(device), data, device=device, output=config.output)
+    processes.agreed(lambda: check_interrupted(config, model, data, device))
     if processes.several:
         distributed.barrier()  # all have looked at the paths before one writes
     return Measurement(config, model, processes, data, weights, parts)
@@ -126,6 +138,22 @@ def check_paths(config: ValidateConfig) -> None:
             raise FileExistsError(f'--save-adv {config.save_adv} is there already; choose another name.')
         if not Path(config.save_adv).absolute().parent.is_dir():
             raise FileNotFoundError(f'--save-adv {config.save_adv}: there is no such folder.')
+        check_writable(Path(config.save_adv).parent, '--save-adv')
+    if config.output is not None:
+        check_writable(Path(config.output), '--output')
+    if config.robustbench_json:
+        check_writable(Path(config.robustbench_json).parent, '--robustbench-json')
+
+
+def check_interrupted(config: ValidateConfig, model: nn.Module, data: LabelledImages, device: torch.device) -> None:
+    """Raise ValueError if --resume would go on with an AutoAttack of other weights, images or settings."""
+    if config.state is None:
+        return
+    n, settings = config.n_examples, config.evaluation()
+    threat = config.threat()
+    check_state(
+        config.state, model, data.images[:n], data.labels[:n], eps=threat.radius, norm=threat.norm,
+        version=settings['autoattack_version'], batch_size=settings['batch_size'], seed=settings['seed'], device=device)
 
 
 def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
@@ -160,22 +188,22 @@ def measure(job: Measurement) -> None:
     output = None if config.output is None else Path(config.output)
     if output is not None and processes.primary:
         output.mkdir(parents=True, exist_ok=True)
+    kept = 'nothing is kept.' if config.state is None else f'go on with {config.state} with --resume.'
     try:
-        with AttackView(console, f'{config.split} images') as view:
+        with lost_contact(processes, kept), AttackView(console, f'{config.split} images') as view:
             report = evaluate_robustness(
                 job.model, job.data.images, job.data.labels, **config.evaluation(), device=processes.device,
                 progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
                 save_adv=config.save_adv, save_verdicts=output / 'verdicts.csv' if output and attacked else None,
                 model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
-            processes.close()  # the rest is for the first one
-            if not processes.primary:
-                return
             report = complete(
-                report, config, job.parts, job.model, job.data, device=processes.device, progress=view.part)
+                report, config, job.parts, job.model, job.data, processes=processes, progress=view.part)
     except ValueError as error:
         raise RunFailed(str(error)) from error
     finally:
         processes.close()
+    if not processes.primary:
+        return
     write(report, config, console)
     if config.state is not None:
         shutil.rmtree(config.state)

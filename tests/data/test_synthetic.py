@@ -122,13 +122,18 @@ def samplings(monkeypatch):
     return calls
 
 
+def files(folder):
+    """What is in a folder, but for the locks of those who write there."""
+    return [path for path in folder.iterdir() if path.suffix != '.lock']
+
+
 def test_cache_is_made_once_and_right(tmp_path, splits, samplings):
     path = cached_synthetic_digits(200, 3, tmp_path / 'new' / 'folder')
     assert cached_synthetic_digits(200, 3, tmp_path / 'new' / 'folder') == path
     assert len(samplings) == 1
     data = open_archive(path, num_classes=10, channels=1)
     assert data.fingerprint() == sample_synthetic(splits.train, 200, seed=3).fingerprint()
-    assert list(path.parent.iterdir()) == [path]
+    assert files(path.parent) == [path]
 
 
 CHANGES = {
@@ -167,7 +172,7 @@ def test_damaged_cache_is_made_anew(tmp_path, damage):
     path.write_bytes(DAMAGE[damage](content))
     assert cached_synthetic_digits(200, 0, tmp_path) == path
     assert path.read_bytes() == content
-    assert list(tmp_path.iterdir()) == [path]
+    assert files(tmp_path) == [path]
 
 
 def test_cache_of_other_content_is_made_anew(tmp_path, splits):
@@ -185,14 +190,17 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
         patch.setattr('os.replace', interrupted)
         with pytest.raises(KeyboardInterrupt):
             cached_synthetic_digits(200, 0, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not files(tmp_path)
 
 
-def test_two_at_once(tmp_path):
+def test_two_at_once(tmp_path, monkeypatch):
+    """One of them writes: the other one may have opened the file by then, and would see it change."""
+    written, original = [], synthetic_module.save_archive
+    monkeypatch.setattr(synthetic_module, 'save_archive', lambda *args: (written.append(0), original(*args)))
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: cached_synthetic_digits(200, 0, tmp_path), range(2))
     assert first == second
-    assert list(tmp_path.iterdir()) == [first]
+    assert files(tmp_path) == [first] and len(written) == 1
     assert len(open_archive(first, num_classes=10)) == 200
 
 

@@ -1,4 +1,5 @@
 """Every option of the training engine does what it says; each test fails if the option did nothing."""
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import yaml
 from _cli import run
 from _optimisation import OneCycle, WeightAverage
 from _update import batches_from
-from _validation import selection
+from _validation import count, selection
 from tiny_run import FAST, rows_of, weights_of
 from torch import nn
 
@@ -286,6 +287,35 @@ def test_validation_attack_is_its_own(tmp_path):
     assert (job.config.validation_attack(0).steps, job.task.attack.steps) == (7, 2)
     step = prepared(tmp_path, '--val-attack-step-size', '1/100').config.validation_attack(0).step_size
     assert step == pytest.approx(0.01)
+
+
+@pytest.fixture(scope='module')
+def learned(tmp_path_factory):
+    """A run whose network knows the digits a little; its validation attack is weak, so that the start decides a lot."""
+    job = prepared(
+        tmp_path_factory.mktemp('learned'), '--task', 'plain', '--updates-per-epoch', '100', '--lr', '0.1', '--eps',
+        '0.2', '--val-attack-steps', '1', '--val-attack-step-size', '0.05')
+    for update, batch in enumerate(batches_from(job.batches, 0, 100)):
+        job.updates(batch, update)
+    return job
+
+
+def counts(job, *, ranks=1, **settings):
+    """What validation counts, each rank's share in turn."""
+    config = dataclasses.replace(job.config, **settings)
+    return sum(
+        count(dataclasses.replace(
+            job, config=config, processes=dataclasses.replace(job.processes, rank=rank, world_size=ranks)),
+            job.task.get_trainable_module(), lambda: False)
+        for rank in range(ranks)).tolist()
+
+
+@pytest.mark.parametrize('ranks, size', [(1, 1), (1, 7), (1, 64), (2, 7), (3, 64), (200, 5)])
+def test_validation_counts_do_not_depend_on_processes_and_batches(learned, ranks, size):
+    """Of 200 processes some have no image."""
+    whole = counts(learned, eval_batch_size=180)
+    assert counts(learned, ranks=ranks, eval_batch_size=size) == whole
+    assert len({tuple(counts(learned, seed=seed)) for seed in range(8)}) > 1
 
 
 def test_best_of_raw_and_averaged_weights_and_the_gap(tmp_path):

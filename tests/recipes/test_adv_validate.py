@@ -105,14 +105,19 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue is for --robustbench-json FILE'),
     (['--robustbench-json', 'x.json', *ENTRY], '--robustbench-json needs AutoAttack'),
     (['--robustbench-json', 'TAKEN', *ENTRY], 'is there already'),
-    (['--output', 'PAGE'], 'report.html is there already'), (['--model', 'resnet18_relu'], 'does not fit CifarResNet'),
+    (['--output', 'PAGE'], 'report.html is there already'),
+    (['--output', 'TAKEN'], 'is a file, where a folder is wanted'),
+    (['--checkpoint', 'PAGE'], 'is a folder; give a file in it'), (['--checkpoint', 'TORN'], 'cannot be read'),
+    (['--model', 'resnet18_relu'], 'does not fit CifarResNet'),
 ], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
 def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, capsys, argv, message):
     (tmp_path / 'taken.json').write_text('mine')
     (tmp_path / 'page').mkdir()
     (tmp_path / 'page' / 'report.html').write_text('mine')
+    (tmp_path / 'torn').write_bytes(checkpoint.read_bytes()[:10_000])
     paths = {
-        'NOWHERE': tmp_path / 'nowhere', 'TAKEN': tmp_path / 'taken.json', 'PAGE': tmp_path / 'page',
+        'TORN': tmp_path / 'torn', 'NOWHERE': tmp_path / 'nowhere', 'TAKEN': tmp_path / 'taken.json',
+        'PAGE': tmp_path / 'page',
         'COLOUR': corruption_folder(tmp_path / 'colour', shape=(8, 8, 3)),
         'LABELS': corruption_folder(tmp_path / 'labels', top=10)}
     assert validate(checkpoint, *(str(paths.get(word, word)) for word in argv)) == 2

@@ -78,9 +78,13 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
 
     assert validate(checkpoint, *more) == 2
     assert 'go on with it with --resume' in capsys.readouterr().err
-    assert validate(checkpoint, *more, '--resume', '--seed', '5') == 1
-    assert 'seed 0 instead of 5' in capsys.readouterr().err
-    assert (output / 'autoattack' / 'run.json').exists()
+    before = {path: path.read_bytes() for path in (output / 'autoattack').iterdir()}
+    capsys.readouterr()
+    for change, message in ((['--seed', '5'], 'seed 0 instead of 5'), (['--n-examples', '5'], 'other images')):
+        assert validate(checkpoint, *more, '--resume', *change) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith('error: state ') and error.count('\n') == 1
+    assert {path: path.read_bytes() for path in (output / 'autoattack').iterdir()} == before
 
     assert validate(checkpoint, *more, '--resume') == 0
     assert sorted(path.name for path in output.iterdir()) == ['report.json', 'verdicts.csv']
@@ -109,18 +113,38 @@ def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys, more, messa
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
 
 
+def without_times(value):
+    """A report without what depends on the clock."""
+    if isinstance(value, dict):
+        return {name: without_times(inner) for name, inner in value.items() if name not in ('seconds', 'created')}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
 @pytest.mark.slow
 def test_torchrun_gives_the_same_report(checkpoint, tmp_path):
-    reports = []
+    """All of it, up to times; one process writes and speaks."""
+    corruptions = tmp_path / 'corruptions'
+    corruptions.mkdir()
+    test = open_dataset('digits').test
+    images = (test.images[:20].float() * 255).byte().permute(0, 2, 3, 1).numpy()
+    np.save(corruptions / 'fog.npy', np.concatenate([images // level for level in range(1, 6)]))
+    np.save(corruptions / 'labels.npy', test.labels[:20].numpy())
+    more = ['--eps-curve', '0,0.01,0.02,0.05', '--n-curve', '40', '--corruptions', corruptions, '--trust', '--n-trust',
+            '6', '--html', '--eval-batch-size', '25', '--n-examples', '30']
+    reports, pages = [], []
     for count in (1, 2):
         command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)]
-        output = tmp_path / str(count)
+        output, images = tmp_path / str(count), tmp_path / f'{count}.npz'
         result = subprocess.run(
-            [*command, adv_validate.__file__, *argv(checkpoint, '--output', output)], capture_output=True, text=True,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+            [*command, adv_validate.__file__, *argv(checkpoint, *more, '--output', output, '--save-adv', images)],
+            capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count('AutoAttack rand') == 1  # one process speaks
-        reports.append(json.loads((output / 'report.json').read_text()))
-    for name in ('clean', 'pgd', 'autoattack', 'worst_case'):
-        assert reports[0][name]['correct'] == reports[1][name]['correct']
-    assert reports[0]['autoattack']['broken_by'] == reports[1]['autoattack']['broken_by']
+        assert result.stdout.count('AutoAttack rand') == 1
+        assert sorted(path.name for path in output.iterdir()) == ['report.html', 'report.json', 'verdicts.csv']
+        reports.append(without_times(json.loads((output / 'report.json').read_text())))
+        pages.append((output / 'verdicts.csv').read_text())
+        with np.load(images) as content:
+            pages.append({name: content[name].tolist() for name in content})
+    assert {'trust', 'curve', 'corruptions', 'worst_case'} <= set(reports[0])
+    assert 0 < reports[0]['autoattack']['correct'] < reports[0]['pgd']['correct'] < 360
+    assert reports[0] == reports[1] and pages[:2] == pages[2:]

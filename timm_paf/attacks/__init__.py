@@ -1,6 +1,7 @@
 """Attacks on classifiers of images in [0, 1]: (model, x, y) -> x_adv."""
 from .autoattack import AutoAttackResult, autoattack, check_images
 from .autoattack_result import ComponentRun, pointwise_worst_case, write_verdicts
+from .autoattack_resume import check_state
 from .balls import BALLS, Ball
 from .losses import LOSSES
 from .normalized import Normalized
@@ -10,7 +11,7 @@ from .steps import STEP_RULES
 from .threat import ThreatModel, parse_eps
 
 __all__ = [
-    'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'pointwise_worst_case', 'write_verdicts',
-    'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode', 'frozen_parameters',
-    'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
+    'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'check_state', 'pointwise_worst_case',
+    'write_verdicts', 'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode',
+    'frozen_parameters', 'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

@@ -1,4 +1,5 @@
-"""Processes that share one AutoAttack."""
+"""Processes that share one measurement."""
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Optional, TypeVar
 
@@ -51,6 +52,20 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value, group=self.group)
         return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns here, if it raises no ValueError or OSError on any rank.
+
+        Raises:
+            ValueError: As `agree`.
+        """
+        error: ValueError | OSError | None = None
+        try:
+            result = work()
+        except (ValueError, OSError) as caught:
+            error = caught
+        self.agree(error)
+        return result
 
     def agree(self, error: 'ValueError | OSError | None') -> None:
         """Raise where any rank has an error, so that none waits for one that has left.

@@ -134,6 +134,15 @@ def global_state_kept(device: torch.device) -> Iterator[None]:
         checks.funcs.update(counted)
 
 
+def check_pixels(x: Tensor) -> None:
+    """Raise ValueError if images leave [0, 1] or are NaN."""
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f'images lie in [{low:g}, {high:g}]; expected [0, 1]. Put the normalisation inside the model, and divide '
+            'uint8 images by 255.')
+
+
 def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device) -> int:
     """See that images, labels and logits are what an evaluation can be made of.
 
@@ -153,11 +162,7 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
         raise ValueError(f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected images (N, C, H, W) as floats.')
     if y.shape != x.shape[:1]:
         raise ValueError(f'y has shape {tuple(y.shape)}; expected one label for each of {len(x)} images.')
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f'images lie in [{low:g}, {high:g}]; expected [0, 1]. Put the normalisation inside the model, and divide '
-            'uint8 images by 255.')
+    check_pixels(x)
     with eval_mode(model), torch.no_grad():
         logits = model(x[:2].to(device, model_dtype(model)))
     if logits.dim() != 2 or len(logits) != len(x[:2]):

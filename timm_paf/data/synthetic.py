@@ -15,7 +15,7 @@ from timm_paf.data.archives import open_archive, save_archive
 from timm_paf.data.arrays import ImageSource, LabelledImages, to_unit_range
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.order import derive_seed
-from timm_paf.data.unpack import default_cache_dir
+from timm_paf.data.unpack import default_cache_dir, only_process
 
 DEFAULT_COMPONENTS = 20
 DEFAULT_MIXTURES = 4
@@ -167,7 +167,9 @@ def cached_synthetic_digits(
         data = sample_synthetic(train, n, seed=seed, components=components, mixtures=mixtures)
         with _cache_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            save_archive(path, data)
+            with only_process(path, path, None):
+                if not _is_intact(path, train, n):  # else another process was first, and may read it already
+                    save_archive(path, data)
     return path
 
 

@@ -65,7 +65,7 @@ def unpacked(
         return found
     with _cache_errors(source, cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with _only_process(entry, source, progress) as alone:
+        with only_process(entry, source, progress) as alone:
             if (found := _existing(entry, arrays)) is not None:
                 return found
             if alone:
@@ -222,7 +222,7 @@ def _remove_remains(entry: Path) -> None:
 
 
 @contextmanager
-def _only_process(entry: Path, source: Path, progress: Progress | None) -> Iterator[bool]:
+def only_process(entry: Path, source: Path, progress: Progress | None) -> Iterator[bool]:
     """Wait until no other process works on this entry; False where the system or the file system has no locks."""
     if fcntl is None:
         yield False

@@ -88,9 +88,10 @@ class Probe:
                 attack = PGD(
                     eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed,
                     loss=loss)
+                seeds = torch.arange(len(self), device=self.device)
                 x_adv = torch.cat([
-                    attack(self.model, images, labels) for images, labels in
-                    zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)])
+                    attack(self.model, self.x[rows], self.y[rows], seeds=rows)
+                    for rows in seeds.split(self.batch_size)])
                 self.backwards += steps * len(self)
             self._attacked[key] = torch.where(x_adv.isfinite(), x_adv, self.x)
         return self._attacked[key]

@@ -1,4 +1,4 @@
-"""Verdicts of a model on images, attacked or not."""
+"""Verdicts of a model on images, attacked or not, by one process or by several that share them."""
 from collections.abc import Callable
 from typing import Optional
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import eval_mode
+from ..attacks.autoattack_ranks import Ranks
 
-__all__ = ['Attack', 'verdicts']
+__all__ = ['ALONE', 'Attack', 'Ranks', 'verdicts']
 
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Attack = Callable[..., Tensor]
+ALONE = Ranks(0, 1)
 
 
 @torch.no_grad()
@@ -21,16 +23,23 @@ def verdicts(
         attack: Optional[Attack],
         batch_size: int,
         device: Optional[torch.device],
+        seeds: Optional[Tensor] = None,
+        ranks: Ranks = ALONE,
 ) -> Tensor:
     """Which images are classified correctly as the attack leaves them, in eval mode; the model is left as found.
+
+    Processes take batches in turn: the same batches as one process does, so that nothing is rounded in another way.
 
     Args:
         model: Maps images to logits.
         x: Images (N, …), on any device.
         y: Labels (N,).
-        attack: Called batch by batch; None for none.
+        attack: Called batch by batch as attack(model, x, y), with `seeds=` of the batch if there are seeds; None for
+            none.
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
+        seeds: A seed of each image, (N,), int64, with which an image's start does not depend on its batch.
+        ranks: The processes that share the images; each has all of them, and gets all verdicts.
 
     Returns:
         (N,) bool on the CPU.
@@ -39,15 +48,25 @@ def verdicts(
         ValueError: If the attack makes NaN: no verdict on them would say anything about an image.
     """
     device = device or next((p.device for p in model.parameters()), x.device)
-    found, finite = [], torch.ones((), dtype=torch.bool, device=device)
-    with eval_mode(model):
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            images, labels = images.to(device), labels.to(device)
-            if attack is not None:
-                images = attack(model, images, labels)
-                finite &= images.isfinite().all()
-            found.append(model(images).argmax(1) == labels)
-    if not finite:
-        raise ValueError(
-            'the attack made images of NaN, since the gradients of the model are NaN; check_trust says on how many.')
-    return torch.cat(found).cpu()
+    batches = torch.arange(len(x)).split(batch_size)
+    mine = range(ranks.rank, len(batches), ranks.world_size)
+
+    def look() -> dict[int, Tensor]:
+        found, finite = {}, torch.ones((), dtype=torch.bool, device=device)
+        with eval_mode(model):
+            for number in mine:
+                rows = slice(int(batches[number][0]), int(batches[number][-1]) + 1)
+                images, labels = x[rows].to(device), y[rows].to(device)
+                if attack is not None:
+                    seeded = {} if seeds is None else {'seeds': seeds[rows].to(device)}
+                    images = attack(model, images, labels, **seeded)
+                    finite &= images.isfinite().all()
+                found[number] = model(images).argmax(1) == labels
+        if not finite:
+            raise ValueError(
+                'the attack made images of NaN, since the gradients of the model are NaN; check_trust says on how '
+                'many.')
+        return {number: right.cpu() for number, right in found.items()}
+
+    found = {number: right for part in ranks.gather(ranks.together(look)) for number, right in part.items()}
+    return torch.cat([found[number] for number in range(len(batches))])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import eval_mode
+from ._verdicts import Ranks
 from .report import Accuracy
 
 __all__ = ['BENCHMARK_CORRUPTIONS', 'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy']
@@ -142,8 +143,12 @@ def corruption_accuracy(
         batch_size: int = 250,
         device: Optional[torch.device] = None,
         progress: Optional[Callable[[str, int, int], None]] = None,
+        rank: int = 0,
+        world_size: int = 1,
 ) -> CorruptionReport:
     """Accuracy for each corruption and severity, in eval mode; the model is left as found.
+
+    Processes that share the work take pairs of corruption and severity in turn, and read no others.
 
     Args:
         model: Maps images in [0, 1] to logits.
@@ -152,22 +157,29 @@ def corruption_accuracy(
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
         progress: Called as progress(corruption, corruptions done, corruptions in all).
+        rank: Number of this process among those that share the work, as `evaluate_robustness` has it.
+        world_size: How many they are; each has the archive.
 
     Raises:
         ValueError: If a label is no class of the model.
     """
     started = time.monotonic()
     device = device or next((p.device for p in model.parameters()), torch.device('cpu'))
-    accuracies: dict[str, tuple[Accuracy, ...]] = {}
-    with eval_mode(model), torch.no_grad():
-        for name in archive.names:
+    cells = [(name, severity) for name in archive.names for severity in range(1, SEVERITIES + 1)]
+
+    def look() -> dict[tuple[str, int], Accuracy]:
+        found = {}
+        for name, severity in cells[rank::world_size]:
             if progress is not None:
-                progress(name, len(accuracies), len(archive.names))
-            row = []
-            for severity in range(1, SEVERITIES + 1):
-                batches = archive.batches(name, severity, batch_size=batch_size, n_examples=n_examples)
-                row.append(Accuracy.of(torch.cat([_correct(model, x, y, device) for x, y in batches])))
-            accuracies[name] = tuple(row)
+                progress(name, archive.names.index(name), len(archive.names))
+            batches = archive.batches(name, severity, batch_size=batch_size, n_examples=n_examples)
+            found[name, severity] = Accuracy.of(torch.cat([_correct(model, x, y, device) for x, y in batches]))
+        return found
+
+    with eval_mode(model), torch.no_grad(), Ranks(rank, world_size) as ranks:
+        found = {cell: counted for part in ranks.gather(ranks.together(look)) for cell, counted in part.items()}
+    accuracies = {
+        name: tuple(found[name, severity] for severity in range(1, SEVERITIES + 1)) for name in archive.names}
     return CorruptionReport(
         accuracies=accuracies, archive=str(archive.folder), seconds=time.monotonic() - started)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attacks import PGD, check_images, parse_eps
 from ..attacks.threat import Eps
-from ._verdicts import verdicts
+from ._verdicts import Ranks, verdicts
 from .report import Accuracy
 
 __all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'curve_radius', 'robustness_curve']
@@ -89,8 +89,10 @@ def robustness_curve(
         batch_size: int = 250,
         seed: int = 0,
         device: Optional[torch.device] = None,
+        rank: int = 0,
+        world_size: int = 1,
 ) -> RobustnessCurve:
-    """Accuracy under PGD at several radii.
+    """Accuracy under PGD at several radii; each image starts where its place among the images says.
 
     Args:
         model: Maps images in [0, 1] to logits; left as found.
@@ -103,6 +105,8 @@ def robustness_curve(
         batch_size: Images a batch.
         seed: Seed of the attack.
         device: Where the model is; its first parameter's if None.
+        rank: Number of this process among those that share the work, as `evaluate_robustness` has it.
+        world_size: How many they are; each has all images.
 
     Returns:
         A point for each radius. An attack at a larger radius is weaker now and then than one at a smaller, although
@@ -116,20 +120,22 @@ def robustness_curve(
     radii = sorted((curve_radius(value, norm=norm), str(value)) for value in eps)
     if not radii or len({radius for radius, _ in radii}) < len(radii):
         raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more radii, each once.')
-    check_images(model, x, y, device=device)
     standing = torch.ones(len(x), dtype=torch.bool)
     points = []
-    for radius, text in radii:
-        attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed) if radius else None
-        chosen = standing.nonzero().flatten() if early_stop else torch.arange(len(x))
-        alone = torch.zeros(len(x), dtype=torch.bool)
-        if len(chosen):
-            alone[chosen] = verdicts(
-                model, x[chosen.to(x.device)], y[chosen.to(y.device)], attack=attack, batch_size=batch_size,
-                device=device)
-        standing &= alone
-        points.append(CurvePoint(
-            eps=text, eps_value=radius, alone=None if early_stop else Accuracy.of(alone), worst=Accuracy.of(standing)))
+    with Ranks(rank, world_size) as ranks:
+        ranks.together(lambda: check_images(model, x, y, device=device))
+        for radius, text in radii:
+            attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed) if radius else None
+            chosen = standing.nonzero().flatten() if early_stop else torch.arange(len(x))
+            alone = torch.zeros(len(x), dtype=torch.bool)
+            if len(chosen):
+                alone[chosen] = verdicts(
+                    model, x[chosen.to(x.device)], y[chosen.to(y.device)], attack=attack, batch_size=batch_size,
+                    device=device, seeds=chosen, ranks=ranks)
+            standing &= alone
+            points.append(CurvePoint(
+                eps=text, eps_value=radius, alone=None if early_stop else Accuracy.of(alone),
+                worst=Accuracy.of(standing)))
     return RobustnessCurve(
         points=tuple(points), attack=f'PGD-{steps}', norm=norm, steps=steps, seed=seed,
         seconds=time.monotonic() - started)

@@ -41,6 +41,7 @@ def adversarial_examples(
         title: str,
         n: int = 12,
         device: Optional[torch.device] = None,
+        seeds: Optional[Tensor] = None,
 ) -> tuple[Example, ...]:
     """The first n images, fooled or not, with what an attack makes of them.
 
@@ -48,15 +49,16 @@ def adversarial_examples(
         model: Maps images in [0, 1] to logits; left as found.
         x: Images (N, C, H, W) in [0, 1].
         y: Labels (N,).
-        attack: Called as attack(model, x, y).
+        attack: Called as attack(model, x, y), with `seeds=` if they are given.
         title: What to call the attack.
         n: How many; fewer if there are fewer.
         device: Where the model is; its first parameter's if None.
+        seeds: A seed of each image, (N,), int64, as `accuracy_under_attack`.
     """
     device = device or next((p.device for p in model.parameters()), x.device)
     x, y = x[:n].to(device), y[:n].to(device)
     with eval_mode(model):
-        x_adv = attack(model, x, y)
+        x_adv = attack(model, x, y, **({} if seeds is None else {'seeds': seeds[:n].to(device)}))
         clean, attacked = model(x).argmax(1).tolist(), model(x_adv).argmax(1).tolist()
     return tuple(
         Example(

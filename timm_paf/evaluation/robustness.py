@@ -18,7 +18,8 @@ from ..attacks import (
     pointwise_worst_case,
     write_verdicts,
 )
-from ._verdicts import verdicts
+from ..attacks.autoattack_subject import check_pixels
+from ._verdicts import Attack, Ranks, verdicts
 from .curves import accuracy_by_class
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256
 
@@ -41,7 +42,11 @@ def clean_accuracy(
         y: Labels (N,).
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
+
+    Raises:
+        ValueError: If images leave [0, 1].
     """
+    check_pixels(x)
     return Accuracy.of(verdicts(model, x, y, attack=None, batch_size=batch_size, device=device))
 
 
@@ -50,9 +55,10 @@ def accuracy_under_attack(
         x: Tensor,
         y: Tensor,
         *,
-        attack: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        attack: Attack,
         batch_size: int = 250,
         device: Optional[torch.device] = None,
+        seeds: Optional[Tensor] = None,
 ) -> Accuracy:
     """Accuracy on the images that an attack makes, in eval mode; the model is left as found.
 
@@ -60,11 +66,17 @@ def accuracy_under_attack(
         model: Maps images to logits.
         x: Images (N, C, H, W) in [0, 1], on any device.
         y: Labels (N,).
-        attack: Called batch by batch as attack(model, x, y).
+        attack: Called batch by batch as attack(model, x, y), with `seeds=` of the batch if they are given.
         batch_size: Images a batch.
         device: Where the model is; its first parameter's if None.
+        seeds: A seed of each image, (N,), int64, as `PGD` takes them: with 0, 1, 2, … as an image's place in its data
+            set, the result depends neither on `batch_size` nor on which images are looked at together.
+
+    Raises:
+        ValueError: If images leave [0, 1], or the attack makes NaN.
     """
-    return Accuracy.of(verdicts(model, x, y, attack=attack, batch_size=batch_size, device=device))
+    check_pixels(x)
+    return Accuracy.of(verdicts(model, x, y, attack=attack, batch_size=batch_size, device=device, seeds=seeds))
 
 
 def evaluate_robustness(
@@ -92,6 +104,9 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and under AutoAttack.
 
+    Each image starts PGD where its place among the images says, whatever batch it is in. Processes that share the
+    measurement take batches in turn and count what one process would.
+
     Args:
         model: Maps images in [0, 1] to logits; left as found.
         x: Images (N, C, H, W) in [0, 1].
@@ -105,8 +120,9 @@ def evaluate_robustness(
         device: Where the model is; its first parameter's if None.
         progress: Called by AutoAttack as progress(component, images done, images in all, standing, seconds left).
         state: Folder in which AutoAttack keeps what it finds and goes on after an interrupt.
-        rank: Number of this process among those that share AutoAttack; only the first writes files.
-        world_size: How many they are.
+        rank: Number of this process among those that share the work through `torch.distributed`; only the first
+            writes files.
+        world_size: How many they are; each has all images.
         save_adv: Archive for AutoAttack's images (`AutoAttackResult.save`); classifying them gives its accuracy.
         save_verdicts: CSV for the verdicts on the images that AutoAttack attacked, one row an image.
         model_name: For the report, as the next ones.
@@ -126,17 +142,20 @@ def evaluate_robustness(
     if autoattack_version is None and (asked := [p for p in (state, save_adv, save_verdicts) if p is not None]):
         raise ValueError(f'{asked[0]} is for AutoAttack, which is left out; leave this path out too.')
     device = device or next((p.device for p in model.parameters()), x.device)
-    check_images(model, x, y, device=device)
     attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
 
-    started = time.monotonic()
-    clean = verdicts(model, x, y, attack=None, batch_size=batch_size, device=device)
-    measurements['clean'] = Measurement(accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
+    with Ranks(rank, world_size) as ranks:
+        started = time.monotonic()
+        ranks.together(lambda: check_images(model, x, y, device=device))
+        shared: dict[str, Any] = dict(batch_size=batch_size, device=device, ranks=ranks)
+        clean = verdicts(model, x, y, attack=None, **shared)
+        measurements['clean'] = Measurement(
+            accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
 
-    started = time.monotonic()
-    pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed)
-    under_pgd = verdicts(model, x, y, attack=pgd, batch_size=batch_size, device=device)
+        started = time.monotonic()
+        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed)
+        under_pgd = verdicts(model, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
     robust = clean & under_pgd
     measurements['pgd'] = Measurement(
         accuracy=Accuracy.of(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,

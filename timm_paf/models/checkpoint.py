@@ -28,9 +28,12 @@ def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        IsADirectoryError: If it is a folder.
         ValueError: If it is not a checkpoint, is damaged, or holds objects other than tensors and plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'checkpoint {path} is a folder; give a file in it, such as model_best.pth.tar.')
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path}: there is no such file; give the path of a .pth.tar or .pth file.')
     try:

@@ -1,0 +1,64 @@
+"""Whether AutoAttack would go on from a folder, told before hours of other work."""
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from .autoattack import _checked, _components, _possible, _Settings
+from .autoattack_state import RunState, fingerprint
+from .autoattack_subject import Warnings, check_images
+from .threat import Eps
+
+__all__ = ['check_state']
+
+
+def check_state(
+        state: Union[str, os.PathLike],
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Eps,
+        norm: str = 'linf',
+        version: str = 'standard',
+        attacks: Optional[Sequence[str]] = None,
+        batch_size: int = 250,
+        seed: int = 0,
+        device: Optional[torch.device] = None,
+        amp_dtype: Optional[torch.dtype] = None,
+        spare: bool = True,
+) -> None:
+    """See that `autoattack`, called with the same arguments, would take the folder for its own; writes nothing.
+
+    Args:
+        state: The folder; one that is not there or holds nothing yet is fine.
+        model: As the other arguments, those of `autoattack`.
+        x: Images.
+        y: Labels.
+        eps: Radius.
+        norm: Norm of the ball.
+        version: Of AutoAttack.
+        attacks: Components of version 'custom'.
+        batch_size: Images a batch.
+        seed: Seed of every component.
+        device: Where the model is; its first parameter's if None.
+        amp_dtype: Precision of the attacks.
+        spare: Whether passes are left out.
+
+    Raises:
+        ValueError: If the folder holds something else or the state of another run, or an argument is not as expected.
+    """
+    path = Path(state)
+    if not path.exists() or (path.is_dir() and all(entry.name[0] == '.' for entry in path.iterdir())):
+        return
+    device = device or next((p.device for p in model.parameters()), x.device)
+    radius = _checked(eps, norm, batch_size, seed, amp_dtype)
+    classes = check_images(model, x, y, device=device)
+    settings = _Settings(
+        radius=radius, norm=norm, version=version, batch_size=batch_size, seed=seed, amp_dtype=amp_dtype, spare=spare,
+        components=_possible(_components(version, attacks), classes, x, norm, Warnings()))
+    x, y = x.detach().float().contiguous(), y.detach().cpu()
+    RunState(path, fingerprint(model, x, y, settings.plain(device)))
