@@ -10,11 +10,12 @@ import adv_train
 import torch
 from _plain_loop import EPS, STEP_SIZE, STEPS
 from _update import batches_from
+from torch import nn
 from torch.nn import functional
 
 from timm_paf.data import Batch, digits_splits, save_archive
 
-__all__ = ['WAYS', 'colour_archives', 'endless', 'flags_of', 'job_of', 'trained']
+__all__ = ['WAYS', 'bare_module', 'colour_archives', 'endless', 'flags_of', 'job_of', 'trained']
 
 WAYS = ('eager', 'compiled')
 
@@ -55,6 +56,12 @@ def endless(job: adv_train.Run) -> Iterator[Batch]:
         for batch in batches_from(job.batches, update, len(job.batches)):
             update += 1
             yield batch
+
+
+def bare_module(job: adv_train.Run) -> nn.Module:
+    """The network of a run, without what compiles it."""
+    module = job.task.trainable_module
+    return getattr(module, '_orig_mod', module)
 
 
 def trained(job: adv_train.Run, update: Callable[[Batch, int], Any]) -> float:

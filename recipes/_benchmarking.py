@@ -22,8 +22,20 @@ from timm_paf.data.files import whole_file
 from timm_paf.evaluation import library_versions
 
 __all__ = [
-    'Figure', 'command_line', 'device_name', 'kept_bytes', 'peak_bytes', 'range_text', 'ratio', 'ratios', 'seconds',
-    'shipped_network', 'spread', 'summary_line', 'write_figures']
+    'Figure', 'chosen_device', 'command_line', 'device_name', 'half_quartiles', 'kept_bytes', 'peak_bytes',
+    'range_text', 'ratio', 'ratios', 'seconds', 'shipped_network', 'spread', 'summary_line', 'write_figures']
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: If torch has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without it
+        raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from None
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:

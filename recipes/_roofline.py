@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 __all__ = ['PRECISIONS', 'Machine', 'Work', 'math_mode', 'work_of']
 
 # dtype that matrix products are computed in; tf32 is float32 with the products' inputs rounded to 10 bits
-PRECISIONS = {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+PRECISIONS = {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16}
 
 
 @contextmanager

@@ -37,7 +37,18 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _benchmarking import Figure, device_name, peak_bytes, ratio, ratios, seconds, spread, summary_line, write_figures
+from _benchmarking import (
+    Figure,
+    chosen_device,
+    device_name,
+    peak_bytes,
+    ratio,
+    ratios,
+    seconds,
+    spread,
+    summary_line,
+    write_figures,
+)
 from _plain_loop import FORMULAS
 
 from timm_paf import kernels
@@ -237,7 +248,7 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise ValueError('expected --rounds of 2 or more, and a shape of positive numbers.')
         if args.channels_last and len(args.shape) != 4:
             raise ValueError('--channels-last is for shapes of four numbers.')
-        device = torch.device(args.device)
+        device = chosen_device(args.device)
         results, copies = measure(
             ways(args.activations, device, args.ways), tuple(args.shape), DTYPES[args.dtype], device, args.rounds,
             args.channels_last)

@@ -35,7 +35,16 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _attack_peers import AGAIN, EARLY, FLOOR, OURS, Attack, contestants, floor, step, textbook
-from _benchmarking import Figure, peak_bytes, ratios, seconds, shipped_network, summary_line, write_figures
+from _benchmarking import (
+    Figure,
+    chosen_device,
+    peak_bytes,
+    ratios,
+    seconds,
+    shipped_network,
+    summary_line,
+    write_figures,
+)
 from _roofline import Machine, work_of
 from _settings import build_model
 
@@ -276,7 +285,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     attacks, missing = contestants()
     command = None if argv is None else [__file__, *argv]
     try:
-        device = torch.device(args.device)
+        device = chosen_device(args.device)
         lines, measured = report(args, device, attacks)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)

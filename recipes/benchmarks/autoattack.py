@@ -33,9 +33,10 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _benchmark_runs import colour_archives, job_of, trained
+from _benchmark_runs import bare_module, colour_archives, job_of, trained
 from _benchmarking import (
     Figure,
+    chosen_device,
     peak_bytes,
     range_text,
     seconds,
@@ -66,7 +67,8 @@ def trained_here(args: argparse.Namespace, flags: Sequence[str]) -> Subject:
         data = colour_archives(Path(folder), args.image_size) if args.image_size else []
         job = job_of(args.trained, 128, args.device, [*data, '--epochs', str(args.epochs), *flags])
         trained(job, job.updates)
-        return job.task.get_trainable_module(), job.test.images.clone(), job.test.labels.clone(), job.config.eps
+        model = bare_module(job).to(memory_format=torch.contiguous_format)  # the package takes no other
+        return model, job.test.images.clone(), job.test.labels.clone(), job.config.eps
 
 
 class Stopwatch(logging.Handler):
@@ -247,15 +249,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             raise ValueError(f'unrecognized arguments: {" ".join(flags)}; the flags of training go with --trained.')
         if min(args.rounds, args.n_examples) < 1:
             raise ValueError('expected --rounds and --n-examples of 1 or more.')
+        device = chosen_device(args.device)
         subject = of_checkpoint(args.checkpoint) if args.checkpoint else (
             trained_here(args, flags) if args.trained else (*shipped_network(), '4/255'))
-        subject = (subject[0].eval().to(args.device), *subject[1:])
+        subject = (subject[0].eval().to(device), *subject[1:])
         radius = parse_eps(args.eps or subject[3], norm=args.norm)
         found, machine = measure(subject, radius, args)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
-    measured, device = figures(found, machine, subject), next(subject[0].parameters()).device
+    measured = figures(found, machine, subject)
     command = None if argv is None else [__file__, *argv]
     standing = sum(int(r['robust'].sum()) for r in found['here'])
     differing = sum(next(figure for figure in measured if figure.name == 'differing verdicts').values)

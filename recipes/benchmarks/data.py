@@ -42,7 +42,7 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _benchmarking import command_line, device_name, half_quartiles, peak_bytes, seconds, summary_line
+from _benchmarking import chosen_device, command_line, device_name, half_quartiles, peak_bytes, seconds, summary_line
 from _roofline import Machine
 
 from timm_paf.data.files import whole_file
@@ -166,7 +166,7 @@ def rate(batches: Iterator[Any], count: int, limit: float = 8.) -> float:
     while done < count and time.perf_counter() - started < limit:
         next(batches)
         done += 1
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return done / (time.perf_counter() - started)
 
@@ -231,17 +231,21 @@ def measure_ours(args: argparse.Namespace) -> list[Measure]:
 def measure_device(args: argparse.Namespace) -> list[Measure]:
     """Augmentation of batches that are on the device; on a GPU also copies to it, and batches made there ahead."""
     from timm_paf.data import Augment, Prefetched
+    from timm_paf.data.mixing import to_device
     device, augment = torch.device(args.device), Augment(crop_padding=4, hflip=True)
-    images = mapped(args.archive)[0]
-    kept = [torch.from_numpy(np.array(images[i * args.batch_size:(i + 1) * args.batch_size])).permute(0, 3, 1, 2)
-            for i in range(max(1, min(8, len(images) // args.batch_size)))]
+    stored = mapped(args.archive)[0]
+    kept = [torch.from_numpy(np.array(stored[i * args.batch_size:(i + 1) * args.batch_size])).permute(0, 3, 1, 2)
+            for i in range(max(1, min(8, len(stored) // args.batch_size)))]
     on_device = [batch.contiguous().to(device) for batch in kept]
     generator = torch.Generator().manual_seed(0)
     count = min(args.batches, 100)
 
     def augmented() -> None:
         for number in range(count):
-            augment(on_device[number % len(kept)], generator=generator).float().div_(255)
+            images = on_device[number % len(kept)]
+            draws = augment.draw(len(images), images.shape[1:], generator=generator)
+            draws = {name: to_device(values, device) for name, values in draws.items()}
+            augment.apply(images, draws).float().div_(255)
 
     peak = peak_bytes(augmented, device)
     value = count * len(kept[0]) / seconds(augmented, device)
@@ -366,12 +370,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--train-steps', type=int, default=3)
     parser.add_argument('--measures', nargs='+', choices=tuple(MEASURES), default=list(MEASURES), help='which ones')
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
-    if not args.archive.exists():
-        make_archive(args.archive, args.images)
     try:
+        device = chosen_device(args.device)
         if args.rounds < 1:
             raise ValueError(f'--rounds = {args.rounds}: expected 1 or more.')
+        if not args.archive.exists():
+            make_archive(args.archive, args.images)
         check(args.archive, device)
     except (ValueError, OSError, RuntimeError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)

@@ -88,7 +88,7 @@ else
         --batch-size 256 "${step[@]}"
     benchmark step_compiled 90 train_step --models resnet18_relu resnet18_pssilu --precisions bf16 --ways compiled \
         --batch-size 256 --no-passes "${step[@]}"
-    benchmark short_run 120 short_run --model wrn10_2_pssilu --amp --channels-last --torchcompile inductor
+    benchmark short_run 150 short_run --model wrn10_2_pssilu --amp --channels-last --torchcompile inductor
     benchmark autoattack 150 autoattack --trained resnet18_pssilu --image-size 32 --epochs 6 --amp --channels-last \
         --n-examples 128 --batch-size 128 --rounds 2 --differing 2
     benchmark attack 45 attack --subjects model --model resnet18_relu --timing-images 256 --no-counts

@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _benchmarking import device_name
+from _benchmarking import chosen_device, device_name
 
 from timm_paf.evaluation import library_versions
 
@@ -136,9 +134,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument('--device', default='cuda', help='what they were measured on')
     args = parser.parse_args(argv)
     try:
-        measures, device = read(args.folder), torch.device(args.device)
+        measures, device = read(args.folder), chosen_device(args.device)
         name = device_name(device)
-    except (ValueError, KeyError, OSError, RuntimeError, AssertionError) as error:
+    except (ValueError, KeyError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
     versions = library_versions()

@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import adv_train
-from _benchmark_runs import job_of, trained
-from _benchmarking import Figure, summary_line, write_figures
+from _benchmark_runs import bare_module, job_of, trained
+from _benchmarking import Figure, chosen_device, summary_line, write_figures
 from _plain_loop import EPS, plain_formulas, plain_update
 from _roofline import math_mode
 from _train_settings import TrainConfig, plain
@@ -62,7 +62,7 @@ def check_equal(config: TrainConfig, other: TrainConfig) -> None:
 
 def robust(job: adv_train.Run) -> tuple[int, int]:
     """How many test images stand under PGD-20, and how many there are."""
-    device, model, attack = job.processes.device, job.task.trainable_module.eval(), PGD(eps=EPS, steps=20)
+    device, model, attack = job.processes.device, bare_module(job).eval(), PGD(eps=EPS, steps=20)
     standing = 0
     with math_mode('fp32'):
         for x, y in zip(job.test.images.split(256), job.test.labels.split(256), strict=True):
@@ -98,6 +98,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.updates_per_epoch:
         common += ['--updates-per-epoch', str(args.updates_per_epoch)]
     try:
+        device = chosen_device(args.device)
         for seed in args.seeds:
             for way, run, own in zip(WAYS, (recipe_run, plain_run), (flags, []), strict=True):
                 job = job_of(args.model, args.batch_size, args.device, [*common, *own], seed=seed)
@@ -120,7 +121,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for way in WAYS:
         print(f'  {way:11} {means[way]:.1f} ({", ".join(f"{value:.1f}" for value in accuracies[way])})')
     print(f'  difference {difference:+.1f}, noise {most:.1f}')
-    device, command = torch.device(args.device), None if argv is None else [__file__, *argv]
+    command = None if argv is None else [__file__, *argv]
     print(summary_line(device, command))
     if args.json:
         write_figures(args.json, [

@@ -17,7 +17,7 @@ def subject():
         model[1].weight.copy_(torch.tensor([[0.], [1.]]))
         model[1].bias.copy_(torch.tensor([0., -0.5]))
     x = torch.tensor([0.55, 0.65, 0.9, 0.2]).view(4, 1, 1, 1)
-    return recipe.kept(recipe.Subject('one pixel', model, x, torch.tensor([1, 1, 1, 1]), ['0.1', '1/5']))
+    return recipe.kept(recipe.Subject('one pixel', model.eval(), x, torch.tensor([1, 1, 1, 1]), ['0.1', '1/5']))
 
 
 @pytest.mark.parametrize('name', ['ours', 'early_stop'])

@@ -1,4 +1,5 @@
 """What the benchmarks share: commands as they are written down, work counted by hand, the plain loop."""
+import importlib
 import json
 
 import _benchmarking
@@ -27,6 +28,18 @@ def test_a_command_is_whole_and_has_no_absolute_path(argv, expected, tmp_path, m
     assert _benchmarking.command_line(argv) == expected
     monkeypatch.setattr('sys.argv', argv)
     assert _benchmarking.command_line() == expected
+
+
+@pytest.mark.parametrize('script, arguments', [
+    ('activations', []), ('train_step', []), ('short_run', []), ('attack', []), ('autoattack', ['--network']),
+    ('data', ['--archive', 'a.npz']), ('gpu_table', ['.'])], ids=lambda value: value if isinstance(value, str) else '')
+def test_a_device_that_is_not_there_is_one_line(script, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    benchmark = importlib.import_module(f'recipes.benchmarks.{script}')
+    assert benchmark.main([*arguments, '--device', 'nowhere']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: --device nowhere: ') and error.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_figures_are_written_with_what_made_them(tmp_path):
@@ -99,6 +112,7 @@ def test_the_attack_of_the_plain_loop_stays_in_the_ball():
 def test_time_and_memory_on_a_gpu():
     device = torch.device('cuda')
     x = torch.randn(2048, 2048, device=device)
+    x @ x  # what is made once
     once, often = (_benchmarking.seconds(lambda n=n: [x @ x for _ in range(n)], device) for n in (20, 200))
     assert 3 < often / once < 30  # what is queued is waited for
     assert _benchmarking.peak_bytes(lambda: x + 1, device) == x.nbytes
