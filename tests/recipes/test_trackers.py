@@ -102,10 +102,9 @@ def test_wandb_itself_takes_the_numbers(trackers, tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_MODE', 'offline')
     monkeypatch.setenv('WANDB_SILENT', 'true')
     with trackers(tmp_path / 'run', {'lr': 0.1}, log_wandb=True, wandb_project='paf', wandb_tags=('a',)) as logger:
-        logger.log(0, {'train_loss': 0.5, 'eval_robust': None})
+        logger.log(0, {'train_loss': 0.53125, 'eval_robust': None})
         assert wandb.run.id == (tmp_path / 'run' / 'wandb' / 'id').read_text() and wandb.run.tags == ('a',)
         assert dict(wandb.run.config) == {'lr': 0.1}
-    # a step is whole once the next one begins, or the run ends
-    summary = logger.wandb.summary
-    assert (summary['train_loss'], summary['epoch'], summary.get('eval_robust')) == (0.5, 0, None)
-    assert list((tmp_path / 'run' / 'wandb').glob('offline-run-*/*.wandb'))
+    (file,) = (tmp_path / 'run' / 'wandb').glob('offline-run-*/*.wandb')
+    content = file.read_bytes()  # records with their texts as they are
+    assert b'train_loss' in content and b'0.53125' in content and b'eval_robust' not in content
