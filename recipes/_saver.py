@@ -157,6 +157,7 @@ class RunSaver:
         except OSError:
             shutil.copyfile(source, partial)
         os.replace(partial, target)
+        partial.unlink(missing_ok=True)  # where both are names of one file, renaming does nothing
 
     def _sync(self) -> None:
         """Renamed files are on the disk when this returns, where folders can be synchronised."""

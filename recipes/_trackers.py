@@ -1,4 +1,5 @@
 """Trackers of experiments that a run can tell its numbers to: TensorBoard and Weights & Biases, where installed."""
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -54,11 +55,18 @@ class Trackers:
         if tensorboard:
             self.writer = self._make_writer(str(self._folder / 'tensorboard'))
         if wandb:
-            # one run there for one folder here, also when it is interrupted and goes on
             self.wandb = self._wandb_module.init(
-                project=self._project, name=self._folder.name, id=self._folder.name, resume='allow',
+                project=self._project, name=self._folder.name, id=self._wandb_id(), resume='allow',
                 tags=list(self._tags), config=self._settings, dir=str(self._folder))
         return self
+
+    def _wandb_id(self) -> str:
+        """One run there for one folder here, also when it is interrupted and goes on; folders may have equal names."""
+        file = self._folder / 'wandb' / 'id'
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f'{self._folder.name[:100]}-{secrets.token_hex(4)}')
+        return file.read_text()
 
     def __exit__(self, *exception: object) -> None:
         if self.writer is not None:

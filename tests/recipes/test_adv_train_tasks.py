@@ -28,6 +28,13 @@ CHANGES = {
     'decay of alpha and beta': ([], ['--paf-weight-decay', '0.5'], {}),
     'smoothing': ([], ['--smoothing', '0.3'], {}),
     'synthetic smoothing': ([], ['--synthetic-smoothing', '0.3'], {}),
+    'shifts': ([], ['--crop-padding', '2'], {}),
+    'mirroring': ([], ['--hflip'], {}),
+    'base rate': (['--lr', 'none'], ['--lr-base', '0.01'], {}),
+    'base size': (['--lr', 'none'], ['--lr-base-size', '16'], {}),
+    'decay epochs': (['--sched', 'step'], ['--decay-epochs', '0.3'], {}),
+    'onecycle start': (['--sched', 'onecycle', '--onecycle-pct-start', '0.5'], ['--onecycle-div-factor', '2'], {}),
+    'onecycle end': (['--sched', 'onecycle', '--onecycle-pct-start', '0.2'], ['--onecycle-final-div-factor', '2'], {}),
     'weights of real images alone': ([], ['--synthetic-fraction', '0'], {}),
 }
 

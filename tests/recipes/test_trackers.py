@@ -76,8 +76,15 @@ def test_wandb_takes_a_resumed_run_for_the_same(trackers, told, tmp_path, fails)
     else:
         job()
     settings, logged, finish = told
-    assert (settings['id'], settings['resume'], settings['project'], settings['config']) == (
+    assert (settings['name'], settings['resume'], settings['project'], settings['config']) == (
         'run', 'allow', 'paf', {'lr': 0.1})
+    first = settings['id']
+    told.clear()
+    for folder in (tmp_path / 'run', tmp_path / 'elsewhere' / 'run'):  # the same one again, and another of that name
+        with trackers(folder, {}, log_wandb=True):
+            pass
+    again, other = (entry['id'] for entry in told if isinstance(entry, dict))
+    assert first == again != other
     assert logged == ({'epoch': 3, 'train_loss': 0.5}, 3) and finish == ('finish', int(fails))
 
 
@@ -88,3 +95,16 @@ def test_a_tracker_that_is_not_installed(trackers, tmp_path, monkeypatch, flag, 
     with pytest.raises(ValueError, match=f'--{flag.replace("_", "-")}: .* is not installed; pip install'):
         trackers(tmp_path, {}, **{flag: True})
     assert not list(tmp_path.iterdir())
+
+
+def test_wandb_itself_takes_the_numbers(trackers, tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    with trackers(tmp_path / 'run', {'lr': 0.1}, log_wandb=True, wandb_project='paf', wandb_tags=('a',)) as logger:
+        logger.log(0, {'train_loss': 0.53125, 'eval_robust': None})
+        assert wandb.run.id == (tmp_path / 'run' / 'wandb' / 'id').read_text() and wandb.run.tags == ('a',)
+        assert dict(wandb.run.config) == {'lr': 0.1}
+    (file,) = (tmp_path / 'run' / 'wandb').glob('offline-run-*/*.wandb')
+    content = file.read_bytes()  # records with their texts as they are
+    assert b'train_loss' in content and b'0.53125' in content and b'eval_robust' not in content
