@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 from _cli import RunStopped
+from _compilation import compile_settings
 from _saver import best_epoch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_paf.attacks import CompiledModel
 from timm_paf.data import derive_seed
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
 
@@ -48,7 +50,10 @@ def count(job: Any, model: nn.Module, stop_asked: Callable[[], bool]) -> torch.T
     images, labels = job.val.images[share], job.val.labels[share]
     # the seed is fixed so that epochs are compared under one and the same attack
     seed = config.seed + 1 if processes.primary else derive_seed('validation', config.seed, processes.rank)
-    attack = config.validation_attack(seed)
+    compiled = compile_settings(config, min(config.eval_batch_size, max(1, len(images))))
+    attack = config.validation_attack(seed, compile=compiled)
+    if compiled is not None:
+        model = CompiledModel(model, compile=compiled)
 
     def watched(*arguments: Any) -> torch.Tensor:
         if stop_asked() and not processes.several:  # several have to agree, at the end
