@@ -30,9 +30,10 @@ def network(dtype=torch.float64, seed=0):
 
 
 def batch(n=9, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(n, 3, 6, 6, dtype=dtype, generator=generator)
-    return x, torch.randint(0, 10, (n,), generator=generator)
+    """Images and the network's own labels."""
+    x = torch.rand(n, 3, 6, 6, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return x, network(dtype).eval()(x).argmax(1)
 
 
 def graphs():
@@ -116,17 +117,15 @@ def test_batch_statistics_are_not_those_of_copies(made):
 def test_packed_batches_have_few_sizes(made):
     """Whoever stands goes on in the whole, the half, the quarter or the eighth of a batch."""
     model, (x, y) = network(), batch(64)
-    attack = PGD(eps=0.02, steps=30, early_stop=True, compile=TRACED)
-    expected = PGD(eps=0.02, steps=30, early_stop=True)(model, x, y)
-    sizes = set()
-    model.register_forward_pre_hook(lambda module, args: sizes.add(len(args[0])))
-    torch.testing.assert_close(attack(model, x, y), expected, rtol=0, atol=1e-12)
-    first = made()
-    assert 64 in sizes and len(sizes & {32, 16, 8}) >= 1
-    for seed in range(3):
-        attack.seed, attack._generator = seed, None
-        attack(model, x, y)
-    assert first + made() <= 4 * 2  # a step and a pass for each size
+    watched = network()
+    watched[0].register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for n, steps in ((64, 4), (64, 30), (50, 30), (23, 30)):
+        settings, sizes = dict(eps=0.02, steps=steps, early_stop=True), []
+        expected = PGD(**settings)(watched, x[:n], y[:n], seeds=torch.arange(n))
+        assert len(set(sizes)) > 2  # it does shrink
+        found = PGD(**settings, compile=TRACED)(model, x[:n], y[:n], seeds=torch.arange(n))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert 2 <= made() <= 4 * 2  # a step and a pass for each size
 
 
 def test_radius_and_pixel_range_hold_in_float32():
@@ -154,10 +153,10 @@ def test_real_compiler_climbs_as_high_in_float32():
 @pytest.mark.parametrize('restarts', [1, 2])
 def test_autocast_is_part_of_the_graph(restarts, made):
     model, (x, y) = network(torch.float32), batch(dtype=torch.float32)
-    attack = PGD(eps=0.002, restarts=restarts, compile=TRACED)
+    attack = PGD(eps=0.03, restarts=restarts, compile=TRACED)
     seeds = torch.arange(9)
     with torch.autocast('cpu', torch.bfloat16):
-        expected = PGD(eps=0.002, restarts=restarts)(model, x, y, seeds=seeds)
+        expected = PGD(eps=0.03, restarts=restarts)(model, x, y, seeds=seeds)
         x_adv = attack(model, x, y, seeds=seeds)
         made()
         attack(model, x[:4], y[:4])
@@ -165,21 +164,20 @@ def test_autocast_is_part_of_the_graph(restarts, made):
     assert made() == 0 or restarts > 1
     wide = attack(model, x, y, seeds=seeds)
     assert made() >= 1  # the precision is no number: without autocast it is another graph
-    assert not torch.equal(x_adv, x) and not torch.equal(x_adv, wide)
+    assert not torch.equal(x_adv, x) and not torch.equal(x_adv, wide)  # some slopes near 0 have another sign
 
 
-def test_nothing_waits_for_the_device(monkeypatch):
-    model, (x, y) = network(), batch()
+def test_nothing_waits_for_the_device():
+    model, (x, y) = network(torch.float32), batch(dtype=torch.float32)
     attack = PGD(eps=8 / 255, norm='l2', step_rule='momentum', loss='kl', compile=TRACED)
     attack(model, x, y)
-
-    def waits(self, *args):
-        raise AssertionError('a number is read back')
-    for name in ('item', '__bool__', '__float__', '__int__', 'tolist', 'nonzero', 'cpu', 'numpy'):
-        monkeypatch.setattr(torch.Tensor, name, waits)
     attack.eps = 0.01
-    attack(model, x, y)
-    attack(model, x[:4], y[:4])
+    with torch.profiler.profile() as profile:
+        attack(model, x, y)
+        attack(model, x[:4], y[:4])
+    operations = {event.key for event in profile.key_averages()}
+    assert any('conv' in name for name in operations)
+    assert not operations & {'aten::item', 'aten::_local_scalar_dense', 'aten::is_nonzero', 'aten::nonzero'}
 
 
 def test_model_is_left_as_found():

@@ -271,7 +271,9 @@ class CompiledModel(nn.Module):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
         if self.settings is None or trained:
             return self.model(x)
-        with functorch_config.patch(donated_buffer=False):  # else a second backward pass is an error
+        with functorch_config.patch(donated_buffer=False), warnings.catch_warnings():  # a second backward pass works
+            # torch looks whether an image that is no leaf has a gradient, and warns itself of that
+            warnings.filterwarnings('ignore', message='The .grad attribute of a Tensor', category=UserWarning)
             graph = find_graph(
                 self.model, _forward, 'forward', [x], settings=self.settings, halves=self.halves,
                 independent=not any(module.training for module in self.model.modules()))
