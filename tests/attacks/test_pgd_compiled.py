@@ -138,6 +138,7 @@ def test_radius_and_pixel_range_hold_in_float32():
         assert (length <= eps * (1 + 1e-5) + 1e-7).all() and (length > 0.5 * eps).all()
 
 
+@pytest.mark.filterwarnings('ignore:Skipping serialization:UserWarning')  # torch 2.6 to itself
 def test_real_compiler_climbs_as_high_in_float32():
     """Rounding turns signs of slopes near 0, so images may differ; what is reached may not."""
     model, (x, y) = network(torch.float32), batch(32, dtype=torch.float32)
@@ -257,6 +258,7 @@ def test_failing_compiler_means_eager_and_one_warning():
     torch.testing.assert_close(x_adv, PGD(eps=0.1)(model, x, y), rtol=0, atol=0)
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.6'), reason='does not guard what hooks hold')
 def test_a_graph_that_changes_all_the_time_is_given_up():
     """A hook that keeps a list: its length is guarded, and torch ends compiling anew at some point."""
     model, (x, y), calls = network(), batch(), []
