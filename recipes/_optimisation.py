@@ -1,11 +1,12 @@
 """Optimizer, schedule and average of a run, of timm's and torch's parts."""
+import inspect
 import math
 import warnings
 from typing import Any, Optional
 
 import torch
 from _train_settings import TrainConfig
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
 from torch import nn
@@ -13,7 +14,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from timm_paf.tasks import paf_parameter_groups
 
-__all__ = ['OneCycle', 'WeightAverage', 'learning_rate', 'make_average', 'make_optimizer', 'make_scheduler']
+__all__ = [
+    'OneCycle', 'WeightAverage', 'fused_optimizer', 'learning_rate', 'make_average', 'make_optimizer', 'make_scheduler']
 
 
 def learning_rate(config: TrainConfig) -> float:
@@ -30,6 +32,9 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     options: dict[str, Any] = {}
     if config.opt_eps is not None:
         options['eps'] = config.opt_eps
+    fused = fused_optimizer(config)
+    if fused is not None:
+        options['fused'] = fused
     if config.opt_betas:
         options['betas'] = config.opt_betas
     parameters: Any = model
@@ -43,6 +48,29 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
         parameters, opt=config.opt, lr=learning_rate(config), weight_decay=config.weight_decay,
         momentum=config.momentum, filter_bias_and_bn=config.filter_bias_and_bn, layer_decay=config.layer_decay,
         **options)
+
+
+def fused_optimizer(config: TrainConfig) -> Optional[bool]:
+    """What the optimizer is told: True and False for fused or not, None for nothing.
+
+    With float16 the fused optimizers undo the scaling of gradients inside of their step, where what clips the gradient
+    of beta just before it would see the scaled one.
+
+    Raises:
+        ValueError: If it is asked for and cannot be had.
+    """
+    scaled = config.amp and config.amp_dtype == 'float16'
+    try:
+        kind: Any = get_optimizer_class(config.opt.lower().removeprefix('lookahead_'), bind_defaults=False)
+    except ValueError:
+        return None  # timm says what is wrong with the name
+    known = kind.__module__.startswith('torch.optim') and 'fused' in inspect.signature(kind).parameters
+    if config.opt_fused and (scaled or not known):
+        why = 'with --amp-dtype float16' if scaled else f'of {config.opt}'
+        raise ValueError(f'--opt-fused: there is no fused form {why}; leave it out.')
+    if not known:
+        return None
+    return not scaled if config.opt_fused is None else config.opt_fused
 
 
 def make_scheduler(

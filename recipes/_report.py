@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from _cli import RunFailed, RunStopped
+from _compilation import compile_settings
 from _processes import Processes, StopSignals, signal_name
 from _saver import BEST
 from _settings import build_model
@@ -60,7 +61,7 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
             report = evaluate_robustness(
                 model.to(device), job.test.images, job.test.labels, **config.evaluation(), device=device,
                 progress=progress, state=state, model_name=config.model, dataset=config.dataset, split='test',
-                checkpoint=checkpoint)
+                checkpoint=checkpoint, compile=compile_settings(config))
     except ValueError as error:
         raise RunFailed(f'{error} The checkpoints in {job.folder} are kept.') from error
     attack = PGD(eps=config.eps, norm=config.norm, steps=config.pgd_steps, seed=config.seed)

@@ -1,6 +1,7 @@
 """The model of a run and its task: the one place where settings become losses and attacks."""
 import torch
 from _cli import assignments
+from _compilation import compile_settings, piece_size
 from _processes import Processes
 from _settings import build_model
 from _train_settings import TrainConfig
@@ -48,8 +49,10 @@ def make_model(config: TrainConfig, data: ImageSource, processes: Processes) -> 
 def training_attack(config: TrainConfig, processes: Processes) -> PGD:
     """The attack that training uses; each process draws random starts of its own."""
     seed = config.seed if processes.primary else derive_seed('attack', config.seed, processes.rank)
+    size = piece_size(config.batch_size, world_size=processes.world_size, pieces=config.grad_accum_steps)
     return PGD(
-        eps=config.eps, norm=config.norm, step_size=config.attack_step_size, steps=config.attack_steps,
+        compile=compile_settings(config, size), eps=config.eps, norm=config.norm,
+        step_size=config.attack_step_size, steps=config.attack_steps,
         step_rule=config.attack_step_rule, mode=config.attack_mode, random_start=config.attack_random_start, seed=seed,
         loss=config.attack_loss or ('kl' if config.task == 'trades' else 'ce'))
 

@@ -6,7 +6,7 @@ from _cli import assignments, setting
 from _settings import DataConfig, EvaluationConfig, at_least
 
 from timm_paf.activations import BETA_BOUND
-from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, ThreatModel, parse_eps
+from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
 from timm_paf.data import Augment
 from timm_paf.tasks import TASKS, TaskOptions
 
@@ -92,6 +92,9 @@ class TrainConfig(DataConfig, EvaluationConfig):
         128, 'images an update, real and synthetic, of all processes and accumulation steps together')
     grad_accum_steps: int = setting(1, 'pieces that each process takes its share of a batch in')
     opt: str = setting('sgd', "optimizer, by timm's name; sgd is Nesterov's")
+    opt_fused: Optional[bool] = setting(
+        None, "update all weights in one pass over memory; unset: where torch's optimizer can, and float16 does not "
+        'forbid it')
     opt_eps: Optional[float] = setting(None, "optimizer's epsilon")
     opt_betas: tuple[float, ...] = setting((), "optimizer's betas")
     lr: Optional[float] = setting(None, 'learning rate; unset: lr_base * batch_size / lr_base_size')
@@ -129,8 +132,10 @@ class TrainConfig(DataConfig, EvaluationConfig):
     amp: bool = setting(False, 'mixed precision, in the attack and in the loss')
     amp_dtype: str = setting('bfloat16', 'its half precision', choices=('bfloat16', 'float16'))
     channels_last: bool = setting(False, 'memory format with the channels last')
-    torchcompile: Optional[str] = setting(None, 'compile the model with this backend, such as inductor')
-    torchcompile_mode: Optional[str] = setting(None, 'mode of torch.compile')
+    torchcompile: Optional[str] = setting(
+        None, 'compile attack steps, model and evaluation with this backend, such as inductor')
+    torchcompile_mode: Optional[str] = setting(
+        None, 'mode of torch.compile, such as reduce-overhead, which means CUDA graphs on a GPU')
     grad_checkpointing: bool = setting(False, 'recompute activations in the backward pass: less memory, more time')
     synchronize_step: bool = setting(False, 'wait for the GPU after every update')
     sync_bn: bool = setting(False, 'BatchNorm statistics over all processes, on GPUs')
@@ -205,13 +210,13 @@ class TrainConfig(DataConfig, EvaluationConfig):
             crop_padding=self.crop_padding, hflip=self.hflip, color_jitter=self.color_jitter, cutout=self.cutout,
             erase_prob=self.reprob, cutmix=self.cutmix)
 
-    def validation_attack(self, seed: int) -> PGD:
+    def validation_attack(self, seed: int, *, compile: Optional[CompileSettings] = None) -> PGD:
         """The PGD of validation."""
         steps = self.val_attack_steps
         step_size = self.val_attack_step_size
         if steps is None:
             steps, step_size = self.attack_steps, step_size or self.attack_step_size
-        return PGD(eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed)
+        return PGD(eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed, compile=compile)
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model."""

@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 from _cli import RunStopped
+from _compilation import compile_settings
 from _saver import best_epoch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_paf.attacks import CompiledModel
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
 
 __all__ = ['selection', 'validate']
@@ -46,8 +48,11 @@ def count(job: Any, model: nn.Module, stop_asked: Callable[[], bool]) -> torch.T
     share = processes.share(len(job.val))
     images, labels = job.val.images[share], job.val.labels[share]
     # one seed for all epochs, and one an image, so that both are compared under the same attack, whoever shares it
-    attack = config.validation_attack(config.seed + 1)
+    compiled = compile_settings(config, min(config.eval_batch_size, max(1, len(images))))
+    attack = config.validation_attack(config.seed + 1, compile=compiled)
     seeds = torch.arange(len(job.val))[share]
+    if compiled is not None:
+        model = CompiledModel(model, compile=compiled)
 
     def watched(*arguments: Any, **more: Any) -> torch.Tensor:
         if stop_asked() and not processes.several:  # several have to agree, at the end

@@ -20,6 +20,7 @@ from typing import Any, Optional
 import torch
 import yaml
 from _cli import RunFailed, RunStopped, parse_config, run
+from _compilation import CompiledGraphs
 from _data import announce
 from _dry_run import dry_run
 from _epoch import Epoch, save, shape_values, stop_here
@@ -108,7 +109,8 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
     average = make_average(config, task, epochs * updates_per_epoch)
     if config.torchcompile is not None:
         try:
-            task.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
+            # one graph for each size of batch: with symbolic sizes, what a batch gives depends on those before it
+            task.compile(backend=config.torchcompile, mode=config.torchcompile_mode, dynamic=False)
         except RuntimeError as error:  # compiling itself comes later; this is about the names
             raise ValueError(f'--torchcompile {config.torchcompile}: {error}') from None
     if processes.several:
@@ -199,6 +201,7 @@ def open_folder(job: Run) -> None:
 def fit(job: Run, stop: StopSignals) -> None:
     """Train, validate, record and save, epoch by epoch."""
     config, progress, first = job.config, job.progress, job.progress.epoch
+    graphs = CompiledGraphs()
     view = TrainingView(job.console, epochs=job.epochs, steps=job.updates_per_epoch, first=first)
     announce(job.console, job.batches)
     view.say(announcement(job))
@@ -212,6 +215,7 @@ def fit(job: Run, stop: StopSignals) -> None:
                 checked: dict[str, Optional[float]] = {'clean': None, 'robust': None}
                 if (epoch + 1) % config.val_interval == 0 or epoch + 1 == job.epochs:
                     checked = {**validate(job, lambda: bool(stop.received))}
+                    graphs.settle()
             except DataChanged as error:
                 raise RunFailed(
                     f'{error}; the checkpoints in {job.folder} are from before epoch {epoch + 1}.') from error
@@ -235,6 +239,8 @@ def fit(job: Run, stop: StopSignals) -> None:
                 val_robust=checked['robust'], images_per_second=trained['images_per_second'],
                 shape=shape_values(job.task.get_trainable_module()),
                 best=best_epoch(progress.rows, job.saver.metric) == epoch, data_wait=trained['data_wait'])
+    if config.torchcompile is not None:
+        job.say(str(graphs))
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 import torch
 from _cli import RunFailed, assignments, parse_config, run, setting
+from _compilation import compile_settings
 from _evaluation import Parts, ReportConfig, complete, open_parts, write
 from _processes import Processes, lost_contact, start_processes
 from _settings import DataConfig, EvaluationConfig, build_model, check_writable, in_floats, open_dataset
@@ -42,6 +43,8 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     norm: str = setting('', "norm of the ball; unset: the checkpoint's", choices=('', 'linf', 'l2', 'l1'))
     eps: str = setting('', 'radius of the ball: 8/255, or a number')
     use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
+    torchcompile: Optional[str] = setting(None, 'compile the attacks with this backend, such as inductor')
+    torchcompile_mode: Optional[str] = setting(None, 'mode of torch.compile')
     output: Optional[str] = setting(
         None, 'folder for report.json, report.html and verdicts.csv; unset: only the tables')
     save_adv: Optional[str] = setting(None, "file.npz for AutoAttack's images, with their labels")
@@ -53,6 +56,7 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
         if self.eps:
             EvaluationConfig.__post_init__(self)
         ReportConfig.__post_init__(self)
+        compile_settings(self)
         if self.resume and self.output is None:
             raise ValueError('--resume: give the --output folder of the interrupted run.')
         if self.save_adv is not None and 'none' in (self.autoattack, {'pgd': 'none'}.get(self.attack)):
@@ -195,7 +199,8 @@ def measure(job: Measurement) -> None:
                 job.model, job.data.images, job.data.labels, **config.evaluation(), device=processes.device,
                 progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
                 save_adv=config.save_adv, save_verdicts=output / 'verdicts.csv' if output and attacked else None,
-                model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint))
+                model_name=config.model, dataset=config.dataset, split=config.split, checkpoint=Path(config.checkpoint),
+                compile=compile_settings(config))
             report = complete(
                 report, config, job.parts, job.model, job.data, processes=processes, progress=view.part)
     except ValueError as error:

@@ -1,4 +1,5 @@
 """AutoAttack against the package called directly, image by image, and what surrounds it."""
+import copy
 import random
 import sys
 
@@ -6,8 +7,9 @@ import pyautoattack
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
-from timm_paf.attacks import autoattack, check_images
+from timm_paf.attacks import CompileSettings, autoattack, check_images
 
 NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 EPS = {  # by channels, each leaves some of the images standing
@@ -395,3 +397,26 @@ def test_square_says_which_images_it_needs(shape, norm):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
     with pytest.raises(ValueError, match='Square needs images'):
         autoattack(model, torch.rand(shape), torch.zeros(2).long(), eps=0.1, norm=norm)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_compiled_passes_give_the_same_verdicts(trained, short, norm):
+    """In float64, where rounding turns no verdict; with few graphs, although batches shrink all the time."""
+    model, x, y = trained
+    model = copy.deepcopy(model).double()
+    settings = dict(eps=EPS[1][norm], norm=norm, batch_size=10, seed=3)
+    plain = autoattack(model, x, y, **settings)
+    before = counters['stats']['unique_graphs']
+    compiled = autoattack(model, x, y, **settings, compile=CompileSettings(backend='aot_eager'))
+    assert 0 < counters['stats']['unique_graphs'] - before <= 2 * 4  # with and without gradients, for four sizes
+    assert torch.equal(plain.robust, compiled.robust) and plain.broken_by == compiled.broken_by
+    assert plain.warnings == compiled.warnings and 0 < plain.robust.sum() < plain.clean.sum()
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_state_of_a_compiled_run_is_not_that_of_another(trained, short, tmp_path):
+    model, x, y = trained
+    settings = dict(eps=EPS[1]['linf'], version='custom', attacks=['apgd-ce'], batch_size=10, state=tmp_path / 'state')
+    autoattack(model, x, y, **settings)
+    with pytest.raises(ValueError, match='compile'):
+        autoattack(model, x, y, **settings, compile=CompileSettings(backend='aot_eager'))

@@ -15,6 +15,8 @@ __all__ = ['Kernels', 'Number', 'apply', 'install_kernels']
 
 Number = Union[float, Tensor]
 
+_OLD_COMPILER = torch.__version__.startswith('2.6')  # it does not trace a custom Function inside torch.func
+
 
 class Kernels(Protocol):
     """Another implementation of value and gradients, with results that differ by rounding alone."""
@@ -134,6 +136,11 @@ def _parameters(
         None if beta is None else _parameter(beta, 'beta', name, x, channel_dim))
 
 
+@torch.compiler.assume_constant_result
+def _inside_torch_func() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int) -> Tensor:
     """An activation by name, with everything checked; arguments and errors as in `functional`."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -148,6 +155,8 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_d
     if eager_transforms.JVP_NESTING > 1:  # forward mode over forward mode does not see into a custom Function
         return evaluate(name, x, alpha, beta, channel_dim)
     if torch.compiler.is_compiling():  # a compiler fuses torch's operations with their neighbours
+        if _OLD_COMPILER and _inside_torch_func():
+            return evaluate(name, x, alpha, beta, channel_dim)
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)
     kernels = _choose_kernels(name, x, alpha, beta)
     with keeping(x):

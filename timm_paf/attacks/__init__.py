@@ -3,6 +3,7 @@ from .autoattack import AutoAttackResult, autoattack, check_images
 from .autoattack_result import ComponentRun, pointwise_worst_case, write_verdicts
 from .autoattack_resume import check_state
 from .balls import BALLS, Ball
+from .compiled import CompiledModel, CompileSettings
 from .losses import LOSSES
 from .normalized import Normalized
 from .pgd import FGSM, PGD
@@ -12,6 +13,6 @@ from .threat import ThreatModel, parse_eps
 
 __all__ = [
     'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'check_state', 'pointwise_worst_case',
-    'write_verdicts', 'BALLS', 'Ball', 'LOSSES', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode',
-    'frozen_parameters', 'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
+    'write_verdicts', 'BALLS', 'Ball', 'CompiledModel', 'CompileSettings', 'LOSSES', 'Normalized', 'FGSM', 'PGD',
+    'attack_mode', 'eval_mode', 'frozen_parameters', 'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

@@ -4,12 +4,12 @@ The attacks are the package's. What surrounds them is here, because the package 
 float32, reseeds the global generators, leaves gradients on parameters, ends a tracer that was running, keeps a counter
 that lets one model's warning stick to the next, fails with fewer than ten classes, and cannot go on after an interrupt.
 """
+import dataclasses
 import json
 import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import torch
@@ -21,6 +21,7 @@ from .autoattack_result import AutoAttackResult, ComponentRun
 from .autoattack_savings import distance, spare
 from .autoattack_state import BatchFound, RunState, fingerprint
 from .autoattack_subject import Subject, Warnings, check_images, global_state_kept
+from .compiled import Compile, CompiledModel, CompileSettings
 from .state import eval_mode, frozen_parameters
 from .threat import Eps, parse_eps
 
@@ -31,7 +32,7 @@ _COMPONENTS = {'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'), 'rand': ('a
 _KNOWN = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Settings:
     """What decides the verdicts, besides model and images."""
     radius: float
@@ -42,6 +43,7 @@ class _Settings:
     seed: int
     amp_dtype: Optional[torch.dtype]
     spare: bool
+    compile: Optional[CompileSettings] = None
 
     def plain(self, device: torch.device) -> dict[str, Any]:
         """Plain values, with what else has to be the same for a run to go on."""
@@ -49,6 +51,7 @@ class _Settings:
         return {
             'eps': self.radius, 'norm': self.norm, 'version': self.version, 'components': list(self.components),
             'batch_size': self.batch_size, 'seed': self.seed, 'amp_dtype': str(self.amp_dtype), 'spare': self.spare,
+            **({} if self.compile is None else {'compile': [self.compile.backend, self.compile.mode]}),
             'device': device.type, 'torch': torch.__version__, 'pyautoattack': metadata.version('pyautoattack')}
 
 
@@ -70,6 +73,7 @@ def autoattack(
         world_size: int = 1,
         amp_dtype: Optional[torch.dtype] = None,
         spare: bool = True,
+        compile: Compile = False,
 ) -> AutoAttackResult:
     """Run AutoAttack; only images that still stand go on to the next component, packed into full batches.
 
@@ -98,6 +102,8 @@ def autoattack(
         spare: Leave out passes whose results the package does not use: those of images that are fooled already, and
             those of proposals of Square that change nothing. False repeats the package bit for bit. Off by itself where
             logits are random or depend on the other images of a batch.
+        compile: Compile the passes, as `PGD` has it; batches that have become small are filled up to the half, the
+            quarter or the eighth of batch_size. Verdicts can differ by rounding.
 
     Returns:
         The verdict for each image; the same on every rank.
@@ -116,14 +122,18 @@ def autoattack(
             radius = _checked(eps, norm, batch_size, seed, amp_dtype)
             classes = check_images(model, x, y, device=device)
             components = _possible(components, classes, x, norm, warnings)
+            compiled = CompileSettings.of(compile)
         except ValueError as caught:
             error = caught
         ranks.agree(error)
         x, y = x.detach().float().contiguous(), y.detach().cpu()
         settings = _Settings(
             radius=radius, norm=norm, version=version, components=components, batch_size=batch_size, seed=seed,
-            amp_dtype=amp_dtype, spare=spare)
+            amp_dtype=amp_dtype, spare=spare, compile=compiled)
         store = _open_state(state, model, x, y, settings.plain(device), ranks)
+        if compiled is not None:
+            compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
+            model = CompiledModel(model, compile=compiled, halves=True)
         subject = Subject(model, classes=classes, amp_dtype=amp_dtype)
         with eval_mode(model), frozen_parameters(model), global_state_kept(device), torch.no_grad():
             run = _Run(subject, x, y, settings, device=device, ranks=ranks, store=store, warnings=warnings)

@@ -6,7 +6,7 @@ range, which is where the attacker's best point lies.
 """
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .noise import Noise, wide_dtype
 
 __all__ = ['BALLS', 'Ball', 'ball', 'check_radius']
 
+Number = Union[float, Tensor]
 SPARSITY = 0.01  # share of the coordinates that an L1 step moves
 
 
@@ -27,10 +28,12 @@ class Ball(NamedTuple):
             where an image's gradient is 0 it stays.
         project: (x_adv, x, eps) -> the nearest image to x_adv that is in [0, 1] and in the ball around x.
         largest: number of pixels -> the distance of two opposite corners of [0, 1].
+
+    eps and step_size of the last two may be tensors without axes: a compiled step is not compiled anew for a number.
     """
     start: Callable[[Tensor, float, Noise], Tensor]
-    step: Callable[[Tensor, Tensor, float], Tensor]
-    project: Callable[[Tensor, Tensor, float], Tensor]
+    step: Callable[[Tensor, Tensor, Number], Tensor]
+    project: Callable[[Tensor, Tensor, Number], Tensor]
     largest: Callable[[int], float]
 
 
@@ -46,11 +49,13 @@ def _linf_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
     return _like(eps * noise(_pixels(x)), x)
 
 
-def _linf_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+def _linf_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
+    if isinstance(step_size, Tensor):
+        return (x_adv + gradient.sign() * step_size).to(x_adv.dtype)
     return x_adv.add(gradient.sign(), alpha=step_size)
 
 
-def _linf_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+def _linf_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
     return torch.clamp(x_adv, x - eps, x + eps).clamp_(0, 1)
 
 
@@ -63,7 +68,7 @@ def _l2_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
     return _like(radius * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True), x)
 
 
-def _l2_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+def _l2_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
     wide = gradient.flatten(1).to(wide_dtype(x_adv.dtype))
     tiny = torch.finfo(wide.dtype).tiny
     wide = wide / wide.abs().amax(1, keepdim=True).clamp_(min=tiny)  # so that no square under- or overflows
@@ -83,7 +88,7 @@ def _moved(x: Tensor, sign: Tensor, length: Tensor) -> Tensor:
     return _like(moved.clamp_(0, 1), x)
 
 
-def _l2_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+def _l2_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
     """The nearest point has lengths min(t a, m) with one t in [0, 1]: a the length of each pixel, m the room it has.
 
     From the conditions of Karush, Kuhn and Tucker. The squared norm grows with t, and between the points m / a at which
@@ -113,7 +118,7 @@ def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
     return _like(eps * numbers[:, :n].sign() * share, x)
 
 
-def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
     """The step handed out to pixels in the order of their gradients, to each a part as large as it can take.
 
     The steepest step of all moves one pixel. Moving a hundredth of the pixels by equal parts is the compromise of
@@ -122,14 +127,14 @@ def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: float) -> Tensor:
     wide = gradient.flatten(1).to(wide_dtype(x_adv.dtype))
     at = x_adv.flatten(1).to(wide.dtype)
     part = step_size / math.ceil(SPARSITY * wide.shape[1])
-    room = torch.where(wide > 0, 1 - at, at).clamp_(0, part) * (wide != 0)
+    room = torch.where(wide > 0, 1 - at, at).clamp_(min=0).clamp_(max=part) * (wide != 0)
     order = wide.abs().argsort(1, descending=True)
     room = room.gather(1, order)
     parts = torch.minimum(room, (step_size - (room.cumsum(1) - room)).clamp_(min=0))
     return x_adv + _like(wide.sign() * torch.zeros_like(wide).scatter_(1, order, parts), x_adv)
 
 
-def _l1_project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+def _l1_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
     """The nearest point has lengths clamp(a - t, 0, m) with one t >= 0: a the length of each pixel, m its room.
 
     From the conditions of Karush, Kuhn and Tucker; the set is that of Croce and Hein (arXiv 2103.01208). The norm is

@@ -1,5 +1,5 @@
 """Projected gradient descent: the one loop behind every gradient attack here."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional, Union
 
 import torch
@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from .balls import ball, check_radius
 from .checks import check_batch, check_logits
+from .compiled import Compile, CompiledModel, CompileSettings, Graph, bare_model, find_graph
+from .gradient import flat_ends, scaled, traced_step
 from .losses import TARGETED, Loss, find_loss
 from .noise import generated, seeded, wide_dtype
 from .state import MODES, attack_mode, frozen_parameters
@@ -15,9 +17,6 @@ from .threat import Eps, parse_eps
 from .worst import Images, Worst, float32_logits
 
 __all__ = ['PGD', 'FGSM']
-
-GRADIENT_AT_LOGITS = 64.  # as large as loss scaling makes it in training, and far from the ends of float16
-
 
 class PGD:
     """PGD of Madry et al. (arXiv 1706.06083): steps up the loss, each projected back into the ball and into [0, 1].
@@ -47,6 +46,12 @@ class PGD:
         step_rule: 'fixed'; 'cosine', from the full step to none; 'momentum', the sum of normalised gradients (MI-FGSM).
         target_classes: How many of the likeliest wrong classes a targeted loss tries in turn.
         seed: Seed of the random starts; each call continues the sequence.
+        compile: Compile a step, with the pass through the model both ways, the rule and the projection, as one graph:
+            True, or a mode of torch.compile ('reduce-overhead' for CUDA graphs), or `CompileSettings`. All steps, radii
+            and step sizes share it, and smaller batches are filled up to it; in mode 'train', where that would change
+            the statistics, batches of another size than the first run uncompiled. With restarts, early_stop or chosen
+            targets, graphs for the half, the quarter and the eighth of the batch are made as well when they are needed.
+            If compiling fails, the attack runs without, and one warning says so.
 
     Attributes:
         eps: The radius as a float; may be set between calls, 0 included.
@@ -74,6 +79,7 @@ class PGD:
             step_rule: str = 'fixed',
             target_classes: int = 9,
             seed: int = 0,
+            compile: Compile = False,
     ) -> None:
         self.ball = ball(norm)
         self.eps = parse_eps(eps, norm=norm)
@@ -97,6 +103,7 @@ class PGD:
         self.steps, self.norm, self.loss, self.restarts = steps, norm, loss, restarts
         self.early_stop, self.random_start, self.mode, self.step_rule = early_stop, random_start, mode, step_rule
         self.target_classes, self.seed = target_classes, seed
+        self.compile = CompileSettings.of(compile)
         self._generator: Optional[torch.Generator] = None
 
     def __repr__(self) -> str:
@@ -173,6 +180,8 @@ class PGD:
                 f"loss = {self.loss!r} without target in mode 'train': only images still standing go on to the next "
                 "class, and an image's logits depend on its batch there. Give target, or use mode = 'eval'.")
         plain = not (self.early_stop or self.restarts > 1 or chooses)
+        if self.compile is not None:
+            model = CompiledModel(model, compile=self.compile, halves=not plain)
         with attack_mode(model, self.mode), frozen_parameters(model), torch.enable_grad():
             if clean_logits is None and not (plain and 'clean_logits' not in self._compared_with):
                 with torch.no_grad():
@@ -219,35 +228,97 @@ class PGD:
 
     def _climb(self, model: nn.Module, images: Images, worst: Optional[Worst]) -> Images:
         """The loop: from images.x_adv up the loss."""
+        bare = bare_model(model)
         for i in range(self.steps):
-            x_adv = images.x_adv = images.x_adv.detach().requires_grad_()
-            logits = check_logits(model(x_adv), len(images), differentiable=True)
-            values, slope = self._slope(logits, images)
-            rows = None
-            if worst is not None:
-                fools = worst.see(images, logits, values)
-                if self.early_stop:
-                    rows = (~fools).nonzero().flatten()  # waits for the device: a pass more costs more than that
-                    if not len(rows):
-                        return images
-            (gradient,) = torch.autograd.grad(logits, x_adv, slope)
-            images.x_adv = x_adv.detach()
-            if rows is not None and len(rows) < len(images):
-                images, gradient = images.take(rows), gradient[rows]
-            gradient = gradient.nan_to_num(0.)  # a pixel without a slope stays; an infinite one is a large one
-            images.memory = direction = self.rule.follow(images.memory, gradient)
-            moved = self.ball.step(images.x_adv, direction, self.step_size * self.rule.size(i, self.steps))
-            images.x_adv = self.ball.project(moved, images.x, self.eps)
+            images.x_adv = images.x_adv.detach()
+            step_size = self.step_size * self.rule.size(i, self.steps)
+            graph = None if self.compile is None else self._graph(bare, images, halves=worst is not None)
+            left = (
+                self._step(bare, images, step_size, worst) if graph is None
+                else self._compiled_step(graph, bare, images, step_size, worst))
+            if left is None:
+                return images
+            images = left
         if worst is not None:
             logits = float32_logits(model, images.x_adv)
             worst.see(images, logits, self._slope(logits, images)[0], confirmed=True)
         return images
 
-    def _slope(self, logits: Tensor, images: Images) -> tuple[Tensor, Tensor]:
-        """Loss of each image, and its gradient to the logits, for each image scaled to a good size.
+    def _step(
+            self, model: nn.Module, images: Images, step_size: float, worst: Optional[Worst]) -> Optional[Images]:
+        """One step; returns the images that go on, None if there are none."""
+        x_adv = images.x_adv = images.x_adv.requires_grad_()
+        logits = check_logits(model(x_adv), len(images), differentiable=True)
+        values, slope = self._slope(logits, images)
+        rows = self._going_on(images, logits, values, worst)
+        if rows is not None and not len(rows):
+            return None
+        (gradient,) = torch.autograd.grad(logits, x_adv, slope)
+        images.x_adv = x_adv.detach()
+        if rows is not None and len(rows) < len(images):
+            images, gradient = images.take(rows), gradient[rows]
+        images.memory = direction = self.rule.follow(images.memory, flat_ends(gradient))
+        moved = self.ball.step(images.x_adv, direction, step_size)
+        images.x_adv = self.ball.project(moved, images.x, self.eps)
+        return images
 
-        No step depends on the size of an image's gradient, so a power of two is free; without it the gradient of a
-        confident image is 0 in float16.
+    def _going_on(
+            self, images: Images, logits: Tensor, values: Tensor, worst: Optional[Worst]) -> Optional[Tensor]:
+        """Take note of where the attack stands; returns the rows that go on, None if all do."""
+        if worst is None:
+            return None
+        fools = worst.see(images, logits, values)
+        # waits for the device: a pass more costs more than that
+        return (~fools).nonzero().flatten() if self.early_stop else None
+
+    def _graph(self, model: nn.Module, images: Images, *, halves: bool) -> Optional[Graph]:
+        """The compiled step for these images, if there can be one."""
+        if self.rule.remembers and images.memory is None:
+            images.memory = torch.zeros_like(images.x)
+        assert self.compile is not None
+        with torch.no_grad():
+            return find_graph(
+                model, lambda: self._checked_step(model, images),
+                ('pgd', self.mode, self.norm, self._value, self.rule.follow), self._tensors(images),
+                self._number(self.eps, images), self._number(self.step_size, images), settings=self.compile,
+                independent=self.mode == 'eval', halves=halves)
+
+    def _checked_step(self, model: nn.Module, images: Images) -> Callable:
+        """The step for the compiler, after a look at the model and the loss whose errors say what is wrong."""
+        with torch.enable_grad():
+            self._slope(check_logits(
+                model(images.x_adv.detach().requires_grad_()), len(images), differentiable=True), images)
+        return traced_step(self._value, self.ball, self.rule)
+
+    def _tensors(self, images: Images) -> tuple[Optional[Tensor], ...]:
+        """What a compiled step takes of the images."""
+        memory = images.memory if self.rule.remembers else None
+        return images.x_adv, images.x, memory, *(getattr(images, name) for name in self._compared_with)
+
+    @staticmethod
+    def _number(number: float, images: Images) -> Tensor:
+        return torch.full((), number, dtype=wide_dtype(images.x.dtype), device=images.x.device)
+
+    @torch.no_grad()
+    def _compiled_step(
+            self,
+            graph: Graph,
+            model: nn.Module,
+            images: Images,
+            step_size: float,
+            worst: Optional[Worst],
+    ) -> Optional[Images]:
+        """As `_step`, by a graph."""
+        logits, values, moved, *memory = graph(
+            model, self._tensors(images), self._number(self.eps, images), self._number(step_size, images))
+        rows = self._going_on(images, logits, values, worst)
+        if rows is not None and not len(rows):
+            return None
+        images.x_adv, images.memory = moved, memory[0] if memory else None
+        return images if rows is None or len(rows) == len(images) else images.take(rows)
+
+    def _slope(self, logits: Tensor, images: Images) -> tuple[Tensor, Tensor]:
+        """Loss of each image, and its gradient to the logits, `scaled`.
 
         Returns:
             Values (B,) and the slope, like logits.
@@ -261,8 +332,7 @@ class PGD:
                     f'{len(images)} images.')
             # a sum, not a mean: an image's gradient must not depend on how many others are in the batch
             (slope,) = torch.autograd.grad(values.sum(), wide)
-        largest = slope.abs().amax(1, keepdim=True).clamp_(min=2.**-100)
-        return values.detach(), (slope * (GRADIENT_AT_LOGITS * largest.frexp()[0] / largest)).to(logits.dtype)
+        return values.detach(), scaled(slope, logits.dtype)
 
 
 class FGSM(PGD):

@@ -15,9 +15,11 @@ class StepRule(NamedTuple):
     Attributes:
         size: (step from 0, steps in all) -> share of the step size.
         follow: (what it returned at the step before, or None; gradient) -> the direction to go up, (B, …).
+        remembers: Whether what it returned before matters; zeros stand for None then.
     """
     size: Callable[[int, int], float]
     follow: Callable[[Optional[Tensor], Tensor], Tensor]
+    remembers: bool = False
 
 
 def _accumulated(before: Optional[Tensor], gradient: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def _accumulated(before: Optional[Tensor], gradient: Tensor) -> Tensor:
 STEP_RULES = {
     'fixed': StepRule(lambda i, n: 1., lambda before, gradient: gradient),
     'cosine': StepRule(lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, lambda before, gradient: gradient),
-    'momentum': StepRule(lambda i, n: 1., _accumulated),
+    'momentum': StepRule(lambda i, n: 1., _accumulated, remembers=True),
 }
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..attacks import (
     PGD,
     AutoAttackResult,
+    CompiledModel,
+    CompileSettings,
     ThreatModel,
     autoattack,
     check_images,
@@ -19,6 +21,7 @@ from ..attacks import (
     write_verdicts,
 )
 from ..attacks.autoattack_subject import check_pixels
+from ..attacks.compiled import Compile
 from ._verdicts import Attack, Ranks, verdicts
 from .curves import accuracy_by_class
 from .report import Accuracy, Measurement, RobustnessReport, file_sha256
@@ -101,6 +104,7 @@ def evaluate_robustness(
         dataset: Optional[str] = None,
         split: Optional[str] = None,
         checkpoint: Union[str, os.PathLike, None] = None,
+        compile: Compile = False,
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and under AutoAttack.
 
@@ -129,6 +133,7 @@ def evaluate_robustness(
         dataset: Name of the data set.
         split: Part of the data set.
         checkpoint: File that the weights came from.
+        compile: Compile passes and steps for batches of one size, as `timm_paf.attacks.PGD` has it.
 
     Returns:
         The report, with measurements 'clean', 'pgd' and, unless left out, 'autoattack' and 'worst_case': of the images
@@ -142,6 +147,10 @@ def evaluate_robustness(
     if autoattack_version is None and (asked := [p for p in (state, save_adv, save_verdicts) if p is not None]):
         raise ValueError(f'{asked[0]} is for AutoAttack, which is left out; leave this path out too.')
     device = device or next((p.device for p in model.parameters()), x.device)
+    compiled, judge = CompileSettings.of(compile), model
+    if compiled is not None:
+        compiled = dataclasses.replace(compiled, batch_size=min(batch_size, len(x)))
+        judge = CompiledModel(model, compile=compiled)
     attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
 
@@ -149,13 +158,13 @@ def evaluate_robustness(
         started = time.monotonic()
         ranks.together(lambda: check_images(model, x, y, device=device))
         shared: dict[str, Any] = dict(batch_size=batch_size, device=device, ranks=ranks)
-        clean = verdicts(model, x, y, attack=None, **shared)
+        clean = verdicts(judge, x, y, attack=None, **shared)
         measurements['clean'] = Measurement(
             accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
 
         started = time.monotonic()
-        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed)
-        under_pgd = verdicts(model, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
+        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled)
+        under_pgd = verdicts(judge, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
     robust = clean & under_pgd
     measurements['pgd'] = Measurement(
         accuracy=Accuracy.of(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
@@ -167,7 +176,7 @@ def evaluate_robustness(
         result = autoattack(
             model, some_x, some_y, eps=threat.radius, norm=threat.norm, version=autoattack_version,
             batch_size=batch_size, seed=seed, device=device, progress=progress, state=state, rank=rank,
-            world_size=world_size)
+            world_size=world_size, compile=compile)
         measurements['autoattack'] = Measurement(
             accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {autoattack_version}',
             seconds=time.monotonic() - started, details=_details(result, autoattack_version), **attacked)
