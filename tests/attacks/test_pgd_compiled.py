@@ -57,7 +57,8 @@ def made():
     dict(step_rule='cosine'), dict(step_rule='momentum', early_stop=True, eps=0.01),
     dict(restarts=3, loss='margin', eps=0.003), dict(early_stop=True, eps=0.01), dict(random_start=False),
     dict(mode='train'), dict(mode='train', loss='kl', norm='l2', eps=0.5),
-    dict(early_stop=True, restarts=2, norm='l2', eps=0.05), dict(loss=lambda logits, y: -logits[:, 0] * y),
+    dict(early_stop=True, restarts=2, norm='l2', eps=0.05),
+    pytest.param(dict(loss=lambda logits, y: -logits[:, 0] * y), id='a function'),
 ], ids=str)
 def test_images_are_those_of_the_eager_attack(settings, made):
     settings = {'eps': 8 / 255, 'steps': 4, **settings}
