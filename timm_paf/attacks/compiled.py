@@ -15,6 +15,7 @@ from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import RecompileError
 from torch._functorch import config as functorch_config
 
@@ -22,6 +23,7 @@ __all__ = ['Compile', 'CompileSettings', 'CompiledModel', 'Graph', 'bare_model',
 
 _CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 _MEANT = (RecompileError,)  # of someone who has asked torch for it
+_VERSIONS = 8  # of a graph, as torch has it: timm.optim lifts that limit, and a model that changes would never run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,8 @@ class Graph:
     def _computed(self, model: nn.Module, *tensors: Optional[Tensor]) -> Any:
         if not self.failed:
             try:
-                return self.compiled(model, *tensors)
+                with dynamo_config.patch(cache_size_limit=_VERSIONS):
+                    return self.compiled(model, *tensors)
             except Exception as error:  # compilers, their backends and the driver each have their own
                 if isinstance(error, (torch.OutOfMemoryError, *_MEANT)):
                     raise
