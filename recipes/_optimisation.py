@@ -1,5 +1,4 @@
 """Optimizer, schedule and average of a run, of timm's and torch's parts."""
-import inspect
 import math
 import warnings
 from typing import Any, Optional
@@ -64,7 +63,7 @@ def fused_optimizer(config: TrainConfig) -> Optional[bool]:
         kind: Any = get_optimizer_class(config.opt.lower().removeprefix('lookahead_'), bind_defaults=False)
     except ValueError:
         return None  # timm says what is wrong with the name
-    known = kind.__module__.startswith('torch.optim') and 'fused' in inspect.signature(kind).parameters
+    known = kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # others have it on some devices alone
     if config.opt_fused and (scaled or not known):
         why = 'with --amp-dtype float16' if scaled else f'of {config.opt}'
         raise ValueError(f'--opt-fused: there is no fused form {why}; leave it out.')

@@ -82,9 +82,9 @@ def choose_start(config: TrainConfig) -> Start:
         named = None if config.experiment is None else Path(config.output) / config.experiment
         if named is not None and named.absolute() != folder:
             raise ValueError(f'--resume {config.resume} is not in {named}; leave out --output and --experiment.')
-    check_writable(folder, '--output')
     if (folder / 'report.json').exists() and not config.resume_changed:
         return Start(folder, finished=True)
+    check_writable(folder, '--output')
     if config.resume == 'auto':
         checkpoint, faults = newest_checkpoint(folder)
     else:

@@ -2,6 +2,7 @@
 import copy
 import functools
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Optional
@@ -20,16 +21,21 @@ PRECISIONS = {'fp32': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat
 
 @contextmanager
 def math_mode(precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products and convolutions on a GPU are in TF32 if 'tf32' is asked for, else exact."""
+    """Inside, float32 matrix products and convolutions on a GPU are in TF32 if 'tf32' is asked for, else exact.
+
+    By the switches that every supported torch has; some releases warn that there are newer ones.
+    """
     if not torch.cuda.is_available():
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Please use the new API settings to control TF32')
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 class Work(NamedTuple):

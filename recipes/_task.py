@@ -16,6 +16,7 @@ from timm_paf.tasks import AdversarialTrainingTask, create_task
 
 __all__ = ['make_model', 'make_task', 'training_attack']
 
+
 def make_model(config: TrainConfig, data: ImageSource, processes: Processes) -> nn.Module:
     """The model with the weights to start from, on the device.
 

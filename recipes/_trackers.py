@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+from timm_paf._files import whole_file
+
 __all__ = ['Trackers']
 
 
@@ -65,7 +67,8 @@ class Trackers:
         file = self._folder / 'wandb' / 'id'
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f'{self._folder.name[:100]}-{secrets.token_hex(4)}')
+            with whole_file(file) as part:
+                part.write(f'{self._folder.name[:100]}-{secrets.token_hex(4)}'.encode())
         return file.read_text()
 
     def __exit__(self, *exception: object) -> None:

@@ -157,7 +157,8 @@ def check_interrupted(config: ValidateConfig, model: nn.Module, data: LabelledIm
     threat = config.threat()
     check_state(
         config.state, model, data.images[:n], data.labels[:n], eps=threat.radius, norm=threat.norm,
-        version=settings['autoattack_version'], batch_size=settings['batch_size'], seed=settings['seed'], device=device)
+        version=settings['autoattack_version'], batch_size=settings['batch_size'], seed=settings['seed'], device=device,
+        compile=compile_settings(config))
 
 
 def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:

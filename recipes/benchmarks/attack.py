@@ -45,7 +45,7 @@ from _benchmarking import (
     summary_line,
     write_figures,
 )
-from _roofline import Machine, work_of
+from _roofline import Machine, math_mode, work_of
 from _settings import build_model
 
 import timm_paf  # noqa: F401
@@ -267,7 +267,7 @@ def standing_table(subject: Subject, attacks: dict[str, Attack], steps: int) -> 
 
 def main(argv: Optional[list[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--steps', type=int, nargs='+', default=[10], help='of PGD; the first number is timed')
+    parser.add_argument('--steps', type=int, nargs='+', default=[10], help='of PGD')
     parser.add_argument('--rounds', type=int, default=11, help='rounds of timing; 0 for none')
     parser.add_argument('--timing-images', type=int, default=2, metavar='N', help='images that are timed')
     parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='of adv_train.py on digits, to attack as well')
@@ -286,7 +286,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     command = None if argv is None else [__file__, *argv]
     try:
         device = chosen_device(args.device)
-        lines, measured = report(args, device, attacks)
+        with math_mode('fp32'):
+            lines, measured = report(args, device, attacks)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
@@ -309,12 +310,13 @@ def report(
         subject = {'cifar': lambda: cifar(device), 'digits': lambda: digits(device, args.checkpoint),
                    'model': lambda: named(device, args.model, args.timing_images)}[name]()
         subject = subject._replace(eps=args.eps or subject.eps)
-        if number == 0 and args.rounds:
-            steps = args.steps[0]
+        for steps in args.steps if number == 0 and args.rounds else ():
             check(subject, attacks, steps, args.timing_images)
             times = timed(subject, attacks, steps, images=args.timing_images, rounds=args.rounds)
             lines += time_table(subject, times, steps, images=args.timing_images)
-            measured += figures(subject, times, steps, args.timing_images)
+            found = figures(subject, times, steps, args.timing_images)
+            measured += found if steps == args.steps[0] else [
+                figure._replace(name=f'{figure.name} (PGD-{steps})') for figure in found]
         if args.counts and name != 'model':
             for steps in args.steps:
                 lines += standing_table(subject, attacks, steps)

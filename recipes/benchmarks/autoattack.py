@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
@@ -45,7 +45,7 @@ from _benchmarking import (
     summary_line,
     write_figures,
 )
-from _roofline import Machine, work_of
+from _roofline import Machine, math_mode, work_of
 
 from timm_paf.attacks import autoattack, parse_eps
 
@@ -139,9 +139,9 @@ def here(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.Name
         'components': {run.name: run.seconds for run in result.runs}, 'broken': Counter(result.broken_by)}
 
 
-def add_result(results: list[dict[str, Any]], action: Callable[[], dict[str, Any]]) -> None:
-    """Append what an action returns."""
-    results.append(action())
+def into(result: dict[str, Any], run: Any, *args: Any) -> None:
+    """Have a run's result in a dict."""
+    result.update(run(*args))
 
 
 def measure(subject: Subject, eps: float, args: argparse.Namespace) -> tuple[dict[str, list[dict[str, Any]]], Machine]:
@@ -160,10 +160,9 @@ def measure(subject: Subject, eps: float, args: argparse.Namespace) -> tuple[dic
         rows = torch.arange(number * args.n_examples, (number + 1) * args.n_examples) % len(x)
         machine.round()
         for side in SIDES if number % 2 else SIDES[::-1]:
-            run, results = here if side == 'here' else directly, found[side]
-            action = functools.partial(run, model, x[rows], y[rows], eps, args)
-            peak = peak_bytes(functools.partial(add_result, results, action), device)
-            results[-1]['peak'] = peak
+            run, result = here if side == 'here' else directly, dict[str, Any]()
+            peak = peak_bytes(functools.partial(into, result, run, model, x[rows], y[rows], eps, args), device)
+            found[side].append({**result, 'peak': peak})
         differing = found['here'][-1]['robust'] != found['package'][-1]['robust']
         if int(differing.sum()) > args.differing:
             raise ValueError(f'the verdicts on images {rows[differing].tolist()} differ; no time is given.')
@@ -254,7 +253,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             trained_here(args, flags) if args.trained else (*shipped_network(), '4/255'))
         subject = (subject[0].eval().to(device), *subject[1:])
         radius = parse_eps(args.eps or subject[3], norm=args.norm)
-        found, machine = measure(subject, radius, args)
+        with math_mode('fp32'):
+            found, machine = measure(subject, radius, args)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2

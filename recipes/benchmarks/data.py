@@ -358,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--archive', type=Path, required=True, help='stored .npz; made if it is not there')
     parser.add_argument('--json', type=Path, help='file for the figures')
-    parser.add_argument('--images', type=int, default=2_000_000, help='images of an archive that is made')
+    parser.add_argument('--images', type=int, help='images of an archive that is made; 2 million if not given')
     parser.add_argument('--folder-images', type=int, default=20_000, help='PNG files for the folder')
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--batches', type=int, default=500, help='most batches for a rate')
@@ -375,7 +375,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.rounds < 1:
             raise ValueError(f'--rounds = {args.rounds}: expected 1 or more.')
         if not args.archive.exists():
-            make_archive(args.archive, args.images)
+            make_archive(args.archive, 2_000_000 if args.images is None else args.images)
+        elif args.images not in (None, count := len(mapped(args.archive)[1])):
+            raise ValueError(
+                f'{args.archive} is there and holds {count} images, not {args.images}; give another name or leave out '
+                '--images.')
         check(args.archive, device)
     except (ValueError, OSError, RuntimeError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)

@@ -5,15 +5,16 @@
 #   DEVICE=cpu QUICK=1 recipes/benchmarks/gpu.sh       a rehearsal with tiny networks, about two minutes; no target counts
 #
 # Nothing is fetched: models are made by name, without published weights, and images are those that packages ship.
-# Each part has its own limit and none waits longer than is left of LIMIT seconds. A part that fails does not stop the
-# others; the exit status is 1 then. OUTPUT is the folder for what the parts say (NAME.log) and measure (NAME.json);
-# PARTS names some of them.
+# Each part has its own limit and none waits longer than is left of LIMIT seconds, RESERVE of which are for the table;
+# parts stand in the order of what their targets are worth. A part that fails does not stop the others; the exit status
+# is 1 then. OUTPUT is the folder for what the parts say (NAME.log) and measure (NAME.json); PARTS names some of them.
 set -uo pipefail
+SECONDS=0
 cd "$(dirname "$0")/../.." || exit 2
 
-all='tests activations step_wide step_narrow step_compiled short_run autoattack attack data'
-DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} LIMIT=${LIMIT:-590} PYTHON=${PYTHON:-python}
-OUTPUT=${OUTPUT:-output/gpu} PARTS=${PARTS:-$all}
+all='tests activations step_wide short_run autoattack step_narrow step_compiled attack data'
+DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} LIMIT=${LIMIT:-590} RESERVE=${RESERVE:-25} PYTHON=${PYTHON:-python}
+OUTPUT=${OUTPUT:-output/gpu$([[ $QUICK == 0 ]] || echo -quick)} PARTS=${PARTS:-$all}
 for name in $PARTS; do
     [[ " $all " == *" $name "* ]] || { echo "error: PARTS has $name; expected some of $all" >&2; exit 2; }
 done
@@ -24,12 +25,11 @@ if ! "$PYTHON" -c 'import sys, torch; torch.empty(0, device=sys.argv[1])' "$DEVI
 fi
 
 failed=0 running=
-SECONDS=0
 trap '[[ -z $running ]] || kill "$running"; exit 130' INT TERM
 
 # part NAME LIMIT COMMAND…: run it if it is one of PARTS
 part() {
-    local name=$1 limit=$2 left=$((LIMIT - SECONDS)) started=$SECONDS status how
+    local name=$1 limit=$2 left=$((LIMIT - RESERVE - SECONDS)) started=$SECONDS status how
     shift 2
     [[ " $PARTS " == *" $name "* ]] || return 0
     rm -f "$OUTPUT/$name.json"
@@ -38,7 +38,7 @@ part() {
         failed=1
         return 0
     fi
-    timeout -k 5 $((limit < left ? limit : left)) "$@" > "$OUTPUT/$name.log" 2>&1 < /dev/null &
+    timeout -k 3 $((limit < left ? limit : left)) "$@" > "$OUTPUT/$name.log" 2>&1 < /dev/null &
     running=$!
     wait "$running"
     status=$?
@@ -64,7 +64,7 @@ benchmark() {
 
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mapfile -t tests < <(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests)
-part tests 90 "$PYTHON" -m pytest -q -m gpu "${tests[@]}"
+part tests 60 "$PYTHON" -m pytest -q -m gpu "${tests[@]}"
 
 if [[ $QUICK == 1 ]]; then
     half=bf16
@@ -79,20 +79,20 @@ if [[ $QUICK == 1 ]]; then
     benchmark data 60 data --archive "$OUTPUT/images.npz" --images 2000 --batches 4 --rounds 1 --measures ours device \
         training --model wrn10_2_relu --train-batch-size 4 --train-steps 1
 else
-    step=(--channels-last --image-size 32 --rounds 5 --updates 1)
+    step=(--channels-last --image-size 32 --updates 1)
     # the first stage of wrn28_10
-    benchmark activations 60 activations --activations pssilu psoftplus --shape 256 160 32 32 --dtype bfloat16
-    benchmark step_wide 200 train_step --models wrn28_10_relu wrn28_10_pssilu --precisions bf16 --ways eager compiled \
-        --no-passes "${step[@]}"
-    benchmark step_narrow 90 train_step --models resnet18_relu resnet18_pssilu --precisions fp32 tf32 bf16 \
-        --batch-size 256 "${step[@]}"
-    benchmark step_compiled 90 train_step --models resnet18_relu resnet18_pssilu --precisions bf16 --ways compiled \
-        --batch-size 256 --no-passes "${step[@]}"
-    benchmark short_run 150 short_run --model wrn10_2_pssilu --amp --channels-last --torchcompile inductor
-    benchmark autoattack 150 autoattack --trained resnet18_pssilu --image-size 32 --epochs 6 --amp --channels-last \
-        --n-examples 128 --batch-size 128 --rounds 2 --differing 2
-    benchmark attack 45 attack --subjects model --model resnet18_relu --timing-images 256 --no-counts
-    benchmark data 60 data --archive "$OUTPUT/images.npz" --images 200000 --batches 200 --rounds 2 --measures ours \
+    benchmark activations 40 activations --activations pssilu psoftplus --shape 256 160 32 32 --dtype bfloat16
+    benchmark step_wide 150 train_step --models wrn28_10_relu wrn28_10_pssilu --precisions bf16 --ways eager compiled \
+        --no-passes --rounds 3 "${step[@]}"
+    benchmark short_run 60 short_run --model wrn10_2_pssilu --amp --channels-last --torchcompile inductor
+    benchmark autoattack 80 autoattack --trained resnet18_pssilu --image-size 32 --epochs 6 --amp --channels-last \
+        --n-examples 64 --batch-size 64 --rounds 2 --differing 1
+    benchmark step_narrow 60 train_step --models resnet18_relu resnet18_pssilu --precisions fp32 tf32 bf16 \
+        --batch-size 256 --rounds 5 "${step[@]}"
+    benchmark step_compiled 50 train_step --models resnet18_relu resnet18_pssilu --precisions bf16 --ways compiled \
+        --batch-size 256 --no-passes --rounds 5 "${step[@]}"
+    benchmark attack 25 attack --subjects model --model resnet18_relu --timing-images 256 --no-counts
+    benchmark data 40 data --archive "$OUTPUT/images.npz" --images 200000 --batches 200 --rounds 2 --measures ours \
         device mapped training --model resnet18_pssilu --train-batch-size 256 --train-steps 10
 fi
 

@@ -32,7 +32,7 @@ from timm_paf.data import Batch
 WAYS = ('recipe', 'plain loop')
 OF_SPEED = {
     'amp', 'amp_dtype', 'channels_last', 'torchcompile', 'torchcompile_mode', 'grad_checkpointing', 'synchronize_step',
-    'experiment', 'prefetch', 'data_on_device', 'data_on_device_budget', 'model_kwargs'}
+    'opt_fused', 'experiment', 'prefetch', 'data_on_device', 'data_on_device_budget', 'model_kwargs'}
 
 
 def recipe_run(job: adv_train.Run) -> float:

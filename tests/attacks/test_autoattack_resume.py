@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from timm_paf.attacks import autoattack, check_state
+from timm_paf.attacks import CompileSettings, autoattack, check_state
 
 SETTINGS = dict(eps=0.04, version='custom', attacks=['apgd-ce'], batch_size=4)
 
@@ -23,7 +23,8 @@ def kept(tmp_path):
 
 
 @pytest.mark.parametrize('change', [
-    dict(seed=1), dict(eps=0.05), dict(batch_size=3), dict(attacks=['apgd-ce', 'square']), dict(spare=False)],
+    dict(seed=1), dict(eps=0.05), dict(batch_size=3), dict(attacks=['apgd-ce', 'square']), dict(spare=False),
+    dict(compile=CompileSettings(backend='eager'))],
     ids=lambda change: next(iter(change)))
 def test_it_says_what_the_attack_would_say(kept, change):
     model, x, y = problem()
@@ -36,6 +37,14 @@ def test_it_says_what_the_attack_would_say(kept, change):
             look()
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and {path: path.read_bytes() for path in kept.iterdir()} == before
+
+
+def test_a_compiled_run_goes_on(tmp_path):
+    settings = dict(SETTINGS, compile=CompileSettings(backend='eager'))
+    autoattack(*problem(), **settings, state=tmp_path / 'state')
+    check_state(tmp_path / 'state', *problem(), **settings)
+    with pytest.raises(ValueError, match='compile'):
+        check_state(tmp_path / 'state', *problem(), **SETTINGS)
 
 
 @pytest.mark.parametrize('change, message', [

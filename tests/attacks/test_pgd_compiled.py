@@ -321,3 +321,27 @@ def test_compiled_model_in_training_is_the_model():
     for n in (9, 4):
         torch.testing.assert_close(compiled(x[:n]), other(x[:n]), rtol=0, atol=1e-12)
     assert torch.equal(model[1].running_mean, other[1].running_mean)
+
+
+def test_what_someone_else_has_compiled_stays_compiled():
+    """Without `compile` the model is called as it is given, and not what is inside of it."""
+    model, (x, y), calls = network(torch.float32).eval(), batch(dtype=torch.float32), []
+
+    def backend(graph, inputs):
+        def call(*args):
+            calls.append(len(args))
+            return graph(*args)
+        return call
+
+    with torch._dynamo.config.patch(suppress_errors=False):
+        PGD(eps=0.1, steps=3)(torch.compile(model, backend=backend), x, y)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize('settings, graphs', [
+    (dict(), False), (dict(mode='reduce-overhead'), True), (dict(mode='max-autotune'), True),
+    (dict(mode='max-autotune-no-cudagraphs'), False), (dict(backend='cudagraphs'), True)], ids=str)
+def test_results_that_the_next_call_writes_over_are_known(settings, graphs):
+    assert CompileSettings(**settings).cuda_graphs is graphs
+    with torch._inductor.config.patch({'triton.cudagraphs': True}):
+        assert CompileSettings().cuda_graphs

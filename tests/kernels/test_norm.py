@@ -130,6 +130,7 @@ SUMS = {
     'a shortcut that nobody keeps': (Block(torch.Tensor.add_, nn.Sequential(nn.Tanh(), nn.MaxPool2d(3, 1, 1))), False),
     'a factor': (Block(lambda y, x: y.add_(x, alpha=0.5)), False),
     'another operation': (Block(torch.Tensor.sub_), False),
+    'a scalar of another overload': (Block(lambda y, x: torch.ops.aten.add_.Scalar(y, 1.)), False),
     'a number': (Block(lambda y, x: y.add_(1)), False),
     'twice': (Block(lambda y, x: y.add_(x).add_(x)), False),
     'twice itself': (Block(lambda y, x: y.add_(y)), False),

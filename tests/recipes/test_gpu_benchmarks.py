@@ -20,7 +20,8 @@ case "$*" in
 esac
 echo "$@"
 while (($#)); do
-    [[ $1 == --json ]] && echo '{{"measures": [{{"name": "all: here over package", "value": 0.65}}]}}' > "$2"
+    [[ $1 == --json ]] && echo \
+        '{{"device": "CPU (any)", "measures": [{{"name": "all: here over package", "value": 0.65}}]}}' > "$2"
     shift
 done
 exit 0
@@ -48,8 +49,9 @@ def stand_in(tmp_path):
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path, stand_in):
     output = tmp_path / 'out'
     output.mkdir()
-    (output / 'attack.json').write_text('{"measures": [{"name": "timm_paf: over the floor", "value": 1}]}')
-    process = run(output, PYTHON=stand_in, LIMIT='9', PARTS='tests activations autoattack attack data')
+    (output / 'attack.json').write_text(json.dumps({'device': 'CPU (any)', 'measures': [
+        {'name': 'timm_paf: over the floor', 'value': 1}]}))
+    process = run(output, PYTHON=stand_in, LIMIT='9', RESERVE='0', PARTS='tests activations autoattack attack data')
     assert process.returncode == 1
     lines = process.stdout.splitlines()
     said = {line.split(':')[0]: line for line in lines if ': ' in line and not line.startswith(('|', ' '))}
@@ -94,7 +96,10 @@ def verdicts(found):
 @pytest.mark.parametrize('value, verdict', [(0.949, 'missed'), (0.95, 'met'), (1.2, 'met')])
 def test_the_fastest_setting_is_judged(value, verdict):
     name = 'wrn28_10_pssilu, bf16, {}: over wrn28_10_relu'
-    found = verdicts(measures(**{name.format('eager'): value - 0.1, name.format('compiled'): value}))
+    speed = 'wrn28_10_pssilu, bf16, {}: images/s'
+    found = verdicts(measures(**{
+        name.format('eager'): value + 0.1, speed.format('eager'): 100.,
+        name.format('compiled'): value, speed.format('compiled'): 300.}))
     assert found['PGD-10 update, WRN with PSSiLU, images/s over its ReLU twin'] == [
         f'{value:.3g}x (bf16, compiled)', verdict]
     assert sum(row[1] == 'not measured' for row in found.values()) == len(gpu_table.TARGETS) - 1
@@ -110,12 +115,24 @@ def test_memory_is_compared_with_the_relu_network(ours, verdict):
         f'{ours / 17.6:.3g}x', verdict]
 
 
-@pytest.mark.parametrize('difference, verdict', [(-2.9, 'met'), (3.1, 'missed')])
-def test_accuracy_is_compared_with_its_noise(difference, verdict):
+@pytest.mark.parametrize('difference, noise, ratio, verdict', [
+    (-2.9, 3., '0.967x', 'met'), (3.1, 3., '1.03x', 'missed'), (0., 0., '0x', 'met'), (-50., 0., 'infx', 'missed')])
+def test_accuracy_is_compared_with_its_noise(difference, noise, ratio, verdict):
     found = verdicts({'short_run': {
-        'difference of the means': {'value': difference}, 'noise of it': {'value': 3.}}})
+        'difference of the means': {'value': difference}, 'noise of it': {'value': noise}}})
     row = found['robust accuracy after a short run, difference from the plain loop over its noise']
-    assert row == [f'{abs(difference) / 3:.3g}x ({difference:+.1f} points)', verdict]
+    assert row == [f'{ratio} ({difference:+.1f} points)', verdict]
+
+
+def test_figures_of_another_device_do_not_count(tmp_path, capsys):
+    for name, device in (('attack', 'NVIDIA H100'), ('autoattack', 'CPU (x86-64, 1 of 4 cores)')):
+        (tmp_path / f'{name}.json').write_text(json.dumps({'device': device, 'measures': [
+            {'name': 'timm_paf: over the floor', 'value': 1}, {'name': 'all: here over package', 'value': 0.5}]}))
+    assert gpu_table.main([str(tmp_path), '--device', 'cpu']) == 0
+    shown = capsys.readouterr().out
+    found = {row[0]: row[2:] for row in rows(shown.splitlines())}
+    assert found['PGD-10, time over bare passes'] == ['', 'not measured'] and 'attack.json' in shown.splitlines()[-1]
+    assert found['AutoAttack, time over pyautoattack called directly, same verdicts'][0] == '0.5x'
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, capsys):

@@ -74,7 +74,7 @@ def _unpack(saved: Union[Tensor, Affine, _Sum]) -> Tensor:
 def _sum(branch: Affine, x: Tensor) -> Optional[_Sum]:
     """x as the sum that it is, after one change in place; None if the change was another."""
     node = x.grad_fn
-    if node is None or not type(node).__name__.startswith('AddBackward') or node._saved_alpha != 1:  # type: ignore[attr-defined]
+    if node is None or type(node).__name__ != 'AddBackward0' or node._saved_alpha != 1:  # type: ignore[attr-defined]
         return None
     norm, edge = node.next_functions
     output = norm[0].metadata.get(_OUTPUT) if norm[0] is not None else None

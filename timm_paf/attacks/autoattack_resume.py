@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .autoattack import _checked, _components, _possible, _Settings
 from .autoattack_state import RunState, fingerprint
 from .autoattack_subject import Warnings, check_images
+from .compiled import Compile, CompileSettings
 from .threat import Eps
 
 __all__ = ['check_state']
@@ -30,6 +31,7 @@ def check_state(
         device: Optional[torch.device] = None,
         amp_dtype: Optional[torch.dtype] = None,
         spare: bool = True,
+        compile: Compile = False,
 ) -> None:
     """See that `autoattack`, called with the same arguments, would take the folder for its own; writes nothing.
 
@@ -47,6 +49,7 @@ def check_state(
         device: Where the model is; its first parameter's if None.
         amp_dtype: Precision of the attacks.
         spare: Whether passes are left out.
+        compile: How passes are compiled.
 
     Raises:
         ValueError: If the folder holds something else or the state of another run, or an argument is not as expected.
@@ -59,6 +62,7 @@ def check_state(
     classes = check_images(model, x, y, device=device)
     settings = _Settings(
         radius=radius, norm=norm, version=version, batch_size=batch_size, seed=seed, amp_dtype=amp_dtype, spare=spare,
+        compile=CompileSettings.of(compile),
         components=_possible(_components(version, attacks), classes, x, norm, Warnings()))
     x, y = x.detach().float().contiguous(), y.detach().cpu()
     RunState(path, fingerprint(model, x, y, settings.plain(device)))

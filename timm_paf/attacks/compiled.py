@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import RecompileError
 from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 
 __all__ = ['Compile', 'CompileSettings', 'CompiledModel', 'Graph', 'bare_model', 'find_graph']
 
-_CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 _MEANT = (RecompileError,)  # of someone who has asked torch for it
 _VERSIONS = 8  # of a graph, as torch has it: timm.optim lifts that limit, and a model that changes would never run
 
@@ -53,6 +53,12 @@ class CompileSettings:
                 raise ValueError(f'compile = {self.mode!r}: torch.compile has {", ".join(modes)}.')
         if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise ValueError(f'batch_size = {self.batch_size!r}: expected a whole number, 1 or more.')
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether a GPU runs what is compiled as CUDA graphs, whose results the next call writes over."""
+        options = torch._inductor.list_mode_options().get(self.mode or 'default', {})
+        return self.backend == 'cudagraphs' or options.get('triton.cudagraphs', inductor_config.triton.cudagraphs)
 
     @classmethod
     def of(cls, value: 'Compile') -> Optional['CompileSettings']:
@@ -224,8 +230,8 @@ def find_graph(
     size = min(s for s in sizes if s >= n)
     graph = known.made.get((family, size))
     if graph is None:
-        copies = device == 'cuda' and settings.mode in _CUDA_GRAPH_MODES
-        graph = known.made[family, size] = Graph(make(), size, layout, settings, copies=copies)
+        graph = known.made[family, size] = Graph(
+            make(), size, layout, settings, copies=device == 'cuda' and settings.cuda_graphs)
         graph(model, batch, *numbers)
     return None if graph.failed else graph
 
@@ -254,8 +260,8 @@ def _compiled(function: Callable, settings: CompileSettings) -> Callable:
 class CompiledModel(nn.Module):
     """A model that is compiled for few sizes of batches, to which others are filled up.
 
-    Gradients to the images can be taken, also more than once. What asks for gradients to parameters, or is in training
-    and of another size than the first batch, goes through the model as it is.
+    Gradients to the images can be taken, also more than once. What asks for gradients to parameters goes through the
+    model as it is, and so does everything in training, where the images of a batch hang together.
 
     Args:
         model: Maps images to logits.
@@ -272,14 +278,13 @@ class CompiledModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
-        if self.settings is None or trained:
+        if self.settings is None or trained or any(module.training for module in self.model.modules()):
             return self.model(x)
         with functorch_config.patch(donated_buffer=False), warnings.catch_warnings():  # a second backward pass works
             # torch looks whether an image that is no leaf has a gradient, and warns itself of that
             warnings.filterwarnings('ignore', message='The .grad attribute of a Tensor', category=UserWarning)
             graph = find_graph(
-                self.model, _forward, 'forward', [x], settings=self.settings, halves=self.halves,
-                independent=not any(module.training for module in self.model.modules()))
+                self.model, _forward, 'forward', [x], settings=self.settings, halves=self.halves, independent=True)
             return self.model(x) if graph is None else graph(self.model, [x])[0]
 
 

@@ -18,6 +18,7 @@ from .worst import Images, Worst, float32_logits
 
 __all__ = ['PGD', 'FGSM']
 
+
 class PGD:
     """PGD of Madry et al. (arXiv 1706.06083): steps up the loss, each projected back into the ball and into [0, 1].
 
@@ -228,14 +229,19 @@ class PGD:
 
     def _climb(self, model: nn.Module, images: Images, worst: Optional[Worst]) -> Images:
         """The loop: from images.x_adv up the loss."""
-        bare = bare_model(model)
+        inner = model if self.compile is None else bare_model(model)
+        eps = None if self.compile is None else self._number(self.eps, images)
         for i in range(self.steps):
             images.x_adv = images.x_adv.detach()
             step_size = self.step_size * self.rule.size(i, self.steps)
-            graph = None if self.compile is None else self._graph(bare, images, halves=worst is not None)
+            graph: Optional[Graph] = None
+            numbers: tuple[Tensor, ...] = ()
+            if eps is not None:
+                numbers = eps, self._number(step_size, images)
+                graph = self._graph(inner, images, numbers, halves=worst is not None)
             left = (
-                self._step(bare, images, step_size, worst) if graph is None
-                else self._compiled_step(graph, bare, images, step_size, worst))
+                self._step(inner, images, step_size, worst) if graph is None
+                else self._compiled_step(graph, inner, images, numbers, worst))
             if left is None:
                 return images
             images = left
@@ -271,7 +277,8 @@ class PGD:
         # waits for the device: a pass more costs more than that
         return (~fools).nonzero().flatten() if self.early_stop else None
 
-    def _graph(self, model: nn.Module, images: Images, *, halves: bool) -> Optional[Graph]:
+    def _graph(
+            self, model: nn.Module, images: Images, numbers: tuple[Tensor, ...], *, halves: bool) -> Optional[Graph]:
         """The compiled step for these images, if there can be one."""
         if self.rule.remembers and images.memory is None:
             images.memory = torch.zeros_like(images.x)
@@ -280,8 +287,7 @@ class PGD:
             return find_graph(
                 model, lambda: self._checked_step(model, images),
                 ('pgd', self.mode, self.norm, self._value, self.rule.follow), self._tensors(images),
-                self._number(self.eps, images), self._number(self.step_size, images), settings=self.compile,
-                independent=self.mode == 'eval', halves=halves)
+                *numbers, settings=self.compile, independent=self.mode == 'eval', halves=halves)
 
     def _checked_step(self, model: nn.Module, images: Images) -> Callable:
         """The step for the compiler, after a look at the model and the loss whose errors say what is wrong."""
@@ -305,12 +311,11 @@ class PGD:
             graph: Graph,
             model: nn.Module,
             images: Images,
-            step_size: float,
+            numbers: tuple[Tensor, ...],
             worst: Optional[Worst],
     ) -> Optional[Images]:
-        """As `_step`, by a graph."""
-        logits, values, moved, *memory = graph(
-            model, self._tensors(images), self._number(self.eps, images), self._number(step_size, images))
+        """As `_step`, by a graph; numbers are the radius and the length of the step."""
+        logits, values, moved, *memory = graph(model, self._tensors(images), *numbers)
         rows = self._going_on(images, logits, values, worst)
         if rows is not None and not len(rows):
             return None

@@ -149,7 +149,7 @@ def evaluate_robustness(
     device = device or next((p.device for p in model.parameters()), x.device)
     compiled, judge = CompileSettings.of(compile), model
     if compiled is not None:
-        compiled = dataclasses.replace(compiled, batch_size=min(batch_size, len(x)))
+        compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
         judge = CompiledModel(model, compile=compiled)
     attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
