@@ -88,8 +88,12 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     path = tmp_path / 'Name2021Title.json'
     assert validate(
         checkpoint, '--autoattack', 'rand', '--n-examples', '2', '--no-trust', '--robustbench-json', str(path),
-        *ENTRY) == 0
+        *ENTRY, '--robustbench-architecture', 'Wide', '--robustbench-reported', '61.5', '--robustbench-footnote',
+        'A remark.') == 0
     entry = json.loads(path.read_text())
+    assert (entry['link'], entry['name'], entry['venue']) == (
+        'https://arxiv.org/abs/2110.05626', 'A title', 'arXiv, Oct 2021')
+    assert (entry['architecture'], entry['reported'], entry['footnote']) == ('Wide', '61.5', 'A remark.')
     assert (entry['authors'], entry['additional_data'], entry['eps']) == ('A B, C D', False, '0.1')
     output = capsys.readouterr().out
     assert 'digits is none of its data sets' in output and 'AutoAttack standard, not rand' in output
