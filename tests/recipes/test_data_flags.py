@@ -18,7 +18,7 @@ SPLITS = {'train': 10, 'validation': 4, 'practice': 8, 'holdout': 2, 'exam': 3}
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """Zeros, ones and twos of the digits as image files of 16x16 pixels, another such folder, archives, a checkpoint."""
+    """Zeros, ones and twos of the digits as image files of 16x16 pixels, in two folders; archives; a checkpoint."""
     root, raw = tmp_path_factory.mktemp('files'), load_digits()
     for place, splits in (('digits', SPLITS), ('other', {'train': 5, 'validation': 4})):
         for label in range(3):

@@ -16,7 +16,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(adv_train, 'report_robustness', lambda *_: None)
 
 
-@pytest.mark.parametrize('flags, waits', [([], 0), (['--synchronize-step'], 2)], ids=str)
+@pytest.mark.parametrize('flags, waits', [([], 0), (['--synchronize-step'], 2)], ids=['none', 'synchronize'])
 @pytest.mark.parametrize('device', ['cuda', 'cpu'])
 def test_every_update_waits_for_the_gpu(tmp_path, monkeypatch, flags, waits, device):
     called = []
@@ -28,13 +28,12 @@ def test_every_update_waits_for_the_gpu(tmp_path, monkeypatch, flags, waits, dev
     assert len(called) == (waits if device == 'cuda' else 0)
 
 
-@pytest.mark.parametrize('flags, steps', [
-    (['--log-interval', '2'], [0, 2, 4, 5]), (['--log-interval', '4'], [0, 4, 5])], ids=str)
-def test_looks_at_the_loss(tmp_path, monkeypatch, quick, flags, steps):
+@pytest.mark.parametrize('interval, steps', [('1', [0, 1, 2, 3, 4, 5]), ('4', [0, 4, 5])], ids=['1', '4'])
+def test_looks_at_the_loss(tmp_path, monkeypatch, quick, interval, steps):
     """FAST has six updates an epoch; the last one is always looked at."""
     shown, original = [], _epoch.Epoch.show
     monkeypatch.setattr(_epoch.Epoch, 'show', lambda self, step: shown.append(step) or original(self, step))
-    assert train(tmp_path, '--epochs', '1', *flags) == 0
+    assert train(tmp_path, '--epochs', '1', '--log-interval', interval) == 0
     assert shown == steps
 
 
@@ -51,7 +50,8 @@ def test_checkpoints_inside_an_epoch(tmp_path, monkeypatch, quick, minutes, insi
     assert saved == [False] * inside
 
 
-@pytest.mark.parametrize('flags, expected', [([], None), (['--prefetch'], True), (['--no-prefetch'], False)], ids=str)
+@pytest.mark.parametrize('flags, expected', [
+    ([], None), (['--prefetch'], True), (['--no-prefetch'], False)], ids=['unset', 'prefetch', 'not'])
 def test_batches_are_made_in_a_thread(tmp_path, monkeypatch, quick, flags, expected):
     asked, original = [], _epoch.Prefetched
 
@@ -66,20 +66,22 @@ def test_batches_are_made_in_a_thread(tmp_path, monkeypatch, quick, flags, expec
 
 @pytest.mark.parametrize('mode, budget, fits', [
     ('yes', '0', False), ('yes', '1', True), ('auto', '0', True), ('no', '0', True)])
-def test_images_that_must_stay_on_the_device(tmp_path, capsys, quick, mode, budget, fits):
+def test_images_that_must_stay_on_the_device(tmp_path, capsys, monkeypatch, quick, mode, budget, fits):
+    monkeypatch.setattr('timm_paf.data.archives.IN_MEMORY', 0)  # the synthetic ones stay in their file
     flags = ['--data-on-device', mode, '--data-on-device-budget', budget, '--epochs', '1', '--updates-per-epoch', '1']
     assert train(tmp_path, *flags) == (0 if fits else 2)
     assert ('raise the budget' in capsys.readouterr().err) is not fits
 
 
-@pytest.mark.parametrize('flags, expected', [
-    ([], [(2, True)]), (['--dist-bn', 'broadcast'], [(2, False)]), (['--dist-bn', 'none'], [])], ids=str)
-def test_running_statistics_of_several_processes(tmp_path, monkeypatch, flags, expected):
+@pytest.mark.parametrize('mode, expected', [('reduce', [(2, True)]), ('broadcast', [(2, False)]), ('none', [])],
+                         ids=['reduce', 'broadcast', 'none'])
+def test_running_statistics_of_several_processes(tmp_path, monkeypatch, mode, expected):
     """One of two processes, without the other; the sums over both are left out."""
     asked = []
-    monkeypatch.setattr(_validation, 'distribute_bn', lambda model, world_size, reduce: asked.append((world_size, reduce)))
+    monkeypatch.setattr(
+        _validation, 'distribute_bn', lambda model, world_size, reduce: asked.append((world_size, reduce)))
     monkeypatch.setattr(Processes, 'total', lambda self, values: values)
-    job = prepared(tmp_path, '--val-attack-steps', '1', *flags)
+    job = prepared(tmp_path, '--val-attack-steps', '1', '--dist-bn', mode)
     job = dataclasses.replace(job, processes=dataclasses.replace(job.processes, world_size=2))
     adv_train.validate(job, lambda: False)
     assert asked == expected

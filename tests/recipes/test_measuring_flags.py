@@ -11,6 +11,7 @@ from tiny_run import FAST
 import timm_paf
 from timm_paf.activations import PSSiLU
 from timm_paf.attacks import CompileSettings, ThreatModel
+from timm_paf.tasks import AdversarialTrainingTask
 
 MEASURED = {
     'pgd-steps': (['--pgd-steps', '7'], 'pgd_steps', 7),
@@ -71,8 +72,13 @@ def test_training_measures_as_told(trained, flags, name, expected):
     assert trained[name] == expected
 
 
-@pytest.mark.parametrize('flags, name, expected', MEASURED.values(), ids=MEASURED.keys())
-def test_validation_measures_as_told(checkpoint, monkeypatch, flags, name, expected):
+@pytest.mark.parametrize('flags, name, expected', [
+    *(pytest.param(*case, id=name) for name, case in MEASURED.items()),
+    pytest.param(['--attack', 'pgd'], 'autoattack_version', None, id='attack'),
+    pytest.param(['--save-adv', 'adv.npz'], 'save_adv', 'adv.npz', id='save-adv'),
+])
+def test_validation_measures_as_told(checkpoint, tmp_path, monkeypatch, flags, name, expected):
+    monkeypatch.chdir(tmp_path)
     kept = told(monkeypatch, adv_validate)
     assert run(lambda: prepared(checkpoint, *flags), adv_validate.measure) == 1
     assert kept[name] == expected
@@ -80,7 +86,7 @@ def test_validation_measures_as_told(checkpoint, monkeypatch, flags, name, expec
 
 def test_compilation_of_training_is_as_told(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr('timm_paf.tasks.AdversarialTrainingTask.compile', lambda self, **settings: kept.append(settings))
+    monkeypatch.setattr(AdversarialTrainingTask, 'compile', lambda self, **settings: kept.append(settings))
     job = adv_train.prepare([
         *FAST, '--model', 'tiny_smooth', '--output', str(tmp_path), '--torchcompile', 'inductor', '--torchcompile-mode',
         'reduce-overhead'])
@@ -90,7 +96,8 @@ def test_compilation_of_training_is_as_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('flags, added, name', [
-    ([], 1, 'state_dict_ema'), (['--use-ema'], 1, 'state_dict_ema'), (['--no-use-ema'], 0, 'state_dict')], ids=str)
+    ([], 1, 'state_dict_ema'), (['--use-ema'], 1, 'state_dict_ema'), (['--no-use-ema'], 0, 'state_dict')],
+    ids=['unset', 'averaged', 'raw'])
 def test_averaged_or_raw_weights(checkpoint, flags, added, name):
     job = prepared(checkpoint, *flags)
     raw = torch.load(checkpoint, weights_only=True)['state_dict']['fc.weight']

@@ -70,8 +70,8 @@ def test_tensorboard(trackers, told, tmp_path):
 ], ids=['none', 'tensorboard', 'wandb'])
 def test_a_run_tells_those_that_its_flags_name(told, tmp_path, monkeypatch, flags, wanted):
     monkeypatch.setattr(adv_train, 'report_robustness', lambda *_: None)
-    argv = [*FAST, '--model', 'tiny_smooth', '--output', str(tmp_path), '--experiment', 'run', '--updates-per-epoch', '1']
-    assert run(lambda: adv_train.prepare([*argv, *flags]), adv_train.train) == 0
+    argv = [*FAST, '--model', 'tiny_smooth', '--output', str(tmp_path), '--experiment', 'run', *flags]
+    assert run(lambda: adv_train.prepare(argv), adv_train.train) == 0
     begun = [entry for entry in told if isinstance(entry, dict)]
     writes = ('writer', str(tmp_path / 'run' / 'tensorboard')) in told
     assert (writes, [(settings['project'], settings['tags']) for settings in begun]) == wanted
