@@ -237,6 +237,11 @@ def test_timms_schedules(tmp_path, flags, expected):
     assert [lr for lr, _ in rates(tmp_path, *flags)] == pytest.approx(expected)
 
 
+def test_cool_down_comes_after_the_other_epochs(tmp_path):
+    jobs = [prepared(tmp_path, '--epochs', '3', '--cooldown-epochs', count) for count in ('0', '2')]
+    assert [job.epochs for job in jobs] == [3, 5]
+
+
 def test_onecycle_can_be_entered_anywhere():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4, momentum=0.9)
     cycle = OneCycle(

@@ -1,6 +1,7 @@
 """What adv_validate measures and writes beside the attacks, and how it refuses."""
 import json
 
+import _evaluation
 import adv_validate
 import numpy as np
 import pytest
@@ -84,12 +85,30 @@ def test_a_report_of_other_weights_is_not_compared_with(checkpoint, tmp_path):
     assert not (tmp_path / 'report.html').exists()
 
 
+@pytest.mark.parametrize('flags, images', [([], 256), (['--n-trust', '9'], 9), (['--no-trust'], None)],
+    ids=['unset', '--n-trust 9', '--no-trust'])
+def test_signs_of_a_false_number_are_looked_for_as_told(checkpoint, monkeypatch, flags, images):
+    asked = []
+
+    def check(*_, n_trust, **more):
+        asked.append(n_trust)
+        raise ValueError('enough.')
+
+    monkeypatch.setattr(_evaluation, 'check_trust', check)
+    assert validate(checkpoint, *flags) == (0 if images is None else 1)
+    assert asked == ([] if images is None else [images])
+
+
 def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys):
     path = tmp_path / 'Name2021Title.json'
     assert validate(
         checkpoint, '--autoattack', 'rand', '--n-examples', '2', '--no-trust', '--robustbench-json', str(path),
-        *ENTRY) == 0
+        *ENTRY, '--robustbench-architecture', 'Wide', '--robustbench-reported', '61.5', '--robustbench-footnote',
+        'A remark.') == 0
     entry = json.loads(path.read_text())
+    assert (entry['link'], entry['name'], entry['venue']) == (
+        'https://arxiv.org/abs/2110.05626', 'A title', 'arXiv, Oct 2021')
+    assert (entry['architecture'], entry['reported'], entry['footnote']) == ('Wide', '61.5', 'A remark.')
     assert (entry['authors'], entry['additional_data'], entry['eps']) == ('A B, C D', False, '0.1')
     output = capsys.readouterr().out
     assert 'digits is none of its data sets' in output and 'AutoAttack standard, not rand' in output
@@ -108,7 +127,7 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     (['--output', 'PAGE'], 'report.html is there already'),
     (['--output', 'TAKEN'], 'is a file, where a folder is wanted'),
     (['--checkpoint', 'PAGE'], 'is a folder; give a file in it'), (['--checkpoint', 'TORN'], 'cannot be read'),
-    (['--model', 'resnet18_relu'], 'does not fit CifarResNet'),
+    (['--model', 'resnet18_relu'], 'does not fit CifarResNet'), (['--device', 'abacus'], 'not to be had here'),
 ], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
 def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, capsys, argv, message):
     (tmp_path / 'taken.json').write_text('mine')

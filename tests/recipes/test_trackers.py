@@ -3,7 +3,10 @@ import sys
 import types
 from pathlib import Path
 
+import adv_train
 import pytest
+from _cli import run
+from tiny_run import FAST
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 
@@ -59,6 +62,23 @@ def test_tensorboard(trackers, told, tmp_path):
         logger.log(3, {'train_loss': 0.5, 'eval_robust': 70.})
     assert told == [('writer', str(tmp_path / 'run' / 'tensorboard')), ('train_loss', 0.5, 3), ('eval_robust', 70., 3),
                     'closed']
+
+
+@pytest.mark.parametrize('flags, wanted', [
+    ([], (False, [])), (['--log-tensorboard'], (True, [])),
+    (['--log-wandb', '--wandb-project', 'paf', '--wandb-tags', 'a', 'b'], (False, [('paf', ['a', 'b'])])),
+], ids=['none', 'tensorboard', 'wandb'])
+def test_a_run_tells_those_that_its_flags_name(told, tmp_path, monkeypatch, flags, wanted):
+    monkeypatch.setattr(adv_train, 'report_robustness', lambda *_: None)
+    argv = [*FAST, '--model', 'tiny_smooth', '--output', str(tmp_path), '--experiment', 'run', *flags]
+    assert run(lambda: adv_train.prepare(argv), adv_train.train) == 0
+    begun = [entry for entry in told if isinstance(entry, dict)]
+    writes = ('writer', str(tmp_path / 'run' / 'tensorboard')) in told
+    assert (writes, [(settings['project'], settings['tags']) for settings in begun]) == wanted
+    numbers = [entry for entry in told if isinstance(entry, tuple) and entry[0] not in ('writer', 'finish')]
+    assert {entry[-1] for entry in numbers} == ({0, 1} if flags else set())
+    if begun:
+        assert begun[0]['config']['model'] == 'tiny_smooth' and told[-1] == ('finish', 0)
 
 
 @pytest.mark.parametrize('fails', [False, True])

@@ -1,0 +1,142 @@
+"""Flags that say where images come from, by what both recipes have opened with and without them."""
+import contextlib
+from types import SimpleNamespace
+
+import adv_train
+import adv_validate
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+from tiny_run import FAST
+
+# images of each class in the splits of the folder
+SPLITS = {'train': 10, 'validation': 4, 'practice': 8, 'holdout': 2, 'exam': 3}
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Zeros, ones and twos of the digits as image files of 16x16 pixels, in two folders; archives; a checkpoint."""
+    root, raw = tmp_path_factory.mktemp('files'), load_digits()
+    for place, splits in (('digits', SPLITS), ('other', {'train': 5, 'validation': 4})):
+        for label in range(3):
+            images = iter(raw.images[raw.target == label])
+            for split, count in splits.items():
+                (root / place / split / str(label)).mkdir(parents=True)
+                for number in range(count):
+                    pixels = (next(images) * 15).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+                    Image.fromarray(pixels).save(root / place / split / str(label) / f'{number}.png')
+    for name, count in (('train', 40), ('test', 20), ('more', 30)):
+        pixels = (raw.images[:count] * 15).astype(np.uint8)[..., None]
+        np.savez(root / f'{name}.npz', image=pixels, label=np.minimum(raw.target[:count], 2))
+    torch.save({'state_dict': {}}, root / 'nothing.pth')
+    return root
+
+
+@pytest.fixture
+def opened(files, tmp_path, monkeypatch):
+    """Runs a recipe up to its beginning; gives the splits that it has opened, and with how many workers."""
+    def start(recipe, argv):
+        seen, original, read = SimpleNamespace(workers=set()), recipe.open_dataset, torch.utils.data.DataLoader.__iter__
+
+        def open_dataset(*arguments, **more):
+            splits = original(*arguments, **more)
+            seen.train, seen.val, seen.test = splits
+            return splits
+
+        def iterate(loader):
+            seen.workers.add(loader.num_workers)
+            return read(loader)
+
+        argv = [word.replace('FILES', str(files)) for word in argv]
+        with monkeypatch.context() as patch:
+            patch.setattr(recipe, 'open_dataset', open_dataset)
+            patch.setattr(torch.utils.data.DataLoader, '__iter__', iterate)
+            patch.setattr(adv_validate, 'load_weights', lambda *_, **__: 'nothing')
+            if recipe is adv_train:
+                recipe.prepare([*FAST, '--synthetic-fraction', '0', '--output', str(tmp_path), *argv])
+            else:
+                recipe.prepare(['--checkpoint', str(files / 'nothing.pth'), '--eps', '0.1', '--device', 'cpu', *argv])
+        return seen
+    return start
+
+
+def pixels(data):
+    return data.take(torch.arange(len(data)))[0]
+
+
+def cropped(seen):
+    """Whether training images are other than those that evaluation would see."""
+    order = torch.arange(len(seen.train))
+    ((images, _),) = seen.train.ahead(lambda _: order, 1, key=(0,))
+    return not torch.equal(images, pixels(seen.train))
+
+
+MODEL = ['--model', 'wrn10_2_relu']
+FOLDER = {  # every flag is given, so that each that is dropped is missed
+    '--dataset': 'folder', '--data-dir': 'FILES/digits', '--val-size': '6', '--img-size': '8', '--in-chans': '1',
+    '--train-crop-mode': 'resize', '--crop-pct': '1', '--workers': '0', '--train-split': 'practice',
+    '--test-split': 'exam'}
+CHANGES = {
+    'dataset': (lambda seen: len(seen.test), 9, {'--dataset': 'FILES/train.npz'}, 20),
+    'data-dir': (lambda seen: len(seen.train), 18, {'--data-dir': 'FILES/other', '--train-split': 'train',
+                                                    '--test-split': 'validation'}, 9),
+    'val-size': (lambda seen: len(seen.val), 6, {'--val-size': '3'}, 3),
+    'train-split': (lambda seen: len(seen.train), 18, {'--train-split': 'train'}, 24),
+    'val-split': (lambda seen: len(seen.train), 18, {'--val-split': 'holdout', '--val-size': '1'}, 24),
+    'test-split': (lambda seen: len(seen.test), 9, {'--test-split': 'validation'}, 12),
+    'img-size': (lambda seen: seen.train.image_shape, (1, 8, 8), {'--img-size': '12'}, (1, 12, 12)),
+    'in-chans': (lambda seen: seen.train.image_shape, (1, 8, 8), {'--in-chans': '3'}, (3, 8, 8)),
+    'workers': (lambda seen: seen.workers, {0}, {'--workers': '1'}, {1}),
+    'train-crop-mode': (cropped, False, {'--train-crop-mode': 'rrc'}, True),
+}
+ARCHIVES = ['--test-data', 'FILES/test.npz', '--num-classes', '3']
+
+
+def words(flags):
+    return [word for flag, value in flags.items() for word in (flag, value)]
+
+
+@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
+@pytest.mark.parametrize('observe, before, flags, after', CHANGES.values(), ids=CHANGES.keys())
+def test_the_flag_decides_what_is_opened(opened, recipe, observe, before, flags, after):
+    for given, expected in ((FOLDER, before), ({**FOLDER, **flags}, after)):
+        assert observe(opened(recipe, [*MODEL, *ARCHIVES, *words(given)])) == expected
+
+
+@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
+@pytest.mark.parametrize('flags', [{'--split-seed': '1'}, {'--crop-pct': '0.5'}], ids=['split-seed', 'crop-pct'])
+def test_the_flag_decides_which_pixels_validation_sees(opened, recipe, flags):
+    one, again, other = (
+        pixels(opened(recipe, [*MODEL, *ARCHIVES, *words(given)]).val) for given in (FOLDER, FOLDER, FOLDER | flags))
+    assert torch.equal(one, again) and one.shape == other.shape and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
+def test_archives_are_those_named(opened, recipe):
+    argv = [*MODEL, '--dataset', 'FILES/train.npz', '--in-chans', '1', '--val-size', '9', '--num-classes']
+    for test, count, classes in (('test', 20, 3), ('more', 30, 5)):
+        seen = opened(recipe, [*argv, str(classes), '--test-data', f'FILES/{test}.npz'])
+        assert (len(seen.test), seen.train.num_classes) == (count, classes)
+
+
+@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
+def test_a_data_set_is_downloaded_only_when_asked_for(opened, recipe, monkeypatch):
+    asked = []
+
+    def cifar(root, *, train, download):
+        asked.append(download)
+        if not download:
+            raise RuntimeError('Dataset not found')
+        return SimpleNamespace(
+            data=np.zeros((40, 32, 32, 3), np.uint8), targets=[n % 10 for n in range(40)], classes=list(range(10)))
+
+    monkeypatch.setattr(torchvision.datasets, 'CIFAR10', cifar)
+    argv = [*MODEL, '--dataset', 'torch/cifar10', '--data-dir', 'FILES', '--val-size', '10']
+    for flags, downloads in (([], False), (['--dataset-download'], True), (['--no-dataset-download'], False)):
+        asked.clear()
+        with contextlib.nullcontext() if downloads else pytest.raises(FileNotFoundError, match='--dataset-download'):
+            assert len(opened(recipe, [*argv, *flags]).train) == 30
+        assert set(asked) == {downloads}
