@@ -2,6 +2,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import adv_train
 import adv_validate
@@ -22,7 +23,11 @@ def test_every_flag_names_its_test(recipe):
 def test_the_tests_are_there():
     """Collected by their names; pytest's status is another if one of them is not found."""
     named = sorted({flag_tests.node(test) for tests in flag_tests.TESTS.values() for test in tests.values()})
-    assert pytest.main(['--collect-only', '-qq', '-m', '', '-p', 'no:cacheprovider', *named]) == 0
+    # in a process of its own: collecting again here would make the test modules twice
+    result = subprocess.run(
+        [sys.executable, '-m', 'pytest', '--collect-only', '-qq', '-m', '', '-p', 'no:cacheprovider', *named],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.slow
