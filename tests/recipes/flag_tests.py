@@ -47,6 +47,7 @@ def _of_data(recipe: str) -> dict[str, str]:
 
 TESTS = {'train': {
     **_of_data('train'),
+    'train-crop-mode': 'data_flags::test_every_way_of_cropping_is_another',
     'config': 'cli::test_config_flag_replaces_the_default_file',
     **{flag: f'{_TRAINED}[{flag}]' for flag in ('pgd-steps', 'autoattack', 'n-examples', 'eval-batch-size')},
     'device': f'{_WRONG}[device]',

@@ -67,11 +67,15 @@ def pixels(data):
     return data.take(torch.arange(len(data)))[0]
 
 
-def cropped(seen):
-    """Whether training images are other than those that evaluation would see."""
+def training_pixels(seen):
     order = torch.arange(len(seen.train))
     ((images, _),) = seen.train.ahead(lambda _: order, 1, key=(0,))
-    return not torch.equal(images, pixels(seen.train))
+    return images
+
+
+def cropped(seen):
+    """Whether training images are other than those that evaluation would see."""
+    return not torch.equal(training_pixels(seen), pixels(seen.train))
 
 
 MODEL = ['--model', 'wrn10_2_relu']
@@ -112,6 +116,13 @@ def test_the_flag_decides_which_pixels_validation_sees(opened, recipe, flags):
     one, again, other = (
         pixels(opened(recipe, [*MODEL, *ARCHIVES, *words(given)]).val) for given in (FOLDER, FOLDER, FOLDER | flags))
     assert torch.equal(one, again) and one.shape == other.shape and not torch.equal(one, other)
+
+
+def test_every_way_of_cropping_is_another(opened):
+    modes = [training_pixels(opened(adv_train, [*MODEL, *words({**FOLDER, '--train-crop-mode': mode})]))
+             for mode in ('resize', 'rrc', 'rkrc', 'rkrr', 'rrc')]
+    assert torch.equal(modes.pop(), modes[1])
+    assert len({tuple(images.flatten().tolist()) for images in modes}) == 4
 
 
 @pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
