@@ -184,9 +184,9 @@ def write(report: RobustnessReport, config: Any, console: Console) -> None:
     if config.output is not None:
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
-        report.save(folder / 'report.json')
         if wants_page(config):
             report.save_page(folder / 'report.html')
+        report.save(folder / 'report.json')  # last, as the sign that all is there
     console.print(report.table())
     if (trust := report.trust_table()) is not None:
         console.print(trust)

@@ -68,8 +68,8 @@ def report_robustness(job: Any, stop: StopSignals) -> None:
     report = dataclasses.replace(report, examples=adversarial_examples(
         model, job.test.images, job.test.labels, attack=attack, title=f'PGD-{config.pgd_steps}', device=device,
         seeds=torch.arange(len(job.test))))
-    report.save(job.folder / 'report.json')
     write_page(job, report, model)
+    report.save(job.folder / 'report.json')  # the last of all: it says that the run is finished
     if state is not None:
         shutil.rmtree(state, ignore_errors=True)
     job.console.print(report.table())

@@ -86,6 +86,20 @@ def test_kill_around_every_change_of_a_file_name(whole, tmp_path, call, when):
     assert not list((tmp_path / 'run').glob('.*'))
 
 
+@pytest.mark.parametrize('writer', ['_report.write_page', 'timm_paf.evaluation.RobustnessReport.save'])
+def test_kill_at_the_very_end_leaves_a_run_to_finish(whole, tmp_path, writer):
+    def killed(*arguments):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, killed)
+        with pytest.raises(Killed):
+            train(tmp_path)
+    assert train(tmp_path, '--resume', 'auto') == 0
+    assert_same_result(whole, tmp_path / 'run')
+    assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
 def interrupted(folder, update=8):
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, update)
@@ -253,12 +267,14 @@ def killed_and_resumed(folder, kills, rng, seconds):
         time.sleep(rng.uniform(0, seconds))
         process.send_signal(number)
         _, error = process.communicate(timeout=120)
-        if not (folder / 'run' / 'report.json').exists():
-            assert process.returncode == (3 if number == signal.SIGTERM else -number), error
-            unfinished += 1
+        if (folder / 'run' / 'report.json').exists():
+            break
+        assert process.returncode == (3 if number == signal.SIGTERM else -number), error
+        unfinished += 1
     process = launch(*argv)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
+    assert (folder / 'run' / 'report.html').exists()
     return unfinished
 
 
