@@ -87,6 +87,7 @@ def test_a_network_keeps_what_one_with_relu_in_place_keeps(arch):
     relu = kept_bytes(network('relu'), x)
     ours = kept_bytes(network('pssilu', fuse_bn_act=True), x)
     without = kept_bytes(network('pssilu'), x)
+    print(f'{arch}: {relu} with ReLU in place, {ours} with fuse_bn_act, {without} without')  # for docs/performance
     assert ours <= relu * 1.01 and without >= relu * 1.3
 
 
