@@ -9,11 +9,11 @@ from typing import Any
 import adv_train
 import torch
 from _plain_loop import EPS, STEP_SIZE, STEPS
-from _update import batches_from
 from torch import nn
 from torch.nn import functional
 
 from timm_paf.data import Batch, digits_splits, save_archive
+from timm_paf.engine.step import batches_from
 
 __all__ = ['WAYS', 'bare_module', 'colour_archives', 'endless', 'flags_of', 'job_of', 'trained']
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
     return first.elapsed_time(last) / 1e3
 
 
-def peak_bytes(action: Callable[[], object], device: torch.device) -> Optional[int]:
+def peak_bytes(action: Callable[[], object], device: torch.device) -> int | None:
     """The most that an action allocates on a GPU beyond what is allocated already; None on a CPU, where none counts."""
     if device.type != 'cuda':
         action()
@@ -125,7 +125,7 @@ class Figure(NamedTuple):
             'rounds': len(self.values), 'unit': self.unit}
 
 
-def command_line(argv: Optional[Sequence[str]] = None) -> str:
+def command_line(argv: Sequence[str] | None = None) -> str:
     """The whole command as it was given, with paths as they are seen from the working folder.
 
     Args:
@@ -151,7 +151,7 @@ def device_name(device: torch.device) -> str:
     return f'CPU ({platform.machine().replace("_", "-")}, {torch.get_num_threads()} of {os.cpu_count()} cores)'
 
 
-def summary_line(device: torch.device, argv: Optional[Sequence[str]] = None) -> str:
+def summary_line(device: torch.device, argv: Sequence[str] | None = None) -> str:
     """Command, date, versions and device, for below a table."""
     versions = ', '.join(
         f'{name} {version.split("+")[0]}' for name, version in library_versions().items() if version != 'unknown')
@@ -162,7 +162,7 @@ def write_figures(
         path: Path,
         figures: Sequence[Figure],
         device: torch.device,
-        argv: Optional[Sequence[str]] = None,
+        argv: Sequence[str] | None = None,
 ) -> None:
     """Write figures as JSON, with what made them."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """A training loop written as the authors of arXiv 2110.05626 train, for benchmarks to compare with."""
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, *, random_start: bool = Tru
 
 
 def plain_update(
-        model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, x_adv: Optional[Tensor] = None) -> float:
+        model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, x_adv: Tensor | None = None) -> float:
     """An update as in their trainer, one more forward pass on the clean images to log their accuracy included.
 
     Args:

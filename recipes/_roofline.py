@@ -5,7 +5,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from _benchmarking import Figure, seconds
@@ -104,7 +104,7 @@ class Machine:
         size: Rows of the square matrices; as large as the device needs to show its rate if None.
     """
 
-    def __init__(self, device: torch.device, precisions: Sequence[str], size: Optional[int] = None) -> None:
+    def __init__(self, device: torch.device, precisions: Sequence[str], size: int | None = None) -> None:
         self.device = device
         on_gpu = device.type == 'cuda'
         self.size = size or (8192 if on_gpu else 1024)

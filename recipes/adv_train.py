@@ -15,34 +15,34 @@ import dataclasses
 import inspect
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import yaml
-from _cli import RunFailed, RunStopped, parse_config, run
-from _compilation import CompiledGraphs
-from _data import announce
-from _dry_run import dry_run
-from _epoch import Epoch, save, shape_values, stop_here
-from _optimisation import learning_rate, make_average, make_optimizer, make_scheduler
-from _processes import Processes, StopSignals, lost_contact, start_processes
-from _report import report_robustness, report_selection
-from _resume import choose_start, go_on, settings_of_run
-from _saver import RunSaver, best_epoch
-from _settings import open_dataset, open_synthetic, placed, verify
-from _state import Progress, write_summary
-from _task import make_model, make_task
-from _trackers import Trackers
-from _train_settings import TrainConfig, plain
-from _update import Updates
-from _validation import validate
-from _view import TrainingView, announcement
 from rich.console import Console
 from timm.task import TrainingTask
 from timm.utils import random_seed
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_paf.data import Augment, DataChanged, ImageSource, LabelledImages, MixedBatches
+from timm_paf.engine.announce import announce
+from timm_paf.engine.checkpoint import RunSaver, best_epoch
+from timm_paf.engine.cli import RunFailed, RunStopped, parse_config, run
+from timm_paf.engine.compilation import CompiledGraphs
+from timm_paf.engine.config import TrainConfig, plain
+from timm_paf.engine.distributed import Processes, StopSignals, peer_failure, start_processes
+from timm_paf.engine.dry_run import dry_run
+from timm_paf.engine.epoch import Epoch, save, shape_values, stop_here
+from timm_paf.engine.loggers import Trackers
+from timm_paf.engine.optim import learning_rate, make_average, make_optimizer, make_scheduler
+from timm_paf.engine.progress import TrainingView, announcement
+from timm_paf.engine.report import report_robustness, report_selection
+from timm_paf.engine.resume import choose_start, go_on, settings_of_run
+from timm_paf.engine.settings import open_dataset, open_synthetic, placed, verify
+from timm_paf.engine.state import Progress, write_summary
+from timm_paf.engine.step import Updates
+from timm_paf.engine.task import make_model, make_task
+from timm_paf.engine.validation import validate
 
 CONFIGS = Path(__file__).parent / 'configs'
 
@@ -73,15 +73,15 @@ class Run:
         self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
 
-def prepare(argv: Optional[list[str]] = None) -> Optional[Run]:
+def prepare(argv: list[str] | None = None) -> Run | None:
     """Settings to a run that is ready to start or to go on; None if it is finished."""
     config = parse_config(
         TrainConfig, argv, description=(__doc__ or '').splitlines()[0], default_config=lambda: CONFIGS / 'digits.yaml',
         base=settings_of_run)
     processes = start_processes(config.device)
-    with lost_contact(processes, 'nothing has been written.'):
-        start = processes.agreed(lambda: choose_start(config))
-        console = Console(quiet=not processes.primary)
+    with peer_failure(processes, 'nothing has been written.'):
+        start = processes.broadcast_object(lambda: choose_start(config))
+        console = Console(quiet=not processes.is_primary)
         if start.finished:
             console.print(f'{start.folder} is finished; nothing to do.', highlight=False, soft_wrap=True)
             processes.close()
@@ -113,7 +113,7 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
             task.compile(backend=config.torchcompile, mode=config.torchcompile_mode, dynamic=False)
         except RuntimeError as error:  # compiling itself comes later; this is about the names
             raise ValueError(f'--torchcompile {config.torchcompile}: {error}') from None
-    if processes.several:
+    if processes.is_distributed:
         distribute(task, processes)
         random_seed(config.seed, processes.rank)
     updates = Updates(
@@ -122,8 +122,8 @@ def make_run(config: TrainConfig, folder: Path, processes: Processes, console: C
         folder, metric=f'eval_{config.eval_metric}', hist=config.checkpoint_hist,
         raw_metric=f'eval_{config.eval_metric}_raw' if config.model_ema else None)
     trackers = Trackers(
-        folder, plain(config), log_tensorboard=config.log_tensorboard and processes.primary,
-        log_wandb=config.log_wandb and processes.primary, wandb_project=config.wandb_project,
+        folder, plain(config), log_tensorboard=config.log_tensorboard and processes.is_primary,
+        log_wandb=config.log_wandb and processes.is_primary, wandb_project=config.wandb_project,
         wandb_tags=config.wandb_tags)
     return Run(
         config=config, folder=folder, processes=processes, batches=batches, val=val, test=test, task=task,
@@ -146,13 +146,13 @@ def open_data(
 ) -> tuple[MixedBatches, LabelledImages, LabelledImages]:
     """The batches to train on, and the images to validate and to test on."""
     synthetic: list[ImageSource] = []
-    with processes.first_alone():
+    with processes.rank_zero_first():
         train, val, test = open_dataset(config.dataset, config, console=console)
         if config.synthetic_fraction > 0:
             synthetic = open_synthetic(
                 config.synthetic, joined=not config.synthetic_weights, num_synthetic=config.num_synthetic,
                 dataset=config.dataset, like=train, console=console)
-    if config.verify_data and processes.primary:
+    if config.verify_data and processes.is_primary:
         verify([*([train] if Path(config.dataset).exists() else []), *synthetic], console)
     train, *synthetic = placed(
         [train, *synthetic], processes.device, mode=config.data_on_device, budget=config.data_on_device_budget)
@@ -164,23 +164,23 @@ def open_data(
         world_size=processes.world_size, device=processes.device), val, test
 
 
-def train(job: Optional[Run]) -> None:
+def train(job: Run | None) -> None:
     """Train, keep the checkpoint that is best on the validation split, measure it on the test split."""
     if job is None:
         return
-    with lost_contact(job.processes, f'the checkpoints in {job.folder} are kept; go on with --resume auto.'):
+    with peer_failure(job.processes, f'the checkpoints in {job.folder} are kept; go on with --resume auto.'):
         if job.config.dry_run:
             dry_run(job)
             job.processes.close()
             return
-        if job.processes.primary:
+        if job.processes.is_primary:
             open_folder(job)
         with StopSignals() as stop:
             try:
                 fit(job, stop)
             finally:  # a process that ends inside the group may be aborted
                 job.processes.close()
-            if job.processes.primary:
+            if job.processes.is_primary:
                 report_selection(job)
                 report_robustness(job, stop)
 
@@ -212,7 +212,7 @@ def fit(job: Run, stop: StopSignals) -> None:
             epoch = progress.epoch
             try:
                 trained = Epoch(job, view, stop, estimate=epoch == first).train()
-                checked: dict[str, Optional[float]] = {'clean': None, 'robust': None}
+                checked: dict[str, float | None] = {'clean': None, 'robust': None}
                 if (epoch + 1) % config.val_interval == 0 or epoch + 1 == job.epochs:
                     checked = {**validate(job, lambda: bool(stop.received))}
                     graphs.settle()
@@ -231,7 +231,7 @@ def fit(job: Run, stop: StopSignals) -> None:
             if job.scheduler is not None:
                 job.scheduler.step(progress.epoch)
             save(job, epoch_ended=True)
-            if job.processes.primary:
+            if job.processes.is_primary:
                 write_summary(progress.rows, job.folder / 'summary.csv')
             job.trackers.log(epoch, progress.rows[-1])
             view.epoch(

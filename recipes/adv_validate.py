@@ -10,77 +10,23 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from _cli import RunFailed, assignments, parse_config, run, setting
-from _compilation import compile_settings
-from _evaluation import Parts, ReportConfig, complete, open_parts, write
-from _processes import Processes, lost_contact, start_processes
-from _settings import DataConfig, EvaluationConfig, build_model, check_writable, in_floats, open_dataset
-from _view import AttackView
 from rich.console import Console
 from torch import distributed, nn
 
-from timm_paf.attacks import ThreatModel, check_state
+from timm_paf.attacks import check_state
 from timm_paf.data import LabelledImages
+from timm_paf.engine.cli import RunFailed, parse_config, run
+from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.config import DataConfig, ValidateConfig
+from timm_paf.engine.distributed import Processes, peer_failure, shares_folder, start_processes
+from timm_paf.engine.measurement import Parts, complete, open_parts, write
+from timm_paf.engine.progress import AttackView
+from timm_paf.engine.settings import build_model, check_writable, in_floats, open_dataset
 from timm_paf.evaluation import evaluate_robustness
 from timm_paf.models import load_weights, read_checkpoint
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
-    """Settings of a measurement; unset ones are taken from the checkpoint."""
-    checkpoint: str = setting('', 'the file to measure (required)')
-    model: str = setting('', "a name of timm's registry")
-    model_kwargs: tuple[str, ...] = setting((), "arguments of the model as NAME=VALUE; unset: the checkpoint's")
-    act_sharing: Optional[str] = setting(
-        None, "what shares one activation; unset: the checkpoint's", choices=('network', 'stage', 'layer', 'channel'))
-    dataset: str = setting('', 'data set, as adv_train.py names it')
-    split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
-    attack: str = setting(
-        'autoattack', 'pgd, or autoattack after pgd (its version: --autoattack)', choices=('pgd', 'autoattack'))
-    norm: str = setting('', "norm of the ball; unset: the checkpoint's", choices=('', 'linf', 'l2', 'l1'))
-    eps: str = setting('', 'radius of the ball: 8/255, or a number')
-    use_ema: Optional[bool] = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
-    torchcompile: Optional[str] = setting(None, 'compile the attacks with this backend, such as inductor')
-    torchcompile_mode: Optional[str] = setting(None, 'mode of torch.compile')
-    output: Optional[str] = setting(
-        None, 'folder for report.json, report.html and verdicts.csv; unset: only the tables')
-    save_adv: Optional[str] = setting(None, "file.npz for AutoAttack's images, with their labels")
-    resume: bool = setting(False, 'go on with an interrupted AutoAttack in --output')
-
-    def __post_init__(self) -> None:
-        if self.dataset:
-            DataConfig.__post_init__(self)
-        if self.eps:
-            EvaluationConfig.__post_init__(self)
-        ReportConfig.__post_init__(self)
-        compile_settings(self)
-        if self.resume and self.output is None:
-            raise ValueError('--resume: give the --output folder of the interrupted run.')
-        if self.save_adv is not None and 'none' in (self.autoattack, {'pgd': 'none'}.get(self.attack)):
-            raise ValueError("--save-adv takes AutoAttack's images; use --attack autoattack and a version of it.")
-
-    def threat(self) -> ThreatModel:
-        """The ball that images are attacked in."""
-        return ThreatModel(eps=self.eps, norm=self.norm or 'linf')
-
-    def evaluation(self) -> dict[str, Any]:
-        """The arguments of `evaluate_robustness` that are settings."""
-        settings = super().evaluation()
-        return {**settings, 'autoattack_version': None} if self.attack == 'pgd' else settings
-
-    def model_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the model."""
-        sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
-        return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
-
-    @property
-    def state(self) -> Optional[Path]:
-        """Folder in which an interrupted AutoAttack is kept."""
-        attacked = self.evaluation()['autoattack_version'] is not None
-        return None if self.output is None or not attacked else Path(self.output) / 'autoattack'
 
 
 @dataclasses.dataclass
@@ -94,7 +40,7 @@ class Measurement:
     parts: Parts
 
 
-def prepare(argv: Optional[list[str]] = None) -> Measurement:
+def prepare(argv: list[str] | None = None) -> Measurement:
     """Settings and a checkpoint to a measurement that is ready to start."""
     config = parse_config(ValidateConfig, argv, description=(__doc__ or '').splitlines()[0])
     if not config.checkpoint:
@@ -102,15 +48,15 @@ def prepare(argv: Optional[list[str]] = None) -> Measurement:
     trained = read_checkpoint(config.checkpoint).get('args')
     config = with_training_settings(config, trained if isinstance(trained, dict) else {})
     processes = start_processes(config.device)
-    with lost_contact(processes, 'nothing has been written.'):
+    with peer_failure(processes, 'nothing has been written.'):
         return open_all(config, processes)
 
 
 def open_all(config: ValidateConfig, processes: Processes) -> Measurement:
     """Model, images and whatever else is measured, opened and checked."""
     device = processes.device
-    processes.agreed(lambda: check_paths(config))
-    if config.state is not None and processes.nodes > 1 and not processes.see_one_folder(Path(config.state)):
+    processes.broadcast_object(lambda: check_paths(config))
+    if config.state is not None and processes.nodes > 1 and not shares_folder(processes, Path(config.state)):
         raise ValueError(
             f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps what each of them '
             'finds; give one that they share, or leave it out.')
@@ -124,8 +70,8 @@ def open_all(config: ValidateConfig, processes: Processes) -> Measurement:
         config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     weights = load_weights(model, config.checkpoint, use_ema=config.use_ema)
     parts = open_parts(config, model.to(device), data, device=device, output=config.output)
-    processes.agreed(lambda: check_interrupted(config, model, data, device))
-    if processes.several:
+    processes.broadcast_object(lambda: check_interrupted(config, model, data, device))
+    if processes.is_distributed:
         distributed.barrier()  # all have looked at the paths before one writes
     return Measurement(config, model, processes, data, weights, parts)
 
@@ -185,17 +131,17 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
 def measure(job: Measurement) -> None:
     """Measure and show the report; write it where it was asked for."""
     config, processes = job.config, job.processes
-    console = Console(quiet=not processes.primary)
+    console = Console(quiet=not processes.is_primary)
     console.print(
         f'{config.model}, {job.weights} of {config.checkpoint}, on {len(job.data)} {config.split} images of '
         f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
     attacked = config.evaluation()['autoattack_version'] is not None
     output = None if config.output is None else Path(config.output)
-    if output is not None and processes.primary:
+    if output is not None and processes.is_primary:
         output.mkdir(parents=True, exist_ok=True)
     kept = 'nothing is kept.' if config.state is None else f'go on with {config.state} with --resume.'
     try:
-        with lost_contact(processes, kept), AttackView(console, f'{config.split} images') as view:
+        with peer_failure(processes, kept), AttackView(console, f'{config.split} images') as view:
             report = evaluate_robustness(
                 job.model, job.data.images, job.data.labels, **config.evaluation(), device=processes.device,
                 progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
@@ -208,7 +154,7 @@ def measure(job: Measurement) -> None:
         raise RunFailed(str(error)) from error
     finally:
         processes.close()
-    if not processes.primary:
+    if not processes.is_primary:
         return
     write(report, config, console)
     if config.state is not None:

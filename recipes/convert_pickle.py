@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO
 
 import numpy as np
-from _cli import run
 
 from timm_paf.data.archives import write_arrays
+from timm_paf.engine.cli import run
 
 _ARRAYS = {  # what pickles of numpy arrays name, before and since numpy 2
     (module, name)
@@ -55,7 +55,7 @@ class _Array:
     """Stands for numpy.ndarray: holds shape, dtype and bytes until they are checked."""
 
     def __init__(self) -> None:
-        self.state: Optional[tuple] = None
+        self.state: tuple | None = None
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
@@ -198,7 +198,7 @@ def _convert(args: argparse.Namespace) -> str:
     return f'{output}: {len(image)} images {size}, labels from {label.min()} to {label.max()}'
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command; the return value is the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('pickle', help='the file to convert')

@@ -1,4 +1,4 @@
-"""Make labelled synthetic images from the training split of a data set.
+r"""Make labelled synthetic images from the training split of a data set.
 
     python recipes/make_synthetic.py --dataset digits --num-images 10000 --output digits_synth.npz --seed 0
 
@@ -6,7 +6,7 @@ writes one archive from a Gaussian mixture of each class. It holds `image` (N, H
 the form that `--synthetic` of adv_train.py reads.
 
     python recipes/make_synthetic.py --method diffusion --train --num-images 2000 --output FOLDER
-    torchrun --nproc-per-node 8 recipes/make_synthetic.py --method diffusion --generator DDPM_FOLDER \\
+    torchrun --nproc-per-node 8 recipes/make_synthetic.py --method diffusion --generator DDPM_FOLDER \
         --labeller-checkpoint model_best.pth.tar --min-confidence 0.9 --num-images 1000000 --output FOLDER
 
 writes parts of that form and manifest.json. Started again with the same settings it goes on where it was stopped.
@@ -18,14 +18,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from _cli import RunFailed, parse_config, run
-from _settings import build_model, choose_device, open_dataset
-from _synthesis_config import GENERATOR, SyntheticConfig
-from _synthesis_diffusion import NotFinite, folder_sha256, import_diffusers, load_diffusion
-from _synthesis_parts import (
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from timm_paf.data import LabelledImages, sample_synthetic, save_archive
+from timm_paf.data.manifest import Manifest, file_sha256
+from timm_paf.engine.cli import RunFailed, parse_config, run
+from timm_paf.engine.settings import build_model, choose_device, open_dataset
+from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.synthesis.config import GENERATOR, SyntheticConfig
+from timm_paf.synthesis.diffusion import NotFinite, folder_sha256, import_diffusers, load_diffusion
+from timm_paf.synthesis.parts import (
     Labeller,
     PartMaker,
     PartsFailed,
@@ -36,13 +42,7 @@ from _synthesis_parts import (
     first_difference,
     write_part,
 )
-from _synthesis_training import check_trainable, fit_diffusion, read_training_record
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from timm_paf.data import LabelledImages, sample_synthetic, save_archive
-from timm_paf.data.manifest import Manifest, file_sha256
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.synthesis.training import check_trainable, fit_diffusion, read_training_record
 
 
 @dataclasses.dataclass
@@ -50,13 +50,13 @@ class Synthesis:
     """A diffusion run whose inputs are checked; the maker is None while --train has yet to fit the generator."""
     config: SyntheticConfig
     train: LabelledImages
-    labeller: Optional[Labeller]
-    labelled_by: Optional[dict[str, Any]]
+    labeller: Labeller | None
+    labelled_by: dict[str, Any] | None
     device: torch.device
     rank: int
     world: int
     console: Console
-    maker: Optional[PartMaker] = None
+    maker: PartMaker | None = None
     plan: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -68,7 +68,7 @@ class Synthesis:
         return Path(self.config.generator) if self.config.generator else self.folder / GENERATOR
 
 
-def prepare(argv: Optional[list[str]] = None) -> Callable[[], None]:
+def prepare(argv: list[str] | None = None) -> Callable[[], None]:
     """Settings to the work to be done. The mixture is sampled here, so that its errors are the user's to mend."""
     config = parse_config(SyntheticConfig, argv, description=(__doc__ or '').splitlines()[0])
     if config.method == 'mixture':
@@ -125,7 +125,7 @@ def prepare_diffusion(config: SyntheticConfig) -> Synthesis:
 
 def open_labeller(
         config: SyntheticConfig, train: LabelledImages, device: torch.device,
-) -> tuple[Optional[Labeller], Optional[dict[str, Any]]]:
+) -> tuple[Labeller | None, dict[str, Any] | None]:
     """The model that labels, and what the manifest says of it."""
     if config.labeller_checkpoint is None:
         return None, None
@@ -243,7 +243,7 @@ def bar(job: Synthesis, what: str, total: int) -> Iterator[Callable[[int], None]
         yield lambda done: progress.update(task, completed=done)
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command; the return value is the exit status."""
     return run(lambda: prepare(argv), lambda work: work())
 

@@ -21,9 +21,7 @@ from typing import Any
 
 import timm
 import torch
-from _cli import parse_config, run, setting
 from _survey_report import markdown, versions
-from _view import duration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -33,6 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import timm_paf
 from timm_paf.activations import ACTIVATIONS, ParametricActivation
 from timm_paf.activations.sites import ACTIVATION_TYPES, attribute_sites, module_sites, nearest_type
+from timm_paf.engine.cli import parse_config, run, setting
+from timm_paf.engine.progress import duration
 
 # what torch runs for an activation, by the name to report
 OPERATIONS = {
@@ -212,7 +212,7 @@ def quiet() -> Iterator[None]:
 
 
 def model_names(patterns: tuple[str, ...]) -> list[str]:
-    """timm's own models that match, in timm's order.
+    """Timm's own models that match, in timm's order.
 
     Raises:
         ValueError: If a pattern matches none.

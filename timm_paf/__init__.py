@@ -2,7 +2,7 @@
 
 Importing this package registers its activation layers and its models in timm, and does nothing else.
 """
-from .activations import (
+from timm_paf.activations import (
     activation_summary,
     convert_activations,
     fix_parameters,
@@ -16,9 +16,9 @@ from .activations import (
 
 register_activations()
 
-from . import kernels, models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
-from ._version import __version__  # noqa: E402
-from .models import to_robustbench  # noqa: E402
+from timm_paf import kernels, models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
+from timm_paf._version import __version__  # noqa: E402
+from timm_paf.models import to_robustbench  # noqa: E402
 
 __all__ = [
     '__version__', 'activation_summary', 'convert_activations', 'fix_parameters', 'functional', 'kernels', 'models',

@@ -5,13 +5,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO
 
 __all__ = ['cache_dir', 'file_sha256', 'whole_file']
 
 
 @contextmanager
-def whole_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
+def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write into that appears under its name when it is complete and on the disk, on leaving the block.
 
     One that was there is replaced in one step. If the block raises, nothing is left behind.
@@ -34,7 +34,7 @@ def whole_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def file_sha256(path: Union[str, os.PathLike]) -> str:
+def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits; read in pieces of 1 MiB."""
     digest = hashlib.sha256()  # hashlib.file_digest is there from Python 3.11 only
     with open(path, 'rb') as file:

@@ -17,7 +17,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -345,7 +345,7 @@ def document(table: list, sums: list, command: str) -> str:
     return '\n'.join(lines)
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the page of the documentation as well')
     parser.add_argument('--dtypes', nargs='+', default=list(DTYPES), choices=list(DTYPES))

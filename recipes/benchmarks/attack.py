@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import timm
 import torch
@@ -46,11 +46,11 @@ from _benchmarking import (
     write_figures,
 )
 from _roofline import Machine, math_mode, work_of
-from _settings import build_model
 
 import timm_paf  # noqa: F401
 from timm_paf.attacks import PGD, parse_eps
 from timm_paf.data import digits_splits
+from timm_paf.engine.settings import build_model
 from timm_paf.models import load_weights, read_checkpoint
 
 
@@ -70,7 +70,7 @@ def cifar(device: torch.device) -> Subject:
         ['0.5/255', '1/255', '2/255', '4/255']))
 
 
-def digits(device: torch.device, checkpoint: Optional[Path]) -> Subject:
+def digits(device: torch.device, checkpoint: Path | None) -> Subject:
     splits = digits_splits()
     eps = ['0.05', '0.1', '0.2', '0.3']
     if checkpoint is not None:
@@ -160,7 +160,7 @@ def check(subject: Subject, attacks: dict[str, Attack], steps: int, images: int)
 class Times(NamedTuple):
     """Seconds of every attack in every round, the most that each allocates, and what the machine did meanwhile."""
     seconds: dict[str, list[float]]
-    peaks: dict[str, Optional[int]]
+    peaks: dict[str, int | None]
     machine: Machine
 
     def over_floor(self, name: str) -> list[float]:
@@ -265,7 +265,7 @@ def standing_table(subject: Subject, attacks: dict[str, Attack], steps: int) -> 
     return [*lines, '']
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--steps', type=int, nargs='+', default=[10], help='of PGD')
     parser.add_argument('--rounds', type=int, default=11, help='rounds of timing; 0 for none')

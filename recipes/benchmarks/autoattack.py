@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +224,7 @@ def table(found: dict[str, list[dict[str, Any]]], measured: Sequence[Figure]) ->
     return lines
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--checkpoint', help='of recipes/adv_train.py')

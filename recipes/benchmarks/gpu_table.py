@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _benchmarking import chosen_device, device_name
@@ -22,7 +22,7 @@ from _benchmarking import chosen_device, device_name
 from timm_paf.evaluation import library_versions
 
 Measures = dict[str, dict[str, dict[str, Any]]]  # file -> name of a figure -> figure
-Found = Optional[tuple[float, str]]  # a value, and with which setting
+Found = tuple[float, str] | None  # a value, and with which setting
 
 
 class Target(NamedTuple):
@@ -146,7 +146,7 @@ def table(measures: Measures, *, judged: bool) -> list[str]:
     return lines
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('folder', type=Path, help='with the JSON files')
     parser.add_argument('--device', default='cuda', help='what they were measured on')

@@ -14,7 +14,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -24,10 +23,10 @@ from _benchmark_runs import bare_module, job_of, trained
 from _benchmarking import Figure, chosen_device, summary_line, write_figures
 from _plain_loop import EPS, plain_formulas, plain_update
 from _roofline import math_mode
-from _train_settings import TrainConfig, plain
 
 from timm_paf.attacks import PGD
 from timm_paf.data import Batch
+from timm_paf.engine.config import TrainConfig, plain
 
 WAYS = ('recipe', 'plain loop')
 OF_SPEED = {
@@ -81,7 +80,7 @@ def noise(counts: dict[str, list[int]], total: int) -> float:
     return 200 * math.sqrt(sum(seeds) + sum(images))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--model', default='wrn10_2_pssilu')
     parser.add_argument('--epochs', type=int, default=12)

@@ -29,7 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,10 @@ from _benchmarking import (
 )
 from _plain_loop import STEPS, attacked, plain_formulas, plain_update
 from _roofline import PRECISIONS, Machine, Work, math_mode, work_of
-from _settings import build_model
-from _update import batches_from
 
 from timm_paf.data import Batch
+from timm_paf.engine.settings import build_model
+from timm_paf.engine.step import batches_from
 
 PLAIN, BARE = 'plain loop', ', bare passes'
 PASSES = (STEPS + 2, STEPS, 1)  # forward, back to the input, back to the weights
@@ -182,7 +182,7 @@ def passes_of(job: adv_train.Run, kept: Sequence[Batch]) -> Callable[[], object]
 class Results:
     """Seconds of every contestant in every round, the most that each allocates, and what the machine did meanwhile."""
     times: dict[Contestant, list[float]]
-    peaks: dict[Contestant, Optional[int]]
+    peaks: dict[Contestant, int | None]
     machine: Machine
 
 
@@ -277,7 +277,7 @@ def table(results: Results, measured: Sequence[Figure]) -> list[str]:
     return lines
 
 
-def parse(argv: Optional[Sequence[str]]) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Own flags, and those of the recipe."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'])
@@ -301,7 +301,7 @@ def parse(argv: Optional[Sequence[str]]) -> tuple[argparse.Namespace, list[str]]
     return args, flags
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, flags = parse(argv)
         device = chosen_device(args.device)

@@ -114,7 +114,7 @@ def test_nothing_waits_for_the_device(network, batch, settings, seeds):
 
 
 def test_no_gradient_of_a_parameter_is_computed(batch):
-    """alpha and beta would cost a reduction over every activation map at every step."""
+    """Alpha and beta would cost a reduction over every activation map at every step."""
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
     seen = []
     for parameter in model.parameters():

@@ -13,10 +13,10 @@ import pytest
 import timm
 import torch
 import yaml
-from _cli import run
-from _settings import memory_budget
 
 from timm_paf.data import DataChanged
+from timm_paf.engine.cli import run
+from timm_paf.engine.settings import memory_budget
 from timm_paf.tasks import AdversarialTrainingTask
 
 FAST = ['--model', 'wrn10_2_pssilu', '--epochs', '2', '--attack-steps', '2', '--batch-size', '64', '--pgd-steps', '3',
@@ -281,7 +281,7 @@ def test_data_that_change_stop_the_run_and_keep_the_checkpoint(tmp_path, capsys,
 
 def test_verification_asks_for_every_archive(tmp_path, archives, monkeypatch):
     asked = []
-    monkeypatch.setattr('_settings.verify_archive', lambda source, progress: asked.append(source.name))
+    monkeypatch.setattr('timm_paf.engine.settings.verify_archive', lambda source, progress: asked.append(source.name))
     argv = ['--dataset', archives[0], '--test-data', archives[1], '--num-classes', '2', '--val-size', '20',
             '--synthetic', archives[1], '--output', str(tmp_path)]
     adv_train.prepare([*FAST, *argv])
@@ -292,7 +292,7 @@ def test_verification_asks_for_every_archive(tmp_path, archives, monkeypatch):
 
 @pytest.mark.parametrize(('text', 'size'), [('0', 0), ('4', 4 * 2**30), ('0.5', 2**29), ('25%', 250), ('100%', 1000)])
 def test_memory_budget(text, size, monkeypatch):
-    monkeypatch.setattr('_settings.free_bytes', lambda device: 1000)
+    monkeypatch.setattr('timm_paf.engine.settings.free_bytes', lambda device: 1000)
     assert memory_budget(text, torch.device('cpu')) == size
 
 

@@ -8,12 +8,13 @@ import adv_train
 import pytest
 import torch
 import yaml
-from _cli import run
-from _optimisation import OneCycle, WeightAverage
-from _update import batches_from
-from _validation import count, selection
 from tiny_run import FAST, rows_of, weights_of
 from torch import nn
+
+from timm_paf.engine.cli import run
+from timm_paf.engine.optim import OneCycle, WeightAverage
+from timm_paf.engine.step import batches_from
+from timm_paf.engine.validation import count, selection
 
 
 def train(folder, *argv, name='run', model='tiny_smooth'):
@@ -233,7 +234,7 @@ def test_onecycle_by_epochs_and_without_momentum(tmp_path):
      [cosine(0.1, 0, i / 6) for i in range(6)] + [0.] * 6),
 ], ids=['multistep', 'by epochs', 'warm-up', 'cool-down'])
 def test_timms_schedules(tmp_path, flags, expected):
-    """timm's multistep decays one step before the milestone, as the schedule of Rice et al. does at update scale."""
+    """Timm's multistep decays one step before the milestone, as the schedule of Rice et al. does at update scale."""
     assert [lr for lr, _ in rates(tmp_path, *flags)] == pytest.approx(expected)
 
 

@@ -8,9 +8,10 @@ import pytest
 import timm
 import tiny_run
 import torch
-from _processes import StopSignals, signal_name
 from test_adv_train_processes import free_port
 from tiny_run import FAST, RECIPES, assert_same_result, wait_for
+
+from timm_paf.engine.distributed import StopSignals, signal_name
 
 ARGV = ['--model', 'tiny_norm', '--model-ema', '--experiment', 'run']
 LONG = ['--epochs', '4', '--updates-per-epoch', '50', '--checkpoint-minutes', '0.001', '--resume', 'auto']
@@ -54,12 +55,12 @@ def ended(agents, timeout=120):
 
 
 def test_the_end_of_torchrun_counts_as_a_signal(monkeypatch):
-    monkeypatch.setattr('_processes.AGENT', os.getppid())
+    monkeypatch.setattr('timm_paf.engine.distributed.AGENT', os.getppid())
     stop = StopSignals()
     assert not stop.received
-    monkeypatch.setattr('_processes.AGENT', os.getppid() + 1)  # as if this process had been handed to another parent
+    monkeypatch.setattr('timm_paf.engine.distributed.AGENT', os.getppid() + 1)
     assert signal_name(stop.received) == 'the end of torchrun on one of the nodes'
-    monkeypatch.setattr('_processes.AGENT', None)
+    monkeypatch.setattr('timm_paf.engine.distributed.AGENT', None)
     assert not StopSignals().received
 
 

@@ -11,8 +11,9 @@ import time
 import adv_train
 import pytest
 import torch
-from _cli import run
 from tiny_run import FAST, RECIPES, assert_same_result, launch, rows_of, wait_for, weights_of
+
+from timm_paf.engine.cli import run
 
 
 def free_port():

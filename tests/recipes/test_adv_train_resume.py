@@ -5,12 +5,13 @@ import shutil
 import signal
 import time
 
-import _saver
 import adv_train
 import pytest
 import torch
-from _cli import run
 from tiny_run import FAST, assert_same_result, launch, rows_of, stop_at, wait_for, weights_of
+
+import timm_paf.engine.checkpoint as _saver
+from timm_paf.engine.cli import run
 
 EVERYTHING = ['--model', 'tiny_norm', '--model-ema', '--model-ema-warmup', '--sched', 'onecycle']
 
@@ -86,7 +87,7 @@ def test_kill_around_every_change_of_a_file_name(whole, tmp_path, call, when):
     assert not list((tmp_path / 'run').glob('.*'))
 
 
-@pytest.mark.parametrize('writer', ['_report.write_page', 'timm_paf.evaluation.RobustnessReport.save'])
+@pytest.mark.parametrize('writer', ['timm_paf.engine.report.write_page', 'timm_paf.evaluation.RobustnessReport.save'])
 def test_kill_at_the_very_end_leaves_a_run_to_finish(whole, tmp_path, writer):
     def killed(*arguments):
         raise Killed

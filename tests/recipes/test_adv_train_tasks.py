@@ -2,10 +2,10 @@
 import adv_train
 import pytest
 import torch
-from _update import batches_from
 from test_adv_train_engine import prepared
 
 import timm_paf
+from timm_paf.engine.step import batches_from
 
 CHANGES = {
     'seed': ([], ['--seed', '1'], {}),

@@ -1,16 +1,16 @@
 """What adv_validate measures and writes beside the attacks, and how it refuses."""
 import json
 
-import _evaluation
 import adv_validate
 import numpy as np
 import pytest
 import timm
 import torch
-from _cli import run
 
+import timm_paf.engine.measurement as _evaluation
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
+from timm_paf.engine.cli import run
 from timm_paf.evaluation import file_sha256
 
 ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',

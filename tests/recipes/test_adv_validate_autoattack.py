@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from _cli import run
 
 from timm_paf.data import open_dataset
+from timm_paf.engine.cli import run
 
 
 @pytest.fixture(scope='module')

@@ -1,8 +1,8 @@
 import dataclasses
-from typing import Optional
 
 import pytest
-from _cli import RunFailed, parse_config, run, setting
+
+from timm_paf.engine.cli import RunFailed, parse_config, run, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -10,7 +10,7 @@ class Config:
     """Settings of every type."""
     eps: str = setting('8/255', 'radius')
     steps: int = setting(10, 'steps')
-    rate: Optional[float] = setting(0.5, 'rate 100 %')
+    rate: float | None = setting(0.5, 'rate 100 %')
     paths: tuple[str, ...] = setting(('a',), 'paths')
     average: bool = setting(True, 'average')
     kind: str = setting('x', 'kind', choices=('x', 'y'))

@@ -1,16 +1,17 @@
 """--torchcompile: what is compiled, how often, and that it changes nothing but the time."""
 import json
 
-import _validation
 import adv_train
 import adv_validate
 import pytest
 import torch
-from _cli import run
-from _compilation import CompiledGraphs, piece_size
-from _optimisation import fused_optimizer, make_optimizer
 from tiny_run import FAST, assert_same_result, rows_of, stop_at, weights_of
 from torch._dynamo.utils import counters
+
+import timm_paf.engine.validation as _validation
+from timm_paf.engine.cli import run
+from timm_paf.engine.compilation import CompiledGraphs, piece_size
+from timm_paf.engine.optim import fused_optimizer, make_optimizer
 
 COMPILED = ['--torchcompile', 'aot_eager']
 

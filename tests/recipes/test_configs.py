@@ -15,8 +15,8 @@ PUBLISHED = [path for path in CONFIGS if path.name != 'digits.yaml']
 @pytest.fixture
 def read(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from _cli import parse_config
-    from _train_settings import TrainConfig
+    from timm_paf.engine.cli import parse_config
+    from timm_paf.engine.config import TrainConfig
     return lambda *argv: parse_config(
         TrainConfig, list(argv), description='', default_config=lambda: RECIPES / 'configs' / 'digits.yaml')
 

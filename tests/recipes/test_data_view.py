@@ -14,7 +14,7 @@ RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 @pytest.fixture
 def view(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import _data
+    import timm_paf.engine.announce as _data
     return _data
 
 

@@ -1,13 +1,14 @@
 """Flags that change how a run is done and not what comes out of it: what is asked for is what happens."""
 import dataclasses
 
-import _epoch
-import _validation
 import adv_train
 import pytest
 import torch
-from _processes import Processes
 from test_adv_train_engine import prepared, train
+
+import timm_paf.engine.epoch as _epoch
+import timm_paf.engine.validation as _validation
+from timm_paf.engine.distributed import Processes
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_running_statistics_of_several_processes(tmp_path, monkeypatch, mode, ex
     asked = []
     monkeypatch.setattr(
         _validation, 'distribute_bn', lambda model, world_size, reduce: asked.append((world_size, reduce)))
-    monkeypatch.setattr(Processes, 'total', lambda self, values: values)
+    monkeypatch.setattr(Processes, 'all_reduce_sum', lambda self, values: values)
     job = prepared(tmp_path, '--val-attack-steps', '1', '--dist-bn', mode)
     job = dataclasses.replace(job, processes=dataclasses.replace(job.processes, world_size=2))
     adv_train.validate(job, lambda: False)

@@ -1,16 +1,16 @@
 """Flags of the final measurement: both recipes hand them to `evaluate_robustness`, whose own tests say what it does."""
-import _report
 import adv_train
 import adv_validate
 import pytest
 import timm
 import torch
-from _cli import run
 from tiny_run import FAST
 
 import timm_paf
+import timm_paf.engine.report as _report
 from timm_paf.activations import PSSiLU
 from timm_paf.attacks import CompileSettings, ThreatModel
+from timm_paf.engine.cli import run
 from timm_paf.tasks import AdversarialTrainingTask
 
 MEASURED = {

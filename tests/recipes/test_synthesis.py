@@ -8,11 +8,11 @@ import sys
 import make_synthetic
 import pytest
 import torch
-from _settings import build_model
 
 from timm_paf.data import digits_splits, open_archives
 from timm_paf.data.manifest import manifest_parts, read_manifest
 from timm_paf.data.synthetic import NearestImages
+from timm_paf.engine.settings import build_model
 
 pytest.importorskip('diffusers')
 
@@ -89,7 +89,7 @@ def test_started_again_nothing_is_made_twice(made, capsys):
 def stop_at(name, call):
     """Stands for a process that ends inside the given call of a function."""
     def stopping(monkeypatch):
-        module = sys.modules['_synthesis_parts' if name != '_save_folder' else '_synthesis_training']
+        module = sys.modules['timm_paf.synthesis.parts' if name != '_save_folder' else 'timm_paf.synthesis.training']
         plain, calls = getattr(module, name), []
 
         def function(*args, **kwargs):
@@ -165,7 +165,7 @@ def test_what_cannot_be_reached_ends_with_status_1(generator, labeller, tmp_path
 
 
 def test_a_full_disk_keeps_what_was_made(made, tmp_path, monkeypatch, capsys):
-    plain = sys.modules['_synthesis_parts'].save_archive
+    plain = sys.modules['timm_paf.synthesis.parts'].save_archive
 
     def full(path, data):
         if path.name == 'part-00001.npz':
@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_what_was_made(made, tmp_path, monkeypatch, capsys):
 
     command = [*DRAW, *FIT, '--output', tmp_path / 'folder']
     with monkeypatch.context() as patch:
-        patch.setattr('_synthesis_parts.save_archive', full)
+        patch.setattr('timm_paf.synthesis.parts.save_archive', full)
         assert main(*command) == 1
     told = capsys.readouterr().err
     assert 'No space left' in told and told.count('\n') == 1

@@ -6,11 +6,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from _synthesis_diffusion import Diffusion, NotFinite, folder_sha256, load_diffusion
-from _synthesis_training import check_trainable, fit_diffusion, read_training_record
 from safetensors.torch import load_file, save_file
 
 from timm_paf.data import LabelledImages
+from timm_paf.synthesis.diffusion import Diffusion, NotFinite, folder_sha256, load_diffusion
+from timm_paf.synthesis.training import check_trainable, fit_diffusion, read_training_record
 
 diffusers = pytest.importorskip('diffusers')
 CPU = torch.device('cpu')

@@ -4,7 +4,11 @@ import json
 
 import pytest
 import torch
-from _synthesis_parts import (
+from torch import nn
+
+from timm_paf.data import LabelledImages, open_archive, open_archives
+from timm_paf.data.manifest import Manifest, manifest_parts, read_manifest
+from timm_paf.synthesis.parts import (
     REASONS,
     Labeller,
     PartMaker,
@@ -15,10 +19,6 @@ from _synthesis_parts import (
     finished_part,
     write_part,
 )
-from torch import nn
-
-from timm_paf.data import LabelledImages, open_archive, open_archives
-from timm_paf.data.manifest import Manifest, manifest_parts, read_manifest
 
 CLASSES, SHAPE = 4, (1, 2, 3)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import adv_train
 import pytest
-from _cli import run
 from tiny_run import FAST
+
+from timm_paf.engine.cli import run
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 
@@ -14,7 +15,7 @@ RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 @pytest.fixture
 def trackers(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import _trackers
+    import timm_paf.engine.loggers as _trackers
     return _trackers.Trackers
 
 

@@ -26,7 +26,7 @@ SELECTION = {'metric': 'robust', 'selected': 'raw', 'raw': {
 @pytest.fixture
 def recipe(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import _training_page
+    import timm_paf.engine.page as _training_page
     return _training_page
 
 

@@ -72,7 +72,7 @@ def wait_for(process, text, timeout=120):
 
 def stop_at(monkeypatch, update, number=signal.SIGTERM):
     """Send this process a signal just after an update of the run that trains in it."""
-    import _update
+    import timm_paf.engine.step as _update
     original = _update.Updates.__call__
 
     def call(self, batch, number_of_update):
@@ -116,5 +116,6 @@ def assert_same_result(one, other):
 if __name__ == '__main__':
     sys.path.insert(0, str(RECIPES))
     import adv_train
-    from _cli import run
+
+    from timm_paf.engine.cli import run
     sys.exit(run(adv_train.prepare, adv_train.train))

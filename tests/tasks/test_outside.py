@@ -101,7 +101,7 @@ def test_a_checkpoint_written_between_forward_and_backward_is_that_of_the_true_w
 
 
 def test_without_the_optimizer_attached_beta_stays_in_its_range():
-    """timm's train.py does not know `attach_optimizer`: the range then holds at the next step and in the average."""
+    """Timm's train.py does not know `attach_optimizer`: the range then holds at the next step and in the average."""
     x, y = digits(16)
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
     task = create_task('plain', model)

@@ -1,8 +1,8 @@
 """The parametric activation functions: mathematics, modules, sharing, and their place in timm's tables."""
-from . import functional, shape
-from .constraints import BETA_BOUND, check_parameters, fix_parameters, project_parameters
-from .convert import SHARING, ConversionReport, LeftAlone, Replacement, convert_activations
-from .modules import (
+from timm_paf.activations import functional, shape
+from timm_paf.activations.constraints import BETA_BOUND, check_parameters, fix_parameters, project_parameters
+from timm_paf.activations.convert import SHARING, ConversionReport, LeftAlone, Replacement, convert_activations
+from timm_paf.activations.modules import (
     ACTIVATIONS,
     PELU,
     REGISTERED,
@@ -18,9 +18,16 @@ from .modules import (
     Softplus,
     SSiLU,
 )
-from .registry import register_activations
-from .sharing import SHARED, activation_class, paf_modules, paf_parameters, shared, shared_activations
-from .summary import activation_summary
+from timm_paf.activations.registry import register_activations
+from timm_paf.activations.sharing import (
+    SHARED,
+    activation_class,
+    paf_modules,
+    paf_parameters,
+    shared,
+    shared_activations,
+)
+from timm_paf.activations.summary import activation_summary
 
 __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',

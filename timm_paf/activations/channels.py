@@ -1,19 +1,19 @@
 """How many channels pass through each activation of a network, and along which dimension."""
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from .sites import Site
+from timm_paf.activations.sites import Site
 
 __all__ = ['channels_of']
 
 
-def channels_of(model: nn.Module, places: list[Site], example: Optional[Tensor]) -> dict[str, dict[str, int]]:
+def channels_of(model: nn.Module, places: list[Site], example: Tensor | None) -> dict[str, dict[str, int]]:
     """Number and dimension of the channels at each place, from one forward pass in eval mode.
 
     An activation's channels run along the dimension that the last layer before it wrote its own along: 1 after a
@@ -77,7 +77,7 @@ def _example(model: nn.Module) -> Tensor:
     return torch.zeros((2, *size), device=parameter.device, dtype=parameter.dtype)
 
 
-def _layout(module: nn.Module) -> Optional[int]:
+def _layout(module: nn.Module) -> int | None:
     """The dimension of the channels in a layer's output; None if the layer does not say."""
     if isinstance(module, (_ConvNd, _NormBase, nn.GroupNorm)) or type(module).__name__.endswith('2d'):
         return 1  # timm's LayerNorm2d derives from nn.LayerNorm and keeps channels second

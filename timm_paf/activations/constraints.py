@@ -1,13 +1,12 @@
 """Holding alpha and beta where they are meant to be: at a fixed value, or inside a range."""
 import math
 from collections.abc import Iterator, Mapping
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from .modules import ParameterSpec
-from .sharing import paf_modules
+from timm_paf.activations.modules import ParameterSpec
+from timm_paf.activations.sharing import paf_modules
 
 __all__ = ['BETA_BOUND', 'check_parameters', 'fix_parameters', 'project_parameters']
 
@@ -55,7 +54,7 @@ def fix_parameters(model: nn.Module, values: Mapping[str, float]) -> None:
 
 
 @torch.no_grad()
-def project_parameters(model: nn.Module, *, beta_bound: Optional[float] = BETA_BOUND) -> None:
+def project_parameters(model: nn.Module, *, beta_bound: float | None = BETA_BOUND) -> None:
     """Move every learnable alpha and beta to the nearest value inside its range, in place.
 
     After each step of an optimizer this is projected gradient descent: no step, however long, leaves beta near the pole
@@ -79,7 +78,7 @@ def project_parameters(model: nn.Module, *, beta_bound: Optional[float] = BETA_B
             parameter.copy_(torch.where(parameter.abs() < spec.least, edge, parameter))
 
 
-def check_parameters(model: nn.Module, *, beta_bound: Optional[float] = BETA_BOUND) -> None:
+def check_parameters(model: nn.Module, *, beta_bound: float | None = BETA_BOUND) -> None:
     """Raise ValueError if `project_parameters` would change a model.
 
     Args:
@@ -97,7 +96,7 @@ def check_parameters(model: nn.Module, *, beta_bound: Optional[float] = BETA_BOU
                 f'to {spec.greatest:g} to train from; for larger ones raise the bound (beta_bound).')
 
 
-def _learnable(model: nn.Module, beta_bound: Optional[float]) -> Iterator[tuple[str, Tensor, ParameterSpec]]:
+def _learnable(model: nn.Module, beta_bound: float | None) -> Iterator[tuple[str, Tensor, ParameterSpec]]:
     for prefix, module in paf_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
             spec = module.parameter_specs[name]

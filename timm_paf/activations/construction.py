@@ -6,7 +6,7 @@ constructors that are running. Nothing here is consulted once a model is built.
 """
 import sys
 from types import FrameType
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,25 +24,25 @@ class Construction(NamedTuple):
             outside.
         architecture: Name of the architecture that it was asked for; None outside.
     """
-    model: Optional[nn.Module]
+    model: nn.Module | None
     device: Any
     dtype: Any
-    arguments: Optional[dict[str, Any]]
-    architecture: Optional[str]
+    arguments: dict[str, Any] | None
+    architecture: str | None
 
 
-def construction(skip: Optional[nn.Module] = None) -> Construction:
+def construction(skip: nn.Module | None = None) -> Construction:
     """Read the constructors that are running, from the inside out.
 
     Args:
         skip: A module whose own constructor does not count.
     """
     import timm
-    model: Optional[nn.Module] = None
+    model: nn.Module | None = None
     placement: dict[str, Any] = {}
-    arguments: Optional[dict[str, Any]] = None
-    architecture: Optional[str] = None
-    frame: Optional[FrameType] = sys._getframe(1)
+    arguments: dict[str, Any] | None = None
+    architecture: str | None = None
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is timm.create_model.__code__:
             arguments = frame.f_locals.get('kwargs') or {}

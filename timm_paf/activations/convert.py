@@ -4,16 +4,16 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .channels import channels_of
-from .fitting import FIT_RANGE, fit_activation
-from .modules import ACTIVATIONS, ParametricActivation, PReLU0
-from .sharing import activation_class
-from .sites import (
+from timm_paf.activations.channels import channels_of
+from timm_paf.activations.fitting import FIT_RANGE, fit_activation
+from timm_paf.activations.modules import ACTIVATIONS, ParametricActivation, PReLU0
+from timm_paf.activations.sharing import activation_class
+from timm_paf.activations.sites import (
     ACTIVATION_TYPES,
     GATE_TYPES,
     Site,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ['SHARING', 'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations']
 
-Match = Union[type, tuple[type, ...], Callable[[nn.Module], bool], None]
+Match = type | tuple[type, ...] | Callable[[nn.Module], bool] | None
 SHARING = ('network', 'stage', 'layer', 'channel')
 # floating-point types that a parameter can be trained in
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,7 +51,7 @@ class Replacement:
     old: str
     group: str
     values: dict[str, float]
-    deviation: Optional[float]
+    deviation: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ConversionReport:
         return len({replacement.group for replacement in self.replaced})
 
     @property
-    def max_deviation(self) -> Optional[float]:
+    def max_deviation(self) -> float | None:
         """Greatest deviation of any new activation from the one it replaces; None if not asked to preserve."""
         deviations = [replacement.deviation for replacement in self.replaced if replacement.deviation is not None]
         return max(deviations, default=None)
@@ -108,7 +108,7 @@ class ConversionReport:
         return table
 
     def __str__(self) -> str:
-        from .text import table_text
+        from timm_paf.activations.text import table_text
         return table_text(self.table())
 
 
@@ -132,7 +132,7 @@ def convert_activations(
         sharing: str = 'network',
         match: Match = None,
         preserve: bool = True,
-        example_input: Optional[Tensor] = None,
+        example_input: Tensor | None = None,
         **settings: Any,
 ) -> ConversionReport:
     """Replace the activations of a network, in place.

@@ -7,12 +7,12 @@ form, they are used; for other functions they are searched. An extremum or a zer
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .subject import Subject
+from timm_paf.activations.subject import Subject
 
 __all__ = ['Break', 'Curve', 'Interval', 'intervals']
 
@@ -182,7 +182,7 @@ class Curve:
     def _is_break(self, x: float, order: int = 2) -> bool:
         return any(abs(x - spot.x) <= 1e-9 * max(abs(x), self.scale) for spot in self.breaks if spot.order <= order)
 
-    def first_kink(self) -> Optional[float]:
+    def first_kink(self) -> float | None:
         """The place of the first derivative's jumps that is nearest to 0."""
         return min((spot.x for spot in self.breaks if spot.order < 2), key=abs, default=None)
 
@@ -252,7 +252,7 @@ class Curve:
     # numbers
 
     def _slope_limit(self, end: int) -> float:
-        """f' at an end of the grid, where the last decade tells whether it grows, dies, or swings."""
+        """F' at an end of the grid, where the last decade tells whether it grows, dies, or swings."""
         inward = self.y[1] if end == 0 else self.y[1].flip(0)
         last, middle, inner = (float(inward[n]) for n in (0, _PER_DECADE // 2, _PER_DECADE))
         if abs(last) > 2 * abs(inner) and abs(last) >= abs(middle) >= abs(inner):

@@ -1,13 +1,13 @@
 """How the formulas are evaluated and differentiated: one autograd function for all of them, that keeps x alone."""
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import formulas
-from .formulas import ALPHA_MAX
+from timm_paf.activations import formulas
+from timm_paf.activations.formulas import ALPHA_MAX
 
 __all__ = ['ForwardModeActivation', 'TracedActivation', 'align', 'evaluate', 'gradients', 'widen']
 
@@ -30,9 +30,9 @@ def _square(parameter: Tensor) -> tuple[Tensor, Tensor]:
 class _Activation(NamedTuple):
     """value(x, a[, b]), its partials, and how the parameters enter: p -> (number in the formula, its derivative)."""
     value: Callable[..., Tensor]
-    partials: Callable[..., tuple[Tensor, Optional[Tensor], Optional[Tensor]]]
+    partials: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
     alpha: Callable[[Tensor], tuple[Tensor, Tensor]] = _identity
-    beta: Optional[Callable[[Tensor], tuple[Tensor, Tensor]]] = None
+    beta: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 _ACTIVATIONS = {
@@ -51,7 +51,7 @@ _ACTIVATIONS = {
 
 
 def widen(x: Tensor) -> Tensor:
-    """x in the dtype that the formulas are computed in."""
+    """X in the dtype that the formulas are computed in."""
     return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
@@ -76,7 +76,7 @@ def _reduce_like(gradient: Tensor, parameter: Tensor, channel_dim: int) -> Tenso
     return gradient.reshape(parameter.shape)
 
 
-def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
+def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
     """The value in x's dtype, made of torch's own operations."""
     activation = _ACTIVATIONS[name]
     wide = widen(x)
@@ -89,14 +89,14 @@ def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channe
 class _Slopes(NamedTuple):
     """Elementwise df/dx, df/da, df/db in the computation's dtype, and da/dalpha, db/dbeta beside them."""
     x: Tensor
-    a: Optional[Tensor]
-    b: Optional[Tensor]
+    a: Tensor | None
+    b: Tensor | None
     alpha: Tensor
-    beta: Optional[Tensor]
+    beta: Tensor | None
 
 
 def _differentiate(
-        name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int, need_params: bool) -> _Slopes:
+        name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int, need_params: bool) -> _Slopes:
     activation = _ACTIVATIONS[name]
     wide = widen(x)
     a, a_slope = activation.alpha(align(alpha, wide, channel_dim))
@@ -106,7 +106,7 @@ def _differentiate(
     return _Slopes(*activation.partials(wide, a, b, need_params), a_slope, b_slope)
 
 
-def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Optional[Tensor], ...]:
+def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """The gradients in x, alpha and beta that are needed, made of differentiable operations."""
     x, alpha, beta = ctx.saved_tensors
     need_x, need_alpha, need_beta = needs
@@ -129,7 +129,7 @@ class TracedActivation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
+    def forward(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
         return evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod

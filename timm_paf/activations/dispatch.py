@@ -2,18 +2,18 @@
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Optional, Protocol, Union
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms  # torch says nowhere else how deep forward mode is nested
 
-from .differentiation import ForwardModeActivation, TracedActivation, evaluate, gradients, widen
-from .recomputation import keeping
+from timm_paf.activations.differentiation import ForwardModeActivation, TracedActivation, evaluate, gradients, widen
+from timm_paf.activations.recomputation import keeping
 
 __all__ = ['Kernels', 'Number', 'apply', 'install_kernels']
 
-Number = Union[float, Tensor]
+Number = float | Tensor
 
 _OLD_COMPILER = torch.__version__.startswith('2.6')  # it does not trace a custom Function inside torch.func
 
@@ -21,24 +21,24 @@ _OLD_COMPILER = torch.__version__.startswith('2.6')  # it does not trace a custo
 class Kernels(Protocol):
     """Another implementation of value and gradients, with results that differ by rounding alone."""
 
-    def value(self, name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
+    def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
         """The value, as `functional` has it."""
 
     def gradients(
-            self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+            self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
             need_params: bool,
-    ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradient in x and, if asked for, those in alpha and beta in the dtype of the computation."""
 
 
-def _no_kernels(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional[Kernels]:
+def _no_kernels(name: str, x: Tensor, *others: Tensor | None) -> Kernels | None:
     return None
 
 
-_choose_kernels: Callable[..., Optional[Kernels]] = _no_kernels
+_choose_kernels: Callable[..., Kernels | None] = _no_kernels
 
 
-def install_kernels(choose: Callable[..., Optional[Kernels]]) -> None:
+def install_kernels(choose: Callable[..., Kernels | None]) -> None:
     """Have another implementation used where it can be.
 
     Args:
@@ -63,7 +63,7 @@ def _asked_for(ctx) -> list[bool]:
     return needs
 
 
-def _inner(parameter: Optional[Tensor]) -> Optional[Tensor]:
+def _inner(parameter: Tensor | None) -> Tensor | None:
     """The parameter as the result of an operation: torch does not say of a leaf whether its gradient is wanted."""
     if parameter is None or not (parameter.requires_grad and parameter.is_leaf):
         return parameter
@@ -129,8 +129,8 @@ def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim:
 
 
 def _parameters(
-        name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int,
-) -> tuple[Tensor, Optional[Tensor]]:
+        name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim: int,
+) -> tuple[Tensor, Tensor | None]:
     return (
         _parameter(alpha, 'alpha', name, x, channel_dim),
         None if beta is None else _parameter(beta, 'beta', name, x, channel_dim))
@@ -141,7 +141,7 @@ def _inside_torch_func() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def apply(name: str, x: Tensor, alpha: Number, beta: Optional[Number], channel_dim: int) -> Tensor:
+def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim: int) -> Tensor:
     """An activation by name, with everything checked; arguments and errors as in `functional`."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = f'a {x.dtype} tensor' if isinstance(x, Tensor) else type(x).__name__

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .modules import ACTIVATIONS
+from timm_paf.activations.modules import ACTIVATIONS
 
 __all__ = ['FIT_RANGE', 'FIT_ALPHA_MAX', 'Fit', 'fit_activation']
 

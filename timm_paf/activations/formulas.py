@@ -54,7 +54,7 @@ def reach(vanishes: Tensor, like: Tensor, huge: float = 3.4e38) -> Tensor:
 
 
 def near(x: Tensor, far: float = 1e18) -> Tensor:
-    """x for |x| < 1e18, and finite beyond."""
+    """X for |x| < 1e18, and finite beyond."""
     return x.clamp(-far, far)
 
 

@@ -20,10 +20,10 @@ Source: Dai, Mahloujifar and Mittal, "Parameterizing Activation Functions for Ad
 import torch
 from torch import Tensor
 
-from . import formulas
-from .differentiation import align, widen
-from .dispatch import apply
-from .formulas import ALPHA_MAX, BETA_MAX, PSOFTPLUS_ALPHA_MIN
+from timm_paf.activations import formulas
+from timm_paf.activations.differentiation import align, widen
+from timm_paf.activations.dispatch import apply
+from timm_paf.activations.formulas import ALPHA_MAX, BETA_MAX, PSOFTPLUS_ALPHA_MIN
 
 __all__ = [
     'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'ssilu', 'pssilu_fixed', 'pssilu',

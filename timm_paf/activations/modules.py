@@ -6,13 +6,13 @@ first name the module is reached by, and both that form and the form with a copy
 import math
 import weakref
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .construction import construction
-from .functional import (
+from timm_paf.activations.construction import construction
+from timm_paf.activations.functional import (
     ALPHA_MAX,
     BETA_MAX,
     PSOFTPLUS_ALPHA_MIN,
@@ -104,9 +104,9 @@ class ParametricActivation(nn.Module):
     def __init__(
             self,
             *,
-            alpha: Optional[float] = None,
-            beta: Optional[float] = None,
-            learnable: Union[bool, Mapping[str, bool], None] = None,
+            alpha: float | None = None,
+            beta: float | None = None,
+            learnable: bool | Mapping[str, bool] | None = None,
             num_parameters: int = 1,
             channel_dim: int = 1,
             inplace: bool = False,
@@ -188,7 +188,7 @@ class ParametricActivation(nn.Module):
             values.append(f'{name}={shown}{fixed}')
         return ', '.join(values)
 
-    def named_modules(self, memo: Optional[set] = None, prefix: str = '', remove_duplicate: bool = True):
+    def named_modules(self, memo: set | None = None, prefix: str = '', remove_duplicate: bool = True):
         """This module, once in a walk through a network, also when duplicates are asked for.
 
         `torch.func.functional_call` asks for them, takes each name of a shared module for a place of its own, and puts

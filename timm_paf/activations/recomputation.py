@@ -1,7 +1,7 @@
 """Inputs of activations that are computed anew in the backward pass, of what is kept anyhow."""
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Affine(NamedTuple):
 class _Sum(NamedTuple):
     """A residual sum: a norm's output and the shortcut, which is kept by who reads it or is a norm's output too."""
     branch: Affine
-    shortcut: Union[Affine, Tensor]
+    shortcut: Affine | Tensor
 
     def tensor(self) -> Tensor:
         shortcut = self.shortcut.tensor() if isinstance(self.shortcut, Affine) else self.shortcut.detach()
@@ -54,25 +54,25 @@ def keeping(x: Tensor) -> AbstractContextManager:
     affine, version = getattr(x, '_timm_paf_recomputed', (None, 0))
     if affine is None or not torch.is_grad_enabled():
         return nullcontext()
-    recomputed: Union[Affine, _Sum, None] = affine
+    recomputed: Affine | _Sum | None = affine
     if x._version != version:
         recomputed = _sum(affine, x) if x._version == version + 1 else None
     if recomputed is None:
         return nullcontext()
     pointer, shape = x.data_ptr(), x.shape  # not x itself, which this function would keep alive
 
-    def pack(tensor: Tensor) -> Union[Tensor, Affine, _Sum]:
+    def pack(tensor: Tensor) -> Tensor | Affine | _Sum:
         return recomputed if tensor.data_ptr() == pointer and tensor.shape == shape else tensor
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
 
-def _unpack(saved: Union[Tensor, Affine, _Sum]) -> Tensor:
+def _unpack(saved: Tensor | Affine | _Sum) -> Tensor:
     return saved.tensor() if isinstance(saved, (Affine, _Sum)) else saved
 
 
-def _sum(branch: Affine, x: Tensor) -> Optional[_Sum]:
-    """x as the sum that it is, after one change in place; None if the change was another."""
+def _sum(branch: Affine, x: Tensor) -> _Sum | None:
+    """X as the sum that it is, after one change in place; None if the change was another."""
     node = x.grad_fn
     if node is None or type(node).__name__ != 'AddBackward0' or node._saved_alpha != 1:  # type: ignore[attr-defined]
         return None
@@ -86,11 +86,11 @@ def _sum(branch: Affine, x: Tensor) -> Optional[_Sum]:
     return _Sum(branch, shortcut)
 
 
-def _shape(shortcut: Union[Affine, Tensor]) -> torch.Size:
+def _shape(shortcut: Affine | Tensor) -> torch.Size:
     return (shortcut.x if isinstance(shortcut, Affine) else shortcut).shape
 
 
-def _shortcut(norm: Any, edge: tuple[Any, int]) -> Union[Affine, Tensor, None]:
+def _shortcut(norm: Any, edge: tuple[Any, int]) -> Affine | Tensor | None:
     """The tensor of an edge of the graph: a norm's output, or what a convolution before a norm has kept."""
     output = edge[0].metadata.get(_OUTPUT)
     if output is not None and output() is not None:

@@ -3,8 +3,8 @@ from types import ModuleType
 
 from timm.layers import create_act
 
-from .modules import REGISTERED
-from .sharing import SHARED
+from timm_paf.activations.modules import REGISTERED
+from timm_paf.activations.sharing import SHARED
 
 __all__ = ['register_activations']
 

@@ -7,13 +7,13 @@ tells two activations apart, for a registered name, a module with learned parame
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import torch
 
-from .curve import Break, Curve, Interval, intervals
-from .shape_plot import plot
-from .subject import Activation, subject_of, title
+from timm_paf.activations.curve import Break, Curve, Interval, intervals
+from timm_paf.activations.shape_plot import plot
+from timm_paf.activations.subject import Activation, subject_of, title
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,12 +78,12 @@ class ActivationShape:
     smoothness: str
     breaks: tuple[Break, ...]
 
-    def to_dict(self) -> dict[str, Union[float, str]]:
+    def to_dict(self) -> dict[str, float | str]:
         """One level of numbers and texts, for a row of CSV or JSON; intervals are texts such as '(-inf, -1.27846)'.
 
         A number may be inf, which `json.dumps` writes as Infinity.
         """
-        plain: dict[str, Union[float, str]] = {'name': self.name, **self.parameters}
+        plain: dict[str, float | str] = {'name': self.name, **self.parameters}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in ('name', 'parameters'):
@@ -117,12 +117,12 @@ class ActivationShape:
         return table
 
     def __str__(self) -> str:
-        from .text import table_text
+        from timm_paf.activations.text import table_text
         return table_text(self.table())
 
 
-def _text(items: Iterable[Union[float, Interval, Break]]) -> str:
-    def one(item: Union[float, Interval, Break]) -> str:
+def _text(items: Iterable[float | Interval | Break]) -> str:
+    def one(item: float | Interval | Break) -> str:
         if isinstance(item, Break):
             return f"{('f', 'f′', 'f″')[item.order]} jumps by {item.jump:.6g} at x = {item.x:.6g}"
         return f'({item[0]:.6g}, {item[1]:.6g})' if isinstance(item, tuple) else f'{item:.6g}'

@@ -1,13 +1,13 @@
 """Drawing activations and their derivatives; matplotlib is loaded when something is drawn."""
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .curve import Curve
-from .subject import Activation, Subject, subject_of, title
+from timm_paf.activations.curve import Curve
+from timm_paf.activations.subject import Activation, Subject, subject_of, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 
 
 def plot(
-        activations: Union[Activation, Iterable[Activation], Mapping[str, Activation]],
+        activations: Activation | Iterable[Activation] | Mapping[str, Activation],
         *,
         x_range: tuple[float, float] = (-5., 5.),
 ) -> 'Figure':
@@ -86,7 +86,7 @@ def plot(
 
 
 def _labelled(
-        activations: Union[Activation, Iterable[Activation], Mapping[str, Activation]],
+        activations: Activation | Iterable[Activation] | Mapping[str, Activation],
 ) -> list[tuple[str, Subject]]:
     if isinstance(activations, Mapping):
         labelled = [(str(label), subject_of(item, {})) for label, item in activations.items()]
@@ -100,7 +100,7 @@ def _labelled(
 
 
 def _lines(subject: Subject, low: float, high: float) -> tuple[Tensor, Tensor, list[float]]:
-    """x (N,) and f, f', f'' (3, N), with both sides of a break and NaN between them; and the places of kinks."""
+    """X (N,) and f, f', f'' (3, N), with both sides of a break and NaN between them; and the places of kinks."""
     curve = Curve(subject)
     x = torch.linspace(low, high, 1001, dtype=torch.float64, device='cpu')
     x = torch.cat([x, curve.x[(curve.x > low) & (curve.x < high)]])

@@ -4,14 +4,14 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from .construction import construction
-from .modules import ACTIVATIONS, REGISTERED, ParametricActivation
+from timm_paf.activations.construction import construction
+from timm_paf.activations.modules import ACTIVATIONS, REGISTERED, ParametricActivation
 
 __all__ = ['SHARED', 'shared', 'paf_parameters', 'paf_modules', 'shared_activations', 'activation_class']
 
@@ -68,7 +68,7 @@ class _Sharing:
         self.settings = settings
         self.outside = outside  # whether it may be used there
         self.modules: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
-        self.module: Optional[nn.Module] = None
+        self.module: nn.Module | None = None
 
     def __reduce__(self):
         return _Sharing, (self.name, self.settings, self.outside)  # the modules belong to models that exist

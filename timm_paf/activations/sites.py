@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import activations as timm_activations
@@ -14,7 +14,7 @@ from timm.layers import activations_me
 from torch import nn
 from torch.nn import functional as F
 
-from .modules import ParametricActivation, Softplus
+from timm_paf.activations.modules import ParametricActivation, Softplus
 
 __all__ = [
     'ACTIVATION_TYPES', 'GATE_TYPES', 'FUNCTIONS', 'Calls', 'Site', 'attribute_sites', 'function_calls',
@@ -52,7 +52,7 @@ _GATE_CALLS = frozenset(('sigmoid', 'sigmoid_', 'hardsigmoid', 'hard_sigmoid', '
 _KNOWN = frozenset((*ACTIVATION_TYPES, *GATE_TYPES))
 
 
-def nearest_type(module: nn.Module, types: tuple[type, ...] = ()) -> Optional[type]:
+def nearest_type(module: nn.Module, types: tuple[type, ...] = ()) -> type | None:
     """The first class that a module is of, itself or by inheritance, which is a known activation, a gate or in `types`.
 
     A subclass of nn.ReLU is a ReLU; nn.ReLU6, which derives from the gate nn.Hardtanh, is a ReLU6.
@@ -93,7 +93,7 @@ def attribute_sites(model: nn.Module) -> Iterator[Site]:
                 yield Site(_join(prefix, attribute), parent, attribute, module)
 
 
-def _stand_in(value: Any) -> Optional[nn.Module]:
+def _stand_in(value: Any) -> nn.Module | None:
     """The module that computes what a function does, if it is one of `FUNCTIONS`."""
     keywords: dict[str, Any] = {}
     if isinstance(value, functools.partial) and not value.args:
@@ -169,7 +169,7 @@ def _calls_of(cls: type) -> list[Calls]:
         for gate, calls in found.items() if calls]
 
 
-def _activation_called(function: ast.expr) -> Optional[tuple[str, bool]]:
+def _activation_called(function: ast.expr) -> tuple[str, bool] | None:
     """The source of a called activation function, and whether it is a gate; calls through self are modules."""
     name = getattr(function, 'id', None) or getattr(function, 'attr', None)
     if name not in _CALLS and name not in _GATE_CALLS:

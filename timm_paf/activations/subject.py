@@ -3,19 +3,19 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import GELU, GELUTanh, QuickGELU, get_act_layer
 from timm.layers import PReLU as TimmPReLU
 from torch import Tensor, nn
 
-from . import formulas
-from .modules import REGISTERED, ParametricActivation, Softplus
+from timm_paf.activations import formulas
+from timm_paf.activations.modules import REGISTERED, ParametricActivation, Softplus
 
 __all__ = ['Activation', 'Known', 'Subject', 'subject_of', 'title']
 
-Activation = Union[str, nn.Module, Callable[[Tensor], Tensor]]
+Activation = str | nn.Module | Callable[[Tensor], Tensor]
 
 
 def title(name: str, parameters: Mapping[str, float]) -> str:
@@ -28,7 +28,7 @@ class Known(NamedTuple):
     """What is known in closed form: where f, f' or f'' may jump, the unit of x, and the slopes at -inf and inf."""
     breaks: tuple[float, ...] = ()
     scale: float = 1.
-    slopes: Optional[tuple[float, float]] = None
+    slopes: tuple[float, float] | None = None
 
 
 class Subject(NamedTuple):
@@ -36,7 +36,7 @@ class Subject(NamedTuple):
     name: str
     parameters: Mapping[str, float]
     function: Callable[[Tensor], Tensor]
-    known: Optional[Known]
+    known: Known | None
 
 
 _KINKED, _SMOOTH = Known((0.,)), Known()
@@ -50,7 +50,7 @@ _OTHERS: dict[type, Known] = {  # exact types: a subclass may be another functio
 }
 
 
-def _known(module: nn.Module, name: str, values: Mapping[str, float]) -> Optional[Known]:
+def _known(module: nn.Module, name: str, values: Mapping[str, float]) -> Known | None:
     if not isinstance(module, ParametricActivation):
         return _OTHERS.get(type(module))
     tensors = {label: torch.tensor(value, dtype=torch.float64, device='cpu') for label, value in values.items()}

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from . import shape
-from .modules import ACTIVATIONS, ParametricActivation
-from .sharing import paf_modules
+from timm_paf.activations import shape
+from timm_paf.activations.modules import ACTIVATIONS, ParametricActivation
+from timm_paf.activations.sharing import paf_modules
 
 __all__ = ['activation_summary', 'MANY']
 

@@ -10,20 +10,20 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .autoattack_progress import Pace, Progress, passes_per_image
-from .autoattack_ranks import Ranks
-from .autoattack_result import AutoAttackResult, ComponentRun
-from .autoattack_savings import distance, spare
-from .autoattack_state import BatchFound, RunState, fingerprint
-from .autoattack_subject import Subject, Warnings, check_images, global_state_kept
-from .compiled import Compile, CompiledModel, CompileSettings
-from .state import eval_mode, frozen_parameters
-from .threat import Eps, parse_eps
+from timm_paf.attacks.autoattack_progress import Pace, Progress, passes_per_image
+from timm_paf.attacks.autoattack_ranks import Ranks
+from timm_paf.attacks.autoattack_result import AutoAttackResult, ComponentRun
+from timm_paf.attacks.autoattack_savings import distance, spare
+from timm_paf.attacks.autoattack_state import BatchFound, RunState, fingerprint
+from timm_paf.attacks.autoattack_subject import Subject, Warnings, check_images, global_state_kept
+from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings
+from timm_paf.attacks.state import eval_mode, frozen_parameters
+from timm_paf.attacks.threat import Eps, parse_eps
 
 __all__ = ['AutoAttackResult', 'autoattack', 'check_images']
 
@@ -41,9 +41,9 @@ class _Settings:
     components: tuple[str, ...]
     batch_size: int
     seed: int
-    amp_dtype: Optional[torch.dtype]
+    amp_dtype: torch.dtype | None
     spare: bool
-    compile: Optional[CompileSettings] = None
+    compile: CompileSettings | None = None
 
     def plain(self, device: torch.device) -> dict[str, Any]:
         """Plain values, with what else has to be the same for a run to go on."""
@@ -63,15 +63,15 @@ def autoattack(
         eps: Eps,
         norm: str = 'linf',
         version: str = 'standard',
-        attacks: Optional[Sequence[str]] = None,
+        attacks: Sequence[str] | None = None,
         batch_size: int = 250,
         seed: int = 0,
-        device: Optional[torch.device] = None,
-        progress: Optional[Progress] = None,
-        state: Union[str, os.PathLike, None] = None,
+        device: torch.device | None = None,
+        progress: Progress | None = None,
+        state: str | os.PathLike | None = None,
         rank: int = 0,
         world_size: int = 1,
-        amp_dtype: Optional[torch.dtype] = None,
+        amp_dtype: torch.dtype | None = None,
         spare: bool = True,
         compile: Compile = False,
 ) -> AutoAttackResult:
@@ -116,7 +116,7 @@ def autoattack(
     warnings = Warnings()
     float32 = torch.autocast(device.type, enabled=False)
     with Ranks(rank, world_size) as ranks, float32:
-        error: Union[ValueError, OSError, None] = None
+        error: ValueError | OSError | None = None
         try:
             components = _components(version, attacks)
             radius = _checked(eps, norm, batch_size, seed, amp_dtype)
@@ -140,7 +140,7 @@ def autoattack(
             return run.finish(progress)
 
 
-def _components(version: str, attacks: Optional[Sequence[str]]) -> tuple[str, ...]:
+def _components(version: str, attacks: Sequence[str] | None) -> tuple[str, ...]:
     if version not in (*_COMPONENTS, 'custom') or (version == 'custom') != (attacks is not None):
         raise ValueError(
             f'version = {version!r} with attacks = {attacks}: expected standard or rand without a list of attacks, or '
@@ -152,7 +152,7 @@ def _components(version: str, attacks: Optional[Sequence[str]]) -> tuple[str, ..
     return tuple(attacks)
 
 
-def _checked(eps: Eps, norm: str, batch_size: int, seed: int, amp_dtype: Optional[torch.dtype]) -> float:
+def _checked(eps: Eps, norm: str, batch_size: int, seed: int, amp_dtype: torch.dtype | None) -> float:
     """The radius, if it and the other settings are as expected."""
     if norm not in _NORMS:
         raise ValueError(f'norm = {norm!r}: expected {", ".join(_NORMS)}.')
@@ -187,7 +187,7 @@ def _possible(
 
 
 def _open_state(
-        path: Union[str, os.PathLike, None],
+        path: str | os.PathLike | None,
         model: nn.Module,
         x: Tensor,
         y: Tensor,
@@ -231,7 +231,7 @@ class _Run:
         self.device, self.ranks, self.store, self.warnings = device, ranks, store, warnings
         self.adversary = _adversary(subject, settings, device, warnings)
 
-    def finish(self, progress: Optional[Progress]) -> AutoAttackResult:
+    def finish(self, progress: Progress | None) -> AutoAttackResult:
         """All components, from where the state stands."""
         components = self.settings.components
         self._checks()
@@ -239,7 +239,7 @@ class _Run:
         costs = [passes_per_image(self.adversary, name, self.subject.classes) for name in components]
         pace = Pace(progress, costs, self.subject, self.ranks.world_size)
         robust, x_adv = clean.clone(), self.x.cpu().clone()
-        broken_by: list[Optional[str]] = [None if right else 'clean' for right in clean.tolist()]
+        broken_by: list[str | None] = [None if right else 'clean' for right in clean.tolist()]
         runs, accuracy = [], {'clean': float(clean.float().mean())}
         for index, name in enumerate(components):
             found = self._component(index, robust, pace)

@@ -1,9 +1,9 @@
 """How far AutoAttack is, and how long the rest may take."""
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
-from .autoattack_subject import Subject
+from timm_paf.attacks.autoattack_subject import Subject
 
 __all__ = ['Pace', 'Progress', 'passes_per_image']
 
@@ -43,7 +43,7 @@ class Pace:
         ranks: Processes that share the batches.
     """
 
-    def __init__(self, progress: Optional[Progress], costs: Sequence[int], subject: Subject, ranks: int = 1) -> None:
+    def __init__(self, progress: Progress | None, costs: Sequence[int], subject: Subject, ranks: int = 1) -> None:
         self.progress = progress
         self.costs = costs
         self.subject = subject

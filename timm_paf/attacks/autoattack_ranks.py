@@ -1,7 +1,7 @@
 """Processes that share one measurement."""
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from torch import distributed
 
@@ -33,7 +33,7 @@ class Ranks:
             if actual != (rank, world_size):
                 raise ValueError(f'rank {rank} of {world_size}, and the process group says {actual[0]} of {actual[1]}.')
         self.rank, self.world_size = rank, world_size
-        self.group: Optional[Any] = None
+        self.group: Any | None = None
 
     def __enter__(self) -> 'Ranks':
         if self.world_size > 1:

@@ -4,13 +4,12 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Optional, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import whole_file
+from timm_paf._files import whole_file
 
 __all__ = ['AutoAttackResult', 'ComponentRun', 'pointwise_worst_case', 'write_verdicts']
 
@@ -53,7 +52,7 @@ class AutoAttackResult:
     x_adv: Tensor
     components: tuple[str, ...]
     warnings: tuple[str, ...]
-    broken_by: tuple[Optional[str], ...] = ()
+    broken_by: tuple[str | None, ...] = ()
     runs: tuple[ComponentRun, ...] = field(default=())
 
     def verdicts(self) -> dict[str, Tensor]:
@@ -62,7 +61,7 @@ class AutoAttackResult:
             name: torch.tensor([broken != name for broken in self.broken_by], dtype=torch.bool)
             for name in self.components}
 
-    def save(self, path: Union[str, os.PathLike], y: Tensor) -> None:
+    def save(self, path: str | os.PathLike, y: Tensor) -> None:
         """Write the images whole or not at all: npz with `image` (N, C, H, W) float32 and `label` (N,) int64.
 
         The archive is one that `timm_paf.data` reads. `broken_by` (N,) is in it as text, '' for images that stand.
@@ -80,7 +79,7 @@ class AutoAttackResult:
 def pointwise_worst_case(
         clean: Tensor,
         attacks: Mapping[str, Tensor],
-) -> tuple[Tensor, tuple[Optional[str], ...]]:
+) -> tuple[Tensor, tuple[str | None, ...]]:
     """Images that stand under every attack: an image counts as broken if one of them broke it.
 
     Args:
@@ -94,7 +93,7 @@ def pointwise_worst_case(
         ValueError: If the verdicts are not all of the same images.
     """
     robust = clean.cpu().clone()
-    broken_by: list[Optional[str]] = [None if right else 'clean' for right in robust.tolist()]
+    broken_by: list[str | None] = [None if right else 'clean' for right in robust.tolist()]
     for name, standing in attacks.items():
         if standing.dtype != torch.bool or standing.shape != clean.shape:
             raise ValueError(
@@ -106,7 +105,7 @@ def pointwise_worst_case(
     return robust, tuple(broken_by)
 
 
-def write_verdicts(path: Union[str, os.PathLike], y: Tensor, verdicts: Mapping[str, Tensor], **columns: tuple) -> None:
+def write_verdicts(path: str | os.PathLike, y: Tensor, verdicts: Mapping[str, Tensor], **columns: tuple) -> None:
     """Write a table of verdicts as CSV, whole or not at all: one row an image, 1 where it stands.
 
     Args:

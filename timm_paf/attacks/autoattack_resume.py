@@ -2,22 +2,21 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
-from .autoattack import _checked, _components, _possible, _Settings
-from .autoattack_state import RunState, fingerprint
-from .autoattack_subject import Warnings, check_images
-from .compiled import Compile, CompileSettings
-from .threat import Eps
+from timm_paf.attacks.autoattack import _checked, _components, _possible, _Settings
+from timm_paf.attacks.autoattack_state import RunState, fingerprint
+from timm_paf.attacks.autoattack_subject import Warnings, check_images
+from timm_paf.attacks.compiled import Compile, CompileSettings
+from timm_paf.attacks.threat import Eps
 
 __all__ = ['check_state']
 
 
 def check_state(
-        state: Union[str, os.PathLike],
+        state: str | os.PathLike,
         model: nn.Module,
         x: Tensor,
         y: Tensor,
@@ -25,11 +24,11 @@ def check_state(
         eps: Eps,
         norm: str = 'linf',
         version: str = 'standard',
-        attacks: Optional[Sequence[str]] = None,
+        attacks: Sequence[str] | None = None,
         batch_size: int = 250,
         seed: int = 0,
-        device: Optional[torch.device] = None,
-        amp_dtype: Optional[torch.dtype] = None,
+        device: torch.device | None = None,
+        amp_dtype: torch.dtype | None = None,
         spare: bool = True,
         compile: Compile = False,
 ) -> None:

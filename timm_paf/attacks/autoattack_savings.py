@@ -9,12 +9,12 @@ differently in a smaller batch.
 - Square in Linf asks about an image again that is the same as the best one so far: on one channel with small squares,
   and wherever pixels are 0 or 1, many of its proposals change nothing.
 """
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .autoattack_subject import Subject, rounding
+from timm_paf.attacks.autoattack_subject import Subject, rounding
 
 __all__ = ['spare']
 
@@ -54,7 +54,7 @@ class _Batch:
         left[self.active] = False
         return left
 
-    def note(self, logits: Tensor, images: Tensor, allowed: Optional[Tensor] = None) -> None:
+    def note(self, logits: Tensor, images: Tensor, allowed: Tensor | None = None) -> None:
         """Mark active rows as fooled, by a margin that rounding cannot undo.
 
         Args:
@@ -88,7 +88,7 @@ class _Batch:
 def _spare_apgd(attack: Any, subject: Subject) -> None:
     original = attack.attack_single_run
 
-    def attack_single_run(x: Tensor, y: Tensor, x_init: Optional[Tensor] = None) -> tuple:
+    def attack_single_run(x: Tensor, y: Tensor, x_init: Tensor | None = None) -> tuple:
         if attack.eps != attack.eps_orig:  # a larger ball on the way to the real one (L1): nothing counts yet
             return original(x, y, x_init=x_init)
         batch = _Batch(x, y, subject.amp_dtype or subject.dtype)
@@ -132,7 +132,7 @@ def _spare_fab(attack: Any, subject: Subject) -> None:
         '_get_predicted_label', 'get_diff_logits_grads_batch', 'get_diff_logits_grads_batch_targeted')}
 
     def attack_single_run(x: Tensor, y: Tensor, use_rand_start: bool = False, is_targeted: bool = False) -> Tensor:
-        batch: Optional[_Batch] = None
+        batch: _Batch | None = None
         rows, start = torch.arange(len(x), device=x.device), x
 
         def labels(images: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._files import whole_file
+from timm_paf._files import whole_file
 
 __all__ = ['BatchFound', 'RunState', 'fingerprint']
 
@@ -87,7 +87,7 @@ class RunState:
 
     def __init__(
             self,
-            path: Union[str, os.PathLike, None],
+            path: str | os.PathLike | None,
             identity: dict[str, Any],
             *,
             tidy: bool = False,
@@ -125,7 +125,7 @@ class RunState:
                 f'state {self.path} is that of another run: {"; ".join(differing)}. Repeat that run, or choose another '
                 f'name; nothing was changed.')
 
-    def _file(self, component: int, batch: int) -> Optional[Path]:
+    def _file(self, component: int, batch: int) -> Path | None:
         return None if self.path is None else self.path / f'{component:02d}-{batch:06d}.npz'
 
     def save(self, component: int, batch: int, found: BatchFound) -> None:
@@ -138,7 +138,7 @@ class RunState:
                     numbers=np.array([getattr(found, name) for name in _NUMBERS], dtype=np.float64),
                     warnings=np.array(json.dumps(found.warnings)))
 
-    def load(self, component: int, batch: int, attacked: Tensor) -> Optional[BatchFound]:
+    def load(self, component: int, batch: int, attacked: Tensor) -> BatchFound | None:
         """What was found in a batch, or None if it is still to be attacked.
 
         Raises:

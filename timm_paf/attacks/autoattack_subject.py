@@ -4,12 +4,11 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from .state import eval_mode
+from timm_paf.attacks.state import eval_mode
 
 __all__ = ['Subject', 'Warnings', 'check_images', 'global_state_kept', 'model_dtype']
 
@@ -36,7 +35,7 @@ class Subject(nn.Module):
         on_pass: Called after every pass.
     """
 
-    def __init__(self, model: nn.Module, *, classes: int, amp_dtype: Optional[torch.dtype] = None) -> None:
+    def __init__(self, model: nn.Module, *, classes: int, amp_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
         self.classes = classes
@@ -45,7 +44,7 @@ class Subject(nn.Module):
         self.forwards = self.backwards = 0
         self.on_pass: Callable[[], None] = lambda: None
         self._mixed = False
-        self._finite: Optional[Tensor] = None
+        self._finite: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not len(x):

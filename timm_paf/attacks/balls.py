@@ -6,16 +6,16 @@ range, which is where the attacker's best point lies.
 """
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .noise import Noise, wide_dtype
+from timm_paf.attacks.noise import Noise, wide_dtype
 
 __all__ = ['BALLS', 'Ball', 'ball', 'check_radius']
 
-Number = Union[float, Tensor]
+Number = float | Tensor
 SPARSITY = 0.01  # share of the coordinates that an L1 step moves
 
 
@@ -110,7 +110,7 @@ def _l2_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
 
 
 def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """n of n + 1 exponential numbers over their sum fill the simplex evenly; signs make it a ball."""
+    """N of n + 1 exponential numbers over their sum fill the simplex evenly; signs make it a ball."""
     n = _pixels(x)
     numbers = noise(n + 1)
     exponential = -numbers.abs().clamp_(min=torch.finfo(numbers.dtype).eps).log_()

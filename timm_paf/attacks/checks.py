@@ -1,5 +1,4 @@
 """What a gradient attack is called with, and what the model answers."""
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -11,9 +10,9 @@ def check_batch(
         x: Tensor,
         y: Tensor,
         *,
-        seeds: Optional[Tensor] = None,
-        target: Optional[Tensor] = None,
-        clean_logits: Optional[Tensor] = None,
+        seeds: Tensor | None = None,
+        target: Tensor | None = None,
+        clean_logits: Tensor | None = None,
 ) -> None:
     """See that the tensors fit together; their values are not looked at, which would wait for the device.
 

@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ class CompileSettings:
         ValueError: If torch knows no such backend or mode.
     """
     backend: str = 'inductor'
-    mode: Optional[str] = None
-    batch_size: Optional[int] = None
+    mode: str | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         backends = torch._dynamo.list_backends(exclude_tags=())
@@ -76,7 +76,7 @@ class CompileSettings:
         raise ValueError(f"compile = {value!r}: expected True, False or a mode of torch.compile, 'reduce-overhead'.")
 
 
-Compile = Union[bool, str, CompileSettings, None]
+Compile = bool | str | CompileSettings | None
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Graph:
         self.size, self.layout, self.copies = size, layout, copies
         self.failed = False
 
-    def __call__(self, model: nn.Module, batch: Sequence[Optional[Tensor]], *numbers: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, model: nn.Module, batch: Sequence[Tensor | None], *numbers: Tensor) -> tuple[Tensor, ...]:
         """Compute, on a batch that is filled up with copies of its last image.
 
         Args:
@@ -153,7 +153,7 @@ class Graph:
             results = tuple(result.clone() for result in results)
         return results if n == self.size else tuple(result[:n] for result in results)
 
-    def _computed(self, model: nn.Module, *tensors: Optional[Tensor]) -> Any:
+    def _computed(self, model: nn.Module, *tensors: Tensor | None) -> Any:
         if not self.failed:
             try:
                 with dynamo_config.patch(cache_size_limit=_VERSIONS):
@@ -184,12 +184,12 @@ def find_graph(
         model: nn.Module,
         make: Callable[[], Callable],
         key: Hashable,
-        batch: Sequence[Optional[Tensor]],
+        batch: Sequence[Tensor | None],
         *numbers: Tensor,
         settings: CompileSettings,
         independent: bool,
         halves: bool = False,
-) -> Optional[Graph]:
+) -> Graph | None:
     """The graph for a batch; compiled and tried out if there is none.
 
     Args:

@@ -1,14 +1,13 @@
 """From logits to a step: the slope of the loss at the logits, and a whole step as one function for a compiler."""
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from .balls import Ball
-from .losses import Loss
-from .noise import wide_dtype
-from .steps import StepRule
+from timm_paf.attacks.balls import Ball
+from timm_paf.attacks.losses import Loss
+from timm_paf.attacks.noise import wide_dtype
+from timm_paf.attacks.steps import StepRule
 
 __all__ = ['flat_ends', 'scaled', 'traced_step']
 
@@ -46,7 +45,7 @@ def traced_step(value: Loss, ball: Ball, rule: StepRule) -> Callable[..., tuple[
         loss, the next x_adv and, if the rule remembers, the next memory. eps and step size are tensors without axes,
         so that another number is no other graph.
     """
-    def pgd_step(model: nn.Module, x_adv: Tensor, x: Tensor, memory: Optional[Tensor], *others: Tensor) -> tuple:
+    def pgd_step(model: nn.Module, x_adv: Tensor, x: Tensor, memory: Tensor | None, *others: Tensor) -> tuple:
         *compared, eps, step_size = others
         logits, pull = torch.func.vjp(model, x_adv)
         wide = logits.to(wide_dtype(logits.dtype))

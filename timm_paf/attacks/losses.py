@@ -1,12 +1,11 @@
 """Losses that an attack climbs: one value an image, in float32 or better."""
 from collections.abc import Callable
-from typing import Union
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .noise import wide_dtype
+from timm_paf.attacks.noise import wide_dtype
 
 __all__ = [
     'LOSSES', 'TARGETED', 'Loss', 'cross_entropy', 'kl_divergence', 'margin', 'dlr', 'targeted_cross_entropy',
@@ -103,7 +102,7 @@ TARGETED = frozenset({'ce-targeted', 'dlr-targeted'})
 _COMPARED_WITH = {'kl': ('clean_logits',), 'ce-targeted': ('target',), 'dlr-targeted': ('y', 'target')}
 
 
-def find_loss(loss: Union[str, Loss]) -> tuple[Loss, tuple[str, ...]]:
+def find_loss(loss: str | Loss) -> tuple[Loss, tuple[str, ...]]:
     """A loss by name, or a function (logits, y), and what it is called with after the logits.
 
     Returns:

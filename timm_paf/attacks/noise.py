@@ -70,7 +70,7 @@ def _signed(number: int) -> int:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """z >> by for unsigned numbers; torch's shift copies the sign."""
+    """Z >> by for unsigned numbers; torch's shift copies the sign."""
     return (z >> by) & (2**(64 - by) - 1)
 
 

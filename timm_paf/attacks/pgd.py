@@ -1,20 +1,20 @@
 """Projected gradient descent: the one loop behind every gradient attack here."""
 from collections.abc import Callable, Mapping
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .balls import ball, check_radius
-from .checks import check_batch, check_logits
-from .compiled import Compile, CompiledModel, CompileSettings, Graph, bare_model, find_graph
-from .gradient import flat_ends, scaled, traced_step
-from .losses import TARGETED, Loss, find_loss
-from .noise import generated, seeded, wide_dtype
-from .state import MODES, attack_mode, frozen_parameters
-from .steps import step_rule as find_rule
-from .threat import Eps, parse_eps
-from .worst import Images, Worst, float32_logits
+from timm_paf.attacks.balls import ball, check_radius
+from timm_paf.attacks.checks import check_batch, check_logits
+from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings, Graph, bare_model, find_graph
+from timm_paf.attacks.gradient import flat_ends, scaled, traced_step
+from timm_paf.attacks.losses import TARGETED, Loss, find_loss
+from timm_paf.attacks.noise import generated, seeded, wide_dtype
+from timm_paf.attacks.state import MODES, attack_mode, frozen_parameters
+from timm_paf.attacks.steps import step_rule as find_rule
+from timm_paf.attacks.threat import Eps, parse_eps
+from timm_paf.attacks.worst import Images, Worst, float32_logits
 
 __all__ = ['PGD', 'FGSM']
 
@@ -69,10 +69,10 @@ class PGD:
             self,
             *,
             eps: Eps,
-            step_size: Optional[Eps] = None,
+            step_size: Eps | None = None,
             steps: int = 10,
             norm: str = 'linf',
-            loss: Union[str, Loss] = 'ce',
+            loss: str | Loss = 'ce',
             restarts: int = 1,
             early_stop: bool = False,
             random_start: bool = True,
@@ -105,7 +105,7 @@ class PGD:
         self.early_stop, self.random_start, self.mode, self.step_rule = early_stop, random_start, mode, step_rule
         self.target_classes, self.seed = target_classes, seed
         self.compile = CompileSettings.of(compile)
-        self._generator: Optional[torch.Generator] = None
+        self._generator: torch.Generator | None = None
 
     def __repr__(self) -> str:
         loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, '__name__', 'function')
@@ -138,10 +138,10 @@ class PGD:
             x: Tensor,
             y: Tensor,
             *,
-            generator: Optional[torch.Generator] = None,
-            clean_logits: Optional[Tensor] = None,
-            seeds: Optional[Tensor] = None,
-            target: Optional[Tensor] = None,
+            generator: torch.Generator | None = None,
+            clean_logits: Tensor | None = None,
+            seeds: Tensor | None = None,
+            target: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch.
 
@@ -195,7 +195,7 @@ class PGD:
             return self._worst(model, images, generator, chooses)
 
     def _worst(
-            self, model: nn.Module, images: Images, generator: Optional[torch.Generator], chooses: bool) -> Tensor:
+            self, model: nn.Module, images: Images, generator: torch.Generator | None, chooses: bool) -> Tensor:
         """Restarts and targets in turn, of the images that still stand."""
         assert images.clean_logits is not None
         worst = Worst(model, images, wanted=self.targeted and not chooses)
@@ -217,7 +217,7 @@ class PGD:
             worst.settle(images)
         return worst.x_adv
 
-    def _start(self, images: Images, generator: Optional[torch.Generator], *, attempt: int) -> None:
+    def _start(self, images: Images, generator: torch.Generator | None, *, attempt: int) -> None:
         x = images.x
         images.x_adv = x
         if self.random_start:
@@ -227,14 +227,14 @@ class PGD:
                 noise = seeded(x, images.seeds, seed=self.seed, attempt=attempt)
             images.x_adv = (x + self.ball.start(x, self.eps, noise)).clamp_(0, 1)
 
-    def _climb(self, model: nn.Module, images: Images, worst: Optional[Worst]) -> Images:
+    def _climb(self, model: nn.Module, images: Images, worst: Worst | None) -> Images:
         """The loop: from images.x_adv up the loss."""
         inner = model if self.compile is None else bare_model(model)
         eps = None if self.compile is None else self._number(self.eps, images)
         for i in range(self.steps):
             images.x_adv = images.x_adv.detach()
             step_size = self.step_size * self.rule.size(i, self.steps)
-            graph: Optional[Graph] = None
+            graph: Graph | None = None
             numbers: tuple[Tensor, ...] = ()
             if eps is not None:
                 numbers = eps, self._number(step_size, images)
@@ -251,7 +251,7 @@ class PGD:
         return images
 
     def _step(
-            self, model: nn.Module, images: Images, step_size: float, worst: Optional[Worst]) -> Optional[Images]:
+            self, model: nn.Module, images: Images, step_size: float, worst: Worst | None) -> Images | None:
         """One step; returns the images that go on, None if there are none."""
         x_adv = images.x_adv = images.x_adv.requires_grad_()
         logits = check_logits(model(x_adv), len(images), differentiable=True)
@@ -269,7 +269,7 @@ class PGD:
         return images
 
     def _going_on(
-            self, images: Images, logits: Tensor, values: Tensor, worst: Optional[Worst]) -> Optional[Tensor]:
+            self, images: Images, logits: Tensor, values: Tensor, worst: Worst | None) -> Tensor | None:
         """Take note of where the attack stands; returns the rows that go on, None if all do."""
         if worst is None:
             return None
@@ -278,7 +278,7 @@ class PGD:
         return (~fools).nonzero().flatten() if self.early_stop else None
 
     def _graph(
-            self, model: nn.Module, images: Images, numbers: tuple[Tensor, ...], *, halves: bool) -> Optional[Graph]:
+            self, model: nn.Module, images: Images, numbers: tuple[Tensor, ...], *, halves: bool) -> Graph | None:
         """The compiled step for these images, if there can be one."""
         if self.rule.remembers and images.memory is None:
             images.memory = torch.zeros_like(images.x)
@@ -296,7 +296,7 @@ class PGD:
                 model(images.x_adv.detach().requires_grad_()), len(images), differentiable=True), images)
         return traced_step(self._value, self.ball, self.rule)
 
-    def _tensors(self, images: Images) -> tuple[Optional[Tensor], ...]:
+    def _tensors(self, images: Images) -> tuple[Tensor | None, ...]:
         """What a compiled step takes of the images."""
         memory = images.memory if self.rule.remembers else None
         return images.x_adv, images.x, memory, *(getattr(images, name) for name in self._compared_with)
@@ -312,8 +312,8 @@ class PGD:
             model: nn.Module,
             images: Images,
             numbers: tuple[Tensor, ...],
-            worst: Optional[Worst],
-    ) -> Optional[Images]:
+            worst: Worst | None,
+    ) -> Images | None:
         """As `_step`, by a graph; numbers are the radius and the length of the step."""
         logits, values, moved, *memory = graph(model, self._tensors(images), *numbers)
         rows = self._going_on(images, logits, values, worst)
@@ -353,5 +353,5 @@ class FGSM(PGD):
         ValueError: If a setting is not as expected.
     """
 
-    def __init__(self, *, eps: Eps, norm: str = 'linf', loss: Union[str, Loss] = 'ce', mode: str = 'eval') -> None:
+    def __init__(self, *, eps: Eps, norm: str = 'linf', loss: str | Loss = 'ce', mode: str = 'eval') -> None:
         super().__init__(eps=eps, step_size=eps, steps=1, norm=norm, loss=loss, random_start=False, mode=mode)

@@ -1,7 +1,7 @@
 """How long a step is, and which way it goes, given the gradients so far."""
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ class StepRule(NamedTuple):
         remembers: Whether what it returned before matters; zeros stand for None then.
     """
     size: Callable[[int, int], float]
-    follow: Callable[[Optional[Tensor], Tensor], Tensor]
+    follow: Callable[[Tensor | None, Tensor], Tensor]
     remembers: bool = False
 
 
-def _accumulated(before: Optional[Tensor], gradient: Tensor) -> Tensor:
+def _accumulated(before: Tensor | None, gradient: Tensor) -> Tensor:
     """Gradients over their mean absolute value, summed: MI-FGSM of Dong et al. (arXiv 1710.06081), decay 1."""
     size = gradient.abs().mean(tuple(range(1, gradient.dim())), keepdim=True)
     gradient = gradient / size.clamp_(min=torch.finfo(gradient.dtype).tiny)

@@ -2,11 +2,10 @@
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Union
 
 __all__ = ['ThreatModel', 'parse_eps']
 
-Eps = Union[str, float, int, Fraction]
+Eps = str | float | int | Fraction
 
 
 def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
@@ -62,7 +61,7 @@ class ThreatModel:
     radius: float = field(init=False)
 
     def __post_init__(self) -> None:
-        from .balls import ball
+        from timm_paf.attacks.balls import ball
         ball(self.norm)
         object.__setattr__(self, 'radius', parse_eps(self.eps, norm=self.norm))
 

@@ -1,6 +1,5 @@
 """What an attack knows of each image of a batch, and the worst that it has found for each."""
 import dataclasses
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,10 @@ class Images:
     y: Tensor
     index: Tensor
     x_adv: Tensor
-    clean_logits: Optional[Tensor] = None
-    target: Optional[Tensor] = None
-    seeds: Optional[Tensor] = None
-    memory: Optional[Tensor] = None
+    clean_logits: Tensor | None = None
+    target: Tensor | None = None
+    seeds: Tensor | None = None
+    memory: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -70,12 +69,12 @@ class Worst:
         """Places (n,) of the images that nothing has fooled the model with; waits for the device."""
         return (~self.fooled).nonzero().flatten()
 
-    def _fools(self, logits: Tensor, y: Tensor, target: Optional[Tensor]) -> Tensor:
+    def _fools(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         predicted = logits.argmax(1)
         hit = predicted == target if self.wanted else predicted != y
         return hit & logits.isfinite().all(1)  # NaN is a broken model, not a fooled one
 
-    def see(self, images: Images, logits: Tensor, values: Optional[Tensor], *, confirmed: bool = False) -> Tensor:
+    def see(self, images: Images, logits: Tensor, values: Tensor | None, *, confirmed: bool = False) -> Tensor:
         """Take note of where the attack stands.
 
         Args:

@@ -47,7 +47,7 @@ def open_archive(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageSource:
-    """Open labelled images on disk, whatever their form; what the path is decides:
+    """Open labelled images on disk; the kind of path decides how.
 
     - `.npz` (or any other name): members `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m). Stored ones are
       read in place, deflated ones are unpacked once into a cache.

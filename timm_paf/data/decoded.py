@@ -63,7 +63,7 @@ class Decoding:
         return _MODES[self.channels]
 
     def transform(self, *, is_training: bool) -> Transform:
-        """timm's transform from an image to uint8 pixels (C, H, W)."""
+        """Timm's transform from an image to uint8 pixels (C, H, W)."""
         from timm.data import create_transform
 
         mean, std = (0.,) * self.channels, (1.,) * self.channels

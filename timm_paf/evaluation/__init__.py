@@ -1,6 +1,11 @@
 """Robustness measurement: counts of images under attacks, signs of a false number, and the report that holds them."""
-from .corruptions import BENCHMARK_CORRUPTIONS, CorruptionArchive, CorruptionReport, corruption_accuracy
-from .curves import (
+from timm_paf.evaluation.corruptions import (
+    BENCHMARK_CORRUPTIONS,
+    CorruptionArchive,
+    CorruptionReport,
+    corruption_accuracy,
+)
+from timm_paf.evaluation.curves import (
     ClassAccuracy,
     CurvePoint,
     RobustnessCurve,
@@ -8,12 +13,12 @@ from .curves import (
     curve_radius,
     robustness_curve,
 )
-from .examples import Example, adversarial_examples
-from .page import report_page, report_sections
-from .report import Accuracy, Measurement, RobustnessReport, file_sha256, library_versions
-from .robustbench import robustbench_info, robustbench_obstacles
-from .robustness import accuracy_under_attack, clean_accuracy, evaluate_robustness
-from .trust import TrustCheck, TrustReport, check_trust
+from timm_paf.evaluation.examples import Example, adversarial_examples
+from timm_paf.evaluation.page import report_page, report_sections
+from timm_paf.evaluation.report import Accuracy, Measurement, RobustnessReport, file_sha256, library_versions
+from timm_paf.evaluation.robustbench import robustbench_info, robustbench_obstacles
+from timm_paf.evaluation.robustness import accuracy_under_attack, clean_accuracy, evaluate_robustness
+from timm_paf.evaluation.trust import TrustCheck, TrustReport, check_trust
 
 __all__ = [
     'Accuracy', 'Measurement', 'RobustnessReport', 'accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness',

@@ -1,12 +1,11 @@
 """What the trust checks look at: a model on a few images, with what was computed kept and passes counted."""
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..attacks import PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
+from timm_paf.attacks import PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
 
 __all__ = ['Probe']
 
@@ -58,7 +57,7 @@ class Probe:
         return len(self.x)
 
     @torch.no_grad()
-    def logits(self, x: Tensor, *, autocast: Optional[torch.dtype] = None) -> Tensor:
+    def logits(self, x: Tensor, *, autocast: torch.dtype | None = None) -> Tensor:
         """Logits (N, K) in float32; under autocast if a dtype is given."""
         self.forwards += len(x)
         with eval_mode(self.model), torch.autocast(self.device.type, autocast, enabled=autocast is not None):
@@ -79,7 +78,7 @@ class Probe:
         length = torch.linalg.vector_norm(direction.flatten(1), order, dim=1)
         return (self.x + direction * (self.threat.radius / length).view(-1, *[1] * (self.x.dim() - 1))).clamp(0, 1)
 
-    def pgd(self, steps: int, *, loss: str = 'ce', eps: Optional[float] = None) -> Tensor:
+    def pgd(self, steps: int, *, loss: str = 'ce', eps: float | None = None) -> Tensor:
         """Images that PGD makes; where no gradient reaches an image, or it is NaN, the image itself."""
         key = (steps, loss, eps)
         if key not in self._attacked:
@@ -105,7 +104,7 @@ class Probe:
             version='custom', attacks=attacks, batch_size=self.batch_size, seed=self.seed, device=self.device)
         return chosen[found.robust.to(self.device)]
 
-    def _gradients(self) -> Optional[Tensor]:
+    def _gradients(self) -> Tensor | None:
         """Gradients of the loss like the images, at noise such as PGD starts from; None if the logits have none."""
         start = self.noise(torch.Generator(self.device).manual_seed(self.seed))
         found = []

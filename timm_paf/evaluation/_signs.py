@@ -1,14 +1,13 @@
 """The checks behind `check_trust`: each questions a `Probe` and gives a row."""
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..attacks import LOSSES
-from ._probe import Probe
-from .report import Accuracy
+from timm_paf.attacks import LOSSES
+from timm_paf.evaluation._probe import Probe
+from timm_paf.evaluation.report import Accuracy
 
 __all__ = [
     'TrustCheck', 'autocast', 'black_box', 'deterministic', 'gradients', 'large_eps', 'more_steps', 'random_noise',
@@ -195,7 +194,7 @@ def autocast(probe: Probe) -> TrustCheck:
             'comparable with these, which are float32.')
 
 
-def training_report(now: Optional[Accuracy], trained: Optional[Accuracy]) -> TrustCheck:
+def training_report(now: Accuracy | None, trained: Accuracy | None) -> TrustCheck:
     """Clean accuracy now and as training reported it."""
     name = 'training report'
     if now is None or trained is None:

@@ -1,12 +1,11 @@
 """Verdicts of a model on images, attacked or not, by one process or by several that share them."""
 from collections.abc import Callable
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import eval_mode
-from ..attacks.autoattack_ranks import Ranks
+from timm_paf.attacks import eval_mode
+from timm_paf.attacks.autoattack_ranks import Ranks
 
 __all__ = ['ALONE', 'Attack', 'Ranks', 'verdicts']
 
@@ -20,10 +19,10 @@ def verdicts(
         x: Tensor,
         y: Tensor,
         *,
-        attack: Optional[Attack],
+        attack: Attack | None,
         batch_size: int,
-        device: Optional[torch.device],
-        seeds: Optional[Tensor] = None,
+        device: torch.device | None,
+        seeds: Tensor | None = None,
         ranks: Ranks = ALONE,
 ) -> Tensor:
     """Which images are classified correctly as the attack leaves them, in eval mode; the model is left as found.

@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attacks import eval_mode
-from ._verdicts import Ranks
-from .report import Accuracy
+from timm_paf.attacks import eval_mode
+from timm_paf.evaluation._verdicts import Ranks
+from timm_paf.evaluation.report import Accuracy
 
 __all__ = ['BENCHMARK_CORRUPTIONS', 'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy']
 
@@ -43,7 +43,7 @@ class CorruptionArchive:
         ValueError: If a file is not as described.
     """
 
-    def __init__(self, folder: Union[str, os.PathLike]) -> None:
+    def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = folder = Path(folder)
         if not (folder / 'labels.npy').is_file():
             raise FileNotFoundError(f'corruptions {folder}: there is no labels.npy; expected a folder like CIFAR-10-C.')
@@ -74,7 +74,7 @@ class CorruptionArchive:
                 'each image of one severity.')
         return images
 
-    def batches(self, name: str, severity: int, *, batch_size: int, n_examples: Optional[int] = None):
+    def batches(self, name: str, severity: int, *, batch_size: int, n_examples: int | None = None):
         """Batches of images float32 (B, C, H, W) in [0, 1] and labels (B,) int64 of one corruption.
 
         Args:
@@ -139,10 +139,10 @@ def corruption_accuracy(
         model: nn.Module,
         archive: CorruptionArchive,
         *,
-        n_examples: Optional[int] = None,
+        n_examples: int | None = None,
         batch_size: int = 250,
-        device: Optional[torch.device] = None,
-        progress: Optional[Callable[[str, int, int], None]] = None,
+        device: torch.device | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
         rank: int = 0,
         world_size: int = 1,
 ) -> CorruptionReport:

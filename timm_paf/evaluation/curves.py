@@ -3,15 +3,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGD, check_images, parse_eps
-from ..attacks.threat import Eps
-from ._verdicts import Ranks, verdicts
-from .report import Accuracy
+from timm_paf.attacks import PGD, check_images, parse_eps
+from timm_paf.attacks.threat import Eps
+from timm_paf.evaluation._verdicts import Ranks, verdicts
+from timm_paf.evaluation.report import Accuracy
 
 __all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'curve_radius', 'robustness_curve']
 
@@ -28,7 +28,7 @@ class CurvePoint:
     """
     eps: str
     eps_value: float
-    alone: Optional[Accuracy]
+    alone: Accuracy | None
     worst: Accuracy
 
 
@@ -88,7 +88,7 @@ def robustness_curve(
         early_stop: bool = False,
         batch_size: int = 250,
         seed: int = 0,
-        device: Optional[torch.device] = None,
+        device: torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
 ) -> RobustnessCurve:

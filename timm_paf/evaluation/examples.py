@@ -1,12 +1,11 @@
 """Images beside what an attack makes of them, for a person to look at."""
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import eval_mode
-from ._verdicts import Attack
+from timm_paf.attacks import eval_mode
+from timm_paf.evaluation._verdicts import Attack
 
 __all__ = ['Example', 'adversarial_examples']
 
@@ -40,8 +39,8 @@ def adversarial_examples(
         attack: Attack,
         title: str,
         n: int = 12,
-        device: Optional[torch.device] = None,
-        seeds: Optional[Tensor] = None,
+        device: torch.device | None = None,
+        seeds: Tensor | None = None,
 ) -> tuple[Example, ...]:
     """The first n images, fooled or not, with what an attack makes of them.
 

@@ -8,7 +8,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ class Html(str):
     """Markup that needs no escaping any more."""
 
 
-Content = Union[str, Html, int, float, None]
+Content = str | Html | int | float | None
 
 
 class Picture(NamedTuple):

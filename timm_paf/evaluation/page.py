@@ -2,11 +2,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from . import html
-from .examples import Example
-from .html import Html
-from .plots import class_png, corruption_png, curve_png
-from .report import Accuracy, RobustnessReport
+from timm_paf.evaluation import html
+from timm_paf.evaluation.examples import Example
+from timm_paf.evaluation.html import Html
+from timm_paf.evaluation.plots import class_png, corruption_png, curve_png
+from timm_paf.evaluation.report import Accuracy, RobustnessReport
 
 __all__ = ['report_page', 'report_sections']
 

@@ -2,9 +2,9 @@
 import io
 from collections.abc import Sequence
 
-from .corruptions import CorruptionReport
-from .curves import ClassAccuracy, RobustnessCurve
-from .report import Accuracy
+from timm_paf.evaluation.corruptions import CorruptionReport
+from timm_paf.evaluation.curves import ClassAccuracy, RobustnessCurve
+from timm_paf.evaluation.report import Accuracy
 
 __all__ = ['COLOURS', 'class_png', 'corruption_png', 'curve_png', 'figure', 'png']
 

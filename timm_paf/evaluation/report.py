@@ -6,19 +6,19 @@ import platform
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional
 
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .._files import file_sha256, whole_file
+from timm_paf._files import file_sha256, whole_file
 
 if TYPE_CHECKING:
-    from .corruptions import CorruptionReport
-    from .curves import ClassAccuracy, RobustnessCurve
-    from .examples import Example
-    from .trust import TrustReport
+    from timm_paf.evaluation.corruptions import CorruptionReport
+    from timm_paf.evaluation.curves import ClassAccuracy, RobustnessCurve
+    from timm_paf.evaluation.examples import Example
+    from timm_paf.evaluation.trust import TrustReport
 
 __all__ = ['Accuracy', 'Measurement', 'RobustnessReport', 'file_sha256', 'library_versions']
 
@@ -91,12 +91,12 @@ class Measurement:
     """
     accuracy: Accuracy
     attack: str
-    norm: Optional[str] = None
-    eps: Optional[str] = None
-    eps_value: Optional[float] = None
-    steps: Optional[int] = None
-    seed: Optional[int] = None
-    seconds: Optional[float] = None
+    norm: str | None = None
+    eps: str | None = None
+    eps_value: float | None = None
+    steps: int | None = None
+    seed: int | None = None
+    seconds: float | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,11 +126,11 @@ class RobustnessReport:
         created: Time in UTC, ISO 8601.
     """
     measurements: dict[str, Measurement]
-    model: Optional[str] = None
-    dataset: Optional[str] = None
-    split: Optional[str] = None
-    checkpoint: Optional[str] = None
-    checkpoint_sha256: Optional[str] = None
+    model: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
     by_class: tuple['ClassAccuracy', ...] = ()
     trust: Optional['TrustReport'] = None
     curve: Optional['RobustnessCurve'] = None
@@ -149,15 +149,15 @@ class RobustnessReport:
             **({'by_class': [entry.to_dict() for entry in self.by_class]} if self.by_class else {}),
             **{name: part.to_dict() for name, part in parts.items() if part is not None}}
 
-    def save(self, path: Union[str, os.PathLike]) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write JSON, whole or not at all."""
         text = json.dumps(self.to_dict(), indent=2) + '\n'
         with whole_file(path) as file:
             file.write(text.encode())
 
-    def save_page(self, path: Union[str, os.PathLike]) -> None:
+    def save_page(self, path: str | os.PathLike) -> None:
         """Write the report as one HTML file that needs no other, whole or not at all."""
-        from .page import report_page  # which knows the parts of this class
+        from timm_paf.evaluation.page import report_page  # which knows the parts of this class
         text = report_page(self)
         with whole_file(path) as file:
             file.write(text.encode())
@@ -177,7 +177,7 @@ class RobustnessReport:
                 f'{accuracy.correct} / {accuracy.total}')
         return table
 
-    def trust_table(self) -> Optional[Table]:
+    def trust_table(self) -> Table | None:
         """The trust checks for a terminal; None if there were none."""
         if self.trust is None:
             return None

@@ -1,8 +1,8 @@
 """A report as an entry of RobustBench: the model-info file of their repository, `model_info/<dataset>/<threat>/`."""
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
-from .report import Accuracy, RobustnessReport
+from timm_paf.evaluation.report import Accuracy, RobustnessReport
 
 __all__ = ['robustbench_info', 'robustbench_obstacles']
 
@@ -19,12 +19,12 @@ def robustbench_info(
         *,
         link: str,
         name: str,
-        authors: Union[str, Sequence[str]],
+        authors: str | Sequence[str],
         venue: str,
         additional_data: bool,
-        architecture: Optional[str] = None,
-        reported: Union[str, float, None] = None,
-        footnote: Optional[str] = None,
+        architecture: str | None = None,
+        reported: str | float | None = None,
+        footnote: str | None = None,
         number_forward_passes: int = 1,
 ) -> dict[str, Any]:
     """What the model-info file holds; accuracies are texts in percent with at most two decimals, as there.

@@ -4,12 +4,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import (
+from timm_paf.attacks import (
     PGD,
     AutoAttackResult,
     CompiledModel,
@@ -20,11 +20,11 @@ from ..attacks import (
     pointwise_worst_case,
     write_verdicts,
 )
-from ..attacks.autoattack_subject import check_pixels
-from ..attacks.compiled import Compile
-from ._verdicts import Attack, Ranks, verdicts
-from .curves import accuracy_by_class
-from .report import Accuracy, Measurement, RobustnessReport, file_sha256
+from timm_paf.attacks.autoattack_subject import check_pixels
+from timm_paf.attacks.compiled import Compile
+from timm_paf.evaluation._verdicts import Attack, Ranks, verdicts
+from timm_paf.evaluation.curves import accuracy_by_class
+from timm_paf.evaluation.report import Accuracy, Measurement, RobustnessReport, file_sha256
 
 __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
 
@@ -35,7 +35,7 @@ def clean_accuracy(
         y: Tensor,
         *,
         batch_size: int = 250,
-        device: Optional[torch.device] = None,
+        device: torch.device | None = None,
 ) -> Accuracy:
     """Accuracy without an attack, in eval mode; the model is left as found.
 
@@ -60,8 +60,8 @@ def accuracy_under_attack(
         *,
         attack: Attack,
         batch_size: int = 250,
-        device: Optional[torch.device] = None,
-        seeds: Optional[Tensor] = None,
+        device: torch.device | None = None,
+        seeds: Tensor | None = None,
 ) -> Accuracy:
     """Accuracy on the images that an attack makes, in eval mode; the model is left as found.
 
@@ -89,21 +89,21 @@ def evaluate_robustness(
         *,
         threat: ThreatModel,
         pgd_steps: int = 20,
-        autoattack_version: Optional[str] = 'standard',
-        n_examples: Optional[int] = None,
+        autoattack_version: str | None = 'standard',
+        n_examples: int | None = None,
         batch_size: int = 250,
         seed: int = 0,
-        device: Optional[torch.device] = None,
-        progress: Optional[Callable[[str, int, int, int, float], None]] = None,
-        state: Union[str, os.PathLike, None] = None,
+        device: torch.device | None = None,
+        progress: Callable[[str, int, int, int, float], None] | None = None,
+        state: str | os.PathLike | None = None,
         rank: int = 0,
         world_size: int = 1,
-        save_adv: Union[str, os.PathLike, None] = None,
-        save_verdicts: Union[str, os.PathLike, None] = None,
-        model_name: Optional[str] = None,
-        dataset: Optional[str] = None,
-        split: Optional[str] = None,
-        checkpoint: Union[str, os.PathLike, None] = None,
+        save_adv: str | os.PathLike | None = None,
+        save_verdicts: str | os.PathLike | None = None,
+        model_name: str | None = None,
+        dataset: str | None = None,
+        split: str | None = None,
+        checkpoint: str | os.PathLike | None = None,
         compile: Compile = False,
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and under AutoAttack.
@@ -205,5 +205,5 @@ def _details(result: AutoAttackResult, version: str) -> dict[str, Any]:
         'runs': [dataclasses.asdict(run) for run in result.runs]}
 
 
-def _counts(broken_by: tuple[Optional[str], ...]) -> dict[str, int]:
+def _counts(broken_by: tuple[str | None, ...]) -> dict[str, int]:
     return dict(Counter(name for name in broken_by if name is not None))

@@ -6,16 +6,16 @@ What is looked for follows Athalye, Carlini and Wagner, "Obfuscated Gradients Gi
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import ThreatModel, check_images
-from . import _signs
-from ._probe import Probe
-from ._signs import TrustCheck
-from .report import Accuracy
+from timm_paf.attacks import ThreatModel, check_images
+from timm_paf.evaluation import _signs
+from timm_paf.evaluation._probe import Probe
+from timm_paf.evaluation._signs import TrustCheck
+from timm_paf.evaluation.report import Accuracy
 
 __all__ = ['TrustCheck', 'TrustReport', 'check_trust']
 
@@ -72,12 +72,12 @@ def check_trust(
         threat: ThreatModel,
         n_trust: int = 256,
         n_square: int = 32,
-        clean: Optional[Accuracy] = None,
-        trained_clean: Optional[Accuracy] = None,
+        clean: Accuracy | None = None,
+        trained_clean: Accuracy | None = None,
         batch_size: int = 250,
         seed: int = 0,
-        device: Optional[torch.device] = None,
-        progress: Optional[Callable[[str, int, int], None]] = None,
+        device: torch.device | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
 ) -> TrustReport:
     """Look for signs that gradients are masked or that a measurement cannot be repeated.
 

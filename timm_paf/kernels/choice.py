@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Optional
 import torch
 from torch import Tensor, nn
 
-from . import cpu
+from timm_paf.kernels import cpu
 
 if TYPE_CHECKING:
-    from .ops import Operators
+    from timm_paf.kernels.ops import Operators
 
 __all__ = ['choose', 'use']
 
@@ -59,7 +59,7 @@ class use:
         _mode = self._before
 
 
-def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional['Operators']:
+def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators']:
     """The fused functions for an activation of these tensors; None for the reference.
 
     Args:
@@ -103,16 +103,16 @@ def choose(name: str, x: Tensor, *others: Optional[Tensor]) -> Optional['Operato
 @functools.cache
 def _cpu() -> 'Operators':
     """The operators for the CPU; registering them with torch takes longer than the rest of the import."""
-    from .ops import CPU
+    from timm_paf.kernels.ops import CPU
     return CPU
 
 
 @functools.cache
-def _gpu(device: torch.device) -> tuple[Optional['Operators'], Optional[str]]:
+def _gpu(device: torch.device) -> tuple[Optional['Operators'], str | None]:
     """The operators for a device, or why they cannot be had; found by trying."""
     try:
-        from . import gpu
-        from .ops import Operators
+        from timm_paf.kernels import gpu
+        from timm_paf.kernels.ops import Operators
         x = torch.ones(1, device=device)
         gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
     except Exception as error:  # Triton, its compiler and the driver each have their own

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .._files import cache_dir
+from timm_paf._files import cache_dir
 
 __all__ = ['BuildError', 'build']
 

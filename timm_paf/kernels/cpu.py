@@ -1,12 +1,12 @@
 """Activations on the CPU in one pass over memory each way, by compiled C++."""
 import ctypes
 import threading
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .compiler import BuildError, build
+from timm_paf.kernels.compiler import BuildError, build
 
 __all__ = ['available', 'gradients', 'input_gradient', 'value']
 
@@ -23,7 +23,7 @@ _failures: dict[tuple[str, torch.dtype], str] = {}
 _lock = threading.Lock()
 
 
-def available(name: str, dtype: torch.dtype) -> Optional[str]:
+def available(name: str, dtype: torch.dtype) -> str | None:
     """Make sure that an activation's function is loaded, which takes a second or two for the first time on a machine.
 
     Args:
@@ -69,9 +69,9 @@ def _parameter(parameter: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
 
 
 def _run(
-        name: str, grad: Optional[Tensor], x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+        name: str, grad: Tensor | None, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
         with_sums: bool = False,
-) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The value, or with `grad` the gradient in x, and the sums for alpha and beta if asked for."""
     function = _functions.get((name, x.dtype))
     if function is None:
@@ -102,21 +102,21 @@ def _run(
     return (out, None, None) if sums is None else (out, sums[0], sums[1])
 
 
-def value(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
+def value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
     """As the function in `functional`."""
     return _run(name, None, x, alpha, beta, channel_dim)[0]
 
 
 def input_gradient(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
-    """grad df/dx, like x."""
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
+    """Grad df/dx, like x."""
     return _run(name, grad, x, alpha, beta, channel_dim)[0]
 
 
 def gradients(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int,
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """grad df/dx, and the sums of grad df/dalpha and grad df/dbeta.
+    """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta.
 
     Returns:
         The first like x; the others in the dtype of the computation and the shape of their parameter, summed in double
@@ -126,7 +126,7 @@ def gradients(
     return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)
 
 
-def _of(parameter: Optional[Tensor], total: Any) -> Tensor:
+def _of(parameter: Tensor | None, total: Any) -> Tensor:
     """The gradient of a parameter, which may be one value beside another of one value a channel."""
     if parameter is None:
         return total.new_empty(0)

@@ -6,7 +6,6 @@ are added up in float64 in a fixed order.
 """
 import math
 import os
-from typing import Optional
 
 import torch
 import triton
@@ -241,9 +240,9 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _arguments(
-        x: Tensor, out: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+        x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
 ) -> tuple[list[Tensor], list[int]]:
-    """alpha and beta as float32, one a channel, and (elements a channel, channels, stride of the channels)."""
+    """Alpha and beta as float32, one a channel, and (elements a channel, channels, stride of the channels)."""
     channels = max(alpha.numel(), 1 if beta is None else beta.numel())
     parameters = [
         parameter.to(torch.float32).reshape(-1).expand(channels).contiguous()
@@ -257,7 +256,7 @@ def _programs(shape: list[int]) -> int:
 
 
 @torch.library.triton_op('timm_paf::triton_value', mutates_args={})
-def triton_value(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
+def triton_value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
     """As the function in `functional`, of a tensor with elements, in float32, bfloat16 or float16."""
     y = torch.empty_like(x)
     parameters, shape = _arguments(x, y, alpha, beta, channel_dim)
@@ -267,8 +266,8 @@ def triton_value(x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, ch
 
 @torch.library.triton_op('timm_paf::triton_input_gradient', mutates_args={})
 def triton_input_gradient(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int) -> Tensor:
-    """grad df/dx, like x."""
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
+    """Grad df/dx, like x."""
     dx = torch.empty_like(x)
     parameters, shape = _arguments(x, dx, alpha, beta, channel_dim)
     _kernel(_gradient_kernel)[(_programs(shape),)](
@@ -279,9 +278,9 @@ def triton_input_gradient(
 
 @torch.library.triton_op('timm_paf::triton_gradients', mutates_args={})
 def triton_gradients(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], name: str, channel_dim: int,
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """grad df/dx, and the sums of grad df/dalpha and grad df/dbeta in float32; the last is empty without beta."""
+    """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta in float32; the last is empty without beta."""
     dx = torch.empty_like(x)
     parameters, shape = _arguments(x, dx, alpha, beta, channel_dim)
     blocks = _programs(shape)

@@ -5,7 +5,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..activations.recomputation import Affine, set_recomputed
+from timm_paf.activations.recomputation import Affine, set_recomputed
 
 __all__ = ['RecomputedBatchNorm2d', 'recompute_batch_norm']
 

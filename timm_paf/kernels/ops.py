@@ -1,10 +1,9 @@
 """The fused functions as operators of torch, so that profilers, dispatch modes and fake tensors know them."""
-from typing import Optional
 
 import torch
 from torch import Tensor
 
-from . import cpu
+from timm_paf.kernels import cpu
 
 __all__ = ['CPU', 'Operators']
 
@@ -50,14 +49,14 @@ class Operators:
     def __init__(self, value, input_gradient, gradients) -> None:
         self._value, self._input_gradient, self._gradients = value, input_gradient, gradients
 
-    def value(self, name: str, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int) -> Tensor:
+    def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
         """The activation, in one pass."""
         return self._value(x, alpha, beta, name, channel_dim)
 
     def gradients(
-            self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Optional[Tensor], channel_dim: int,
+            self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
             need_params: bool,
-    ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradient in x and, if asked for, the sums for alpha and beta, in one pass."""
         if not need_params:
             return self._input_gradient(grad, x, alpha, beta, name, channel_dim), None, None

@@ -6,7 +6,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..activations import ParametricActivation, PSoftplus, PSSiLUFixed, paf_modules
+from timm_paf.activations import ParametricActivation, PSoftplus, PSSiLUFixed, paf_modules
 
 __all__ = ['is_activation_key', 'merge_copies', 'refuse']
 

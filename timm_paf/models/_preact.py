@@ -4,14 +4,13 @@ He et al., Identity Mappings in Deep Residual Networks, arXiv 1603.05027.
 """
 from collections.abc import Sequence
 from functools import partial
-from typing import Optional
 
 import torch
 from timm.layers import DropPath, LayerType, get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-from ._staged import StagedNet
-from .options import input_normalization, use_same_padding
+from timm_paf.models._staged import StagedNet
+from timm_paf.models.options import input_normalization, use_same_padding
 
 __all__ = ['PreActBlock', 'PreActNet']
 
@@ -104,8 +103,8 @@ class PreActNet(StagedNet):
             norm_layer: LayerType,
             drop_rate: float,
             drop_path_rate: float,
-            input_mean: Optional[Sequence[float]] = None,
-            input_std: Optional[Sequence[float]] = None,
+            input_mean: Sequence[float] | None = None,
+            input_std: Sequence[float] | None = None,
             pad_type: str = '',
             device=None,
             dtype=None,

@@ -1,6 +1,6 @@
 """What timm expects of a model, written once for the networks that timm lacks."""
 import re
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from timm.layers import create_classifier
@@ -8,7 +8,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
-from ..activations import shared_activations
+from timm_paf.activations import shared_activations
 
 __all__ = ['StagedNet']
 
@@ -75,11 +75,11 @@ class StagedNet(nn.Module):
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> Union[str, nn.Module]:
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """The classifier, or its name."""
         return 'fc' if name_only else self.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new classifier in place, and a new pooling if one is named.
 
         Args:
@@ -99,12 +99,12 @@ class StagedNet(nn.Module):
     def forward_intermediates(
             self,
             x: Tensor,
-            indices: Union[int, list[int], None] = None,
+            indices: int | list[int] | None = None,
             norm: bool = False,
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
-    ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features of all levels, beside the final features.
 
         Args:
@@ -147,7 +147,7 @@ class StagedNet(nn.Module):
 
     def prune_intermediate_layers(
             self,
-            indices: Union[int, list[int]] = 1,
+            indices: int | list[int] = 1,
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:

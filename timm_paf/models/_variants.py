@@ -9,9 +9,9 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ..activations import ACTIVATIONS, SHARING, convert_activations, shared
-from ..kernels import recompute_batch_norm
-from .published import checkpoint_filter_fn
+from timm_paf.activations import ACTIVATIONS, SHARING, convert_activations, shared
+from timm_paf.kernels import recompute_batch_norm
+from timm_paf.models.published import checkpoint_filter_fn
 
 # activations without parameters that the paper compares with, by timm's names
 REFERENCE_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus')
@@ -21,7 +21,7 @@ NUM_CLASSES = 10
 
 
 def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, Any]:
-    """timm's pretrained cfg of a network that takes pixels in [0, 1]; for 32x32 images unless `settings` say more."""
+    """Timm's pretrained cfg of a network that takes pixels in [0, 1]; for 32x32 images unless `settings` say more."""
     return {
         'url': '',
         'num_classes': NUM_CLASSES,

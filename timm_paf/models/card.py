@@ -2,14 +2,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import timm.models
 from timm.models._hub import generate_readme
 from torch import nn
 
-from ..activations import paf_modules
-from .options import network_options
+from timm_paf.activations import paf_modules
+from timm_paf.models.options import network_options
 
 __all__ = ['model_card', 'save_for_hf']
 
@@ -25,11 +25,11 @@ _MEASUREMENTS = ('clean', 'pgd', 'autoattack')
 def model_card(
         model: nn.Module,
         *,
-        training_data: Union[str, Sequence[str]],
-        report: Optional[Mapping[str, Any]] = None,
-        license: Optional[str] = None,
+        training_data: str | Sequence[str],
+        report: Mapping[str, Any] | None = None,
+        license: str | None = None,
         source: str = 'local-dir:FOLDER',
-        description: Optional[str] = None,
+        description: str | None = None,
 ) -> dict[str, Any]:
     """A model card, as timm's `push_to_hf_hub(model_card=...)` and `generate_readme` take it.
 
@@ -85,12 +85,12 @@ def model_card(
 
 def save_for_hf(
         model: nn.Module,
-        folder: Union[str, os.PathLike],
+        folder: str | os.PathLike,
         *,
-        training_data: Union[str, Sequence[str]],
-        report: Optional[Mapping[str, Any]] = None,
-        license: Optional[str] = None,
-        model_args: Optional[Mapping[str, Any]] = None,
+        training_data: str | Sequence[str],
+        report: Mapping[str, Any] | None = None,
+        license: str | None = None,
+        model_args: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model to a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` reads.
 
@@ -142,7 +142,7 @@ def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _activation(model: nn.Module) -> Union[str, list[str]]:
+def _activation(model: nn.Module) -> str | list[str]:
     """The parametric activations with their values, or the names of the others."""
     described = [f'{type(module).__name__}: {module.extra_repr()} (`{name}`)' for name, module in paf_modules(model)]
     if described:

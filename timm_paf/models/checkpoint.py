@@ -4,19 +4,19 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from .published import fit_state_dict
+from timm_paf.models.published import fit_state_dict
 
 __all__ = ['load_weights', 'read_checkpoint', 'select_state_dict']
 
 
-def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint file without running code from it: safetensors, or `torch.load(weights_only=True)`.
 
     Args:
@@ -59,7 +59,7 @@ def read_checkpoint(path: Union[str, os.PathLike]) -> dict[str, Any]:
 def select_state_dict(
         checkpoint: Mapping[str, Any],
         *,
-        use_ema: Optional[bool] = None,
+        use_ema: bool | None = None,
 ) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint.
 
@@ -86,7 +86,7 @@ def select_state_dict(
     raise ValueError(f'the checkpoint holds no state_dict; it holds {_keys(checkpoint)}.')
 
 
-def load_weights(model: nn.Module, path: Union[str, os.PathLike], *, use_ema: Optional[bool] = None) -> str:
+def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | None = None) -> str:
     """Load a checkpoint's weights into a model, strictly; in our layout or a published one (`fit_state_dict`).
 
     Args:

@@ -3,13 +3,13 @@
 The form that the robustness literature trains on CIFAR-10 (He et al., arXiv 1512.03385, section 4.2, with the widths
 and blocks of the ImageNet networks).
 """
-from typing import Any, Union
+from typing import Any
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from ._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['CifarResNet']
 
@@ -41,7 +41,7 @@ class CifarResNet(ResNet):
 
     def __init__(
             self,
-            block: type[Union[BasicBlock, Bottleneck]],
+            block: type[BasicBlock | Bottleneck],
             layers: tuple[int, ...],
             num_classes: int = NUM_CLASSES,
             in_chans: int = 3,

@@ -3,14 +3,14 @@
 Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and E, with the head of their common form for CIFAR-10:
 the last map is pooled and classified, without the two hidden layers of 4096 units.
 """
-from typing import Any, Optional
+from typing import Any
 
 from timm.layers import LayerType, get_act_layer, get_norm_layer
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, jit, nn
 
-from ._staged import StagedNet
-from ._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models._staged import StagedNet
+from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['CifarVGG']
 
@@ -29,7 +29,7 @@ class ConvBlock(nn.Module):
             in_chs: int,
             out_chs: int,
             act_layer: type[nn.Module],
-            norm_layer: Optional[type[nn.Module]] = None,
+            norm_layer: type[nn.Module] | None = None,
             device=None,
             dtype=None,
     ) -> None:
@@ -76,7 +76,7 @@ class CifarVGG(StagedNet):
             global_pool: str = 'avg',
             output_stride: int = 32,
             act_layer: LayerType = nn.ReLU,
-            norm_layer: Optional[LayerType] = None,
+            norm_layer: LayerType | None = None,
             drop_rate: float = 0.,
             device=None,
             dtype=None,

@@ -2,14 +2,14 @@
 
 He et al., arXiv 1512.03385.
 """
-from typing import Any, Union
+from typing import Any
 
 import torch
 from timm.models._manipulate import checkpoint_seq
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ._variants import pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models._variants import pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['ImageNetResNet']
 
@@ -40,7 +40,7 @@ class ImageNetResNet(ResNet):
 
     def __init__(
             self,
-            block: type[Union[BasicBlock, Bottleneck]],
+            block: type[BasicBlock | Bottleneck],
             layers: tuple[int, ...],
             output_stride: int = 32,
             **kwargs: Any,

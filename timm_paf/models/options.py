@@ -5,7 +5,7 @@ taken for weights trained without.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
@@ -49,8 +49,8 @@ class InputNormalization(nn.Module):
 
 
 def input_normalization(
-        mean: Optional[Sequence[float]],
-        std: Optional[Sequence[float]],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
         in_chans: int,
         device=None,
         dtype=None,

@@ -4,14 +4,13 @@ He et al., arXiv 1603.05027, in the form of Rice, Wong and Kolter, arXiv 2002.11
 weights start from the activated input, and a norm and an activation stand before the pooling.
 """
 from collections.abc import Sequence
-from typing import Optional
 
 from timm.layers import LayerType
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, jit, nn
 
-from ._preact import PreActNet
-from ._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models._preact import PreActNet
+from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['PreActResNet']
 
@@ -54,8 +53,8 @@ class PreActResNet(PreActNet):
             norm_layer: LayerType = nn.BatchNorm2d,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            input_mean: Optional[Sequence[float]] = None,
-            input_std: Optional[Sequence[float]] = None,
+            input_mean: Sequence[float] | None = None,
+            input_std: Sequence[float] | None = None,
             pad_type: str = '',
             device=None,
             dtype=None,

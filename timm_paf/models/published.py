@@ -8,14 +8,14 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from ._copies import is_activation_key, merge_copies, refuse
-from .options import InputNormalization, has_same_padding, input_normalization, use_same_padding
+from timm_paf.models._copies import is_activation_key, merge_copies, refuse
+from timm_paf.models.options import InputNormalization, has_same_padding, input_normalization, use_same_padding
 
 __all__ = ['checkpoint_filter_fn', 'fit_state_dict']
 
@@ -46,7 +46,7 @@ class Layout:
     has: tuple[str, ...]
     lacks: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
-    unused: Optional[str] = None
+    unused: str | None = None
     optional_bias: bool = False
     deepmind: bool = False
 
@@ -181,7 +181,7 @@ def _plain(key: str) -> str:
     return key.replace('.same.', '.')
 
 
-def _take_statistics(weights: dict[str, Tensor], label: str) -> Optional[tuple[list[float], list[float]]]:
+def _take_statistics(weights: dict[str, Tensor], label: str) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation in the file, if there are any; takes them out."""
     for mean, std in _STATISTICS_KEYS:
         if mean in weights and std in weights:
@@ -191,7 +191,7 @@ def _take_statistics(weights: dict[str, Tensor], label: str) -> Optional[tuple[l
     return None
 
 
-def _take_options(model: nn.Module, same: bool, statistics, classes: Optional[int], label: str) -> None:
+def _take_options(model: nn.Module, same: bool, statistics, classes: int | None, label: str) -> None:
     """Normalisation and padding of the file's network for the model; `classes` is given for DeepMind's networks."""
     first = getattr(model, 'normalize', None)
     built_with = isinstance(first, InputNormalization)

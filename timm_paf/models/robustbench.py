@@ -1,12 +1,11 @@
 """A model as RobustBench's `benchmark()` and AutoAttack's packages expect it."""
 import copy
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
-from .options import InputNormalization, input_normalization
+from timm_paf.models.options import InputNormalization, input_normalization
 
 __all__ = ['RobustBenchModel', 'to_robustbench']
 
@@ -45,8 +44,8 @@ class RobustBenchModel(nn.Module):
 def to_robustbench(
         model: nn.Module,
         *,
-        mean: Optional[Sequence[float]] = None,
-        std: Optional[Sequence[float]] = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
 ) -> RobustBenchModel:
     """A frozen copy of a model for RobustBench's `benchmark()`, pyautoattack and their like.
 

@@ -3,14 +3,13 @@
 Zagoruyko and Komodakis, arXiv 1605.07146; WRN-d-k has (d - 4)/6 blocks a stage and k times the base widths 16, 32, 64.
 """
 from collections.abc import Sequence
-from typing import Optional
 
 from timm.layers import LayerType
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, jit, nn
 
-from ._preact import PreActBlock, PreActNet
-from ._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models._preact import PreActBlock, PreActNet
+from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['PreActBlock', 'WideResNet']
 
@@ -58,8 +57,8 @@ class WideResNet(PreActNet):
             norm_layer: LayerType = nn.BatchNorm2d,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
-            input_mean: Optional[Sequence[float]] = None,
-            input_std: Optional[Sequence[float]] = None,
+            input_mean: Sequence[float] | None = None,
+            input_std: Sequence[float] | None = None,
             pad_type: str = '',
             device=None,
             dtype=None,

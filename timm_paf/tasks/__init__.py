@@ -1,12 +1,12 @@
 """Training tasks: attack, loss, and what they return to a training loop."""
-from .adversarial import AdversarialTrainingTask, BatchLoss, learnable_betas
-from .factory import TASKS, create_task
-from .groups import paf_parameter_groups
-from .losses import boosted_cross_entropy, divergence, mart_loss, trades_loss
-from .mart import MARTTask
-from .options import TaskOptions
-from .perturbation import WeightPerturbation
-from .trades import TRADESTask
+from timm_paf.tasks.adversarial import AdversarialTrainingTask, BatchLoss, learnable_betas
+from timm_paf.tasks.factory import TASKS, create_task
+from timm_paf.tasks.groups import paf_parameter_groups
+from timm_paf.tasks.losses import boosted_cross_entropy, divergence, mart_loss, trades_loss
+from timm_paf.tasks.mart import MARTTask
+from timm_paf.tasks.options import TaskOptions
+from timm_paf.tasks.perturbation import WeightPerturbation
+from timm_paf.tasks.trades import TRADESTask
 
 __all__ = [
     'TASKS', 'create_task', 'TaskOptions', 'AdversarialTrainingTask', 'TRADESTask', 'MARTTask', 'BatchLoss',

@@ -1,6 +1,6 @@
 """Adversarial training as a timm task."""
 from collections.abc import Callable
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import use_reentrant_ckpt
@@ -8,10 +8,10 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..activations import check_parameters, paf_parameters, project_parameters, shared_activations
-from .losses import class_of, wide
-from .options import TaskOptions
-from .perturbation import WeightPerturbation
+from timm_paf.activations import check_parameters, paf_parameters, project_parameters, shared_activations
+from timm_paf.tasks.losses import class_of, wide
+from timm_paf.tasks.options import TaskOptions
+from timm_paf.tasks.perturbation import WeightPerturbation
 
 __all__ = ['AdversarialTrainingTask', 'Attack', 'BatchLoss', 'learnable_betas']
 
@@ -33,7 +33,7 @@ class BatchLoss(NamedTuple):
     """
     loss: Tensor
     output: Tensor
-    clean: Optional[Tensor] = None
+    clean: Tensor | None = None
 
 
 class AdversarialTrainingTask(ClassificationTask):
@@ -69,11 +69,11 @@ class AdversarialTrainingTask(ClassificationTask):
     def __init__(
             self,
             model: nn.Module,
-            attack: Optional[Attack],
+            attack: Attack | None,
             *,
-            options: Optional[TaskOptions] = None,
-            criterion: Optional[Union[nn.Module, Callable]] = None,
-            device: Optional[torch.device] = None,
+            options: TaskOptions | None = None,
+            criterion: nn.Module | Callable | None = None,
+            device: torch.device | None = None,
             **kwargs: Any,
     ) -> None:
         options = TaskOptions() if options is None else options
@@ -89,9 +89,9 @@ class AdversarialTrainingTask(ClassificationTask):
         self.attack = attack
         self.options = options
         self._perturbation = WeightPerturbation(options.awp_gamma)
-        self._update: Optional[int] = None
+        self._update: int | None = None
         self._versions: tuple[int, ...] = ()
-        self._full_strength: tuple[float, Optional[float]] = (0., None)
+        self._full_strength: tuple[float, float | None] = (0., None)
         if options.eps_warmup_updates and attack is not None:
             eps = getattr(attack, 'eps', None)
             if not isinstance(eps, float):
@@ -111,7 +111,7 @@ class AdversarialTrainingTask(ClassificationTask):
         module = self.trainable_module
         return module.module if isinstance(module, DistributedDataParallel) else module
 
-    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'AdversarialTrainingTask':
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'AdversarialTrainingTask':
         """As `timm.task.ClassificationTask`.
 
         Raises:
@@ -259,7 +259,7 @@ class AdversarialTrainingTask(ClassificationTask):
             result['output_clean'] = batch.clean.detach()
         return result
 
-    def update_ema(self, step: Optional[int] = None) -> None:
+    def update_ema(self, step: int | None = None) -> None:
         """As `timm.task.TrainingTask`, of the weights as the optimizer left them, in their range."""
         self._perturbation.restore()
         self.project()

@@ -1,14 +1,13 @@
 """Tasks by name."""
 from collections.abc import Callable, Mapping
-from typing import Optional, Union
 
 import torch
 from torch import nn
 
-from .adversarial import AdversarialTrainingTask, Attack
-from .mart import MARTTask
-from .options import TaskOptions
-from .trades import TRADESTask
+from timm_paf.tasks.adversarial import AdversarialTrainingTask, Attack
+from timm_paf.tasks.mart import MARTTask
+from timm_paf.tasks.options import TaskOptions
+from timm_paf.tasks.trades import TRADESTask
 
 __all__ = ['TASKS', 'create_task']
 
@@ -23,11 +22,11 @@ TASKS: Mapping[str, type[AdversarialTrainingTask]] = {
 def create_task(
         name: str,
         model: nn.Module,
-        attack: Optional[Attack] = None,
+        attack: Attack | None = None,
         *,
-        options: Optional[TaskOptions] = None,
-        criterion: Optional[Union[nn.Module, Callable]] = None,
-        device: Optional[torch.device] = None,
+        options: TaskOptions | None = None,
+        criterion: nn.Module | Callable | None = None,
+        device: torch.device | None = None,
         verbose: bool = False,
 ) -> AdversarialTrainingTask:
     """A training task by name.

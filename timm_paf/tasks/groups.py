@@ -1,10 +1,10 @@
 """Parameter groups for optimizers, with alpha and beta apart."""
-from typing import Any, Optional
+from typing import Any
 
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from ..activations import paf_parameters
+from timm_paf.activations import paf_parameters
 
 __all__ = ['paf_parameter_groups']
 
@@ -13,8 +13,8 @@ def paf_parameter_groups(
         model: nn.Module,
         *,
         weight_decay: float = 0.,
-        paf_weight_decay: Optional[float] = None,
-        paf_lr: Optional[float] = None,
+        paf_weight_decay: float | None = None,
+        paf_lr: float | None = None,
         filter_bias_and_bn: bool = True,
 ) -> list[dict[str, Any]]:
     """Groups for `timm.optim.create_optimizer_v2`, in which alpha and beta have their own decay and learning rate.

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attacks import LOSSES
+from timm_paf.attacks import LOSSES
 
 __all__ = ['boosted_cross_entropy', 'class_of', 'divergence', 'mart_loss', 'trades_loss', 'wide']
 

@@ -2,8 +2,8 @@
 import torch
 from torch import Tensor, nn
 
-from .adversarial import AdversarialTrainingTask, BatchLoss
-from .losses import mart_loss
+from timm_paf.tasks.adversarial import AdversarialTrainingTask, BatchLoss
+from timm_paf.tasks.losses import mart_loss
 
 __all__ = ['MARTTask']
 

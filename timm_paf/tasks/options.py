@@ -1,9 +1,8 @@
 """Settings of training tasks."""
 from dataclasses import dataclass
-from typing import Optional
 
-from ..activations import BETA_BOUND
-from ..activations.functional import BETA_MAX
+from timm_paf.activations import BETA_BOUND
+from timm_paf.activations.functional import BETA_MAX
 
 __all__ = ['TaskOptions']
 
@@ -34,8 +33,8 @@ class TaskOptions:
     trades_beta: float = 6.
     mart_beta: float = 5.
     beta_penalty: float = 10.
-    beta_grad_clip: Optional[float] = 0.01
-    beta_bound: Optional[float] = BETA_BOUND
+    beta_grad_clip: float | None = 0.01
+    beta_bound: float | None = BETA_BOUND
     awp_gamma: float = 0.
     awp_start_update: int = 0
     eps_warmup_updates: int = 0

@@ -1,12 +1,12 @@
 """Adversarial weight perturbation: the gradient of a batch is taken at weights that are worse for it."""
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..attacks import still_statistics
+from timm_paf.attacks import still_statistics
 
 __all__ = ['WeightPerturbation']
 
@@ -37,7 +37,7 @@ class WeightPerturbation:
         """Whether weights are perturbed at the moment."""
         return bool(self._saved)
 
-    def perturb(self, model: nn.Module, loss: Callable[[], Tensor], *, group: Optional[Any] = None) -> None:
+    def perturb(self, model: nn.Module, loss: Callable[[], Tensor], *, group: Any | None = None) -> None:
         """Climb the loss by one step of all weights.
 
         Args:
@@ -105,7 +105,7 @@ class WeightPerturbation:
 
 
 def _step(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
-    """gamma ||w|| g/||g||; nothing where the gradient has no direction."""
+    """Gamma ||w|| g/||g||; nothing where the gradient has no direction."""
     wide = gradient if gradient.dtype == torch.float64 else gradient.float()
     length = torch.linalg.vector_norm(wide)
     size = gamma * torch.linalg.vector_norm(weight.to(wide.dtype))

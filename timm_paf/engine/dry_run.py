@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 import yaml
-from _data import announce
-from _train_settings import plain
-from _update import batches_from
-from _view import announcement, memory, time_estimate
 from torch import nn
 
 from timm_paf import paf_parameters
+from timm_paf.engine.announce import announce
+from timm_paf.engine.config import plain
+from timm_paf.engine.progress import announcement, memory, time_estimate
+from timm_paf.engine.step import batches_from
 
 __all__ = ['dry_run']
 

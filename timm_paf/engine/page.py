@@ -1,7 +1,7 @@
 """A finished run as one HTML page: what came out, how it went, what became of the activation, with which settings."""
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -98,7 +98,7 @@ def _scalar(module: Any) -> torch.nn.Module:
     return type(module)(**values)
 
 
-def numbers_of(before: torch.nn.Module, after: torch.nn.Module) -> dict[str, tuple[Optional[str], Optional[str]]]:
+def numbers_of(before: torch.nn.Module, after: torch.nn.Module) -> dict[str, tuple[str | None, str | None]]:
     """Parameters and shape of the activations, before and after, by name."""
     first, last = (
         {name: value for name, value in activation_summary(model).items() if not name.endswith('_grad')}
@@ -118,7 +118,7 @@ def curves_png(rows: Sequence[Row]) -> bytes:
 
 
 def parameters_png(rows: Sequence[Row]) -> bytes:
-    """alpha and beta over epochs."""
+    """Alpha and beta over epochs."""
     names = {
         kind: [name for name in rows[-1] if name.removeprefix('act_').rsplit('.', 1)[-1] in (kind, f'{kind}_mean')]
         for kind in ('alpha', 'beta')}
@@ -160,7 +160,7 @@ def _table(rows: Sequence[Row]) -> html.Html:
     return html.table(cells, header=[columns[name] for name in shown], columns='n' * len(shown))
 
 
-def _number(value: Optional[float]) -> Optional[str]:
+def _number(value: float | None) -> str | None:
     return None if value is None else f'{value:.4g}'
 
 

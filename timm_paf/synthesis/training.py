@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _synthesis_diffusion import NotFinite, import_diffusers
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from timm_paf.data import ImageSource, IndexPermutation, generator_for, to_unit_range
+from timm_paf.synthesis.diffusion import NotFinite, import_diffusers
 
 __all__ = ['TIMESTEPS', 'check_trainable', 'fit_diffusion', 'read_training_record']
 TIMESTEPS = 1000  # noise levels of the model

@@ -2,12 +2,12 @@
 import dataclasses
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-from _saver import newest_checkpoint, read_run
-from _settings import check_writable, free_folder
-from _state import changed_settings, restore
-from _train_settings import TrainConfig
+from timm_paf.engine.checkpoint import newest_checkpoint, read_run
+from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.settings import check_writable, free_folder
+from timm_paf.engine.state import changed_settings, restore
 
 __all__ = ['Start', 'choose_start', 'go_on', 'settings_of_run']
 
@@ -23,12 +23,12 @@ class Start:
         finished: Whether there is nothing left to do.
     """
     folder: Path
-    checkpoint: Optional[Path] = None
+    checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
     finished: bool = False
 
 
-def settings_of_run(given: dict[str, Any]) -> Optional[dict[str, Any]]:
+def settings_of_run(given: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of the run that --resume PATH names, to take in place of a YAML file.
 
     Args:
@@ -107,7 +107,8 @@ def go_on(job: Any, checkpoint: Path) -> list[str]:
         ValueError: If settings or data have changed and --resume-changed does not allow it, or the state does not fit.
     """
     # another node need not see the files of the first one
-    state = job.processes.agreed(lambda: read_run(checkpoint)) if job.processes.nodes > 1 else read_run(checkpoint)
+    several_nodes = job.processes.nodes > 1
+    state = job.processes.broadcast_object(lambda: read_run(checkpoint)) if several_nodes else read_run(checkpoint)
     changed = changed_settings(job, state)
     listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
     if changed and not job.config.resume_changed:

@@ -3,14 +3,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _cli import RunStopped
-from _compilation import compile_settings
-from _saver import best_epoch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_paf.attacks import CompiledModel
+from timm_paf.engine.checkpoint import best_epoch
+from timm_paf.engine.cli import RunStopped
+from timm_paf.engine.compilation import compile_settings
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
 
 __all__ = ['selection', 'validate']
@@ -32,11 +32,11 @@ def validate(job: Any, stop_asked: Callable[[], bool]) -> dict[str, float]:
     processes, config = job.processes, job.config
     checked = {}
     for ema in (True, False) if config.model_ema else (False,):
-        if processes.several and config.dist_bn != 'none':
+        if processes.is_distributed and config.dist_bn != 'none':
             distribute_bn(job.task.get_trainable_module(ema=ema), processes.world_size, config.dist_bn == 'reduce')
         suffix = '_raw' if config.model_ema and not ema else ''
         counts = count(job, bare(job.task.get_eval_model(ema=ema)), stop_asked)
-        for name, correct in zip(('clean', 'robust'), processes.total(counts).tolist(), strict=True):
+        for name, correct in zip(('clean', 'robust'), processes.all_reduce_sum(counts).tolist(), strict=True):
             checked[name + suffix] = 100 * correct / len(job.val)
     return checked
 
@@ -55,7 +55,7 @@ def count(job: Any, model: nn.Module, stop_asked: Callable[[], bool]) -> torch.T
         model = CompiledModel(model, compile=compiled)
 
     def watched(*arguments: Any, **more: Any) -> torch.Tensor:
-        if stop_asked() and not processes.several:  # several have to agree, at the end
+        if stop_asked() and not processes.is_distributed:  # several have to agree, at the end
             raise RunStopped
         return attack(*arguments, **more)
 

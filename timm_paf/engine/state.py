@@ -5,15 +5,15 @@ import io
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
-from _train_settings import INCIDENTAL, plain
 from timm.utils import unwrap_model
 from torch import nn
 
 from timm_paf.data.files import whole_file
+from timm_paf.engine.config import INCIDENTAL, plain
 from timm_paf.evaluation import library_versions
 
 __all__ = ['Progress', 'capture', 'changed_settings', 'restore', 'write_summary']
@@ -58,22 +58,22 @@ class Progress:
         self.images, self.seconds, self.waited, self.activations = 0, 0., 0., {}
 
 
-def capture(job: Any) -> Optional[dict[str, Any]]:
+def capture(job: Any) -> dict[str, Any] | None:
     """The state of a run; every process takes part, and the first one has it.
 
     Args:
         job: The run, as `adv_train.Run`.
     """
     progress, task = job.progress, job.task
-    ranks = job.processes.gathered({
+    ranks = job.processes.gather_object({
         'random': random_state(job.processes.device), 'attack': attack_state(task),
         'loss': progress.loss.cpu(), 'correct': progress.correct.cpu(), 'images': progress.images,
         'seconds': progress.seconds, 'waited': progress.waited,
         # BatchNorm's running statistics are each process's own
-        'buffers': buffers(task.get_trainable_module()) if job.processes.several else {},
-        'buffers_ema': buffers(task.get_trainable_module(ema=True)) if job.processes.several else {},
+        'buffers': buffers(task.get_trainable_module()) if job.processes.is_distributed else {},
+        'buffers_ema': buffers(task.get_trainable_module(ema=True)) if job.processes.is_distributed else {},
     })
-    if not job.processes.primary:
+    if not job.processes.is_primary:
         return None
     rows = progress.rows
     return {
@@ -169,13 +169,13 @@ def restore_rank(job: Any, rank: Mapping[str, Any]) -> None:
 def restore_sums(progress: Progress, ranks: list[Mapping[str, Any]], processes: Any) -> None:
     """The sums of the epoch so far, of another number of processes: all of them in the first one."""
     progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
-    if processes.primary:
+    if processes.is_primary:
         progress.loss = sum(rank['loss'] for rank in ranks).to(processes.device)
         progress.correct = sum(rank['correct'] for rank in ranks).to(processes.device)
         progress.images = sum(rank['images'] for rank in ranks)
 
 
-def buffers(module: Optional[nn.Module]) -> dict[str, torch.Tensor]:
+def buffers(module: nn.Module | None) -> dict[str, torch.Tensor]:
     """Copies of a model's buffers."""
     return {} if module is None else {
         name: value.detach().cpu().clone() for name, value in unwrap_model(module).named_buffers()}

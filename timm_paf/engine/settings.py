@@ -5,21 +5,16 @@ import glob
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import timm
 import torch
-from _cli import setting
-from _data import reading_bar
 from rich.console import Console
 from torch import nn
 
 import timm_paf  # noqa: F401  (registers the models)
-from timm_paf.attacks import ThreatModel
 from timm_paf.data import (
-    DatasetOptions,
     DataSplits,
-    Decoding,
     ImageSource,
     LabelledImages,
     cached_synthetic_digits,
@@ -30,96 +25,13 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
-from timm_paf.data.stored import Progress as Callback
+from timm_paf.engine.announce import reading_bar
+from timm_paf.engine.config import DataConfig
 
 DATASETS = ('digits',)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where images come from; the flags are timm's where timm has them."""
-    dataset: str = setting(
-        'digits', 'digits (embedded, 8x8), torch/cifar10, torch/cifar100, folder, hfds/NAME, wds/NAME … as timm names '
-        'them, or the path of an archive')
-    data_dir: Optional[str] = setting(None, 'folder of the data set')
-    dataset_download: bool = setting(False, 'download the data set if it is not there')
-    num_classes: Optional[int] = setting(None, 'number of classes, where the data set does not say')
-    test_data: tuple[str, ...] = setting((), 'archives of test images, where the data set is an archive')
-    val_size: int = setting(1024, 'training images held out for validation, stratified; digits have their own split')
-    split_seed: int = setting(0, 'decides which ones')
-    train_split: str = setting('train', "name of the data set's training split")
-    val_split: Optional[str] = setting(None, 'name of a validation split; unset: taken from the training images')
-    test_split: str = setting('validation', "name of the data set's test split")
-    in_chans: int = setting(3, 'channels that images in files are converted to, 1 or 3')
-    img_size: int = setting(224, 'height and width that images in files are brought to')
-    train_crop_mode: str = setting(
-        'rrc', 'how training images in files are cropped; resize: as in evaluation',
-        choices=('rrc', 'rkrc', 'rkrr', 'resize'))
-    crop_pct: float = setting(0.875, 'part of a resized image that evaluation looks at')
-    workers: int = setting(4, 'processes that decode images in files; arrays need none')
-
-    def __post_init__(self) -> None:
-        for name in ('val_size', 'img_size'):
-            at_least(self, name, 1)
-        at_least(self, 'workers', 0)
-        if self.num_classes is not None:
-            at_least(self, 'num_classes', 1)
-        if self.in_chans not in (1, 3):
-            raise ValueError(f'--in-chans = {self.in_chans}: expected 1 or 3.')
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f'--crop-pct = {self.crop_pct}: expected a number above 0, up to 1.')
-
-    def dataset_options(self, progress: Optional[Callback] = None) -> DatasetOptions:
-        """The settings as `timm_paf.data.open_dataset` takes them."""
-        decoding = Decoding(
-            channels=self.in_chans, size=self.img_size, train_crop_mode=self.train_crop_mode, crop_pct=self.crop_pct,
-            workers=self.workers)
-        return DatasetOptions(
-            data_dir=self.data_dir, download=self.dataset_download, num_classes=self.num_classes,
-            test_data=self.test_data, val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
-            train_split=self.train_split, val_split=self.val_split, test_split=self.test_split, progress=progress)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How robustness is measured."""
-    eps: str = setting('8/255', 'radius of the ball as in papers, 8/255, or a number; pixels are in [0,1]')
-    pgd_steps: int = setting(20, 'steps of the PGD attack that the result is measured with')
-    autoattack: str = setting(
-        'standard', 'version of AutoAttack in the final measurement, or none', choices=('standard', 'rand', 'none'))
-    n_examples: Optional[int] = setting(None, 'images that AutoAttack attacks: the first N of the split; all if unset')
-    eval_batch_size: int = setting(250, 'images a batch when measuring')
-    device: Optional[str] = setting(None, 'cpu, cuda, cuda:1, …; unset takes a GPU if there is one')
-    seed: int = setting(0, 'seed of everything random')
-
-    def __post_init__(self) -> None:
-        self.threat()
-        for name in ('pgd_steps', 'eval_batch_size'):
-            at_least(self, name, 1)
-        if self.n_examples is not None:
-            at_least(self, 'n_examples', 1)
-        at_least(self, 'seed', 0)
-
-    def threat(self) -> ThreatModel:
-        """The ball that images are attacked in."""
-        return ThreatModel(eps=self.eps)
-
-    def evaluation(self) -> dict[str, Any]:
-        """The arguments of `evaluate_robustness` that are settings."""
-        return dict(
-            threat=self.threat(), pgd_steps=self.pgd_steps, n_examples=self.n_examples,
-            autoattack_version=None if self.autoattack == 'none' else self.autoattack,
-            batch_size=self.eval_batch_size, seed=self.seed)
-
-
-def at_least(config: Any, name: str, least: float) -> None:
-    """Raise ValueError if a setting is smaller than allowed; NaN is."""
-    value = getattr(config, name)
-    if not value >= least:
-        raise ValueError(f'--{name.replace("_", "-")} = {value}: expected {least} or more.')
-
-
-def choose_device(name: Optional[str]) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
     """The device asked for, or a GPU if there is one.
 
     Raises:
@@ -137,7 +49,7 @@ def choose_device(name: Optional[str]) -> torch.device:
 
 
 def open_dataset(
-        name: str, config: Optional[DataConfig] = None, *, console: Optional[Console] = None) -> DataSplits:
+        name: str, config: DataConfig | None = None, *, console: Console | None = None) -> DataSplits:
     """The train, validation and test splits of a data set; the last two as float32 images.
 
     Args:
@@ -172,7 +84,7 @@ def open_synthetic(
         num_synthetic: int,
         dataset: str,
         like: ImageSource,
-        console: Optional[Console] = None,
+        console: Console | None = None,
 ) -> list[ImageSource]:
     """The sources of synthetic images.
 

@@ -1,16 +1,16 @@
 """Optimizer, schedule and average of a run, of timm's and torch's parts."""
 import math
 import warnings
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from _train_settings import TrainConfig
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.task import TrainingTask
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from timm_paf.engine.config import TrainConfig
 from timm_paf.tasks import paf_parameter_groups
 
 __all__ = [
@@ -23,7 +23,7 @@ def learning_rate(config: TrainConfig) -> float:
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer of the settings.
+    """Timm's optimizer of the settings.
 
     Raises:
         ValueError: If timm has none of that name.
@@ -49,7 +49,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
         **options)
 
 
-def fused_optimizer(config: TrainConfig) -> Optional[bool]:
+def fused_optimizer(config: TrainConfig) -> bool | None:
     """What the optimizer is told: True and False for fused or not, None for nothing.
 
     With float16 the fused optimizers undo the scaling of gradients inside of their step, where what clips the gradient
@@ -191,7 +191,7 @@ class WeightAverage:
         self.task.update_ema()
 
 
-def make_average(config: TrainConfig, task: TrainingTask, total_updates: int) -> Optional[WeightAverage]:
+def make_average(config: TrainConfig, task: TrainingTask, total_updates: int) -> WeightAverage | None:
     """The average of the settings, if they ask for one."""
     if not config.model_ema:
         return None

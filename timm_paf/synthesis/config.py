@@ -1,14 +1,13 @@
 """Settings of make_synthetic.py."""
 import dataclasses
 from pathlib import Path
-from typing import Optional
-
-from _cli import setting
-from _settings import DATASETS, at_least
-from _synthesis_diffusion import SAMPLERS
-from _synthesis_training import TIMESTEPS
 
 from timm_paf.data.synthetic import DEFAULT_COMPONENTS, DEFAULT_MIXTURES
+from timm_paf.engine.cli import setting
+from timm_paf.engine.config import at_least
+from timm_paf.engine.settings import DATASETS
+from timm_paf.synthesis.diffusion import SAMPLERS
+from timm_paf.synthesis.training import TIMESTEPS
 
 __all__ = ['GENERATOR', 'SyntheticConfig']
 
@@ -29,22 +28,22 @@ class SyntheticConfig:
     mixtures: int = setting(DEFAULT_MIXTURES, 'mixture: Gaussians a class')
     overwrite: bool = setting(False, 'mixture: replace the archive if it is there')
 
-    generator: Optional[str] = setting(None, 'diffusion: folder of a diffusers model on pixels (UNet2DModel)')
+    generator: str | None = setting(None, 'diffusion: folder of a diffusers model on pixels (UNet2DModel)')
     train: bool = setting(False, f'diffusion: fit a small model on the training split first, into OUTPUT/{GENERATOR}')
     train_steps: int = setting(2000, 'updates of --train')
     train_batch_size: int = setting(128, 'images an update of --train')
     train_lr: float = setting(2e-3, 'highest learning rate of --train')
     train_width: int = setting(16, 'channels of the first level of --train, a multiple of 8')
     conditional: bool = setting(True, 'whether --train fits a class-conditional model')
-    sampler: Optional[str] = setting(
+    sampler: str | None = setting(
         None, "ddpm or ddim instead of the model's own sampler", choices=(None, *SAMPLERS))
-    sampling_steps: Optional[int] = setting(None, 'unset: as trained for ddpm, 50 for others')
+    sampling_steps: int | None = setting(None, 'unset: as trained for ddpm, 50 for others')
     batch_size: int = setting(256, 'images drawn at a time')
     part_size: int = setting(50_000, 'images a part')
-    device: Optional[str] = setting(None, 'cpu, cuda, …; unset takes a GPU if there is one')
+    device: str | None = setting(None, 'cpu, cuda, …; unset takes a GPU if there is one')
 
-    labeller: Optional[str] = setting(None, "name in timm's registry; unset: as the checkpoint says")
-    labeller_checkpoint: Optional[str] = setting(None, 'weights of the model that gives or checks the labels')
+    labeller: str | None = setting(None, "name in timm's registry; unset: as the checkpoint says")
+    labeller_checkpoint: str | None = setting(None, 'weights of the model that gives or checks the labels')
     min_confidence: float = setting(0., 'softmax probability of the label below which an image is dropped')
     balance: bool = setting(True, 'equally many images of each class')
     min_distance: float = setting(

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, TypeVar, Union
 
 import yaml
 
@@ -23,7 +23,7 @@ class RunStopped(Exception):
     """A run that was asked to stop and can go on later: exit status 3."""
 
 
-def setting(default: Any, help: str, *, choices: Optional[tuple] = None) -> Any:
+def setting(default: Any, help: str, *, choices: tuple | None = None) -> Any:
     """A field of a settings class with the text that --help shows."""
     return dataclasses.field(default=default, metadata={'help': help, 'choices': choices})
 
@@ -90,11 +90,11 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_config(
         cls: type[Config],
-        argv: Optional[list[str]],
+        argv: list[str] | None,
         *,
         description: str,
-        default_config: Optional[Callable[[], Path]] = None,
-        base: Optional[Callable[[dict[str, Any]], Optional[dict[str, Any]]]] = None,
+        default_config: Callable[[], Path] | None = None,
+        base: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
 ) -> Config:
     """Read settings: command line before YAML before the defaults of the class.
 

@@ -2,7 +2,7 @@
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from timm_paf._files import whole_file
 
@@ -31,7 +31,7 @@ class Trackers:
             *,
             log_tensorboard: bool = False,
             log_wandb: bool = False,
-            wandb_project: Optional[str] = None,
+            wandb_project: str | None = None,
             wandb_tags: tuple[str, ...] = (),
     ) -> None:
         self.writer: Any = None
@@ -77,7 +77,7 @@ class Trackers:
         if self.wandb is not None:
             self.wandb.finish(exit_code=int(exception[0] is not None))
 
-    def log(self, epoch: int, numbers: Mapping[str, Optional[float]]) -> None:
+    def log(self, epoch: int, numbers: Mapping[str, float | None]) -> None:
         """Tell the numbers of a finished epoch, counted from 0; None stands for what was not measured."""
         numbers = {name: value for name, value in numbers.items() if value is not None}
         if self.writer is not None:

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class Diffusion:
         self.seeded = 'generator' in inspect.signature(scheduler.step).parameters
 
     @torch.inference_mode()
-    def draw(self, count: int, labels: Optional[Tensor], generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Draw `count` images, of classes `labels` (count,) int64 if the network is conditional.
 
         Args:
@@ -97,8 +97,8 @@ def load_diffusion(
         *,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        sampler: Optional[str],
-        steps: Optional[int],
+        sampler: str | None,
+        steps: int | None,
         device: torch.device,
 ) -> Diffusion:
     """Read a local diffusers folder; nothing is fetched and no code of the folder is run.
@@ -168,7 +168,7 @@ def _parts_of(folder: Path) -> tuple[Path, Path]:
     return unet, scheduler
 
 
-def _scheduler(diffusers: Any, folder: Path, sampler: Optional[str]) -> Any:
+def _scheduler(diffusers: Any, folder: Path, sampler: str | None) -> Any:
     path = folder / 'scheduler_config.json'
     try:
         name = json.loads(path.read_text())['_class_name']

@@ -3,18 +3,17 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from _cli import setting
-from _processes import Processes
-from _settings import at_least
 from rich.console import Console
 from torch import nn
 
 from timm_paf.attacks import PGD, ThreatModel, check_images
 from timm_paf.data import LabelledImages
 from timm_paf.data.files import whole_file
+from timm_paf.engine.config import ENTRY
+from timm_paf.engine.distributed import Processes
 from timm_paf.evaluation import (
     Accuracy,
     CorruptionArchive,
@@ -30,51 +29,13 @@ from timm_paf.evaluation import (
 )
 
 Progress = Callable[[str, int, int], None]
-_ENTRY = ('link', 'name', 'authors', 'venue', 'additional_data')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What is measured and written beside the attacks."""
-    trust: bool = setting(True, 'look for signs of a false number')
-    n_trust: int = setting(256, 'on the first N images')
-    eps_curve: tuple[str, ...] = setting((), 'radii of a curve of PGD accuracy, such as 0,2/255,4/255,8/255')
-    n_curve: int = setting(1000, 'on the first N images')
-    corruptions: Optional[str] = setting(None, "folder in CIFAR-10-C's form: CORRUPTION.npy and labels.npy")
-    html: Optional[bool] = setting(None, 'write report.html beside report.json; unset: where there is an --output')
-    robustbench_json: Optional[str] = setting(
-        None, "write RobustBench's model-info file; the next ones say what is in it")
-    robustbench_link: Optional[str] = setting(None, 'address of the paper')
-    robustbench_name: Optional[str] = setting(None, 'title of the paper')
-    robustbench_authors: Optional[str] = setting(None, 'authors, separated by commas')
-    robustbench_venue: Optional[str] = setting(None, "such as 'NeurIPS 2025'")
-    robustbench_additional_data: Optional[bool] = setting(None, 'data beyond the data set were used')
-    robustbench_architecture: Optional[str] = setting(None, "as the leaderboard shows it; unset: the model's name")
-    robustbench_reported: Optional[float] = setting(None, 'robust accuracy that the paper states, %; unset: measured')
-    robustbench_footnote: Optional[str] = setting(None, 'remark that the leaderboard shows')
-
-    def __post_init__(self) -> None:
-        at_least(self, 'n_trust', 1)
-        at_least(self, 'n_curve', 1)
-        if self.robustbench_json is None:
-            given = [f.name for f in dataclasses.fields(ReportConfig)
-                     if f.name.startswith('robustbench_') and getattr(self, f.name) is not None]
-            if given:
-                raise ValueError(f'{_flag(given[0])} is for --robustbench-json FILE, which is missing.')
-        elif missing := [name for name in _ENTRY if getattr(self, f'robustbench_{name}') in (None, '')]:
-            raise ValueError(
-                f'--robustbench-json wants {", ".join(_flag(f"robustbench_{name}") for name in missing)} as well.')
-
-    def radii(self) -> tuple[str, ...]:
-        """The radii of the curve."""
-        return tuple(text.strip() for word in self.eps_curve for text in word.split(',') if text.strip())
 
 
 @dataclasses.dataclass
 class Parts:
     """What is measured beside the attacks, opened and checked."""
-    corruptions: Optional[CorruptionArchive]
-    trained_clean: Optional[Accuracy]
+    corruptions: CorruptionArchive | None
+    trained_clean: Accuracy | None
 
 
 def open_parts(
@@ -83,7 +44,7 @@ def open_parts(
         data: LabelledImages,
         *,
         device: torch.device,
-        output: Optional[str],
+        output: str | None,
 ) -> Parts:
     """Check everything that can be checked before the measurement starts.
 
@@ -160,7 +121,7 @@ def complete(
     if parts.corruptions is not None:
         added['corruptions'] = corruption_accuracy(model, parts.corruptions, progress=progress, **shared)
     processes.close()  # the rest is little, and for the first one
-    if not processes.primary:
+    if not processes.is_primary:
         return report
     if config.trust:
         added['trust'] = check_trust(
@@ -191,7 +152,7 @@ def write(report: RobustnessReport, config: Any, console: Console) -> None:
     if (trust := report.trust_table()) is not None:
         console.print(trust)
     if config.robustbench_json:
-        names = (*_ENTRY, 'architecture', 'reported', 'footnote')
+        names = (*ENTRY, 'architecture', 'reported', 'footnote')
         entry = {name: getattr(config, f'robustbench_{name}') for name in names}
         text = json.dumps(robustbench_info(report, **entry), indent=2, ensure_ascii=False) + '\n'
         with whole_file(config.robustbench_json) as file:
@@ -201,7 +162,7 @@ def write(report: RobustnessReport, config: Any, console: Console) -> None:
             console.print(f'  the leaderboard would not take it: {obstacle}', highlight=False, soft_wrap=True)
 
 
-def _archive(folder: Optional[str], data: LabelledImages) -> Optional[CorruptionArchive]:
+def _archive(folder: str | None, data: LabelledImages) -> CorruptionArchive | None:
     if folder is None:
         return None
     archive = CorruptionArchive(folder)
@@ -216,7 +177,7 @@ def _archive(folder: Optional[str], data: LabelledImages) -> Optional[Corruption
     return archive
 
 
-def _trained_clean(checkpoint: Path, config: Any) -> Optional[Accuracy]:
+def _trained_clean(checkpoint: Path, config: Any) -> Accuracy | None:
     """Clean accuracy that the training run wrote beside this very checkpoint, for the same images."""
     try:
         report = json.loads((checkpoint.parent / 'report.json').read_text())
@@ -227,6 +188,3 @@ def _trained_clean(checkpoint: Path, config: Any) -> Optional[Accuracy]:
     except (OSError, ValueError, KeyError, TypeError):  # another program's report.json, or none
         return None
 
-
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')

@@ -1,16 +1,16 @@
 """The model of a run and its task: the one place where settings become losses and attacks."""
 import torch
-from _cli import assignments
-from _compilation import compile_settings, piece_size
-from _processes import Processes
-from _settings import build_model
-from _train_settings import TrainConfig
 from timm.layers import convert_sync_batchnorm, set_reentrant_ckpt
 from torch import nn
 
 from timm_paf import fix_parameters
 from timm_paf.attacks import PGD
 from timm_paf.data import ImageSource, derive_seed
+from timm_paf.engine.cli import assignments
+from timm_paf.engine.compilation import compile_settings, piece_size
+from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.distributed import Processes
+from timm_paf.engine.settings import build_model
 from timm_paf.models import load_weights
 from timm_paf.tasks import AdversarialTrainingTask, create_task
 
@@ -40,7 +40,7 @@ def make_model(config: TrainConfig, data: ImageSource, processes: Processes) -> 
         except (AttributeError, AssertionError) as error:
             raise ValueError(f'--grad-checkpointing: {config.model} has none ({error}).') from None
     if config.sync_bn:
-        if not processes.several or processes.device.type == 'cpu':
+        if not processes.is_distributed or processes.device.type == 'cpu':
             raise ValueError('--sync-bn is for several processes on GPUs; start them with torchrun, or leave it out.')
         model = convert_sync_batchnorm(model)
     model.to(processes.device)
@@ -49,7 +49,7 @@ def make_model(config: TrainConfig, data: ImageSource, processes: Processes) -> 
 
 def training_attack(config: TrainConfig, processes: Processes) -> PGD:
     """The attack that training uses; each process draws random starts of its own."""
-    seed = config.seed if processes.primary else derive_seed('attack', config.seed, processes.rank)
+    seed = config.seed if processes.is_primary else derive_seed('attack', config.seed, processes.rank)
     size = piece_size(config.batch_size, world_size=processes.world_size, pieces=config.grad_accum_steps)
     return PGD(
         compile=compile_settings(config, size), eps=config.eps, norm=config.norm,

@@ -5,20 +5,20 @@ import shutil
 from typing import Any
 
 import torch
-from _cli import RunFailed, RunStopped
-from _compilation import compile_settings
-from _processes import Processes, StopSignals, signal_name
-from _saver import BEST
-from _settings import build_model
-from _task import make_model
-from _train_settings import plain
-from _training_page import training_page
-from _validation import selection
-from _view import AttackView
 from torch import nn
 
 from timm_paf.attacks import PGD
 from timm_paf.data.files import whole_file
+from timm_paf.engine.checkpoint import BEST
+from timm_paf.engine.cli import RunFailed, RunStopped
+from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.config import plain
+from timm_paf.engine.distributed import Processes, StopSignals, signal_name
+from timm_paf.engine.page import training_page
+from timm_paf.engine.progress import AttackView
+from timm_paf.engine.settings import build_model
+from timm_paf.engine.task import make_model
+from timm_paf.engine.validation import selection
 from timm_paf.evaluation import RobustnessReport, adversarial_examples, evaluate_robustness
 from timm_paf.models import load_weights
 

@@ -1,6 +1,6 @@
 """What --torchcompile stands for, and how much was compiled."""
 import math
-from typing import Any, Optional
+from typing import Any
 
 from torch._dynamo.utils import counters
 
@@ -9,7 +9,7 @@ from timm_paf.attacks import CompileSettings
 __all__ = ['CompiledGraphs', 'compile_settings', 'piece_size']
 
 
-def compile_settings(config: Any, batch_size: Optional[int] = None) -> Optional[CompileSettings]:
+def compile_settings(config: Any, batch_size: int | None = None) -> CompileSettings | None:
     """How attacks and evaluations are compiled, for batches of a size; None without --torchcompile.
 
     Raises:
@@ -36,7 +36,7 @@ class CompiledGraphs:
 
     def __init__(self) -> None:
         self.before = self._now()
-        self.settled: Optional[int] = None
+        self.settled: int | None = None
 
     @staticmethod
     def _now() -> int:

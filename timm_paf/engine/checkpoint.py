@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -26,7 +26,7 @@ def ranking(rows: Iterable[Row], metric: str) -> list[int]:
     return [epoch for _, epoch in sorted(scored)]
 
 
-def best_epoch(rows: Iterable[Row], metric: str) -> Optional[int]:
+def best_epoch(rows: Iterable[Row], metric: str) -> int | None:
     """The first of the ranking; None if no epoch was validated."""
     return next(iter(ranking(rows, metric)), None)
 
@@ -51,7 +51,7 @@ def read_run(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_checkpoint(folder: Path) -> tuple[Optional[Path], list[str]]:
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint of a run's folder, None if there is none, and what is wrong with newer ones."""
     faults = []
     for path in (folder / NEWEST, folder / BEFORE):
@@ -81,7 +81,7 @@ class RunSaver:
         hist: How many of the best to keep, at least 1.
     """
 
-    def __init__(self, folder: Path, *, metric: str, raw_metric: Optional[str], hist: int) -> None:
+    def __init__(self, folder: Path, *, metric: str, raw_metric: str | None, hist: int) -> None:
         self.folder = folder
         self.metric = metric
         self.raw_metric = raw_metric

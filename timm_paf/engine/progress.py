@@ -3,7 +3,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from rich.console import Console, Group
@@ -87,7 +87,7 @@ class TrainingView:
         self.first = first
         self.started = time.monotonic()
         self.validation = ''
-        self.live: Optional[Live] = None
+        self.live: Live | None = None
         if console.is_terminal:
             self.progress = Progress(
                 SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(),
@@ -116,11 +116,11 @@ class TrainingView:
             epoch: int,
             step: int,
             *,
-            loss: Optional[float],
-            robust: Optional[float],
-            images_per_second: Optional[float],
+            loss: float | None,
+            robust: float | None,
+            images_per_second: float | None,
             shape: Mapping[str, float],
-            data_wait: Optional[float] = None,
+            data_wait: float | None = None,
             memory: str = '',
     ) -> None:
         """Show one update: the running means of the epoch, in which `robust` is the training attack's.
@@ -155,12 +155,12 @@ class TrainingView:
             *,
             loss: float,
             robust: float,
-            val_clean: Optional[float],
-            val_robust: Optional[float],
+            val_clean: float | None,
+            val_robust: float | None,
             images_per_second: float,
             shape: Mapping[str, float],
             best: bool,
-            data_wait: Optional[float] = None,
+            data_wait: float | None = None,
     ) -> None:
         """Show a finished epoch; all accuracies in percent, None where it was not validated."""
         self.validation = ''
@@ -175,13 +175,13 @@ class TrainingView:
         self.say('  '.join(filter(None, parts)))
 
 
-def wait_text(data_wait: Optional[float]) -> str:
+def wait_text(data_wait: float | None) -> str:
     """The share of time spent waiting for data, in percent."""
     return '' if data_wait is None else f'{data_wait:.1f} % waiting for data'
 
 
 def shape_text(shape: Mapping[str, float]) -> str:
-    """alpha and beta for people; with many of them, their number and range."""
+    """Alpha and beta for people; with many of them, their number and range."""
     if len(shape) <= 4:
         return '  '.join(f'{name.rsplit(".", 1)[-1]} {value:.3g}' for name, value in shape.items())
     texts = []
@@ -197,7 +197,7 @@ def announcement(job: Any) -> str:
     config, batches = job.config, job.batches
     parameters = sum(p.numel() for p in job.task.get_trainable_module().parameters())
     attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
-    several = f', {job.processes.world_size} processes' if job.processes.several else ''
+    several = f', {job.processes.world_size} processes' if job.processes.is_distributed else ''
     return (
         f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(batches.real):,} real images, '
         f'{batches.synthetic_per_batch} synthetic in {config.batch_size}, {job.epochs} epochs of '

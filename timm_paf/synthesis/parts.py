@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Generator(Protocol):
 
     conditional: bool
 
-    def draw(self, count: int, labels: Optional[Tensor], generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """(count, C, H, W) uint8 on the CPU, of classes `labels` (count,) if conditional; the arguments decide it."""
         ...
 
@@ -90,7 +90,7 @@ class PartMaker:
     """
 
     generator: Generator
-    labeller: Optional[Labeller]
+    labeller: Labeller | None
     source: ImageSource
     num_images: int
     part_size: int
@@ -158,7 +158,7 @@ class PartMaker:
         first = part * self.part_size
         return torch.bincount(torch.arange(first, first + size) % classes, minlength=classes).tolist()
 
-    def _ask(self, missing: list[int], count: int, generator: torch.Generator) -> Optional[Tensor]:
+    def _ask(self, missing: list[int], count: int, generator: torch.Generator) -> Tensor | None:
         """Classes to ask a conditional generator for: those that are missing, as many as are missing."""
         if not self.generator.conditional:
             return None
@@ -170,7 +170,7 @@ class PartMaker:
         return pool[torch.randperm(len(pool), generator=generator)[:count]]
 
     def _judge(
-            self, images: Tensor, asked: Optional[Tensor], nearest: NearestImages, rejected: dict[str, int],
+            self, images: Tensor, asked: Tensor | None, nearest: NearestImages, rejected: dict[str, int],
     ) -> tuple[Tensor, Tensor]:
         """Labels (B,) of a batch, and which of it (B,) bool may be kept; counts the others."""
         distance, _ = nearest(images)
@@ -202,7 +202,7 @@ def part_name(part: int) -> str:
     return f'part-{part:05}.npz'
 
 
-def check_folder(folder: Path, plan: Optional[Mapping[str, Any]]) -> None:
+def check_folder(folder: Path, plan: Mapping[str, Any] | None) -> None:
     """Make sure that a folder is free for a plan, or was begun with it.
 
     Args:
@@ -228,7 +228,7 @@ def begin(folder: Path, plan: Mapping[str, Any]) -> None:
         Manifest(plan=plan).save(folder)
 
 
-def finished_part(folder: Path, part: int) -> Optional[PartRecord]:
+def finished_part(folder: Path, part: int) -> PartRecord | None:
     """The record of a part if it is there and intact; whatever is left of an interrupted one does not count."""
     path = folder / part_name(part)
     try:

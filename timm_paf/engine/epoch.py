@@ -1,17 +1,17 @@
 """One epoch of a run: its updates, the looks at them, and the checkpoints in between."""
 import time
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from _cli import RunFailed, RunStopped
-from _processes import StopSignals, signal_name
-from _state import capture
-from _update import batches_from
-from _view import TrainingView, memory, time_estimate
 from torch import nn
 
 from timm_paf import activation_summary, paf_parameters
 from timm_paf.data import Prefetched
+from timm_paf.engine.cli import RunFailed, RunStopped
+from timm_paf.engine.distributed import StopSignals, signal_name
+from timm_paf.engine.progress import TrainingView, memory, time_estimate
+from timm_paf.engine.state import capture
+from timm_paf.engine.step import batches_from
 
 __all__ = ['Epoch', 'save', 'shape_values', 'stop_here']
 
@@ -30,7 +30,7 @@ class Epoch:
         self.job, self.view, self.stop, self.estimate = job, view, stop, estimate
         self.number = job.progress.epoch
         self.end = (self.number + 1) * job.updates_per_epoch
-        self.warm: Optional[tuple[float, int]] = None
+        self.warm: tuple[float, int] | None = None
         self.started = time.monotonic() - job.progress.seconds
         self.waited = job.progress.waited
         self.saved = time.monotonic()
@@ -57,7 +57,7 @@ class Epoch:
                 self.note_time(batches)
                 self.look()
         sums = [progress.loss, progress.correct.to(progress.loss), torch.full_like(progress.loss, progress.images)]
-        loss, correct, images = job.processes.total(torch.stack(sums)).tolist()
+        loss, correct, images = job.processes.all_reduce_sum(torch.stack(sums)).tolist()
         return {
             'loss': loss / images, 'robust': 100 * correct / images, 'images_per_second': images / progress.seconds,
             'data_wait': 100 * progress.waited / progress.seconds}
@@ -76,10 +76,10 @@ class Epoch:
         step = progress.update - self.number * job.updates_per_epoch - 1
         regular = step % job.config.log_interval == 0 or progress.update == self.end
         # several processes have to do the same, so they ask each other, at regular looks only
-        if not regular and (job.processes.several or not (due or self.stop.received)):
+        if not regular and (job.processes.is_distributed or not (due or self.stop.received)):
             self.view.step(self.number, step, loss=None, robust=None, images_per_second=None, shape={})
             return
-        stopped, due_anywhere, bad = job.processes.highest(self.stop.received, int(due), int(self.bad))
+        stopped, due_anywhere, bad = job.processes.all_reduce_max(self.stop.received, int(due), int(self.bad))
         if bad >= 0:
             raise RunFailed(
                 f'the loss became NaN or infinite at step {bad % job.updates_per_epoch} of epoch {self.number + 1}; '
@@ -125,15 +125,15 @@ def save(job: Any, *, epoch_ended: bool) -> None:
 def stop_here(job: Any, stop: StopSignals) -> None:
     """Save and end."""
     save(job, epoch_ended=False)
-    job.processes.highest(0)  # none leaves before the checkpoint is written
+    job.processes.all_reduce_max(0)  # none leaves before the checkpoint is written
     raise RunStopped(
         f'{signal_name(stop.received)} at update {job.progress.update}, in epoch {job.progress.epoch + 1} of '
         f'{job.epochs}; go on with the same command and --resume auto (it needs --experiment {job.folder.name}).'
-        if job.processes.primary else '')
+        if job.processes.is_primary else '')
 
 
 def shape_values(model: nn.Module) -> dict[str, float]:
-    """alpha and beta of a model by name; a parameter with one value per channel gives one entry each."""
+    """Alpha and beta of a model by name; a parameter with one value per channel gives one entry each."""
     values: dict[str, float] = {}
     for name, parameter in paf_parameters(model).items():
         entries = parameter.detach().flatten().tolist()

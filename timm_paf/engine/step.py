@@ -2,16 +2,16 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from _optimisation import WeightAverage
-from _processes import Processes
-from _train_settings import TrainConfig
 from timm.utils import NativeScaler, dispatch_clip_grad
 from torch import Tensor
 
 from timm_paf.data import Batch, MixedBatches
+from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.distributed import Processes
+from timm_paf.engine.optim import WeightAverage
 from timm_paf.tasks import AdversarialTrainingTask
 
 __all__ = ['Updates', 'batches_from']
@@ -48,7 +48,7 @@ class Updates:
             task: AdversarialTrainingTask,
             optimizer: torch.optim.Optimizer,
             scheduler: Any,
-            average: Optional[WeightAverage],
+            average: WeightAverage | None,
             processes: Processes,
     ) -> None:
         self.config = config

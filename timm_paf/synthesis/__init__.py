@@ -1,0 +1,1 @@
+"""Synthetic images: sample, label, filter, write."""
