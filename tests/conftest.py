@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch: waiting threads are costly on a busy machine
+
 import pytest
 import torch
 

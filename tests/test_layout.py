@@ -1,4 +1,4 @@
-"""The house rules that a program can check."""
+"""The rules of the house that a program can check."""
 import ast
 import importlib
 import inspect
@@ -12,62 +12,125 @@ import timm_paf
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'timm_paf'
-ROOMS = ['activations', 'kernels', 'models', 'attacks', 'tasks', 'data', 'evaluation']
-MAY_IMPORT = {
-    # each room sees those above it, except the two that must stand alone
-    **{room: set(ROOMS[:i + 1]) for i, room in enumerate(ROOMS)},
-    'attacks': {'attacks'},
-    'data': {'data'},
-}
-SOURCES = sorted(path for room in ROOMS for path in (PACKAGE / room).rglob('*.py'))
+GROUND = ['_openmp', '_files', '_versions', '_random', '_distributed']
+ROOMS = ['activations', 'kernels', 'models', 'attacks', 'tasks', 'data', 'evaluation', 'engine', 'synthesis']
+ALONE = {'attacks', 'data'}  # they import the ground floor only
+SOURCES = sorted(path for path in PACKAGE.rglob('*.py'))
 
 
-def imported_rooms(path, root=PACKAGE):
-    """Rooms of timm_paf that a file imports, relative or absolute."""
-    package = ['timm_paf', *path.relative_to(root).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
-            module = '.'.join([*base, *filter(None, [node.module])])
-            names = [f'{module}.{alias.name}' for alias in node.names]
-        else:
+def module_name(path, root=PACKAGE):
+    parts = path.relative_to(root).with_suffix('').parts
+    return '.'.join(['timm_paf', *(parts[:-1] if parts[-1] == '__init__' else parts)])
+
+
+def imported(path, known):
+    """Modules of the package that a file imports when it is loaded or called, except for types."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node) for branch in ast.walk(tree) if isinstance(branch, ast.If) and 'TYPE_CHECKING' in ast.dump(branch.test)
+        for node in ast.walk(branch)}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
             continue
-        for name in names:
-            parts = name.split('.')
-            if parts[0] == 'timm_paf' and len(parts) > 1 and parts[1] in ROOMS:
-                yield parts[1]
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f'{node.module}.{alias.name}' for alias in node.names}
+            modules = names & known
+            yield from modules
+            if modules != names and node.module in known:
+                yield node.module
 
 
-def test_the_walk_sees_both_kinds_of_import(tmp_path):
-    room = tmp_path / 'data'
-    room.mkdir()
-    (room / 'a.py').write_text('from ..models import x\nfrom timm_paf.attacks import y\nimport timm_paf.tasks.z\n')
-    assert list(imported_rooms(room / 'a.py', tmp_path)) == ['models', 'attacks', 'tasks']
+def import_graph(root=PACKAGE):
+    paths = {module_name(path, root): path for path in root.rglob('*.py')}
+    return {name: set(imported(path, set(paths))) - {name} for name, path in paths.items()}
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_up_the_list_of_rooms(path):
-    room = path.relative_to(PACKAGE).parts[0]
-    assert set(imported_rooms(path)) <= MAY_IMPORT[room]
+def circles(graph):
+    """Groups of modules that import each other, directly or through others. `__init__` files are left out."""
+    reach = {name: set() for name in graph}
+    for start in graph:
+        stack = list(graph[start])
+        while stack:
+            name = stack.pop()
+            if name in graph and name not in reach[start]:
+                reach[start].add(name)
+                stack += graph[name]
+    return sorted(name for name in graph if name in reach[name])
 
 
-@pytest.mark.parametrize('path', [p for p in SOURCES if 'attacks' in p.parts], ids=lambda p: p.name)
-def test_attacks_know_no_timm(path):
-    imports = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
-    names = [alias.name for n in imports if isinstance(n, ast.Import) for alias in n.names]
-    names += [n.module or '' for n in imports if isinstance(n, ast.ImportFrom) and not n.level]
-    assert not any(name == 'timm' or name.startswith('timm.') for name in names)
+def without_packages(graph, root=PACKAGE):
+    packages = {module_name(path, root) for path in root.rglob('__init__.py')}
+    return {name: used - packages for name, used in graph.items() if name not in packages}
+
+
+def test_the_walk_sees_every_kind_of_import_and_a_circle(tmp_path):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'a.py').write_text('from timm_paf.data import b\nimport timm_paf.c\n')
+    (tmp_path / 'data' / 'b.py').write_text('def f():\n    from timm_paf.data.a import x\n')
+    (tmp_path / 'c.py').write_text('')
+    graph = import_graph(tmp_path)
+    assert graph['timm_paf.data.a'] == {'timm_paf.data.b', 'timm_paf.c'}
+    assert circles(graph) == ['timm_paf.data.a', 'timm_paf.data.b']
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(without_packages(import_graph())) == []
+
+
+def floor(module):
+    """Number of a module's room in the list, from the top."""
+    first = module.split('.')[1]
+    return (GROUND + ROOMS).index(first)
+
+
+GRAPH = {
+    name: used for name, used in import_graph().items() if name.count('.') and name.split('.')[1] in GROUND + ROOMS}
+
+
+@pytest.mark.parametrize('module', GRAPH)
+def test_imports_point_up_the_list_of_rooms(module):
+    room = module.split('.')[1]
+    for other in GRAPH[module] - {'timm_paf', 'timm_paf._version'}:
+        assert floor(other) <= floor(module), other
+        if room in ALONE:
+            assert other.split('.')[1] in (*GROUND, room), other
+
+
+def test_every_file_belongs_to_a_room():
+    top = {module_name(path).split('.')[1] for path in SOURCES if module_name(path) != 'timm_paf'}
+    assert top == {*GROUND, *ROOMS, '_version', '__main__'}
+
+
+def test_attacks_know_no_timm():
+    for path in SOURCES:
+        if path.parent.name == 'attacks':
+            tree = ast.parse(path.read_text())
+            names = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+            names += [n.module or '' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+            assert not any(name.split('.')[0] == 'timm' for name in names), path
 
 
 def test_only_the_registry_touches_timms_activation_tables():
-    users = [p.name for p in SOURCES if '_ACT_LAYER' in p.read_text()]
-    assert users == ['registry.py']
+    assert [path.name for path in SOURCES if '_ACT_LAYER' in path.read_text()] == ['registry.py']
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('recipes/*.py')), ids=lambda path: path.name)
+def test_recipes_are_short_and_use_public_names(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 130
+    assert 'sys.path' not in text
+    for node in ast.walk(ast.parse(text)):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+            [f'{node.module}.{alias.name}' for alias in node.names] if isinstance(node, ast.ImportFrom) else [])
+        assert not any(part.startswith('_') for module in modules for part in module.split('.')), modules
 
 
 def public_objects():
     for info in pkgutil.walk_packages(timm_paf.__path__, 'timm_paf.'):
+        if info.name.startswith('timm_paf.configs') or info.name == 'timm_paf.__main__':
+            continue
         try:
             module = importlib.import_module(info.name)
         except ModuleNotFoundError as error:
@@ -81,7 +144,7 @@ def public_objects():
 
 
 @pytest.mark.parametrize('thing', list(public_objects()))
-def test_public_names_say_what_they_are(thing):
+def test_public_names_have_a_docstring(thing):
     doc = inspect.getdoc(thing) or ''
     assert doc and doc != inspect.getdoc(type(thing))
     if inspect.isclass(thing):

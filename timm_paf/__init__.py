@@ -2,6 +2,7 @@
 
 Importing this package registers its activation layers and its models in timm, and does nothing else.
 """
+from timm_paf import _openmp  # noqa: F401  (first, since torch reads what it sets)
 from timm_paf.activations import (
     activation_summary,
     convert_activations,
