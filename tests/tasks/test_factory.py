@@ -183,9 +183,8 @@ def test_compiled_model(name, network, batch):
     assert task.trainable_module._orig_mod.norm1.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize('name', ['pgd-at', 'trades'])
-def test_average_is_of_the_weights_and_decay_zero_is_the_raw_ones(name, network, batch):
-    task = make(name, network(norm=True), awp_gamma=0.1)
+def test_average_is_of_the_weights_and_decay_zero_is_the_raw_ones(network, batch):
+    task = make('trades', network(norm=True), awp_gamma=0.1)
     task.setup_ema(decay=0.)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
     task(*batch)['loss'].backward()
@@ -197,7 +196,7 @@ def test_average_is_of_the_weights_and_decay_zero_is_the_raw_ones(name, network,
 
 @pytest.mark.parametrize('make_error, message', [
     (lambda m: create_task('pgd', m, attack()), "task 'pgd': expected one of plain, pgd-at, trades, mart"),
-    (lambda m: create_task('trades', m), "'plain' needs none"),
+    (lambda m: create_task('trades', m), 'attack is None'),
     (lambda m: create_task('mart', m, attack(), criterion=nn.CrossEntropyLoss()), 'takes no criterion'),
     (lambda m: create_task(
         'plain', m, criterion=nn.CrossEntropyLoss(), options=TaskOptions(smoothing=0.1)), 'set the smoothing in'),

@@ -50,8 +50,8 @@ def _entrypoint(
         if act_sharing != 'network':
             if kwargs.get('act_layer') is not None or activation not in ACTIVATIONS:
                 raise ValueError(
-                    f'{name}: act_sharing = {act_sharing!r} is for the parametric activation in the name of a model; choose '
-                    'such a name and pass no act_layer.')
+                    f'{name}: act_sharing = {act_sharing!r} is for the parametric activation in the name of a model; '
+                    'choose such a name and pass no act_layer.')
             kwargs['act_layer'] = partial(ACTIVATIONS[activation], **act_kwargs)
             if act_sharing != 'layer':  # converted before weights are loaded: they fit the converted network
                 build = partial(_build_sharing, model_cls, activation, act_sharing, act_kwargs)

@@ -216,7 +216,7 @@ def _take_options(
             f'{name}, as in the published networks; for other values pass input_mean= and input_std= to the model.')
     if statistics is not None:
         if first is None:
-            refuse(label, 'the weights are of a network that normalises inside; this architecture does not support that.')
+            refuse(label, 'the weights are of a network that normalises inside; this architecture does not support it.')
         stem = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
         layer = input_normalization(*statistics, stem.shape[1], device=stem.device, dtype=stem.dtype)
         if isinstance(first, InputNormalization) and not all(
