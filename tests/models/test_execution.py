@@ -1,6 +1,6 @@
-"""What timm's users do to a model: training steps, feature extraction, tracing, scripting, compiling, casting.
+"""Training steps, feature extraction, tracing, scripting, compilation and half precision of every network.
 
-The networks have values of alpha and beta far from the initial ones, so that an activation that was left out shows.
+alpha and beta are far from their initial values, so that a missing activation is detected.
 """
 import copy
 

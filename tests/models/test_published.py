@@ -16,7 +16,7 @@ CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0
 
 
 def randomised(model):
-    """Every tensor away from its initial value, so that none can be mixed up or forgotten without notice."""
+    """Moves every tensor from its initial value, so that a swapped or missing tensor is detected."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -140,7 +140,7 @@ def test_containers(robustbench, tmp_path, file, write):
 
 
 def authors(name='wrn10_2_pssilu', **kwargs):
-    """A network of ours and its weights under the authors' names, with their copies of the activation."""
+    """A network of this package, and its weights under the authors' names with their copies of the activation."""
     model = randomised(timm.create_model(name, **kwargs))
     weights, activation = {}, {}
     for key, value in model.state_dict().items():

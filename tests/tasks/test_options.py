@@ -1,4 +1,4 @@
-"""Checks of the settings, and those of them that depend on the number of the update."""
+"""Checks of the settings, and settings that depend on the number of the update."""
 import pytest
 import torch
 
