@@ -1,6 +1,6 @@
 """Learnable parametric activation functions and adversarially robust models for timm.
 
-Importing this package registers its activation layers and its models in timm, and does nothing else.
+Importing this package registers its activation layers and models in timm, and has no other effect.
 """
 from timm_paf import _openmp  # noqa: F401  (first, since torch reads what it sets)
 from timm_paf.activations import (
@@ -17,7 +17,7 @@ from timm_paf.activations import (
 
 register_activations()
 
-from timm_paf import kernels, models  # noqa: E402  (the models look activations up by name, so the layers are registered first)
+from timm_paf import kernels, models  # noqa: E402  (models look activations up by name, so layers are registered first)
 from timm_paf._version import __version__  # noqa: E402
 from timm_paf.models import to_robustbench  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Files as every room needs them: written whole or not at all, known by their hash, and where a cache may be."""
+"""File helpers: atomic writes, SHA-256, and the cache folder."""
 import hashlib
 import os
 import secrets
@@ -12,15 +12,15 @@ __all__ = ['cache_dir', 'file_sha256', 'whole_file']
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write into that appears under its name when it is complete and on the disk, on leaving the block.
+    """Open a file that appears under its name only when the block ends, complete and on the disk.
 
-    One that was there is replaced in one step. If the block raises, nothing is left behind.
+    An existing file is replaced in one step. If the block raises, no file remains.
 
     Args:
         path: The file to write; its folder must exist.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
@@ -35,8 +35,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits; read in pieces of 1 MiB."""
-    digest = hashlib.sha256()  # hashlib.file_digest is there from Python 3.11 only
+    """SHA-256 of a file, as 64 hexadecimal digits; reads 1 MiB at a time."""
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
     with open(path, 'rb') as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -44,9 +44,9 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def cache_dir() -> Path:
-    """Where files that can be made again are kept: $TIMM_PAF_CACHE, else timm_paf in $XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder: $TIMM_PAF_CACHE, else timm_paf in $XDG_CACHE_HOME or ~/.cache. Its files can be remade."""
     if own := os.environ.get('TIMM_PAF_CACHE'):
         return Path(own).expanduser()
     shared = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    # the XDG specification wants relative paths ignored
+    # the XDG specification ignores relative paths
     return (shared if shared.is_absolute() else Path.home() / '.cache') / 'timm_paf'

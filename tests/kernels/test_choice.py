@@ -151,14 +151,14 @@ def run(script, **environment):
     ids=['fails', 'missing'])
 def test_without_a_compiler_there_is_the_reference_and_one_warning(compiler, reason, tmp_path):
     warned, error = run(SCRIPT, CXX=compiler, TIMM_PAF_CACHE=str(tmp_path), TIMM_PAF_KERNELS='auto')
-    assert warned.count('activations are computed by the slower reference') == 1 and reason in warned
-    assert error.startswith('psilu: the fused function cannot be had') and reason in error
+    assert warned.count(reason) == 1
+    assert error.startswith('psilu:') and reason in error
 
 
 def test_the_reference_can_be_asked_for_in_the_environment(tmp_path):
     warned, error = run(SCRIPT, CXX='false', TIMM_PAF_CACHE=str(tmp_path), TIMM_PAF_KERNELS='reference')
     assert warned == '[]'
-    assert 'cannot be had' in error  # asked for later on
+    assert error.startswith('psilu:')  # mode 'fused', set later
 
 
 def data_parallel(rank, folder):

@@ -1,4 +1,4 @@
-"""BatchNorm that is computed anew: the same numbers with less memory."""
+"""Recomputed BatchNorm: the same numbers with less memory."""
 import copy
 
 import pytest
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def kept_bytes(model, x):
-    """Bytes that stay allocated after a forward pass, beside the output."""
+    """Bytes that stay allocated after a forward pass, without the output."""
     model(x)  # what is made once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         y = model(x)
@@ -128,7 +128,7 @@ SUMS = {
     'shortcut': (Block(torch.Tensor.add_), True),
     'two norms': (Block(torch.Tensor.add_, downsample()), True),
     'out of place': (Block(torch.add), False),
-    'a shortcut that nobody keeps': (Block(torch.Tensor.add_, nn.Sequential(nn.Tanh(), nn.MaxPool2d(3, 1, 1))), False),
+    'a shortcut that is not kept': (Block(torch.Tensor.add_, nn.Sequential(nn.Tanh(), nn.MaxPool2d(3, 1, 1))), False),
     'a factor': (Block(lambda y, x: y.add_(x, alpha=0.5)), False),
     'another operation': (Block(torch.Tensor.sub_), False),
     'a scalar of another overload': (Block(lambda y, x: torch.ops.aten.add_.Scalar(y, 1.)), False),
@@ -142,15 +142,15 @@ SUMS = {
 
 
 @pytest.mark.parametrize('name', SUMS)
-def test_a_residual_sum_is_computed_anew_or_kept(name):
-    plain, anew = copy.deepcopy(SUMS[name][0]).double(), SUMS[name][1]
+def test_a_residual_sum_is_recomputed_or_kept(name):
+    plain, recomputed = copy.deepcopy(SUMS[name][0]).double(), SUMS[name][1]
     ours = recompute_batch_norm(copy.deepcopy(plain))
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(everything(ours, x), everything(plain, x))
     assert torch.autograd.gradgradcheck(ours, (x,))
     # one tensor less for each activation: always for the first one, and for the sum where it can be made again
     saved = kept_bytes(plain, x) - kept_bytes(ours, x)
-    assert round(saved / x.untyped_storage().nbytes()) == (2 if anew else 1)
+    assert round(saved / x.untyped_storage().nbytes()) == (2 if recomputed else 1)
 
 
 @pytest.mark.parametrize('settings', [{}, {'drop_path_rate': 0.5}, {'zero_init_last': False}], ids=str)
@@ -163,7 +163,7 @@ def test_resnets_have_the_gradients_of_the_plain_ones(settings):
     torch.testing.assert_close(step(fuse_bn_act=True), step())
 
 
-def test_a_backward_pass_after_the_weights_have_changed_is_refused_as_ever():
+def test_a_backward_pass_after_the_weights_have_changed_is_an_error():
     _, ours = pair()
     loss = ours(torch.randn(2, 3, 6, 6)).sum()
     with torch.no_grad():

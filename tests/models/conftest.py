@@ -1,4 +1,4 @@
-"""Which networks the tests compute with, and those of RobustBench to compare with."""
+"""Networks for the tests, and the classes of RobustBench."""
 import ast
 import importlib.util
 import os
@@ -31,7 +31,7 @@ def small(request):
 
 @pytest.fixture(params=['relu', 'pssilu'])
 def act(request):
-    """An activation that works in place, one at every site, and one module for all sites."""
+    """ReLU, in place and one per place; and one shared module."""
     return request.param
 
 

@@ -19,24 +19,39 @@ class Payload:
         return print, ('this must never be printed',)
 
 
-@pytest.mark.parametrize('use_ema, expected, source', [
-    (None, 2., 'state_dict_ema'), (True, 2., 'state_dict_ema'), (False, 1., 'state_dict')])
-def test_choice_of_weights(tmp_path, use_ema, expected, source):
+@pytest.mark.parametrize('wrap, use_ema, source', [
+    (lambda raw, average: {'state_dict': raw, 'state_dict_ema': average, 'epoch': 3}, None, 'state_dict_ema'),
+    (lambda raw, average: {'state_dict': raw, 'state_dict_ema': average}, True, 'state_dict_ema'),
+    (lambda raw, average: {'state_dict': raw, 'state_dict_ema': average}, False, 'state_dict'),
+    (lambda raw, average: raw, None, 'weights'),
+    (lambda raw, average: {'state_dict': {f'module.{key}': v for key, v in raw.items()}}, None, 'state_dict'),
+    (lambda raw, average: {'model': {f'_orig_mod.{key}': v for key, v in raw.items()}, 'args': argparse.Namespace(a=1)},
+     None, 'model'),
+    (lambda raw, average: {'state_dict': {}, 'model_ema': average}, None, 'model_ema'),
+    (lambda raw, average: {'state_dict': raw, 'swadict': average}, None, 'state_dict'),
+    (lambda raw, average: {'state_dict': raw, 'swadict': average}, False, 'state_dict'),
+    (lambda raw, average: {'state_dict': raw, 'swadict': {f'module.{key}': v for key, v in average.items()}},
+     True, 'swadict'),
+], ids=['both', 'average', 'raw', 'bare', 'data parallel', "timm's train.py, compiled", 'averaged alone', 'authors',
+        'authors, raw', 'authors, average'])
+def test_choice_of_weights(tmp_path, wrap, use_ema, source):
     raw, average = model().state_dict(), model().state_dict()
-    raw['layer1.0.act1.alpha'][:], average['layer1.0.act1.alpha'][:] = 1., 2.
-    torch.save({'state_dict': raw, 'state_dict_ema': average, 'epoch': 3}, tmp_path / 'c.pth.tar')
+    torch.save(wrap(raw, average), tmp_path / 'c.pth')
     target = model()
-    assert load_weights(target, tmp_path / 'c.pth.tar', use_ema=use_ema) == source
-    assert target.act.alpha.item() == expected
+    assert load_weights(target, tmp_path / 'c.pth', use_ema=use_ema) == source
+    expected = average if source in ('state_dict_ema', 'model_ema', 'swadict') else raw
+    assert all(torch.equal(v, expected[k]) for k, v in target.state_dict().items())
 
 
-def test_bare_state_dict(tmp_path):
-    torch.save(model().state_dict(), tmp_path / 'c.pth')
-    assert load_weights(model(), tmp_path / 'c.pth') == 'weights'
+@pytest.mark.parametrize('checkpoint', [{'state_dict': {}}, {'state_dict': {'a': torch.zeros(1)}, 'swadict': {}}],
+                         ids=['none', 'empty'])
+def test_missing_average(checkpoint):
+    with pytest.raises(ValueError, match='no averaged weights'):
+        select_state_dict(checkpoint, use_ema=True)
 
 
 @pytest.mark.parametrize('write, error, message', [
-    (lambda p: None, FileNotFoundError, 'there is no such file'),
+    (lambda p: None, FileNotFoundError, 'does not exist'),
     (lambda p: p.write_bytes(b'not a checkpoint'), ValueError, 'cannot be read'),
     (lambda p: p.write_bytes(b''), ValueError, 'cannot be read'),
     (lambda p: torch.save([1, 2], p), ValueError, 'holds a list; expected a dictionary'),
@@ -63,45 +78,11 @@ def test_bad_files_are_named_and_change_nothing(tmp_path, capsys, write, error, 
 
 @pytest.mark.parametrize('name, save', [
     ('c.pth', torch.save), ('c.safetensors', save_file)], ids=['torch', 'safetensors'])
-def test_truncated_file(tmp_path, name, save):
-    path = tmp_path / name
-    save(model().state_dict(), path)
+def test_whole_and_truncated_files(tmp_path, name, save):
+    path, source, target = tmp_path / name, model(), model()
+    save(source.state_dict(), path)
+    assert load_weights(target, path) == 'weights'
+    assert torch.equal(target.fc.weight, source.fc.weight)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match='cannot be read'):
         read_checkpoint(path)
-
-
-def test_averaged_weights_that_are_not_there():
-    with pytest.raises(ValueError, match='no averaged weights'):
-        select_state_dict({'state_dict': {}}, use_ema=True)
-
-
-@pytest.mark.parametrize('wrap', [
-    lambda s: {'state_dict': {f'module.{key}': value for key, value in s.items()}},
-    lambda s: {'model': {f'_orig_mod.{key}': value for key, value in s.items()}, 'args': argparse.Namespace(lr=0.1)},
-    lambda s: {'state_dict': {}, 'model_ema': s},
-], ids=['data parallel', "timm's train.py, compiled", 'averaged'])
-def test_wrappers(tmp_path, wrap):
-    source, target = model(), model()
-    torch.save(wrap(source.state_dict()), tmp_path / 'c.pth')
-    load_weights(target, tmp_path / 'c.pth')
-    assert all(torch.equal(v, source.state_dict()[k]) for k, v in target.state_dict().items())
-
-
-def test_safetensors(tmp_path):
-    source, target = model(), model()
-    save_file(source.state_dict(), tmp_path / 'c.safetensors')
-    assert load_weights(target, tmp_path / 'c.safetensors') == 'weights'
-    assert torch.equal(target.fc.weight, source.fc.weight)
-
-
-@pytest.mark.parametrize('use_ema, source', [(None, 'state_dict'), (False, 'state_dict'), (True, 'swadict')])
-def test_the_authors_average_is_taken_when_asked_for(use_ema, source):
-    checkpoint = {'state_dict': {'a': torch.zeros(1)}, 'swadict': {'module.a': torch.ones(1)}}
-    weights, found = select_state_dict(checkpoint, use_ema=use_ema)
-    assert found == source and weights == {'a': torch.full((1,), float(source == 'swadict'))}
-
-
-def test_an_empty_average_of_the_authors_is_none():
-    with pytest.raises(ValueError, match='no averaged weights'):
-        select_state_dict({'state_dict': {'a': torch.zeros(1)}, 'swadict': {}}, use_ema=True)

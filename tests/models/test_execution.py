@@ -1,6 +1,6 @@
-"""What timm's users do to a model: training steps, feature extraction, tracing, scripting, compiling, casting.
+"""Training steps, feature extraction, tracing, scripting, compilation and half precision of every network.
 
-The networks have values of alpha and beta far from the initial ones, so that an activation that was left out shows.
+alpha and beta are far from their initial values, so that a missing activation is detected.
 """
 import copy
 
@@ -8,13 +8,17 @@ import pytest
 import timm
 import torch
 from timm.layers import set_scriptable
+from timm.optim import create_optimizer_v2
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from tests.models.conftest import SMALL
+from timm_paf import paf_parameters
 from timm_paf.activations import ACTIVATIONS
+from timm_paf.data import digits_splits
 
 deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')
-SMALL = ['resnet18', 'resnet50', 'preact_resnet18', 'wrn10_2', 'vgg11', 'vgg11_bn', 'resnet18_224']
 VARIANTS = ['relu', 'elu', 'silu', 'softplus', *ACTIVATIONS]
 
 
@@ -43,6 +47,27 @@ def test_every_activation_runs_forward_and_backward(name, act):
     assert logits.shape == (2, 7) and logits.isfinite().all()
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('name, steps', [
+    ('resnet18_psilu', 12), ('preact_resnet18_pssilu', 12), ('wrn10_2_psoftplus', 12), ('vgg11_bn_pssilu', 12),
+    ('vgg11_prelu0', 40),  # without normalisation the first steps change little
+    ('resnet18_224_reblu', 12)])
+def test_loss_falls_on_digits_and_the_activation_learns(name, steps):
+    train = digits_splits().train
+    model = timm.create_model(name, in_chans=1, num_classes=10)
+    start = {key: p.item() for key, p in paf_parameters(model).items()}
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-3, weight_decay=0.)
+    losses = []
+    for step in range(steps):
+        x, y = train.take(torch.arange(64 * step, 64 * step + 64) % len(train))
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.85 * sum(losses[:3])
+    assert all(p.item() != start[key] for key, p in paf_parameters(model).items())
 
 
 @pytest.mark.parametrize('size', [8, 17, 28, 64])

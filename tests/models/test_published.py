@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import timm_paf  # noqa: F401
 from timm_paf.models import load_weights
-from timm_paf.models.options import has_same_padding, use_same_padding
+from timm_paf.models.options import has_same_padding
 from timm_paf.models.published import fit_state_dict
 
 ARCHITECTURES = 'model_zoo/architectures'
@@ -17,7 +16,7 @@ CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0
 
 
 def randomised(model):
-    """Every tensor away from its initial value, so that none can be mixed up or forgotten without notice."""
+    """Moves every tensor from its initial value, so that a swapped or missing tensor is detected."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -44,6 +43,13 @@ def replace_relu(model, activation):
 def pretrained(name, path, *, overlay=None, **kwargs):
     return timm.create_model(
         name, pretrained=True, pretrained_cfg_overlay=dict(file=str(path), **(overlay or {})), **kwargs).eval()
+
+
+def fitted(name, weights, **kwargs):
+    """A model with weights through `fit_state_dict`."""
+    model = timm.create_model(name, **kwargs).eval()
+    model.load_state_dict(fit_state_dict(weights, model))
+    return model
 
 
 def assert_same_logits(model, original, size=32):
@@ -97,8 +103,7 @@ def test_logits_are_those_of_the_original(robustbench, tmp_path, original):
     torch.save(theirs.state_dict(), tmp_path / 'published.pt')
     model = pretrained(name, tmp_path / 'published.pt')
     assert_same_logits(model, theirs)
-    # the same through the recipes' loader
-    other = timm.create_model(name).eval()
+    other = timm.create_model(name).eval()  # the same through load_weights
     assert load_weights(other, tmp_path / 'published.pt') == 'weights'
     assert_same_logits(other, theirs)
 
@@ -135,7 +140,7 @@ def test_containers(robustbench, tmp_path, file, write):
 
 
 def authors(name='wrn10_2_pssilu', **kwargs):
-    """A network of ours and its weights under the authors' names, with their copies of the activation."""
+    """A network of this package, and its weights under the authors' names with their copies of the activation."""
     model = randomised(timm.create_model(name, **kwargs))
     weights, activation = {}, {}
     for key, value in model.state_dict().items():
@@ -156,15 +161,12 @@ def authors(name='wrn10_2_pssilu', **kwargs):
 
 def test_authors_resnet():
     model, weights = authors('resnet18_pssilu')
-    other = timm.create_model('resnet18_pssilu').eval()
-    other.load_state_dict(fit_state_dict(weights, other))
-    assert_same_logits(other, model)
+    assert_same_logits(fitted('resnet18_pssilu', weights), model)
 
 
 def test_authors_fixed_shift_has_the_absolute_value_where_ours_has_the_square():
     _, weights = authors('wrn10_2_psilu')
-    model = timm.create_model('wrn10_2_pssilu_fixed')
-    model.load_state_dict(fit_state_dict(weights, model))
+    model = fitted('wrn10_2_pssilu_fixed', weights)
     alpha = weights['activation.alpha']
     x = torch.linspace(-4, 4, 9)
     torch.testing.assert_close(model.act(x), x * ((alpha.abs() * x).sigmoid() - 0.3) / 0.7)
@@ -180,12 +182,12 @@ def without(weights, pattern):
 
 @pytest.mark.parametrize('name, change, message', [
     ('wrn10_2_pssilu', lambda w: changed(w, 'block2.layer.0.activation.beta', torch.tensor([0.3])),
-     r'layer2\.0\.activation\.beta = .* contradicts activation\.beta'),
+     r'layer2\.0\.activation\.beta = .* differs from activation\.beta'),
     ('wrn10_2_pssilu', lambda w: without(w, r'block3.*alpha'),
-     r'of 4 copies of alpha 1 are missing, such as layer3\.0'),
+     r'1 of 4 copies of alpha are missing, such as layer3\.0'),
     ('wrn10_2_pssilu', lambda w: without(w, 'beta'),
-     'the file has an activation with alpha, that of the model, PSSiLU'),
-    ('wrn10_2_psilu', lambda w: w, 'the file has an activation with alpha and beta, that of the model, PSiLU'),
+     'the file has an activation with alpha, .* PSSiLU'),
+    ('wrn10_2_psilu', lambda w: w, 'the file has an activation with alpha and beta, .* PSiLU'),
     ('wrn10_2_relu', lambda w: w, 'the file has an activation with alpha and beta, the model has none'),
     ('wrn10_2_pssilu', lambda w: without(w, 'alpha|beta'), 'the file has no parametric activation'),
     ('wrn28_10_pssilu', lambda w: w, r'has 1\+1\+1 blocks of 32/64/128 channels, .*4\+4\+4 blocks of 160/320/640'),
@@ -197,7 +199,7 @@ def without(weights, pattern):
     ('wrn10_2_pssilu', lambda w: changed(w, 'mu', torch.ones(1, 3, 1, 1)), 'only one of mu and sigma'),
     ('wrn10_2_pssilu', lambda w: changed(w, 'bn1.bias', 'text'), 'bn1.bias is of type str'),
     ('wrn10_2_psoftplus', lambda w: {k: -v if 'alpha' in k else v for k, v in without(w, 'beta').items()},
-     "expected values above 0, for which the authors' PSoftplus is ours"),
+     'expected values above 0'),
 ], ids=[
     'contradictory copies', 'partial copies', 'one parameter absent', 'one too many', 'PAF into relu', 'relu into PAF',
     'other size', 'other architecture', 'missing', 'unknown', 'shape', 'half a normalisation', 'no tensor', 'below 0'])
@@ -220,15 +222,13 @@ def test_weights_that_do_not_fit(name, change, message):
 def test_one_copy_suffices(keep):
     model, weights = authors()
     weights = {k: v for k, v in weights.items() if 'activation' not in k or k.startswith(keep)}
-    other = timm.create_model('wrn10_2_pssilu').eval()
-    other.load_state_dict(fit_state_dict(weights, other))
-    assert_same_logits(other, model)
+    assert_same_logits(fitted('wrn10_2_pssilu', weights), model)
 
 
 @pytest.mark.parametrize('change, message', [
     (lambda w: w, None),
-    (lambda w: changed(w, 'layer2.0.act1.alpha', torch.tensor([3.])), 'contradicts'),
-    (lambda w: without(w, r'layer2.0.act1.alpha'), 'of 7 copies of alpha 1 are missing'),
+    (lambda w: changed(w, 'layer2.0.act1.alpha', torch.tensor([3.])), 'differs'),
+    (lambda w: without(w, r'layer2.0.act1.alpha'), '1 of 7 copies of alpha are missing'),
 ], ids=['agree', 'contradict', 'partial'])
 def test_copies_under_our_own_names(change, message):
     model = timm.create_model('wrn10_2_pssilu')
@@ -244,8 +244,7 @@ def test_copies_under_our_own_names(change, message):
 
 def test_one_activation_a_place_keeps_its_own_values():
     model = randomised(timm.create_model('wrn10_2_relu', act_layer='pssilu'))
-    other = timm.create_model('wrn10_2_relu', act_layer='pssilu').eval()
-    other.load_state_dict(fit_state_dict(model.state_dict(), other))
+    other = fitted('wrn10_2_relu', model.state_dict(), act_layer='pssilu')
     assert_same_logits(other, model)
     with pytest.raises(ValueError, match='one activation for the whole network, the model has 7'):
         fit_state_dict(authors()[1], other)
@@ -261,19 +260,6 @@ def test_own_checkpoints_plain_and_averaged(tmp_path, use_ema):
     assert_same_logits(pretrained('wrn10_2_pssilu', tmp_path / 'c.pth.tar'), average if use_ema else raw)
 
 
-class Payload:
-    def __reduce__(self):
-        return print, ('this must never be printed',)
-
-
-def test_pickled_code_is_not_run(tmp_path, capsys):
-    torch.save({'state_dict': authors()[1], 'payload': Payload()}, tmp_path / 'c.pt')
-    with pytest.raises(RuntimeError, match='weights_only=True blocked'):
-        pretrained('wrn10_2_pssilu', tmp_path / 'c.pt')
-    assert 'never be printed' not in capsys.readouterr().out
-
-
-# number of classes and channels: (file, model, arguments, error)
 @pytest.mark.parametrize('file, kwargs, overlay, error', [
     (dict(num_classes=10), dict(num_classes=7), {}, None),
     (dict(num_classes=7), dict(num_classes=7), {}, None),
@@ -322,13 +308,11 @@ def test_features_of_published_weights():
         torch.testing.assert_close(ours, theirs)
 
 
-# --- normalisation inside, DeepMind's padding -------------------------------------------------------------------------
-
 def test_deepmind_other_statistics(robustbench, tmp_path, caplog):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     theirs = randomised(deepmind(robustbench, mean=mean, std=std, num_classes=7))
     torch.save(theirs.state_dict(), tmp_path / 'c.pt')
-    with pytest.raises(ValueError, match='does not say what its network of 7 classes normalises with'):
+    with pytest.raises(ValueError, match='of 7 classes; pass input_mean='):
         pretrained('wrn10_2_relu', tmp_path / 'c.pt', num_classes=7)
     model = pretrained('wrn10_2_relu', tmp_path / 'c.pt', num_classes=7, input_mean=mean, input_std=std)
     assert_same_logits(model, theirs)
@@ -349,14 +333,12 @@ def test_normalisation_in_the_file(keys):
     source, weights = authors()
     shift, scale = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
     weights.update(zip(keys, (shift, scale), strict=True))
-    model = timm.create_model('wrn10_2_pssilu').eval()
-    model.load_state_dict(fit_state_dict(weights, model))
+    model = fitted('wrn10_2_pssilu', weights)
     assert_same_logits(model, lambda x: source((x - shift) / scale))
-    # once more into the model that has it now, and into one with another
-    fit_state_dict(weights, model)
+    fit_state_dict(weights, model)  # again, into the model that has it now
     with pytest.raises(ValueError, match=r'the file normalises with .* the model with'):
         fit_state_dict(weights, timm.create_model('wrn10_2_pssilu', **CIFAR10))
-    with pytest.raises(ValueError, match='which this architecture cannot'):
+    with pytest.raises(ValueError, match='does not support'):
         resnet_weights = {**timm.create_model('resnet18_relu').state_dict(), keys[0]: shift, keys[1]: scale}
         fit_state_dict(resnet_weights, timm.create_model('resnet18_relu'))
 
@@ -369,20 +351,8 @@ def test_options_show_in_the_state_dict(tmp_path):
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'c.pth')
     other = pretrained('wrn10_2_pssilu', tmp_path / 'c.pth')  # takes both from the file
     assert_same_logits(other, model)
-    with pytest.raises(ValueError, match='leave it out'):
+    with pytest.raises(ValueError, match='remove pad_type'):
         fit_state_dict(plain.state_dict(), timm.create_model('wrn10_2_pssilu', pad_type='same'))
-
-
-@pytest.mark.parametrize('size', [7, 8])
-def test_same_padding_against_explicit_padding(size):
-    # SAME (TensorFlow's definition): output ceil(size / 2), total padding 1 for even and 2 for odd, the surplus behind
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1))
-    weight, bias = model[0].weight, model[0].bias
-    use_same_padding(model)
-    x = torch.randn(1, 2, size, size)
-    pad = (0, 1, 0, 1) if size % 2 == 0 else (1, 1, 1, 1)
-    torch.testing.assert_close(model(x), nn.functional.conv2d(nn.functional.pad(x, pad), weight, bias, stride=2))
-    assert list(model.state_dict()) == ['0.same.weight', '0.same.bias'] and model[0].same.weight is weight
 
 
 def test_normalised_features_agree():
@@ -395,15 +365,3 @@ def test_normalised_features_agree():
     torch.testing.assert_close(model.forward_features(x), final)
     for ours, theirs in zip(features(x), levels, strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(input_mean=(0.5,) * 3), 'expected both, or neither'),
-    (dict(input_mean=(0.5,), input_std=(0.2,)), 'in_chans = 3'),
-    (dict(input_mean=(0.5,) * 3, input_std=(0.2, 0., 0.2)), 'above 0'),
-    (dict(input_mean=(0.5,) * 3, input_std=(0.2,) * 2), 'one value of each'),
-    (dict(pad_type='valid'), "expected '' or 'same'"),
-], ids=['half', 'channels', 'zero', 'lengths', 'padding'])
-def test_bad_options(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        timm.create_model('wrn10_2_relu', **kwargs)

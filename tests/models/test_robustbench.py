@@ -21,7 +21,7 @@ def model(name='wrn10_2_pssilu', **kwargs):
 
 
 def attack_of(found):
-    """The original's AutoAttack as far as `benchmark` uses it, on the package under its new face."""
+    """The interface of the original AutoAttack that `benchmark` uses, implemented with pyautoattack."""
     class Attack:
         def __init__(self, model, norm, eps, version, device, log_path):
             found.append(model)

@@ -62,15 +62,6 @@ def test_attack_is_given_the_likeliest_class_and_the_loss_the_soft_label(batch):
     torch.testing.assert_close(result['loss'], expected)
 
 
-def test_batchnorm_moves_once_a_step(batch):
-    """The attack's passes leave the statistics alone; the training pass moves them."""
-    task = make().train()
-    before = task.trainable_module.norm.running_mean.clone()
-    task(*batch)
-    assert task.trainable_module.norm.num_batches_tracked == 1
-    assert not torch.equal(task.trainable_module.norm.running_mean, before)
-
-
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo of torch 2.6, of its own
 def test_attack_gets_the_compiled_model(batch):
     """Ten passes of twelve are the attack's."""
@@ -124,24 +115,3 @@ def test_clipping_can_be_taken_back(batch):
     beta.grad = torch.full_like(beta, 5.)
     optimizer.step()
     assert beta.item() == pytest.approx(-5.)
-
-
-@pytest.mark.parametrize('settings, message', [
-    (dict(beta_penalty=-1.), 'beta_penalty = -1.0'), (dict(beta_penalty=float('nan')), 'beta_penalty = nan'),
-    (dict(beta_grad_clip=0.), 'beta_grad_clip = 0.0: expected a number > 0, or None'),
-], ids=str)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        make(**settings)
-
-
-def test_average_and_checkpoint_state_are_timms():
-    task = make()
-    task.setup_ema(decay=0.5)
-    (beta,) = learnable_betas(task.trainable_module)
-    with torch.no_grad():
-        beta.fill_(0.2)
-    task.update_ema(step=10)
-    state = {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
-    assert state['state_dict']['layer1.0.act1.beta'].item() == pytest.approx(0.2)
-    assert state['state_dict_ema']['layer1.0.act1.beta'].item() == pytest.approx(0.1)

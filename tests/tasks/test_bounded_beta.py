@@ -1,4 +1,4 @@
-"""A run on digits without the published penalty and clipping of beta, which ends at the pole if nothing bounds it."""
+"""Training on digits without the published penalty and clipping of beta; without a bound, beta ends at the pole."""
 import math
 
 import pytest
@@ -15,7 +15,7 @@ EPOCHS, BATCH, LR = 12, 64, 0.1
 
 
 def robust_accuracy(name, seed):
-    """Percent of the test images that stand PGD-20 at radius 0.2, after training; and the largest |beta| on the way."""
+    """Robust accuracy in percent under PGD-20 at radius 0.2 after training, and the largest |beta| during training."""
     torch.manual_seed(seed)
     splits = digits_splits()
     model = timm.create_model(name, in_chans=1)
@@ -44,7 +44,7 @@ def robust_accuracy(name, seed):
 
 @pytest.mark.slow
 def test_stays_finite_and_as_robust_as_relu():
-    """One seed differs from another by 1 to 3 points here, a run that meets the pole by 40 and more."""
+    """Seeds differ by 1 to 3 points; a run that reaches the pole loses 40 points or more."""
     means = {}
     for name in ('wrn10_2_pssilu', 'wrn10_2_relu'):
         found = [robust_accuracy(name, seed) for seed in SEEDS]

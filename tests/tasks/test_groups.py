@@ -1,4 +1,4 @@
-"""Weight decay and learning rate of alpha and beta, seen in what a step does to them."""
+"""Weight decay and learning rate of alpha and beta, measured by one step of an optimizer."""
 from functools import partial
 
 import pytest
@@ -26,7 +26,7 @@ def model(name='wrn10_2_pssilu'):
     (dict(weight_decay=0.1, paf_weight_decay=0.2, paf_lr=0.5), 0.2, 0., 0.1),
 ], ids=str)
 def test_decay(settings, paf, norm, conv):
-    """With gradients of 0 a step of SGD is the decay alone."""
+    """With gradients of 0, a step of SGD only decays."""
     net = model()
     optimizer = torch.optim.SGD(paf_parameter_groups(net, **settings), lr=0.1)
     for p in net.parameters():

@@ -1,10 +1,10 @@
-"""The losses against formulas written out in numpy, float64."""
+"""The losses of TRADES and MART against formulas in numpy, float64."""
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from timm_paf.tasks import boosted_cross_entropy, divergence, mart_loss, trades_loss
+from timm_paf.tasks import boosted_cross_entropy, mart_loss, trades_loss
 
 
 def softmax(logits):
@@ -101,8 +101,3 @@ def test_confident_mistakes_stay_finite(gap):
     assert value.item() == pytest.approx(gap + gap - np.log(2), rel=1e-5)
     (gradient,) = torch.autograd.grad(value.sum(), adv)
     assert_close(gradient, torch.tensor([[-1.5, 2., -0.5]]), rtol=1e-3, atol=0)
-
-
-def test_divergence_of_equal_predictions_is_zero():
-    logits = 10 * torch.randn(6, 4)
-    assert_close(divergence(logits, logits + 3), torch.zeros(6), rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The pieces outside this project's recipes: a plain loop, and the way timm's train.py uses a task."""
+"""Tasks without the engine: a plain training loop, and the calls of timm's train.py."""
 import copy
 
 import pytest
@@ -90,7 +90,7 @@ def test_as_timms_train_script_does(name, compiled, tmp_path, reference):
     assert not any('_orig_mod' in key or 'module.' in key for key in keys) and keys == list(saved['state_dict_ema'])
 
 
-def test_a_checkpoint_written_between_forward_and_backward_is_that_of_the_true_weights():
+def test_a_checkpoint_written_between_forward_and_backward_has_the_unperturbed_weights():
     x, y = digits(16)
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
     task = create_task('plain', model, options=TaskOptions(awp_gamma=0.1))
@@ -101,14 +101,14 @@ def test_a_checkpoint_written_between_forward_and_backward_is_that_of_the_true_w
 
 
 def test_without_the_optimizer_attached_beta_stays_in_its_range():
-    """Timm's train.py does not know `attach_optimizer`: the range then holds at the next step and in the average."""
+    """Timm's train.py does not call `attach_optimizer`; the next step and the average project instead."""
     x, y = digits(16)
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
     task = create_task('plain', model)
     task.setup_ema(decay=0.)
     beta = model.layer1[0].act1.beta
     with torch.no_grad():
-        beta.fill_(30.)  # as a step of the optimizer would
+        beta.fill_(30.)  # as an optimizer step could
     assert task(x, y)['loss'].isfinite()
     assert beta.item() == 0.5
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: its size and direction, and that nobody sees the perturbed weights by accident."""
+"""Adversarial weight perturbation: size and direction, and that perturbed weights are never read by accident."""
 import copy
 import io
 
@@ -49,7 +49,7 @@ def test_gamma_zero_is_the_base_bit_for_bit(name, network, batch):
 
 
 def test_step_is_gamma_times_the_norm_along_the_gradient(network, batch):
-    """Per tensor, as a gradient taken apart from the class says; tensors of rank 1 stay."""
+    """Per tensor, along a gradient computed without the class; tensors of rank 1 do not change."""
     model, twin = network(norm=True), network(norm=True)
     before = weights_of(model)
     F.cross_entropy(twin(batch[0]), batch[1]).backward()
@@ -98,7 +98,7 @@ def load_elsewhere(task, before):
     return torch.load(file)['state_dict']
 
 
-LOOKS = {
+READERS = {
     'state dict': lambda task, batch: task.trainable_module.state_dict(),
     'state dict of the task': lambda task, batch: task.state_dict(),
     'checkpoint': load_elsewhere,
@@ -109,8 +109,8 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize('look', LOOKS)
-def test_whoever_looks_before_backward_sees_the_true_weights(look, network, batch):
+@pytest.mark.parametrize('read', READERS)
+def test_readers_before_backward_get_the_unperturbed_weights(read, network, batch):
     task = make(network())
     task.setup_ema(decay=0.5)
     task.optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
@@ -118,33 +118,33 @@ def test_whoever_looks_before_backward_sees_the_true_weights(look, network, batc
     before = weights_of(task.trainable_module)
     clean = task.trainable_module(batch[0])
     lost = task(*batch)['loss']
-    found = LOOKS[look](task, batch)
+    found = READERS[read](task, batch)
     assert same(task.trainable_module, before)
-    if 'state' in look or look == 'checkpoint':
-        prefix = 'trainable_module.' if 'task' in look else ''
+    if 'state' in read or read == 'checkpoint':
+        prefix = 'trainable_module.' if 'task' in read else ''
         assert all(torch.equal(found[prefix + name], value) for name, value in before.items())
-    elif look == 'evaluation':
+    elif read == 'evaluation':
         assert torch.equal(found, clean)
-    elif look == 'average':
+    elif read == 'average':
         assert same(task.trainable_module_ema.module, before)
     with pytest.raises(RuntimeError, match='modified by an inplace operation'):
-        lost.backward()  # not a gradient of other weights, taken for one of these
+        lost.backward()  # an error, not a gradient at other weights
 
 
-@pytest.mark.parametrize('look', ['checkpoint', 'evaluation', 'evaluation of the inner model'])
-def test_of_a_compiled_model_too(look, network, batch, reference):
-    """Its state dict is read from the model inside."""
+@pytest.mark.parametrize('read', ['checkpoint', 'evaluation', 'evaluation of the inner model'])
+def test_readers_of_a_compiled_model_get_the_unperturbed_weights(read, network, batch, reference):
+    """Its state dict comes from the model inside."""
     task = make(network())
     inner = task.trainable_module
     clean = inner(batch[0])
     compiled = task.compile(backend='eager')
     before = weights_of(inner)
     task(*batch)
-    if look == 'checkpoint':
+    if read == 'checkpoint':
         state = task.get_checkpoint_state()['state_dict']
         assert all(torch.equal(state[name], value) for name, value in before.items())
     else:
-        assert torch.equal((inner if 'inner' in look else compiled)(batch[0]), clean)
+        assert torch.equal((inner if 'inner' in read else compiled)(batch[0]), clean)
     assert same(inner, before)
 
 
@@ -153,7 +153,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize('passes', [0, 1], ids=['in the gradient of the weights', 'in the loss'])
-def test_an_exception_leaves_the_true_weights(passes, network, batch):
+def test_an_exception_leaves_the_unperturbed_weights(passes, network, batch):
     task = create_task('plain', network(norm=True), options=TaskOptions(awp_gamma=GAMMA))
     before = weights_of(task.trainable_module)
     calls = []
@@ -172,7 +172,7 @@ def test_an_exception_leaves_the_true_weights(passes, network, batch):
     task(*batch)['loss'].backward()
 
 
-def test_a_backward_pass_that_fails_leaves_them_to_the_next_look(network, batch):
+def test_a_backward_pass_that_fails_leaves_them_to_the_next_reader(network, batch):
     task = make(network())
     before = weights_of(task.trainable_module)
 
@@ -188,7 +188,7 @@ def test_a_backward_pass_that_fails_leaves_them_to_the_next_look(network, batch)
     assert same(task.trainable_module, before)
 
 
-def test_no_grad_leaves_the_true_weights(network, batch):
+def test_no_grad_leaves_the_unperturbed_weights(network, batch):
     task = make(network())
     before = weights_of(task.trainable_module)
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_no_grad_leaves_the_true_weights(network, batch):
 
 
 def test_nothing_is_left_on_the_model(network, batch):
-    """Hooks would travel into averages and pickles."""
+    """Hooks would be copied into averages and pickles."""
     task = make(network())
     task(*batch)['loss'].backward()
     model = task.trainable_module
@@ -226,7 +226,7 @@ def test_scaled_and_accumulated_losses(network, batch):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast_computes_with_the_perturbed_weights(dtype, network, batch):
-    """Its cache of weights in half precision holds the true ones, from the pass before."""
+    """Its cache holds the unperturbed weights in half precision, from the pass before."""
     losses = {}
     for gamma in (0., 0.5):
         task = make(network(), name='plain', gamma=gamma)
@@ -254,7 +254,7 @@ def test_recomputation_in_the_backward_pass_uses_the_perturbed_weights(network, 
 
 
 def test_reentrant_recomputation_is_refused(batch):
-    """It hides the weights of its blocks from autograd.grad, which would leave them unperturbed."""
+    """It hides the weights of its blocks from autograd.grad, so that they would not be perturbed."""
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
     model.set_grad_checkpointing()
     task = make(model, name='plain')
@@ -267,7 +267,7 @@ def test_reentrant_recomputation_is_refused(batch):
 
 
 def test_networks_of_timm(batch):
-    """A shared activation, checkpointed blocks, and a step of the optimizer."""
+    """A shared activation, gradient checkpointing, and a step of the optimizer."""
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
     model.set_grad_checkpointing()
     task = make(model, name='trades')

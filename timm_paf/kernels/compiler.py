@@ -1,4 +1,4 @@
-"""C++ made into a shared library once for this machine, and kept in the user's cache."""
+"""Builds the C++ kernels once per machine, and keeps the shared library in the user's cache."""
 import ctypes
 import functools
 import hashlib
@@ -18,13 +18,13 @@ __all__ = ['BuildError', 'build']
 
 SOURCE = Path(__file__).with_name('cpp') / 'activations.cpp'
 _BASE = ('-std=c++17', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
-# the best that the compiler takes: the option for this processor differs, and OpenMP's library may be missing
+# tried in this order: the option for this processor depends on the compiler, and OpenMP may be missing
 _CHOICES = (('-march=native', '-fopenmp'), ('-mcpu=native', '-fopenmp'), ('-fopenmp',), ('-fopenmp-simd',), ())
-_SECONDS = 300  # a compiler that takes longer counts as broken
+_SECONDS = 300  # time limit of the compiler
 
 
 class BuildError(RuntimeError):
-    """No library could be built or loaded; the message says why."""
+    """The library cannot be built or loaded; the message gives the reason."""
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def _compiler() -> tuple[str, ...]:
 
 @functools.cache
 def _machine() -> str:
-    """What decides which instructions a library may use, and who made it."""
+    """Compiler, processor and torch version: a library works only where all of them are the same."""
     try:
         version = subprocess.run([*_compiler(), '--version'], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -54,13 +54,13 @@ def _machine() -> str:
 
 
 def _openmp() -> tuple[str, ...]:
-    """The OpenMP library that torch has loaded, so that there is one set of threads in the process; () if unknown."""
+    """The OpenMP library that torch uses, so that the process has one pool of threads; () if unknown."""
     found = sorted(Path(torch.__file__).parent.joinpath('lib').glob('libgomp*.so*'))
     return (str(found[0]),) if len(found) == 1 else ()
 
 
 def _commands(defines: tuple[str, ...]) -> list[list[str]]:
-    """What to try in turn, without the name of the output."""
+    """Commands to try in turn, without the name of the output."""
     commands = []
     for flags in _CHOICES:
         start = [*_compiler(), *_BASE, *flags, *defines, str(SOURCE)]
@@ -87,9 +87,9 @@ def _compile(defines: tuple[str, ...], output: Path) -> None:
 
 
 def build(defines: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of `SOURCE` with these definitions, from the cache or made now.
+    """Load the library of `SOURCE` with these definitions from the cache; build it if it is not there.
 
-    Processes that start together may each make it; the file appears whole under its name, and any of them is right.
+    Processes that start together may each build it; the file appears complete under its name, whichever is last.
 
     Args:
         defines: Options of the compiler, such as '-DACTIVATION=pssilu'.
@@ -98,7 +98,7 @@ def build(defines: tuple[str, ...]) -> ctypes.CDLL:
         The loaded library.
 
     Raises:
-        BuildError: If there is no compiler, it fails, or its result cannot be loaded.
+        BuildError: If there is no compiler, it fails, or the library cannot be loaded.
     """
     sources = [path.read_text(encoding='utf-8') for path in sorted(SOURCE.parent.iterdir()) if path.is_file()]
     commands = map(shlex.join, _commands(defines))
@@ -109,7 +109,7 @@ def build(defines: tuple[str, ...]) -> ctypes.CDLL:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f'{folder} cannot be written')
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix='timm_paf-'))  # for this process alone
+        folder = Path(tempfile.mkdtemp(prefix='timm_paf-'))  # for this process only
     path = folder / f'{key[:32]}.so'
     try:
         if not path.exists():

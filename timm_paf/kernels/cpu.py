@@ -1,4 +1,4 @@
-"""Activations on the CPU in one pass over memory each way, by compiled C++."""
+"""Activations on the CPU by compiled C++, in one pass over memory for the value and one for the gradient."""
 import ctypes
 import threading
 from typing import Any
@@ -10,28 +10,28 @@ from timm_paf.kernels.compiler import BuildError, build
 
 __all__ = ['available', 'gradients', 'input_gradient', 'value']
 
-_DTYPES = {  # dtype -> how the source calls it, and the dtype of the computation
+_DTYPES = {  # dtype -> names of storage and computation type in C++, dtype of the computation
     torch.float32: ('float', 'float', torch.float32),
     torch.float64: ('double', 'double', torch.float64),
     torch.bfloat16: ('bfloat16', 'float', torch.float32),
     torch.float16: ('float16', 'float', torch.float32),
 }
 _COMPUTE = {dtype: compute for dtype, (_, _, compute) in _DTYPES.items()}
-_GRAIN = 2**15  # elements that are worth a thread
+_GRAIN = 2**15  # smallest number of elements per thread
 _functions: dict[tuple[str, torch.dtype], Any] = {}
 _failures: dict[tuple[str, torch.dtype], str] = {}
 _lock = threading.Lock()
 
 
 def available(name: str, dtype: torch.dtype) -> str | None:
-    """Make sure that an activation's function is loaded, which takes a second or two for the first time on a machine.
+    """Load the function of an activation; the first time on a machine it is compiled, in a second or two.
 
     Args:
         name: An activation of `functional`.
         dtype: The dtype of x.
 
     Returns:
-        None if it is; else why it cannot be had.
+        None if it is available; otherwise the reason why it is not.
     """
     key = (name, dtype)
     if key in _functions:
@@ -39,7 +39,7 @@ def available(name: str, dtype: torch.dtype) -> str | None:
     with _lock:
         if key not in _functions and key not in _failures:
             if dtype not in _DTYPES:
-                _failures[key] = f'there is none for {dtype}'
+                _failures[key] = f'there is no kernel for {dtype}'
                 return _failures[key]
             storage, compute, _ = _DTYPES[dtype]
             try:
@@ -55,12 +55,12 @@ def available(name: str, dtype: torch.dtype) -> str | None:
 
 
 def _dense(x: Tensor, like: Tensor) -> Tensor:
-    """x, laid out in memory as `like` is."""
+    """A tensor with the values of x in the memory layout of `like`."""
     return x if x.stride() == like.stride() and x.dtype == like.dtype else torch.empty_like(like).copy_(x)
 
 
 def _parameter(parameter: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
-    """The parameter in the dtype of the computation, one value or one for each channel in a row."""
+    """The parameter in the dtype of the computation: one value, or a contiguous row of one per channel."""
     if parameter.dtype != dtype:
         parameter = parameter.to(dtype)
     if channels > 1:
@@ -72,11 +72,11 @@ def _run(
         name: str, grad: Tensor | None, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
         with_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The value, or with `grad` the gradient in x, and the sums for alpha and beta if asked for."""
+    """The value, or with `grad` the gradient in x; with_sums adds the sums for alpha and beta."""
     function = _functions.get((name, x.dtype))
     if function is None:
         if reason := available(name, x.dtype):
-            raise RuntimeError(f'{name}: the fused function cannot be had: {reason}.')
+            raise RuntimeError(f'{name}: the fused function is not available: {reason}.')
         function = _functions[name, x.dtype]
     out = torch.empty_like(x)  # dense, with x's order of dimensions
     x = _dense(x, out)
@@ -86,7 +86,7 @@ def _run(
     count = x.numel()
     if count:
         inner = x.stride(channel_dim) if channels > 1 else 1
-        kept = [_parameter(alpha, dtype, channels)]  # alive until the call is over
+        kept = [_parameter(alpha, dtype, channels)]  # referenced until the call ends
         beta_pointer = None
         if beta is not None:
             kept.append(_parameter(beta, dtype, channels))
@@ -103,7 +103,7 @@ def _run(
 
 
 def value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
-    """As the function in `functional`."""
+    """The activation of x, as in `functional`."""
     return _run(name, None, x, alpha, beta, channel_dim)[0]
 
 
@@ -120,14 +120,14 @@ def gradients(
 
     Returns:
         The first like x; the others in the dtype of the computation and the shape of their parameter, summed in double
-        precision in an order that the shape of x alone decides. The last is empty if there is no beta.
+        precision in an order that depends only on the shape of x. The last is empty if beta is None.
     """
     grad_x, grad_alpha, grad_beta = _run(name, grad, x, alpha, beta, channel_dim, with_sums=True)
     return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)
 
 
 def _of(parameter: Tensor | None, total: Any) -> Tensor:
-    """The gradient of a parameter, which may be one value beside another of one value a channel."""
+    """The gradient of a parameter with one value, where the other parameter may have one per channel."""
     if parameter is None:
         return total.new_empty(0)
     if parameter.numel() != total.numel():

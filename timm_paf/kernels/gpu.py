@@ -1,9 +1,11 @@
-"""Activations on a GPU in one pass over memory each way, by Triton.
+"""Activations on a GPU by Triton, in one pass over memory for the value and one for the gradient.
 
 The formulas are those of `timm_paf.activations.formulas`, in float32. exp and log1p are polynomials as on the CPU,
-since the GPU's own exp loses digits where its argument is large. Sums are made of one number for each block, and those
-are added up in float64 in a fixed order.
+since the GPU's own exp loses digits for large arguments. Each block writes one partial sum, and these are added in
+float64 in a fixed order.
 """
+# mypy: disable-error-code="no-untyped-def"
+# (Triton's functions have no Python types.)
 import math
 import os
 
@@ -41,7 +43,7 @@ def _exp(t):
 
 @triton.jit
 def _tail(t, bounded):
-    """exp(t - bounded) for t <= bounded, 0 where it is that after any product."""
+    """exp(t - bounded) for t <= bounded; 0 where every product with it is 0."""
     return tl.where(t - bounded < -80., 0., _exp(tl.maximum(t - bounded, -80.)))
 
 
@@ -76,7 +78,7 @@ def _near(x):
 
 @triton.jit
 def _logistic(t):
-    """sigmoid(t) as two factors, of which the second is 1 for t > -80."""
+    """sigmoid(t) as two factors; the second is 1 for t > -80."""
     bounded = tl.maximum(t, -80.)
     u = _exp(-tl.abs(tl.minimum(bounded, 80.)))
     return tl.where(t < 0, u, 1.) / (1 + u), _tail(tl.minimum(t, bounded), bounded)
@@ -84,7 +86,7 @@ def _logistic(t):
 
 @triton.jit
 def _inner(alpha, beta, ACT: tl.constexpr):
-    """What stands in the formula for alpha and beta."""
+    """The values of alpha and beta in the formula, inside their range."""
     a, b = alpha, beta
     if ACT == 4 or ACT == 8:
         a = tl.minimum(tl.abs(alpha), 1e4)
@@ -99,7 +101,7 @@ def _inner(alpha, beta, ACT: tl.constexpr):
 
 @triton.jit
 def _inner_slopes(alpha, beta, ACT: tl.constexpr):
-    """d/dalpha and d/dbeta of `_inner`, as at the edge beyond the range."""
+    """d/dalpha and d/dbeta of `_inner`; beyond the range, those at its edge."""
     da, db = 1., 1.
     if ACT == 4 or ACT == 5 or ACT == 8:
         da = tl.where(alpha < 0, -1., 1.)
@@ -196,7 +198,7 @@ def _slopes(x, a, b, ACT: tl.constexpr):
 
 @triton.jit
 def _where(count, channels, inner, BLOCK: tl.constexpr):
-    """Channel, positions in memory, and which of them exist; `count` elements a channel."""
+    """Channel, positions in memory, and which of them exist; `count` elements per channel."""
     program = tl.program_id(0).to(tl.int64)
     channel = program % channels
     j = (program // channels) * BLOCK + tl.arange(0, BLOCK)
@@ -231,7 +233,7 @@ def _gradient_kernel(
 
 
 def _kernel(function):
-    """As torch.compile sees it; Triton's interpreter has another class of functions, which torch does not know."""
+    """Make a kernel visible to torch.compile; not in Triton's interpreter, whose functions torch does not support."""
     return function if os.environ.get('TRITON_INTERPRET') == '1' else torch.library.wrap_triton(function)
 
 
@@ -242,7 +244,7 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
 def _arguments(
         x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
 ) -> tuple[list[Tensor], list[int]]:
-    """Alpha and beta as float32, one a channel, and (elements a channel, channels, stride of the channels)."""
+    """Alpha and beta in float32, one per channel, and (elements per channel, channels, stride of the channels)."""
     channels = max(alpha.numel(), 1 if beta is None else beta.numel())
     parameters = [
         parameter.to(torch.float32).reshape(-1).expand(channels).contiguous()
@@ -257,7 +259,7 @@ def _programs(shape: list[int]) -> int:
 
 @torch.library.triton_op('timm_paf::triton_value', mutates_args={})
 def triton_value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
-    """As the function in `functional`, of a tensor with elements, in float32, bfloat16 or float16."""
+    """The activation of x, as in `functional`; x is not empty, in float32, bfloat16 or float16."""
     y = torch.empty_like(x)
     parameters, shape = _arguments(x, y, alpha, beta, channel_dim)
     _kernel(_value_kernel)[(_programs(shape),)](_dense(x, y), y, *parameters, *shape, ACT=_CODES[name], BLOCK=_BLOCK)
@@ -280,7 +282,7 @@ def triton_input_gradient(
 def triton_gradients(
         grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta in float32; the last is empty without beta."""
+    """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta in float32; the last is empty if beta is None."""
     dx = torch.empty_like(x)
     parameters, shape = _arguments(x, dx, alpha, beta, channel_dim)
     blocks = _programs(shape)

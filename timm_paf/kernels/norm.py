@@ -1,4 +1,4 @@
-"""BatchNorm whose output is computed anew in the backward pass of the activation behind it."""
+"""BatchNorm whose output is recomputed in the backward pass of the activation after it."""
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ __all__ = ['RecomputedBatchNorm2d', 'recompute_batch_norm']
 
 @register_notrace_module
 class RecomputedBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose output a parametric activation does not keep.
+    """nn.BatchNorm2d whose output a parametric activation recomputes instead of keeping it.
 
-    The norm keeps its input, and the activation would keep the norm's output. The latter is scale x + shift with one
-    scale and shift a channel; the activation keeps those, and computes the tensor anew in its backward pass. Value,
-    statistics, state dict and gradients are those of nn.BatchNorm2d. Nothing changes under torch.compile, export,
-    tracing, torch.func, dispatch modes, other hooks on saved tensors (activation checkpointing is one), or where the
-    output is changed in place before it reaches an activation, but for a residual sum: `y += shortcut` is computed anew
-    as well, of what the branch keeps.
+    The norm keeps its input, and the activation would keep the output of the norm. That output is scale x + shift, with
+    one scale and shift per channel; the activation keeps these, and recomputes the tensor in its backward pass. Value,
+    statistics, state dict and gradients are those of nn.BatchNorm2d. It has no effect under torch.compile, export,
+    tracing, torch.func, dispatch modes and other hooks on saved tensors (such as activation checkpointing), or where
+    the output changes in place before an activation. One exception: a residual sum, `y += shortcut`, is recomputed too,
+    from tensors that the branch keeps.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -33,9 +33,9 @@ class RecomputedBatchNorm2d(nn.BatchNorm2d):
         return y
 
     def _announce(self, x: Tensor, y: Tensor) -> None:
-        """Let y be known by how it is made of x."""
-        node = y.grad_fn
-        if node is None or 'BatchNorm' not in node.name():  # a hook has put something else there
+        """Register how to recompute y from x."""
+        node: Any = y.grad_fn
+        if node is None or 'BatchNorm' not in node.name():  # a hook has replaced the output
             return
         with torch.no_grad():
             if self.training or self.running_mean is None or self.running_var is None:
@@ -52,24 +52,24 @@ class RecomputedBatchNorm2d(nn.BatchNorm2d):
 
 
 def recompute_batch_norm(model: nn.Module) -> nn.Module:
-    """Have every nn.BatchNorm2d of a network be a `RecomputedBatchNorm2d`, in place.
+    """Turn every nn.BatchNorm2d of a network into a `RecomputedBatchNorm2d`, in place.
 
-    In training such a network keeps no tensor more than one with BatchNorm and ReLU in place; the price is one pass
-    over memory for each activation and backward pass. `create_model(..., fuse_bn_act=True)` does it for the networks of
-    this package.
+    In training the network then keeps as few tensors as one with BatchNorm and in-place ReLU; the cost is one more
+    pass over memory per activation in the backward pass. `create_model(..., fuse_bn_act=True)` calls it for the
+    networks of this package.
 
     Args:
-        model: Any network. Subclasses of nn.BatchNorm2d are left alone.
+        model: Any network. Subclasses of nn.BatchNorm2d do not change.
 
     Returns:
         The model.
 
     Raises:
-        RuntimeError: If torch is too old (2.6) to say whether there are hooks on saved tensors.
+        RuntimeError: If torch is too old (2.6) to report hooks on saved tensors.
     """
     if not hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'):
         raise RuntimeError(
-            f'fuse_bn_act needs a newer torch than {torch.__version__}; leave it out, which changes memory alone.')
+            f'fuse_bn_act needs a newer torch than {torch.__version__}; leave it out, only memory use changes.')
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = RecomputedBatchNorm2d

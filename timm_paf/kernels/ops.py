@@ -1,4 +1,5 @@
-"""The fused functions as operators of torch, so that profilers, dispatch modes and fake tensors know them."""
+"""The fused functions as operators of torch, for profilers, dispatch modes and fake tensors."""
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,21 +12,23 @@ _TENSORS = 'Tensor x, Tensor alpha, Tensor? beta, str name, int channel_dim'
 _library = torch.library.Library('timm_paf', 'DEF')
 
 
-def _define(name: str, schema: str, function, fake) -> None:
+def _define(name: str, schema: str, function: Callable, fake: Callable) -> None:
     _library.define(f'{name}{schema}')
     _library.impl(name, function, 'CPU')
     torch.library.register_fake(f'timm_paf::{name}', fake, lib=_library)
 
 
-def _like_x(x, *_):
+def _like_x(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def _like_second(grad, x, *_):
+def _like_second(grad: Tensor, x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def _fake_gradients(grad, x, alpha, beta, name, channel_dim):
+def _fake_gradients(
+        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return (
         torch.empty_like(x), torch.empty(alpha.shape, dtype=dtype, device=x.device),
@@ -46,7 +49,7 @@ class Operators:
         gradients: Its gradients in x, alpha and beta.
     """
 
-    def __init__(self, value, input_gradient, gradients) -> None:
+    def __init__(self, value: Callable, input_gradient: Callable, gradients: Callable) -> None:
         self._value, self._input_gradient, self._gradients = value, input_gradient, gradients
 
     def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
@@ -57,7 +60,7 @@ class Operators:
             self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
             need_params: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The gradient in x and, if asked for, the sums for alpha and beta, in one pass."""
+        """The gradient in x and, if `need_params`, the sums for alpha and beta, in one pass."""
         if not need_params:
             return self._input_gradient(grad, x, alpha, beta, name, channel_dim), None, None
         return self._gradients(grad, x, alpha, beta, name, channel_dim)

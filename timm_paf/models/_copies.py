@@ -1,4 +1,4 @@
-"""Copies of a shared activation in published weights: one for each place, which must agree."""
+"""Copies of a shared activation in published weights: one copy per place; all copies must be equal."""
 import re
 from collections.abc import Mapping
 from typing import NoReturn
@@ -15,26 +15,26 @@ _BLOCK = re.compile(r'(layer\d+\.\d+)\.')
 
 
 def is_activation_key(key: str) -> bool:
-    """Whether a name in a state dict is that of alpha or beta."""
+    """Whether a name in a state dict is the name of an alpha or beta."""
     return key.rsplit('.', 1)[-1] in _NAMES
 
 
 def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) -> dict[str, Tensor]:
-    """One tensor for each alpha and beta of a model, from the copies in a file.
+    """Reduce the copies of alpha and beta in a file to one tensor for each alpha and beta of a model.
 
-    The copies stand at our places (`layer1.0.act1`, …) or at the authors' (`activation` of the network and of each
-    block). Of each shared activation there are all copies or one.
+    The copies are at our places (`layer1.0.act1`, …) or at the authors' places (`activation` of the network and of
+    each block). A file holds all copies of a shared activation, or one.
 
     Args:
         weights: Names to tensors, under our names except for the activations.
-        model: The network that they are for.
-        label: The model's name, for messages.
+        model: The network that the weights are for.
+        label: Name of the model, for messages.
 
     Returns:
         The weights with alpha and beta under the names of the model's state dict.
 
     Raises:
-        ValueError: If copies contradict each other or are incomplete, or the activation is another than the model's.
+        ValueError: If copies differ or are incomplete, or the activation is not the model's.
     """
     found = {key: value for key, value in weights.items() if is_activation_key(key)}
     rest = {key: value for key, value in weights.items() if not is_activation_key(key)}
@@ -52,12 +52,12 @@ def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) ->
         tensors = [*dict(module.named_parameters()), *dict(module.named_buffers())]
         learnable = sorted(dict(module.named_parameters()))
         if authors and not set(learnable) <= set(names) <= set(tensors):
-            refuse(label, f'the file has an activation with {" and ".join(names)}, that of the model, '
-                           f'{type(module).__name__}, has {" and ".join(learnable) or "nothing to learn"}.')
+            refuse(label, f'the file has an activation with {" and ".join(names)}, the activation of the model, '
+                           f'{type(module).__name__}, has {" and ".join(learnable) or "no learned parameter"}.')
         for name in tensors:
             copies = {place: found.pop(f'{place}.{name}') for place in expected if f'{place}.{name}' in found}
             if not copies:
-                if authors:  # a constant, which the authors' files do not hold
+                if authors:  # a constant, which is not in the authors' files
                     rest[f'{first_place}.{name}'] = getattr(module, name)
                 elif not names:
                     refuse(label, f'the file has no parametric activation, the model has {type(module).__name__}.')
@@ -68,12 +68,12 @@ def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) ->
 
 
 def _from_authors(value: Tensor, module: ParametricActivation, name: str, label: str) -> Tensor:
-    """The parameter of our formula, where the authors' code has another."""
+    """Convert a parameter of the authors' formula to ours."""
     if isinstance(module, PSSiLUFixed) and name == 'alpha':
         return value.abs().sqrt()  # theirs is sigma(|alpha| x), ours as in the paper sigma(alpha^2 x)
     if isinstance(module, PSoftplus) and not (value > 0).all():
-        # theirs takes no absolute value: below 0 it is another function
-        refuse(label, f'alpha = {value.tolist()}: expected values above 0, for which the authors\' PSoftplus is ours.')
+        # theirs takes no absolute value, so it differs below 0
+        refuse(label, f'alpha = {value.tolist()}: expected values above 0, where the authors\' PSoftplus equals ours.')
     return value
 
 
@@ -81,11 +81,11 @@ def _agreed(copies: Mapping[str, Tensor], expected: list[str], name: str, label:
     (first, value), *others = copies.items()
     if 1 < len(copies) < len(expected):
         absent = [f'{place}.{name}' for place in expected if place not in copies]
-        refuse(label, f'of {len(expected)} copies of {name} {len(absent)} are missing, such as {absent[0]}; '
+        refuse(label, f'{len(absent)} of {len(expected)} copies of {name} are missing, such as {absent[0]}; '
                        'expected all or one.')
     for place, other in others:
         if other.shape != value.shape or not torch.allclose(other, value, rtol=0, atol=0, equal_nan=True):
-            refuse(label, f'{place}.{name} = {other.flatten()[:4].tolist()} contradicts {first}.{name} = '
+            refuse(label, f'{place}.{name} = {other.flatten()[:4].tolist()} differs from {first}.{name} = '
                            f'{value.flatten()[:4].tolist()}: both are copies of one shared activation.')
     return value
 
@@ -95,7 +95,7 @@ def _place(key: str) -> str:
 
 
 def _places(model: nn.Module, activation: nn.Module) -> list[str]:
-    """Every name that a module is registered under."""
+    """All names under which a module is registered."""
     return [
         f'{name}.{child_name}' if name else child_name
         for name, module in model.named_modules()
@@ -108,5 +108,5 @@ def _authors_places(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def refuse(label: str, message: str) -> NoReturn:
-    """Raise ValueError about the weights for a model."""
+    """Raise ValueError with a message about the weights for a model."""
     raise ValueError(f'weights for {label}: {message}')

@@ -1,15 +1,18 @@
-"""Residual networks with pre-activation for small images: what PreAct ResNets and wide ResNets have in common.
+"""Pre-activation residual networks for small images: the common part of PreAct ResNets and wide ResNets.
 
 He et al., Identity Mappings in Deep Residual Networks, arXiv 1603.05027.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerType, get_act_layer, get_norm_layer
+from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from timm_paf.models._staged import StagedNet
+from timm_paf.models._variants import NUM_CLASSES
 from timm_paf.models.options import input_normalization, use_same_padding
 
 __all__ = ['PreActBlock', 'PreActNet']
@@ -19,8 +22,8 @@ class PreActBlock(nn.Module):
     """norm-act-conv twice around a shortcut; a shortcut with weights starts from the activated input.
 
     Args:
-        in_chs: Channels in.
-        out_chs: Channels out.
+        in_chs: Input channels.
+        out_chs: Output channels.
         stride: Stride of the first convolution and of the shortcut.
         act_layer: Activation class or factory.
         norm_layer: Normalisation class.
@@ -34,26 +37,24 @@ class PreActBlock(nn.Module):
             in_chs: int,
             out_chs: int,
             stride: int,
-            act_layer: type[nn.Module],
-            norm_layer: type[nn.Module],
+            act_layer: Callable[..., nn.Module],
+            norm_layer: Callable[..., nn.Module],
             drop_path: float = 0.,
             first_dilation: int = 1,
             dilation: int = 1,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        conv3x3 = partial(nn.Conv2d, kernel_size=3, bias=False, **dd)
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        conv: Callable[..., nn.Conv2d] = partial(nn.Conv2d, bias=False, **dd)
         self.norm1 = norm_layer(in_chs, **dd)
         self.act1 = act_layer(inplace=True)
-        self.conv1 = conv3x3(in_chs, out_chs, stride=stride, padding=first_dilation, dilation=first_dilation)
+        self.conv1 = conv(in_chs, out_chs, 3, stride=stride, padding=first_dilation, dilation=first_dilation)
         self.norm2 = norm_layer(out_chs, **dd)
         self.act2 = act_layer(inplace=True)
-        self.conv2 = conv3x3(out_chs, out_chs, padding=dilation, dilation=dilation)
-        self.shortcut = None
-        if stride != 1 or in_chs != out_chs:
-            self.shortcut = nn.Conv2d(in_chs, out_chs, kernel_size=1, stride=stride, bias=False, **dd)
+        self.conv2 = conv(out_chs, out_chs, 3, padding=dilation, dilation=dilation)
+        self.shortcut = conv(in_chs, out_chs, 1, stride=stride) if stride != 1 or in_chs != out_chs else None
         self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,18 +76,18 @@ class PreActNet(StagedNet):
         num_classes: Number of classes; 0 for no classifier.
         in_chans: Input channels.
         global_pool: timm's pooling type.
-        output_stride: Resolution of the input over that of the features: 2 to the number of stages less one, its half
-            or its quarter. Stages beyond it keep the resolution and are dilated.
+        output_stride: Resolution of the input divided by that of the features: 2 to the number of stages less one (if
+            None), half or a quarter of it. Stages beyond it keep the resolution and are dilated.
         act_layer: Activation as a name, class or factory.
         norm_layer: Normalisation as a name or class.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth, growing linearly over the blocks.
-        input_mean: One value a channel that the network subtracts from its input; None for no normalisation inside.
-        input_std: One value a channel that it then divides by.
-        pad_type: '' for padding on both sides, 'same' for that of `use_same_padding`.
+        input_mean: One number per channel that the network subtracts from its input; None for no normalisation inside.
+        input_std: One number per channel by which it then divides.
+        pad_type: '' for padding on both sides, 'same' for the padding of `use_same_padding`.
 
     Raises:
-        ValueError: If output_stride is something else, pad_type is neither, or mean and std do not fit in_chans.
+        ValueError: If output_stride or pad_type is none of these, or mean and std do not fit in_chans.
     """
 
     def __init__(
@@ -95,28 +96,30 @@ class PreActNet(StagedNet):
             channels: Sequence[int],
             blocks: Sequence[int],
             *,
-            num_classes: int,
-            in_chans: int,
-            global_pool: str,
-            output_stride: int,
-            act_layer: LayerType,
-            norm_layer: LayerType,
-            drop_rate: float,
-            drop_path_rate: float,
+            num_classes: int = NUM_CLASSES,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            output_stride: int | None = None,
+            act_layer: LayerType = nn.ReLU,
+            norm_layer: LayerType = nn.BatchNorm2d,
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
             input_mean: Sequence[float] | None = None,
             input_std: Sequence[float] | None = None,
             pad_type: str = '',
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if pad_type not in ('', 'same'):
             raise ValueError(f"pad_type = {pad_type!r}: expected '' or 'same'.")
         full = 2 ** (len(channels) - 1)
+        output_stride = full if output_stride is None else output_stride
         if output_stride not in (full, full // 2, full // 4):
             raise ValueError(f'output_stride = {output_stride}: expected {full}, {full // 2} or {full // 4}.')
-        dd = {'device': device, 'dtype': dtype}
-        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        assert act is not None and norm is not None
         self.in_chans = in_chans
         self.drop_rate = drop_rate
 
@@ -135,17 +138,30 @@ class PreActNet(StagedNet):
             layers = []
             for index in range(depth):
                 layers.append(PreActBlock(
-                    in_chs, out_chs, stride if index == 0 else 1, act_layer, norm_layer, next(rates),
+                    in_chs, out_chs, stride if index == 0 else 1, act, norm, next(rates),
                     first_dilation if index == 0 else dilation, dilation, **dd))
                 in_chs = out_chs
             self.add_module(f'layer{stage}', nn.Sequential(*layers))
             self.feature_info.append(dict(num_chs=out_chs, reduction=reduction, module=f'layer{stage}'))
-        self.norm = norm_layer(in_chs, **dd)
-        self.act = act_layer(inplace=True)
+        self.norm = norm(in_chs, **dd)
+        self.act = act(inplace=True)
         self.build_head(in_chs, num_classes, global_pool, **dd)
         self.init_weights()
         if pad_type == 'same':
             use_same_padding(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the activated features (B, num_features, H/output_stride, W/output_stride)."""
+        x = self.conv1(self.normalize(x))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages(), x, flatten=True)
+        else:
+            x = self.layer1(x)
+            x = self.layer2(x)
+            x = self.layer3(x)
+            if hasattr(self, 'layer4'):
+                x = self.layer4(x)
+        return self.finish(x)
 
     def finish(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x))

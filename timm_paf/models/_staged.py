@@ -1,6 +1,6 @@
-"""What timm expects of a model, written once for the networks that timm lacks."""
+"""timm's model interface, implemented once for the networks that timm lacks."""
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import create_classifier
@@ -14,28 +14,43 @@ __all__ = ['StagedNet']
 
 
 class StagedNet(nn.Module):
-    """Base of networks that are a chain: levels of features, what finishes them, `global_pool`, `fc`.
+    """Base class of networks that are a chain: feature levels, final norm and activation, `global_pool`, `fc`.
 
-    A subclass registers its children in the order in which they run and lists in `feature_info` those that are levels.
-    It ends its constructor with `build_head` and `init_weights`, and defines `forward_features`, since TorchScript
-    cannot walk over children by name.
+    A subclass registers its children in the order in which they run and lists the feature levels in `feature_info`.
+    Its constructor ends with `build_head` and `init_weights`. It defines `forward_features`, since TorchScript cannot
+    look children up by name.
 
     Attributes:
         num_feature_levels: Length of `feature_info`.
-        stem: Regular expression for how the names of the stem's parameters begin.
+        stem: Regular expression that matches the beginning of the names of the stem's parameters.
     """
 
     num_feature_levels: int
     stem = r'conv1\.'
     feature_info: list[dict[str, Any]]
+    if TYPE_CHECKING:  # TorchScript would read these annotations at run time, and does not know nn.Sequential
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        layer4: nn.Sequential
+        layer5: nn.Sequential
+
+        def forward_features(self, x: Tensor) -> Tensor: ...
 
     def __init__(self) -> None:
         super().__init__()
         self.drop_rate = 0.
         self.grad_checkpointing = False
 
-    def build_head(self, num_features: int, num_classes: int, global_pool: str, device=None, dtype=None) -> None:
-        """Register pooling and classifier behind everything else."""
+    def build_head(
+            self,
+            num_features: int,
+            num_classes: int,
+            global_pool: str,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """Register pooling and classifier as the last children."""
         self.num_classes = num_classes
         self.num_features = num_features
         self.global_pool, self.fc = create_classifier(
@@ -55,8 +70,8 @@ class StagedNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into groups, for layer-wise learning rates.
 
-        A shared activation belongs to every depth. It is left to the last group, the classifier's, whose learning rate
-        is not scaled down.
+        A shared activation occurs at every depth. It goes into the last group, that of the classifier, whose learning
+        rate is not scaled down.
         """
         shared = ''.join(rf'(?!{re.escape(name)}\.)' for name in shared_activations(self))
         block = r'layer(\d+)' if coarse else r'layer(\d+)\.(\d+)'
@@ -66,7 +81,7 @@ class StagedNet(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names that no recipe may decay: none. Whether alpha and beta are decayed is a choice of the recipe."""
+        """Names of parameters without weight decay: none. The recipe chooses whether alpha and beta are decayed."""
         return set()
 
     @torch.jit.ignore
@@ -75,16 +90,21 @@ class StagedNet(nn.Module):
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
+    def stages(self) -> list[nn.Module]:
+        """The stages `layer1`, `layer2`, … in the order in which they run."""
+        return [child for name, child in self.named_children() if name.startswith('layer')]
+
+    @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """The classifier, or its name."""
         return 'fc' if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place, and a new pooling if one is named.
+        """Replace the classifier, and the pooling if one is named.
 
         Args:
             num_classes: Number of classes; 0 for no classifier.
-            global_pool: timm's pooling type, '' for none; None keeps the present one.
+            global_pool: timm's pooling type, '' for none; None keeps the current one.
         """
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         weight = next(self.parameters())
@@ -93,7 +113,7 @@ class StagedNet(nn.Module):
         self.fc.train(self.training)
 
     def finish(self, x: Tensor) -> Tensor:
-        """The last level to the final features."""
+        """Turn the last level into the final features."""
         return x
 
     def forward_intermediates(
@@ -105,21 +125,21 @@ class StagedNet(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of all levels, beside the final features.
+        """Compute the features of all levels, and the final features.
 
         Args:
             x: Images (B, C, H, W).
             indices: Levels to return: all if None, the last n if an int.
-            norm: Apply what follows the last level (norm and activation, if there are any) to that level.
-            stop_early: Run no further than the last level asked for.
+            norm: Apply the final norm and activation, if any, to the last level.
+            stop_early: Stop after the last of these levels.
             output_fmt: 'NCHW' only.
-            intermediates_only: Return the list alone.
+            intermediates_only: Return only the list of levels.
 
         Returns:
-            The final features and the list of levels, or the list.
+            The final features and the list of levels, or only the list.
 
         Raises:
-            ValueError: If another format is asked for.
+            ValueError: If output_fmt is not 'NCHW'.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f'output_fmt = {output_fmt!r}: expected NCHW.')
@@ -151,12 +171,12 @@ class StagedNet(nn.Module):
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:
-        """Remove what the levels asked for do not need.
+        """Remove the modules that some levels do not need.
 
         Args:
             indices: Levels to keep, as for `forward_intermediates`.
-            prune_norm: Remove what follows the last level.
-            prune_head: Remove pooling and classifier; they go in any case when later levels do.
+            prune_norm: Remove the final norm and activation.
+            prune_head: Remove pooling and classifier; always removed when later levels are.
 
         Returns:
             The indices of the levels, counted from the first.

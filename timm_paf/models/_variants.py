@@ -1,8 +1,8 @@
 """Registration of `<architecture>_<activation>` names in timm's model registry."""
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -13,15 +13,14 @@ from timm_paf.activations import ACTIVATIONS, SHARING, convert_activations, shar
 from timm_paf.kernels import recompute_batch_norm
 from timm_paf.models.published import checkpoint_filter_fn
 
-# activations without parameters that the paper compares with, by timm's names
+# the activations without parameters that the paper compares with, by timm's names
 REFERENCE_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus')
 VARIANT_ACTIVATIONS = (*REFERENCE_ACTIVATIONS, *ACTIVATIONS)
-# of the networks for 32x32 images; those of CIFAR-10
-NUM_CLASSES = 10
+NUM_CLASSES = 10  # default of the networks for 32x32 images: CIFAR-10
 
 
 def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, Any]:
-    """Timm's pretrained cfg of a network that takes pixels in [0, 1]; for 32x32 images unless `settings` say more."""
+    """Timm's pretrained cfg of a network for pixels in [0, 1]; for 32x32 images unless `settings` differ."""
     return {
         'url': '',
         'num_classes': NUM_CLASSES,
@@ -38,7 +37,9 @@ def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, An
     }
 
 
-def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Mapping[str, Any], module: str):
+def _entrypoint(
+        model_cls: type[nn.Module], name: str, activation: str, arch: Mapping[str, Any], module: str,
+) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         act_kwargs = kwargs.pop('act_kwargs', None) or {}
         fuse_bn_act = kwargs.pop('fuse_bn_act', False)
@@ -49,10 +50,10 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
         if act_sharing != 'network':
             if kwargs.get('act_layer') is not None or activation not in ACTIVATIONS:
                 raise ValueError(
-                    f'{name}: act_sharing = {act_sharing!r} is for the parametric activation in the name of a model, '
-                    'without another act_layer.')
+                    f'{name}: act_sharing = {act_sharing!r} is for the parametric activation in the name of a model; '
+                    'choose such a name and pass no act_layer.')
             kwargs['act_layer'] = partial(ACTIVATIONS[activation], **act_kwargs)
-            if act_sharing != 'layer':  # before weights are loaded, which are those of the network that was asked for
+            if act_sharing != 'layer':  # converted before weights are loaded: they fit the converted network
                 build = partial(_build_sharing, model_cls, activation, act_sharing, act_kwargs)
         elif kwargs.get('act_layer') is None:
             if activation in ACTIVATIONS:
@@ -61,7 +62,7 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
                 raise ValueError(f'{name}: act_kwargs = {act_kwargs}, but {activation} has no parameters.')
             else:
                 kwargs['act_layer'] = activation
-        feature_cfg = dict(out_indices=tuple(range(model_cls.num_feature_levels)))
+        feature_cfg = dict(out_indices=tuple(range(cast(Any, model_cls).num_feature_levels)))
         model = build_model_with_cfg(
             build, name, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
             **{**arch, **kwargs})
@@ -70,7 +71,7 @@ def _entrypoint(model_cls: type[nn.Module], name: str, activation: str, arch: Ma
     create.__name__ = create.__qualname__ = name
     create.__module__ = module
     create.__doc__ = (
-        f'{arch_title(name, activation)} with {activation}'
+        f'{name[:-len(activation) - 1]} with {activation}'
         + (', one activation module for the whole network.' if activation in ACTIVATIONS else '.'))
     return create
 
@@ -82,10 +83,10 @@ def _build_sharing(
         act_kwargs: Mapping[str, Any],
         **kwargs: Any,
 ) -> nn.Module:
-    """A network with one activation a stage, or one value a channel."""
+    """A network with one activation per stage, or one value per channel."""
     model = model_cls(**kwargs)
     weight = next(p for p in model.parameters() if p.dim() == 4)
-    # the smallest input that every network here takes: the pass is only to see the channels
+    # this pass only reads the number of channels; 32x32 is the smallest input of all networks here
     example = torch.zeros((1, kwargs.get('in_chans', 3), 32, 32), device=weight.device, dtype=weight.dtype)
     convert_activations(
         model, activation, sharing=sharing, match=ACTIVATIONS[activation], preserve=False, example_input=example,
@@ -93,12 +94,7 @@ def _build_sharing(
     return model
 
 
-def arch_title(name: str, activation: str) -> str:
-    """The architecture's part of a variant's name."""
-    return name[:-len(activation) - 1]
-
-
-def variant_cfgs(architectures: Mapping[str, Any], cfg: Mapping[str, Any]):
+def variant_cfgs(architectures: Iterable[str], cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `default_cfgs` of a module: one entry for each architecture and activation."""
     return generate_default_cfgs({
         f'{arch}_{activation}': dict(cfg) for arch in architectures for activation in VARIANT_ACTIVATIONS
@@ -108,10 +104,10 @@ def variant_cfgs(architectures: Mapping[str, Any], cfg: Mapping[str, Any]):
 def register_variants(model_cls: type[nn.Module], architectures: Mapping[str, Mapping[str, Any]], module: str) -> None:
     """Register every architecture of a module with every activation.
 
-    A name that timm knows already is left alone, whoever registered it.
+    Names that timm already has are skipped.
 
     Args:
-        model_cls: Class of the networks; says through `num_feature_levels` how many feature maps it offers.
+        model_cls: Class of the networks; `num_feature_levels` is its number of feature maps.
         architectures: Names to constructor arguments.
         module: `__name__` of the calling module, which holds `default_cfgs`; timm lists the models under its last part.
     """

@@ -1,4 +1,4 @@
-"""Models for the hub: timm's files and a model card that says what the network is and how robust it was found."""
+"""Models for the Hugging Face hub: timm's files, and a model card with activation, training data and accuracy."""
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,22 +31,22 @@ def model_card(
         source: str = 'local-dir:FOLDER',
         description: str | None = None,
 ) -> dict[str, Any]:
-    """A model card, as timm's `push_to_hf_hub(model_card=...)` and `generate_readme` take it.
+    """Build a model card for timm's `push_to_hf_hub(model_card=...)` and `generate_readme`.
 
     Args:
-        model: A model made by `timm.create_model`.
-        training_data: Data sets that it was trained on, and how.
-        report: Content of a `report.json` of this project: 'clean', 'pgd' and 'autoattack', each with the integers
-            `correct` and `total`; None is written down as not measured.
-        license: Licence of the weights; by default the model's `pretrained_cfg` says it.
-        source: What `timm.create_model` finds the model under, for the example of use.
-        description: First paragraph; by default the architecture, its activation and its robust accuracy.
+        model: A model from `timm.create_model`.
+        training_data: Names of the data sets in training, one or several.
+        report: Content of a `report.json`: 'clean', 'pgd' and 'autoattack', each with the integers `correct` and
+            `total`; None for a model that was not measured.
+        license: Licence of the weights; by default the `license` of the model's `pretrained_cfg`.
+        source: Name of the model for `timm.create_model` in the example of use.
+        description: First paragraph; by default the architecture and the measured accuracy.
 
     Returns:
         The parts of the card.
 
     Raises:
-        ValueError: If there is no training data, or the report has no measurement or one without counts.
+        ValueError: If training_data is empty, or the report has no measurement or a measurement without counts.
     """
     data = [training_data] if isinstance(training_data, str) else list(training_data)
     if not data or not all(isinstance(name, str) and name.strip() for name in data):
@@ -75,7 +75,7 @@ def model_card(
         'usage': (
             '```python\n'
             'import timm\n'
-            'import timm_paf  # registers the architecture and its activation\n\n'
+            'import timm_paf  # registers the network and its activation\n\n'
             f"model = timm.create_model('{source}', pretrained=True).eval()\n"
             'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n'
             '```'),
@@ -94,23 +94,23 @@ def save_for_hf(
 ) -> Path:
     """Write a model to a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` reads.
 
-    timm's `save_for_hf` with safetensors, and `README.md` with the model card. The folder is what a repository of the
-    hub holds. `import timm_paf` before the model is created again.
+    The folder holds the files of timm's `save_for_hf` (with safetensors) and `README.md` with the model card, as a
+    repository of the hub does. `import timm_paf` is needed before the model is created from it.
 
     Args:
-        model: A model made by `timm.create_model`.
-        folder: Made if it is not there; files in it with these names are overwritten.
+        model: A model from `timm.create_model`.
+        folder: Created if it does not exist; its files of the same names are overwritten.
         training_data: As `model_card`.
         report: As `model_card`.
         license: As `model_card`.
-        model_args: Arguments of `create_model` that the model was built with and that its weights do not show, where
-            timm has not recorded them, such as `dict(act_layer='shared_pssilu')`.
+        model_args: Further arguments of `create_model` for this model that its weights do not show, such as
+            `dict(act_layer='shared_pssilu')`; for timm before 1.0.29, which does not record them.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: As `model_card`, and if an argument of the model has no form in JSON.
+        ValueError: As `model_card`, and if an argument of the model cannot be written as JSON.
     """
     folder = Path(folder)
     card = model_card(
@@ -124,7 +124,7 @@ def save_for_hf(
 
 
 def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
-    """'Clean accuracy', 'PGD-20 accuracy', … to percentages with their counts and balls."""
+    """'Clean accuracy', 'PGD-20 accuracy', … to a percentage with its counts and norm ball."""
     lines: dict[str, str] = {}
     for name in _MEASUREMENTS:
         found = report.get(name)
@@ -143,7 +143,7 @@ def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _activation(model: nn.Module) -> str | list[str]:
-    """The parametric activations with their values, or the names of the others."""
+    """The parametric activations with their values; if there is none, the names of the other activations."""
     described = [f'{type(module).__name__}: {module.extra_repr()} (`{name}`)' for name, module in paf_modules(model)]
     if described:
         return described

@@ -1,4 +1,4 @@
-"""Reading weights from checkpoint files without executing what is in them."""
+"""Weights from checkpoint files, read without executing code from them."""
 import argparse
 import os
 import warnings
@@ -20,14 +20,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint file without running code from it: safetensors, or `torch.load(weights_only=True)`.
 
     Args:
-        path: A file written by timm's CheckpointSaver, by this project's recipes or by the authors' code, or a bare
-            state dict; of safetensors if its name ends so.
+        path: A checkpoint of timm's CheckpointSaver, of this package or of the paper's authors, or a bare state dict;
+            read as safetensors if its name ends in `.safetensors`.
 
     Returns:
         The dictionary in the file, on the CPU.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         IsADirectoryError: If it is a folder.
         ValueError: If it is not a checkpoint, is damaged, or holds objects other than tensors and plain values.
     """
@@ -35,22 +35,22 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if path.is_dir():
         raise IsADirectoryError(f'checkpoint {path} is a folder; give a file in it, such as model_best.pth.tar.')
     if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path}: there is no such file; give the path of a .pth.tar or .pth file.')
+        raise FileNotFoundError(f'checkpoint {path} does not exist; give the path of a .pth.tar or .pth file.')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about the pickle protocol of files that it then cannot read anyway
+            warnings.simplefilter('ignore')  # about the pickle protocol of files that cannot be read anyway
             if path.suffix == '.safetensors':
                 content: Any = load_file(path)
             else:
-                with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py stores its arguments so
+                with torch.serialization.safe_globals([argparse.Namespace]):  # of timm's train.py
                     content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail inside the unpickler in any way there is
+    except Exception as error:  # the unpickler raises all kinds of errors for files that are no checkpoints
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ''
-        if not any(character.isalpha() for character in reason):  # the unpickler's own may be a bare number
+        if not any(character.isalpha() for character in reason):  # the message may be a bare number
             reason = f'{type(error).__name__} {reason}'.strip()
         raise ValueError(
-            f'checkpoint {path} cannot be read ({reason}); expected a file of tensors and plain values as torch.save '
-            'writes it.') from error
+            f'checkpoint {path} cannot be read ({reason}); expected a file of tensors and plain values, as '
+            'torch.save writes.') from error
     if not isinstance(content, Mapping):
         raise ValueError(f'checkpoint {path} holds a {type(content).__name__}; expected a dictionary with weights.')
     return dict(content)
@@ -61,19 +61,19 @@ def select_state_dict(
         *,
         use_ema: bool | None = None,
 ) -> tuple[dict[str, Tensor], str]:
-    """The weights of a checkpoint.
+    """Select the weights of a checkpoint.
 
     Args:
-        checkpoint: What `read_checkpoint` returned.
-        use_ema: True for the averaged weights, False for the raw ones, None for the averaged ones if timm would take
-            them. What the authors' code averages (`swadict`) is taken for True only.
+        checkpoint: Result of `read_checkpoint`.
+        use_ema: True for the averaged (EMA) weights, False for the raw weights, None for the averaged weights if there
+            are any, else the raw ones. The average of the authors' code (`swadict`) is selected by True only.
 
     Returns:
-        The state dict, without prefixes of wrappers, and where it was: 'state_dict_ema', 'model_ema', 'swadict',
-        'state_dict', 'model', or 'weights' for a bare state dict.
+        The state dict, without prefixes of wrappers, and its key in the checkpoint: 'state_dict_ema', 'model_ema',
+        'swadict', 'state_dict', 'model', or 'weights' for a bare state dict.
 
     Raises:
-        ValueError: If the weights asked for are not there.
+        ValueError: If the checkpoint does not have these weights.
     """
     averaged = () if use_ema is False else ('state_dict_ema', 'model_ema', *(('swadict',) if use_ema else ()))
     for source in (*averaged, *(() if use_ema else ('state_dict', 'model'))):
@@ -87,26 +87,26 @@ def select_state_dict(
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | None = None) -> str:
-    """Load a checkpoint's weights into a model, strictly; in our layout or a published one (`fit_state_dict`).
+    """Load the weights of a checkpoint into a model, strictly; in our layout or a published one (docs/checkpoints.md).
 
     Args:
-        model: The network; changed only if everything fits.
+        model: The network; unchanged if the weights do not fit.
         path: As `read_checkpoint`.
         use_ema: As `select_state_dict`.
 
     Returns:
-        Which weights were loaded, as `select_state_dict` names them.
+        Key of the loaded weights, as `select_state_dict` returns.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no checkpoint, or its weights belong to another network.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a checkpoint, or its weights are of another network.
     """
     state_dict, source = select_state_dict(read_checkpoint(path), use_ema=use_ema)
     try:
         fitting = fit_state_dict(state_dict, model)
     except ValueError as error:
         raise ValueError(
-            f'checkpoint {path} does not fit {type(model).__name__}: {error} Was it made with another --model, '
+            f'checkpoint {path} does not fit {type(model).__name__}: {error} Does it have another --model, '
             'number of classes or number of channels?') from error
     model.load_state_dict(fitting, strict=True)
     return source

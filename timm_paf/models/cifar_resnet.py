@@ -1,9 +1,9 @@
 """ResNets for small images: timm's ResNet with a 3x3 stride-1 stem and no max-pooling.
 
-The form that the robustness literature trains on CIFAR-10 (He et al., arXiv 1512.03385, section 4.2, with the widths
-and blocks of the ImageNet networks).
+The usual ResNets for CIFAR-10 in papers on robustness (He et al., arXiv 1512.03385, section 4.2, with the widths and
+blocks of the ImageNet networks).
 """
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -21,7 +21,7 @@ _ARCHITECTURES = {
 
 
 class CifarResNet(ResNet):
-    """timm's ResNet at an eighth, not a thirty-second, of the input's resolution.
+    """timm's ResNet whose features have 1/8, not 1/32, of the input's resolution.
 
     Args:
         block: Residual block class of timm.models.resnet.
@@ -29,7 +29,7 @@ class CifarResNet(ResNet):
         num_classes: Number of classes; 0 for no classifier.
         in_chans: Input channels.
         output_stride: 8, 4 or 2; below 8 the last stages are dilated.
-        zero_init_last: Start the last BatchNorm of each block at 0; off, as in the networks of the paper.
+        zero_init_last: Start the last BatchNorm of each block at 0; off by default, as in the paper.
         **kwargs: As timm's ResNet.
 
     Raises:
@@ -41,36 +41,36 @@ class CifarResNet(ResNet):
 
     def __init__(
             self,
-            block: type[BasicBlock | Bottleneck],
+            block: type[BasicBlock] | type[Bottleneck],
             layers: tuple[int, ...],
             num_classes: int = NUM_CLASSES,
             in_chans: int = 3,
             output_stride: int = 8,
             zero_init_last: bool = False,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
             **kwargs: Any,
     ) -> None:
         if output_stride not in (8, 4, 2):
             raise ValueError(f'output_stride = {output_stride}: expected 8, 4 or 2.')
         # timm counts from a stem of stride 4; this one has stride 1
         super().__init__(
-            block, layers, num_classes=num_classes, in_chans=in_chans, output_stride=4 * output_stride,
+            cast(Any, block), layers, num_classes=num_classes, in_chans=in_chans, output_stride=4 * output_stride,
             zero_init_last=zero_init_last, device=device, dtype=dtype, **kwargs)
         stem = nn.Conv2d(
             in_chans, self.feature_info[0]['num_chs'], kernel_size=3, padding=1, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
-        self.conv1: nn.Module = stem
-        self.maxpool: nn.Module = nn.Identity()
-        # The stem's feature map is read behind `maxpool`, which runs once: a shared `act1` runs many times, and an
-        # extractor with hooks would see its last output there.
+        self.conv1 = cast(Any, stem)  # timm's annotations name other classes
+        self.maxpool = cast(Any, nn.Identity())
+        # The features of the stem are read at `maxpool`, which runs once. A shared `act1` runs many times, so that an
+        # extractor with hooks would read the output of its last call.
         self.feature_info[0].update(reduction=1, module='maxpool')
         for info in self.feature_info[1:]:
             info['reduction'] //= 4
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names that no recipe may decay: none. Whether alpha and beta are decayed is a choice of the recipe."""
+        """Names of parameters without weight decay: none. The recipe chooses whether alpha and beta are decayed."""
         return set()
 
 

@@ -1,13 +1,15 @@
 """VGG networks for small images: five stages of 3x3 convolutions with max-pools between them and one linear layer.
 
-Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and E, with the head of their common form for CIFAR-10:
-the last map is pooled and classified, without the two hidden layers of 4096 units.
+Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and E, with the usual head for CIFAR-10: the last map is
+pooled and classified, without the two hidden layers of 4096 units.
 """
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.layers import LayerType, get_act_layer, get_norm_layer
 from timm.models._manipulate import checkpoint_seq
-from torch import Tensor, jit, nn
+from torch import Tensor, nn
 
 from timm_paf.models._staged import StagedNet
 from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
@@ -22,19 +24,19 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution with bias, normalisation if there is one, activation."""
+    """3x3 convolution with bias, normalisation (optional), activation."""
 
     def __init__(
             self,
             in_chs: int,
             out_chs: int,
-            act_layer: type[nn.Module],
-            norm_layer: type[nn.Module] | None = None,
-            device=None,
-            dtype=None,
+            act_layer: Callable[..., nn.Module],
+            norm_layer: Callable[..., nn.Module] | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.conv = nn.Conv2d(in_chs, out_chs, kernel_size=3, padding=1, **dd)
         self.norm = nn.Identity() if norm_layer is None else norm_layer(out_chs, **dd)
         self.act = act_layer(inplace=True)
@@ -46,8 +48,8 @@ class ConvBlock(nn.Module):
 class CifarVGG(StagedNet):
     """VGG for inputs (B, in_chans, H, W) of any size.
 
-    The max-pools round the size up. For multiples of 32 that changes nothing; smaller maps shrink to 1x1 and no
-    further, so that the `reduction` of the last levels is that of large enough images.
+    The max-pools round the size up. This changes nothing for multiples of 32. Maps of smaller images shrink to 1x1 and
+    no further; `reduction` of the last levels holds for images that are large enough.
 
     Args:
         layers: Number of convolutions of each of the five stages.
@@ -55,9 +57,9 @@ class CifarVGG(StagedNet):
         num_classes: Number of classes; 0 for no classifier.
         in_chans: Input channels.
         global_pool: timm's pooling type.
-        output_stride: 32 only; here because timm's VGG has it.
+        output_stride: 32 only; timm's VGG has this argument.
         act_layer: Activation as a name, class or factory.
-        norm_layer: Normalisation as a name or class; None for none.
+        norm_layer: Normalisation as a name or class; None for no normalisation.
         drop_rate: Dropout before the classifier.
 
     Raises:
@@ -78,26 +80,27 @@ class CifarVGG(StagedNet):
             act_layer: LayerType = nn.ReLU,
             norm_layer: LayerType | None = None,
             drop_rate: float = 0.,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if len(layers) != 5 or len(channels) != 5:
-            raise ValueError(f'layers = {layers}, channels = {channels}: expected five numbers each, one a stage.')
+            raise ValueError(f'layers = {layers}, channels = {channels}: expected five numbers in each, one per stage.')
         if output_stride != 32:
             raise ValueError(f'output_stride = {output_stride}: expected 32, since max-pools have no dilated form.')
-        dd = {'device': device, 'dtype': dtype}
-        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        assert act is not None
         self.in_chans = in_chans
         self.drop_rate = drop_rate
 
         self.feature_info = []
         in_chs = in_chans
         for stage, (out_chs, depth) in enumerate(zip(channels, layers, strict=True), start=1):
-            # The pool stands first in the next stage, so that a level is the map before it, as in timm's VGG.
+            # The pool is the first module of the next stage, so that a level is the map before it, as in timm's VGG.
             modules: list[nn.Module] = [_halve()] if stage > 1 else []
             for _ in range(depth):
-                modules.append(ConvBlock(in_chs, out_chs, act_layer, norm_layer, **dd))
+                modules.append(ConvBlock(in_chs, out_chs, act, norm, **dd))
                 in_chs = out_chs
             self.add_module(f'layer{stage}', nn.Sequential(*modules))
             self.feature_info.append(dict(num_chs=out_chs, reduction=2 ** (stage - 1), module=f'layer{stage}'))
@@ -110,8 +113,8 @@ class CifarVGG(StagedNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the pooled features of the last stage (B, num_features, H/32, W/32), at least 1x1."""
-        if self.grad_checkpointing and not jit.is_scripting():
-            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4, self.layer5], x, flatten=True)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages(), x, flatten=True)
         else:
             x = self.layer1(x)
             x = self.layer2(x)

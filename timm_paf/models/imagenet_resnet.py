@@ -1,8 +1,8 @@
-"""timm's ResNet for images of 224x224 pixels in [0, 1], such as those of ImageNet and ImageNette.
+"""timm's ResNet for images of 224x224 pixels in [0, 1], such as ImageNet's and ImageNette's.
 
 He et al., arXiv 1512.03385.
 """
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from timm.models._manipulate import checkpoint_seq
@@ -20,10 +20,10 @@ _ARCHITECTURES = {
 
 
 class ImageNetResNet(ResNet):
-    """timm's ResNet, whose weights it loads, with a place of its own for the stem's features.
+    """timm's ResNet with a module of its own for the features of the stem; loads weights of timm's ResNet.
 
-    timm reads them at `act1`. That may be an activation shared with all other places, and an extractor with hooks or a
-    traced graph would see another place's output there.
+    timm reads these features at `act1`. A shared `act1` runs many times, so that an extractor with hooks or a traced
+    graph would read the output of another call.
 
     Args:
         block: Residual block class of timm.models.resnet.
@@ -37,29 +37,35 @@ class ImageNetResNet(ResNet):
 
     num_feature_levels = 5
     feature_info: list[dict[str, Any]]
+    if TYPE_CHECKING:  # TorchScript would read these annotations at run time, and does not know nn.Sequential
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        layer4: nn.Sequential
 
     def __init__(
             self,
-            block: type[BasicBlock | Bottleneck],
+            block: type[BasicBlock] | type[Bottleneck],
             layers: tuple[int, ...],
             output_stride: int = 32,
             **kwargs: Any,
     ) -> None:
         if output_stride not in (32, 16, 8):
             raise ValueError(f'output_stride = {output_stride}: expected 32, 16 or 8.')
-        super().__init__(block, layers, output_stride=output_stride, **kwargs)
-        # extractors that rebuild a network run its children in order, so the tap must stand right behind `act1`
-        children = dict(self.named_children())
-        for name in list(children)[list(children).index('maxpool'):]:
+        super().__init__(cast(Any, block), layers, output_stride=output_stride, **kwargs)
+        # extractors that rebuild a network run its children in order: `stem_features` must come right after `act1`
+        children = list(self.named_children())
+        later = children[[name for name, _ in children].index('maxpool'):]
+        for name, _ in later:
             delattr(self, name)
         self.stem_features = nn.Identity()
-        for name in list(children)[list(children).index('maxpool'):]:
-            self.add_module(name, children[name])
+        for name, child in later:
+            self.add_module(name, child)
         self.feature_info[0]['module'] = 'stem_features'
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names that no recipe may decay: none. Whether alpha and beta are decayed is a choice of the recipe."""
+        """Names of parameters without weight decay: none. The recipe chooses whether alpha and beta are decayed."""
         return set()
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -1,16 +1,12 @@
-"""ResNets with pre-activation for small images, the networks of the work on robust overfitting.
+"""Pre-activation ResNets for small images, the standard networks of work on robust overfitting.
 
 He et al., arXiv 1603.05027, in the form of Rice, Wong and Kolter, arXiv 2002.11569: widths 64 to 512, shortcuts with
-weights start from the activated input, and a norm and an activation stand before the pooling.
+weights start from the activated input, and a norm and an activation precede the pooling.
 """
-from collections.abc import Sequence
-
-from timm.layers import LayerType
-from timm.models._manipulate import checkpoint_seq
-from torch import Tensor, jit, nn
+from typing import Any
 
 from timm_paf.models._preact import PreActNet
-from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models._variants import pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['PreActResNet']
 
@@ -24,19 +20,13 @@ class PreActResNet(PreActNet):
 
     Args:
         layers: Number of blocks of each of the four stages.
-        channels: Channels of each stage; the stem has those of the first.
-        num_classes: Number of classes; 0 for no classifier.
-        in_chans: Input channels.
-        global_pool: timm's pooling type.
-        output_stride: 8, 4 or 2; below 8 the last stages are dilated.
-        act_layer: Activation as a name, class or factory.
-        norm_layer: Normalisation as a name or class.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth, growing linearly over the blocks.
-        input_mean: As PreActNet, with `input_std` and `pad_type`.
+        channels: Channels of each stage; the stem has as many as the first.
+        **kwargs: As timm's ResNet (`num_classes`, `in_chans`, `global_pool`, `act_layer`, `norm_layer`, `drop_rate`,
+            `drop_path_rate`); `output_stride` 8, 4 or 2, below 8 with dilated last stages; `input_mean`, `input_std`:
+            one number per channel for normalisation inside; `pad_type`: '' or 'same'.
 
     Raises:
-        ValueError: If there are not four stages, or output_stride is none of 8, 4, 2.
+        ValueError: If there are not four stages, or an argument is outside its range.
     """
 
     num_feature_levels = 5
@@ -45,39 +35,11 @@ class PreActResNet(PreActNet):
             self,
             layers: tuple[int, ...] = (2, 2, 2, 2),
             channels: tuple[int, ...] = (64, 128, 256, 512),
-            num_classes: int = NUM_CLASSES,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            output_stride: int = 8,
-            act_layer: LayerType = nn.ReLU,
-            norm_layer: LayerType = nn.BatchNorm2d,
-            drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            input_mean: Sequence[float] | None = None,
-            input_std: Sequence[float] | None = None,
-            pad_type: str = '',
-            device=None,
-            dtype=None,
+            **kwargs: Any,
     ) -> None:
         if len(layers) != 4 or len(channels) != 4:
-            raise ValueError(f'layers = {layers}, channels = {channels}: expected four numbers each, one a stage.')
-        super().__init__(
-            channels[0], channels, layers,
-            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, output_stride=output_stride,
-            act_layer=act_layer, norm_layer=norm_layer, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
-            input_mean=input_mean, input_std=input_std, pad_type=pad_type, device=device, dtype=dtype)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the activated features (B, num_features, H/8, W/8)."""
-        x = self.conv1(self.normalize(x))
-        if self.grad_checkpointing and not jit.is_scripting():
-            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
-        else:
-            x = self.layer1(x)
-            x = self.layer2(x)
-            x = self.layer3(x)
-            x = self.layer4(x)
-        return self.finish(x)
+            raise ValueError(f'layers = {layers}, channels = {channels}: expected four numbers in each, one per stage.')
+        super().__init__(channels[0], channels, layers, **kwargs)
 
 
 default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg('conv1', 'fc'))

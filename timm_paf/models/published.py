@@ -1,27 +1,28 @@
-"""Weights in the layouts of published networks, under the names and in the form of ours.
+"""Weights of published networks, converted to the names of the networks of this package.
 
-A layout is recognised by its keys. What is read: the training checkpoints of arXiv 2110.05626 and RobustBench's
-`Dai2021Parameterizing` (one copy of the activation in each block), RobustBench's generic WideResNet, ResNet and
-PreActResNet, DeepMind's WideResNet (arXiv 2010.03593), and our own.
+The keys of a file show its layout. A new layout is one more `Layout` in `_LAYOUTS`. Known are the training checkpoints
+of arXiv 2110.05626 and RobustBench's `Dai2021Parameterizing` (one copy of the activation in each block), RobustBench's
+generic WideResNet, ResNet and PreActResNet, DeepMind's WideResNet (arXiv 2010.03593), and our own.
 """
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from timm_paf._normalized import InputNormalization
 from timm_paf.models._copies import is_activation_key, merge_copies, refuse
-from timm_paf.models.options import InputNormalization, has_same_padding, input_normalization, use_same_padding
+from timm_paf.models.options import has_same_padding, input_normalization, use_same_padding
 
 __all__ = ['checkpoint_filter_fn', 'fit_state_dict']
 
 _logger = logging.getLogger(__name__)
 
-# what DeepMind's networks subtract and divide by, from the number of classes; it is not in their files
+# mean and std of DeepMind's networks, by the number of classes; their files do not hold them
 _DEEPMIND_STATISTICS = {
     10: ('CIFAR-10', (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     100: ('CIFAR-100', (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -31,16 +32,17 @@ _STATISTICS_KEYS = (('mean', 'std'), ('mu', 'sigma'), ('normalize.mean', 'normal
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a family of published networks names its tensors.
+    """Names of the tensors in a family of published networks.
 
     Args:
-        name: For messages.
-        has: Keys that every file of it has.
-        lacks: Keys that none has.
-        renames: Regular expressions and what to put in place of a match at the beginning of a key; the first counts.
-        unused: Regular expression of keys that the original's forward pass does not read.
-        optional_bias: The classifier may have none.
-        deepmind: Strided convolutions with 'same' padding and normalisation inside.
+        name: Name of the layout in messages.
+        has: Keys that every file of this layout has.
+        lacks: Keys that no such file has.
+        renames: Pairs of a regular expression and its replacement, applied at the beginning of a key; only the first
+            match counts.
+        unused: Regular expression of keys that the original forward pass does not use.
+        optional_bias: The classifier may lack a bias.
+        deepmind: Strided convolutions have 'same' padding, and the network normalises inside.
     """
     name: str
     has: tuple[str, ...]
@@ -51,7 +53,7 @@ class Layout:
     deepmind: bool = False
 
     def rename(self, key: str) -> str:
-        """The key under our names."""
+        """Convert a key to our name for it."""
         for pattern, replacement in self.renames:
             renamed, count = re.subn(f'^{pattern}', replacement, key)
             if count:
@@ -100,32 +102,33 @@ _LAYOUTS = (
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights from a file to weights for a model, as `timm.create_model(..., pretrained=True)` asks for them.
+    """Convert the weights of a file for a model; timm calls it in `create_model(..., pretrained=True)`.
 
-    As `fit_state_dict`; besides, a file with another number of classes or channels than the model's is left to timm to
-    adapt if `pretrained_cfg` says that the file has that number.
+    As `fit_state_dict`, but numbers of classes or channels that differ from the model's are allowed if `pretrained_cfg`
+    has the numbers of the file: timm then adapts these tensors.
     """
     return fit_state_dict(state_dict, model, adapt=True)
 
 
 def fit_state_dict(state_dict: Mapping[str, Any], model: nn.Module, *, adapt: bool = False) -> dict[str, Tensor]:
-    """Weights in any of the layouts above, under the names of a model.
+    """Convert weights in any known layout to the names of a model.
 
-    A file of a network with normalisation inside or with 'same' padding gives the model both, where it was built
-    without. DeepMind's files do not say what the network normalises with: it is what the model was built with
-    (`input_mean`, `input_std`), else that of CIFAR-10 or CIFAR-100, by the number of classes, with a line in the log.
+    If the network of the file normalises inside or has 'same' padding, the model gets both. DeepMind's files do not
+    hold the mean and std of the normalisation: the model keeps its own (`input_mean`, `input_std`), or gets those of
+    CIFAR-10 or CIFAR-100 by the number of classes, with a warning in the log.
 
     Args:
-        state_dict: Names to tensors; wrappers' prefixes (`module.`, `_orig_mod.`, `model.`) are taken off.
+        state_dict: Names to tensors; prefixes of wrappers (`module.`, `_orig_mod.`, `model.`) are removed.
         model: The network that the weights are for. Unchanged if they do not fit.
-        adapt: Let classifier and first convolution differ where the model's `pretrained_cfg` announces it.
+        adapt: Allow classifier and first convolution to differ where the model's `pretrained_cfg` has the numbers of
+            the file.
 
     Returns:
-        One tensor for each name in the model's state dict, except those that timm is to adapt.
+        One tensor for each name in the model's state dict, except those that timm adapts.
 
     Raises:
-        ValueError: If the weights are of another architecture or activation, or copies of one activation contradict
-            each other or are incomplete.
+        ValueError: If the weights are of another architecture or activation, or copies of one activation differ or are
+            incomplete.
     """
     label = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
     weights = _unwrap(state_dict, label)
@@ -171,18 +174,18 @@ def _recognise(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Layo
     for layout in _LAYOUTS:
         if all(key in weights for key in layout.has) and not any(key in weights for key in layout.lacks):
             if all(key in own for key in layout.has):
-                continue  # the model's names are these
+                continue  # the model itself has these names
             return layout
     return _OURS
 
 
 def _plain(key: str) -> str:
-    """The key without the trace of `use_same_padding`."""
+    """The key without the part that `use_same_padding` adds."""
     return key.replace('.same.', '.')
 
 
 def _take_statistics(weights: dict[str, Tensor], label: str) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation in the file, if there are any; takes them out."""
+    """Remove mean and standard deviation from the weights and return them; None if there are none."""
     for mean, std in _STATISTICS_KEYS:
         if mean in weights and std in weights:
             return weights.pop(mean).flatten().tolist(), weights.pop(std).flatten().tolist()
@@ -191,27 +194,33 @@ def _take_statistics(weights: dict[str, Tensor], label: str) -> tuple[list[float
     return None
 
 
-def _take_options(model: nn.Module, same: bool, statistics, classes: int | None, label: str) -> None:
-    """Normalisation and padding of the file's network for the model; `classes` is given for DeepMind's networks."""
+def _take_options(
+        model: nn.Module,
+        same: bool,
+        statistics: tuple[Sequence[float], Sequence[float]] | None,
+        deepmind_classes: int | None,
+        label: str,
+) -> None:
+    """Give the model the normalisation and padding of the file's network."""
     first = getattr(model, 'normalize', None)
-    built_with = isinstance(first, InputNormalization)
     if has_same_padding(model) and not same:
-        refuse(label, "the model was built with pad_type='same', the weights were trained without; leave it out.")
-    if statistics is None and classes is not None and not built_with:
-        if classes not in _DEEPMIND_STATISTICS:
-            refuse(label, f"DeepMind's file does not say what its network of {classes} classes normalises with; "
-                           'build the model with input_mean= and input_std=.')
-        name, *statistics = _DEEPMIND_STATISTICS[classes]
+        refuse(label, "the model has pad_type='same', but the weights were trained without; remove pad_type.")
+    if statistics is None and deepmind_classes is not None and not isinstance(first, InputNormalization):
+        if deepmind_classes not in _DEEPMIND_STATISTICS:
+            refuse(label, f"DeepMind's file does not hold mean and std of its network of {deepmind_classes} classes; "
+                           'pass input_mean= and input_std= to the model.')
+        name, mean, std = _DEEPMIND_STATISTICS[deepmind_classes]
+        statistics = mean, std
         _logger.warning(
-            f'Weights for {label}: the file does not say what the network normalises with. Taking mean and std of '
-            f'{name}, as in the published networks; build the model with input_mean= and input_std= for others.')
+            f'Weights for {label}: the file does not hold mean and std of the normalisation. Taking mean and std of '
+            f'{name}, as in the published networks; for other values pass input_mean= and input_std= to the model.')
     if statistics is not None:
         if first is None:
-            refuse(label, 'the weights are of a network that normalises inside, which this architecture cannot.')
+            refuse(label, 'the weights are of a network that normalises inside; this architecture does not support it.')
         stem = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
-        mean, std = statistics
-        layer = input_normalization(mean, std, stem.shape[1], device=stem.device, dtype=stem.dtype)
-        if built_with and not (torch.allclose(first.mean, layer.mean) and torch.allclose(first.std, layer.std)):
+        layer = input_normalization(*statistics, stem.shape[1], device=stem.device, dtype=stem.dtype)
+        if isinstance(first, InputNormalization) and not all(
+                torch.allclose(first.get_buffer(name), layer.get_buffer(name)) for name in ('mean', 'std')):
             refuse(label, f'the file normalises with ({layer.extra_repr()}), the model with ({first.extra_repr()}).')
         model.normalize = layer.train(model.training)
     if same:
@@ -224,8 +233,8 @@ def _settle_shapes(
         model: nn.Module,
         label: str,
 ) -> set[str]:
-    """Names of what timm adapts. Corrects what `pretrained_cfg` says of the file where file and model agree."""
-    cfg = model.pretrained_cfg
+    """Names of the tensors that timm adapts. Corrects `pretrained_cfg` where file and model agree."""
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
     classifier, stem = cfg.get('classifier'), cfg.get('first_conv')
     left: set[str] = set()
     weight = weights.get(f'{classifier}.weight')
@@ -257,7 +266,7 @@ def _check(
         layout: Layout,
         label: str,
 ) -> None:
-    """Raise ValueError, in one line, if a name is missing or too many, or a shape differs."""
+    """Raise ValueError, in one line, if a name is missing or unknown, or a shape differs."""
     faults = [f'{key} is missing' for key in expected if key not in weights and key not in left_to_timm]
     faults += [f'{key} is unknown' for key in weights if key not in expected and key not in left_to_timm]
     faults += [

@@ -1,4 +1,4 @@
-"""Adversarial training as a timm task."""
+"""Adversarial training as a timm task: the base class of all tasks here."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_paf.activations import check_parameters, paf_parameters, project_parameters, shared_activations
-from timm_paf.tasks.losses import class_of, wide
 from timm_paf.tasks.options import TaskOptions
 from timm_paf.tasks.perturbation import WeightPerturbation
 
-__all__ = ['AdversarialTrainingTask', 'Attack', 'BatchLoss', 'learnable_betas']
+__all__ = ['AdversarialTrainingTask', 'Attack', 'BatchLoss', 'learnable_betas', 'likeliest_class', 'widen']
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -23,13 +22,23 @@ def learnable_betas(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in paf_parameters(model).items() if name.rsplit('.', 1)[-1] == 'beta']
 
 
+def widen(logits: Tensor) -> Tensor:
+    """Logits in float32; float64 logits stay float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def likeliest_class(target: Tensor) -> Tensor:
+    """Classes (B,) unchanged; the argmax (B,) of probabilities (B, K)."""
+    return target if target.ndim == 1 else target.argmax(1)
+
+
 class BatchLoss(NamedTuple):
-    """What a task computes of a batch.
+    """Loss and logits of a batch.
 
     Attributes:
-        loss: Scalar.
-        output: Logits (B, num_classes) on the images that are counted as the training accuracy: the attacked ones.
-        clean: Logits (B, num_classes) on the images themselves, if they went through the model.
+        loss: Scalar, without the penalty on beta.
+        output: Logits (B, num_classes) of the attacked images; the training accuracy is computed from them.
+        clean: Logits (B, num_classes) of the images, if the loss uses them.
     """
     loss: Tensor
     output: Tensor
@@ -37,33 +46,31 @@ class BatchLoss(NamedTuple):
 
 
 class AdversarialTrainingTask(ClassificationTask):
-    """Train on the images that an attack makes of a batch (Madry et al., arXiv 1706.06083).
+    """Train on attacked images (Madry et al., arXiv 1706.06083).
 
-    The attack runs on the module inside DistributedDataParallel, in whatever BatchNorm mode it documents; the loss is
-    the criterion on its images with the model in the mode that it was found in, in one pass through the wrapper, so
-    that running statistics move once a step. A subclass says in `loss_of` what the loss is.
+    The attack runs on the module inside DistributedDataParallel, in the BatchNorm mode that it documents. The loss is
+    the criterion on the attacked images, in one pass through the wrapper, so that running statistics move once per
+    step. Subclasses override `loss_of`.
 
     For PSSiLU the published recipe adds 10 |beta| to the loss and clips the gradient of beta to norm 0.01 (Dai et al.,
-    arXiv 2110.05626). Both apply to each learnable beta, and to nothing else: a model without one is trained as if they
-    were absent. Whatever their strength, alpha and beta are put back into their range after each update. Clipping has
-    to see the gradient that the optimizer uses, after unscaling and averaging over processes, so the task is told the
-    optimizer: `task.attach_optimizer(optimizer)`.
+    arXiv 2110.05626). Both apply to each learnable beta only. After each update, alpha and beta are projected into
+    their range. Call `task.attach_optimizer(optimizer)`: clipping must see the gradient that the optimizer uses, after
+    unscaling and averaging over processes.
 
-    With gradient accumulation, adversarial weight perturbation is made anew for each micro-batch, of that micro-batch's
-    gradient, as if it were a batch of its own: perturbing once an update would need all its attacks before its first
-    backward pass.
+    With gradient accumulation, adversarial weight perturbation is recomputed for each micro-batch from its own
+    gradient. Perturbing once per update would need all attacks of the update before its first backward pass.
 
     Args:
         model: Network for images in [0, 1].
-        attack: Called as attack(model, x, y); returns images like x. None trains on the images as they are.
-        options: Settings; those of other losses are without effect.
+        attack: Called as attack(model, x, y); returns images like x. None trains on the images themselves.
+        options: Settings; the defaults if None. Settings of other losses have no effect.
         criterion: Loss of (logits, target); cross-entropy with `options.smoothing` if None.
-        device: Where the model is; by default its first parameter's.
+        device: Device of the model; by default the device of its first parameter.
         **kwargs: As `timm.task.ClassificationTask`.
 
     Raises:
-        ValueError: If smoothing is asked for beside a criterion, warm-up with an attack that has no `eps`, or alpha or
-            beta of the model are outside the range that training keeps them in.
+        ValueError: If smoothing is set together with a criterion, warm-up with an attack that has no `eps`, or alpha
+            or beta of the model is outside its range in training.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class AdversarialTrainingTask(ClassificationTask):
         options = TaskOptions() if options is None else options
         if criterion is not None and options.smoothing:
             raise ValueError(
-                f'smoothing = {options.smoothing} beside a criterion of its own: set the smoothing in the criterion.')
+                f'smoothing = {options.smoothing} together with a criterion: set the smoothing in the criterion.')
         if device is None:
             device = next((p.device for p in model.parameters()), torch.device('cpu'))
         check_parameters(model, beta_bound=options.beta_bound)
@@ -97,17 +104,17 @@ class AdversarialTrainingTask(ClassificationTask):
             if not isinstance(eps, float):
                 raise ValueError(
                     f'eps_warmup_updates = {options.eps_warmup_updates}: the attack {type(attack).__name__} has no '
-                    'float `eps` that could grow.')
+                    'float `eps`; use PGD or FGSM, or 0 updates.')
             self._full_strength = eps, getattr(attack, 'step_size', None)
 
     @property
     def betas(self) -> list[nn.Parameter]:
-        """The learnable beta parameters of the model; looked up each time, since wrapping may replace parameters."""
+        """The learnable beta parameters of the model, looked up at each call since wrapping may replace parameters."""
         return learnable_betas(self.trainable_module)
 
     @property
     def bare_module(self) -> nn.Module:
-        """The network inside DistributedDataParallel, compiled if it was compiled."""
+        """The network inside DistributedDataParallel; compiled if `compile` was called."""
         module = self.trainable_module
         return module.module if isinstance(module, DistributedDataParallel) else module
 
@@ -115,30 +122,27 @@ class AdversarialTrainingTask(ClassificationTask):
         """As `timm.task.ClassificationTask`.
 
         Raises:
-            ValueError: If the model shares an activation and recomputes its blocks by reentrant checkpointing. Each
-                block would then report the gradient of the one activation by itself, and DistributedDataParallel takes
-                one report a step.
+            ValueError: If the model shares an activation and uses reentrant gradient checkpointing: each block would
+                report a gradient of the activation, but DistributedDataParallel expects one report per step.
         """
         model = self.trainable_module
         shared = any(list(module.parameters()) for module in shared_activations(model).values())
         if shared and _recomputes_reentrantly(model):
             raise ValueError(
                 'a shared activation cannot be trained under DistributedDataParallel with reentrant gradient '
-                'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False), or turn gradient '
-                'checkpointing off.')
-        return super().prepare_distributed(device_ids, **ddp_kwargs)
+                'checkpointing; call timm.layers.set_reentrant_ckpt(False), or turn gradient checkpointing off.')
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        return self
 
     def begin_update(self, update: int) -> None:
-        """Set what depends on time: the attack's strength in warm-up, and whether weights are perturbed.
+        """Set the attack's strength during warm-up, and whether weights are perturbed.
 
-        Both are functions of the number alone, so that a resumed run needs no state for them. To be called before every
-        update (not every micro-batch) if `eps_warmup_updates` or `awp_start_update` is set; else it changes nothing.
-
-        In warm-up of n updates, update k has the fraction (k + 1)/n of the attack's radius, and of its step size, so
-        that the steps keep their size relative to the ball.
+        Both depend only on the number of the update, so that a resumed run needs no state for them. Call it before
+        every update (not every micro-batch) if `eps_warmup_updates` or `awp_start_update` is set; otherwise it has no
+        effect. In a warm-up of n updates, update k uses (k + 1)/n of the attack's radius and step size.
 
         Args:
-            update: Number of the update in the whole run, from 0.
+            update: Number of the update in the run, from 0.
 
         Raises:
             ValueError: If it is negative.
@@ -155,7 +159,7 @@ class AdversarialTrainingTask(ClassificationTask):
                 attack.step_size = step_size * fraction
 
     def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> '_Handles':
-        """Just before every step of this optimizer clip beta's gradient, and just after it put parameters into range.
+        """Clip the gradient of beta before each step of an optimizer, and project alpha and beta after it.
 
         Args:
             optimizer: The optimizer that updates the model.
@@ -172,18 +176,18 @@ class AdversarialTrainingTask(ClassificationTask):
             optimizer.register_step_post_hook(lambda *_: self.project()))
 
     def clip_beta_gradients(self) -> None:
-        """Scale the gradient of each beta down to norm `beta_grad_clip` where it is larger."""
+        """Scale the gradient of each beta to norm `beta_grad_clip` where it is larger."""
         if self.options.beta_grad_clip is None:
             return
         for beta in self.betas:
             torch.nn.utils.clip_grad_norm_([beta], self.options.beta_grad_clip)
 
     def project(self) -> None:
-        """Put alpha and beta back into their range, see `timm_paf.activations.project_parameters`."""
+        """Project alpha and beta into their range, see `timm_paf.activations.project_parameters`."""
         project_parameters(self.trainable_module, beta_bound=self.options.beta_bound)
 
     def _project_if_changed(self) -> None:
-        """`project` where no optimizer is attached, but not between two losses that share a backward pass."""
+        """Project after an optimizer that is not attached, but not between two losses that share a backward pass."""
         def versions() -> tuple[int, ...]:
             return tuple(p._version for p in paf_parameters(self.trainable_module).values())
 
@@ -192,7 +196,7 @@ class AdversarialTrainingTask(ClassificationTask):
             self._versions = versions()
 
     def penalty(self) -> Tensor:
-        """beta_penalty times the sum of |beta|; a scalar, 0 without a learnable beta."""
+        """beta_penalty times the sum of |beta|: a scalar, 0 without a learnable beta."""
         total = torch.zeros((), device=self.device)
         if self.options.beta_penalty:
             for beta in self.betas:
@@ -203,39 +207,39 @@ class AdversarialTrainingTask(ClassificationTask):
         """The attacked images of a batch, like input; detached."""
         if self.attack is None:
             return input
-        return self.attack(self.bare_module, input, class_of(target))
+        return self.attack(self.bare_module, input, likeliest_class(target))
 
     def loss_of(self, model: nn.Module, input: Tensor, x_adv: Tensor, target: Tensor) -> BatchLoss:
-        """The loss of a batch without the penalty, in one pass through a model.
+        """The loss of a batch without the penalty, in one pass through the model.
 
         Args:
             model: The network or a wrapper of it.
             input: Images (B, C, H, W).
-            x_adv: What the attack made of them.
+            x_adv: The attacked images, like input.
             target: As `forward`.
         """
         output = model(x_adv)
-        return BatchLoss(self.criterion(wide(output), target), output)
+        return BatchLoss(self.criterion(widen(output), target), output)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Attack a batch and compute the loss on the result.
+        """Attack a batch and compute the loss.
 
-        Of soft labels the attack is given the likeliest class. Climbing the loss of a smoothed label would raise the
-        probability of the true class wherever that is above the label's share: no attack at all.
+        For soft labels, the attack gets the likeliest class. Maximising the loss of a smoothed label would raise the
+        probability of the true class wherever it is above the label's share, which is not an attack.
 
         Args:
             input: Images (B, C, H, W) in [0, 1].
-            target: Labels (B,), int64, or probabilities (B, num_classes) if the criterion takes them.
+            target: Labels (B,), int64, or probabilities (B, num_classes) if the criterion supports them.
 
         Returns:
-            'loss', a scalar; 'output', the logits (B, num_classes) on the attacked images; 'output_clean', those on the
-            images, where the loss needs them; 'x_adv', the attacked images; 'penalty', the part of the loss that is
-            |beta|'s. Only the loss carries a graph.
+            'loss', a scalar; 'output', the logits (B, num_classes) of the attacked images; 'output_clean', the logits
+            of the images, if the loss uses them; 'x_adv', the attacked images; 'penalty', the part of the loss from
+            |beta|. Only the loss has a graph.
 
         Raises:
             RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
-            ValueError: If weights are to be perturbed and blocks are recomputed by reentrant checkpointing, which hides
-                their weights from the gradient.
+            ValueError: If weights are perturbed with reentrant gradient checkpointing, which hides weights from
+                torch.autograd.grad.
         """
         if self.training:
             self._project_if_changed()
@@ -260,7 +264,7 @@ class AdversarialTrainingTask(ClassificationTask):
         return result
 
     def update_ema(self, step: int | None = None) -> None:
-        """As `timm.task.TrainingTask`, of the weights as the optimizer left them, in their range."""
+        """As `timm.task.TrainingTask`, with the unperturbed weights, and alpha and beta in their range."""
         self._perturbation.restore()
         self.project()
         super().update_ema(step=step)
@@ -271,7 +275,7 @@ class AdversarialTrainingTask(ClassificationTask):
         if _recomputes_reentrantly(self.trainable_module):
             raise ValueError(
                 f'awp_gamma = {self.options.awp_gamma}: weights cannot be perturbed with reentrant gradient '
-                'checkpointing; switch to the other kind with timm.layers.set_reentrant_ckpt(False).')
+                'checkpointing; call timm.layers.set_reentrant_ckpt(False).')
         return self._update is None or self._update >= self.options.awp_start_update
 
     def _check_time(self) -> None:
@@ -280,8 +284,8 @@ class AdversarialTrainingTask(ClassificationTask):
         for name in ('eps_warmup_updates', *(('awp_start_update',) if self.options.awp_gamma else ())):
             if getattr(self.options, name):
                 raise RuntimeError(
-                    f'{name} = {getattr(self.options, name)} counts updates: call task.begin_update(k) before update '
-                    'k = 0, 1, ….')
+                    f'{name} = {getattr(self.options, name)} needs the number of the update: call '
+                    'task.begin_update(k) before update k = 0, 1, ….')
 
 
 def _recomputes_reentrantly(model: nn.Module) -> bool:
@@ -289,12 +293,12 @@ def _recomputes_reentrantly(model: nn.Module) -> bool:
 
 
 class _Handles:
-    """Several hooks of torch as one."""
+    """Handle of several hooks."""
 
     def __init__(self, *handles: Any) -> None:
         self._handles = handles
 
     def remove(self) -> None:
-        """End all of them."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()

@@ -1,5 +1,5 @@
-"""Tasks by name."""
-from collections.abc import Callable, Mapping
+"""Training tasks by name."""
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from timm_paf.tasks.trades import TRADESTask
 
 __all__ = ['TASKS', 'create_task']
 
-TASKS: Mapping[str, type[AdversarialTrainingTask]] = {
+TASKS: dict[str, type[AdversarialTrainingTask]] = {
     'plain': AdversarialTrainingTask,
     'pgd-at': AdversarialTrainingTask,
     'trades': TRADESTask,
@@ -29,22 +29,22 @@ def create_task(
         device: torch.device | None = None,
         verbose: bool = False,
 ) -> AdversarialTrainingTask:
-    """A training task by name.
+    """Create a training task by name.
 
     Args:
         name: 'plain', 'pgd-at', 'trades' or 'mart'.
         model: Network for images in [0, 1].
         attack: Called as attack(model, x, y); returns images like x. 'plain' trains without it.
         options: Settings; the defaults if None.
-        criterion: Loss of (logits, target), as the tasks say.
-        device: Where the model is; by default its first parameter's.
-        verbose: Log what was made.
+        criterion: Loss of (logits, target), see the class of the task.
+        device: Device of the model; by default the device of its first parameter.
+        verbose: Log the task.
 
     Returns:
         A `timm.task.TrainingTask`: task(input, target) -> {'loss', 'output', …}.
 
     Raises:
-        ValueError: If the name is unknown, an attack is missing, or the task refuses its settings.
+        ValueError: If the name is unknown, the attack is missing, or a setting does not fit the task.
 
     Example:
         >>> task = create_task('trades', model, PGD(eps='8/255', loss='kl'), options=TaskOptions(awp_gamma=0.005))
@@ -54,5 +54,5 @@ def create_task(
     if name == 'plain':
         attack = None
     elif attack is None:
-        raise ValueError(f"task {name!r} trains on attacked images and was given no attack; 'plain' needs none.")
+        raise ValueError(f"task {name!r} trains on attacked images, but attack is None; pass one, or use task 'plain'.")
     return TASKS[name](model, attack, options=options, criterion=criterion, device=device, verbose=verbose)

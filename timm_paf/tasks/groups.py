@@ -1,5 +1,5 @@
-"""Parameter groups for optimizers, with alpha and beta apart."""
-from typing import Any
+"""Parameter groups for optimizers, with a group of its own for alpha and beta."""
+from typing import Any, cast
 
 from timm.optim import param_groups_weight_decay
 from torch import nn
@@ -17,18 +17,18 @@ def paf_parameter_groups(
         paf_lr: float | None = None,
         filter_bias_and_bn: bool = True,
 ) -> list[dict[str, Any]]:
-    """Groups for `timm.optim.create_optimizer_v2`, in which alpha and beta have their own decay and learning rate.
+    """Make groups for `timm.optim.create_optimizer_v2`: alpha and beta get their own weight decay and learning rate.
 
     Args:
-        model: The bare network; parameters that ask for no gradient are left out.
-        weight_decay: Of everything that is decayed, at least 0.
-        paf_weight_decay: Of alpha and beta, at least 0. None treats them as any parameter of rank 1: decayed unless
-            `filter_bias_and_bn`. The authors of arXiv 2110.05626 decay them with everything else.
+        model: The network without wrappers; parameters without `requires_grad` are left out.
+        weight_decay: Weight decay of all other parameters, at least 0.
+        paf_weight_decay: Weight decay of alpha and beta, at least 0. None treats them as any tensor of rank 1: decayed
+            unless `filter_bias_and_bn`. The authors of arXiv 2110.05626 decay them with everything else.
         paf_lr: Learning rate of alpha and beta, above 0; schedules start from it. None for the optimizer's.
-        filter_bias_and_bn: Leave tensors of rank 1 (biases, normalisations) out of weight decay, as timm does.
+        filter_bias_and_bn: Do not decay tensors of rank 1 (biases, normalisation), as timm does.
 
     Returns:
-        timm's groups, and behind them, if the model has such parameters, one with alpha and beta.
+        timm's groups, followed by the group of alpha and beta if the model has any.
 
     Raises:
         ValueError: If a number is outside its range.
@@ -41,8 +41,8 @@ def paf_parameter_groups(
         if decay is not None and not decay >= 0:
             raise ValueError(f'{label} = {decay}: expected a number >= 0.')
     if paf_lr is not None and not paf_lr > 0:
-        raise ValueError(f'paf_lr = {paf_lr}: expected a number > 0, or None for the learning rate of the others.')
-    exempt = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
+        raise ValueError(f'paf_lr = {paf_lr}: expected a number > 0, or None for the learning rate of the optimizer.')
+    exempt = cast(Any, model).no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
     groups = param_groups_weight_decay(
         model, weight_decay, weight_decay_exclude_1d=filter_bias_and_bn, no_weight_decay_list=exempt)
     own = [parameter for parameter in paf_parameters(model).values() if parameter.requires_grad]

@@ -9,22 +9,22 @@ __all__ = ['TaskOptions']
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """Settings of `create_task`, each without effect at the value that turns it off.
+    """Settings of `create_task`.
 
     Args:
-        smoothing: Label smoothing of the classification loss, from 0 (none) to below 1. Soft labels are smoothed too.
-        trades_beta: Weight of the divergence in TRADES, at least 0.
-        mart_beta: Weight of the divergence in MART, at least 0.
-        beta_penalty: Weight of the sum of |beta| over the learnable betas of the activations, at least 0; the published
-            recipe has 10.
-        beta_grad_clip: Largest norm of the gradient of each beta; None for no clipping. The published recipe has 0.01.
-        beta_bound: Largest |beta| that training reaches, see `timm_paf.activations.project_parameters`; None for the
-            range of the formula alone.
-        awp_gamma: Adversarial weight perturbation: norm of the perturbation of each weight over the norm of the weight,
-            at least 0. The authors have 0.01 around PGD-AT and 0.005 around TRADES.
+        smoothing: Label smoothing of the classification loss, from 0 (none) to below 1. Applies to soft labels too.
+        trades_beta: Weight of the KL divergence in TRADES, at least 0.
+        mart_beta: Weight of the KL divergence in MART, at least 0.
+        beta_penalty: Weight of the sum of |beta| over the learnable betas of the activations, at least 0. Published
+            recipe: 10.
+        beta_grad_clip: Largest norm of the gradient of each beta; None for no clipping. Published recipe: 0.01.
+        beta_bound: Largest |beta| in training, see `timm_paf.activations.project_parameters`; None for the largest
+            value of the formula.
+        awp_gamma: Adversarial weight perturbation: norm of the perturbation of each weight divided by the norm of the
+            weight, at least 0 (none). Published: 0.01 with PGD-AT and 0.005 with TRADES.
         awp_start_update: First update with perturbed weights, counted from 0.
-        eps_warmup_updates: Number of updates over which the attack's radius and step size grow linearly to their full
-            values; 0 for full values from the start.
+        eps_warmup_updates: Number of updates in which the attack's radius and step size grow linearly to their full
+            values; 0 for no warm-up.
 
     Raises:
         ValueError: If a setting is outside its range.
@@ -50,7 +50,7 @@ class TaskOptions:
             raise ValueError(f'beta_grad_clip = {self.beta_grad_clip}: expected a number > 0, or None for no clipping.')
         if self.beta_bound is not None and not 0 < self.beta_bound <= BETA_MAX:
             raise ValueError(
-                f'beta_bound = {self.beta_bound}: expected a number above 0, up to {BETA_MAX}, or None for that.')
+                f'beta_bound = {self.beta_bound}: expected a number above 0 and at most {BETA_MAX}, or None.')
         for name in ('awp_start_update', 'eps_warmup_updates'):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:

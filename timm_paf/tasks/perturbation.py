@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the gradient of a batch is taken at weights that are worse for it."""
+"""Adversarial weight perturbation (AWP): computes the gradient of a batch at weights with a higher loss."""
 from collections.abc import Callable
 from typing import Any
 
@@ -10,21 +10,21 @@ from timm_paf.attacks import still_statistics
 
 __all__ = ['WeightPerturbation']
 
-# float16 gradients of a mean over a batch are near the smallest numbers that it has; the direction is all that is used
+# keeps float16 gradients above the smallest float16 number; only their direction is used
 _FLOAT16_SCALE = 1024.
 
 
 class WeightPerturbation:
-    """AWP of Wu et al. (arXiv 2004.05884): each weight w moved by gamma ||w|| g/||g||, g the gradient of the loss.
+    """AWP of Wu et al. (arXiv 2004.05884): moves each weight w by gamma ||w|| g/||g||, g the gradient of the loss.
 
-    Perturbed are the learnable tensors of rank above 1; biases, normalisations, alpha and beta are not. The weights are
-    changed in place, since a backward pass that recomputes (gradient checkpointing) must find them, and are put back,
-    bit for bit, when the backward pass of the loss ends. Whoever looks earlier finds the true weights all the same: a
-    call of the model, its state dict, the next `perturb`, and `restore` put them back at once. The backward pass of the
-    abandoned loss is then an error of autograd, not a wrong gradient.
+    It perturbs the learnable tensors of rank above 1, so not biases, normalisation, alpha and beta. The weights change
+    in place, since a backward pass with gradient checkpointing reads them again, and are restored bit for bit when the
+    backward pass of the loss ends. A call of the model, its state dict, the next `perturb` and `restore` restore them
+    earlier, so that nothing else reads perturbed weights. A later backward pass of that loss is then an error of
+    autograd, not a wrong gradient.
 
     Args:
-        gamma: Norm of the perturbation over that of the weight, above 0.
+        gamma: Norm of the perturbation divided by the norm of the weight, above 0.
     """
 
     def __init__(self, gamma: float) -> None:
@@ -34,16 +34,16 @@ class WeightPerturbation:
 
     @property
     def active(self) -> bool:
-        """Whether weights are perturbed at the moment."""
+        """Whether weights are perturbed now."""
         return bool(self._saved)
 
     def perturb(self, model: nn.Module, loss: Callable[[], Tensor], *, group: Any | None = None) -> None:
-        """Climb the loss by one step of all weights.
+        """Perturb all weights by one step that increases the loss.
 
         Args:
-            model: The bare network.
-            loss: Computes the loss with it; running statistics stay as they are. No gradient of a parameter is written.
-            group: Process group over which the gradient is averaged, so that all processes perturb alike.
+            model: The network without DistributedDataParallel.
+            loss: Computes the loss of the model. Running statistics and `.grad` of parameters do not change.
+            group: Process group over which the gradient is averaged, so that all processes perturb equally.
         """
         self.restore()
         weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
@@ -62,25 +62,25 @@ class WeightPerturbation:
             with torch.no_grad():
                 for weight, gradient in zip(weights, gradients, strict=True):
                     weight.add_(_step(weight, gradient, self.gamma))
-            torch.clear_autocast_cache()  # which holds the true weights in half precision
+            torch.clear_autocast_cache()  # it holds the unperturbed weights in half precision
         except BaseException:
             self.restore()
             raise
 
     def hold_until_backward(self, model: nn.Module, loss: Tensor) -> None:
-        """Put the weights back when the backward pass of a loss ends, or when someone looks at them before that.
+        """Restore the weights when the backward pass of a loss ends, or when something reads them before.
 
         Args:
-            model: The bare network.
-            loss: What was computed with the perturbed weights; if nothing can be differentiated they are put back now.
+            model: The network without DistributedDataParallel.
+            loss: The loss at the perturbed weights; without a graph, the weights are restored now.
         """
         if not self._saved:
             return
         if not loss.requires_grad:
             self.restore()
             return
-        # The guards are there for this window only: copies, files and compiled code of the model never carry them.
-        inner = getattr(model, '_orig_mod', model)  # of a compiled model: its state dict is read from there
+        # The hooks exist only until then, so that copies, files and compiled code of the model never contain them.
+        inner = getattr(model, '_orig_mod', model)  # of a compiled model: its state dict comes from there
         self._guards = [
             inner.register_state_dict_pre_hook(lambda *_: self.restore()),
             *(module.register_forward_pre_hook(lambda *_: self.restore()) for module in {model, inner}),
@@ -88,25 +88,25 @@ class WeightPerturbation:
         loss.register_hook(self._at_the_end_of_backward)
 
     def _at_the_end_of_backward(self, _: Tensor) -> None:
-        # the way in which torch's own data parallel modules learn that a backward pass has ended
+        # as torch's data parallel modules do to run code at the end of a backward pass
         torch.autograd.Variable._execution_engine.queue_callback(self.restore)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the true weights back; nothing if they are there."""
+        """Restore the unperturbed weights; no effect if nothing is perturbed."""
         for guard in self._guards:
             guard.remove()
         self._guards = []
         saved, self._saved = self._saved, []
-        for weight, true in saved:
-            weight.copy_(true)
+        for weight, original in saved:
+            weight.copy_(original)
         if saved:
             torch.clear_autocast_cache()
 
 
 def _step(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
-    """Gamma ||w|| g/||g||; nothing where the gradient has no direction."""
-    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+    """Gamma ||w|| g/||g||, in float32 or better; 0 if the gradient is 0 or not finite."""
+    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     length = torch.linalg.vector_norm(wide)
     size = gamma * torch.linalg.vector_norm(weight.to(wide.dtype))
     known = (length > 0) & length.isfinite()

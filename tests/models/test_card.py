@@ -47,7 +47,7 @@ ROUND_TRIPS = {
     'grey, 7 classes': dict(name='wrn10_2_pssilu', in_chans=1, num_classes=7),
     'constant beta': dict(name='wrn10_2_pssilu', act_kwargs=dict(learnable={'beta': False}, beta=0.2)),
     'DeepMind': dict(name='wrn10_2_silu', pad_type='same', **CIFAR10),
-    'one a place': dict(name='wrn10_2_relu', act_layer='pssilu'),
+    'one per place': dict(name='wrn10_2_relu', act_layer='pssilu'),
     'stock, shared': dict(name='resnet18', act_layer='shared_pssilu', num_classes=10),
 }
 

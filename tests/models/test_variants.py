@@ -1,0 +1,170 @@
+"""Registered names, and how many activations a model has: one, one per stage, per place or per channel."""
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from torch.testing import assert_close
+
+from timm_paf import paf_parameters
+from timm_paf.activations import ACTIVATIONS, ParametricActivation, PSSiLU
+from timm_paf.models import load_weights, save_for_hf
+
+ARCHITECTURES = {
+    'cifar_resnet': ['resnet18', 'resnet34', 'resnet50'],
+    'preact_resnet': ['preact_resnet18'],
+    'wide_resnet': ['wrn10_2', 'wrn28_4', 'wrn28_10', 'wrn34_10', 'wrn34_20', 'wrn70_16'],
+    'cifar_vgg': [f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn')],
+    'imagenet_resnet': ['resnet18_224', 'resnet50_224'],
+}
+REFERENCES = ['relu', 'elu', 'silu', 'softplus']
+EXTRA = dict.fromkeys(ACTIVATIONS, 1) | {'ssilu': 0, 'pssilu': 2}
+# numbers of places and channels, counted by hand from the architectures
+COUNTS = {
+    'wrn10_2': dict(stage=4, layer=7, channel=16 + 32 + 32 + 64 + 64 + 128 + 128),
+    'resnet18': dict(stage=5, layer=17, channel=64 + 4 * (64 + 128 + 256 + 512)),
+    'vgg11': dict(stage=5, layer=8, channel=64 + 128 + 2 * (256 + 512 + 512)),
+    'resnet18_224': dict(stage=5, layer=17, channel=64 + 4 * (64 + 128 + 256 + 512)),
+}
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def create(name, sharing, **kwargs):
+    torch.manual_seed(0)
+    sharing = {} if sharing is None else dict(act_sharing=sharing)
+    return timm.create_model(f'{name}_pssilu', num_classes=10, **sharing, **kwargs).eval()
+
+
+@pytest.mark.parametrize('module', ARCHITECTURES)
+def test_every_variant_is_listed_under_a_module_of_ours(module):
+    expected = {f'{arch}_{act}' for arch in ARCHITECTURES[module] for act in [*REFERENCES, *ACTIVATIONS]}
+    assert set(timm.list_models(module=module)) == expected
+    assert importlib.util.find_spec(f'timm.models.{module}') is None
+    assert all(timm.is_model(name) for name in expected)
+
+
+def test_import_is_cheap():
+    # processor time, which other programs do not lengthen
+    program = 'import timm, time; start = time.process_time(); import timm_paf; print(time.process_time() - start)'
+    seconds = float(subprocess.run([sys.executable, '-c', program], check=True, capture_output=True, text=True).stdout)
+    assert seconds < 0.1
+
+
+@pytest.mark.parametrize('act', ACTIVATIONS)
+@pytest.mark.parametrize('arch', [arch for archs in ARCHITECTURES.values() for arch in archs])
+def test_one_activation_serves_the_network(arch, act):
+    with torch.device('meta'):
+        plain, model = timm.create_model(f'{arch}_relu'), timm.create_model(f'{arch}_{act}')
+    assert count(model) - count(plain) == EXTRA[act] == len(paf_parameters(model))
+    activations = {id(m) for m in model.modules() if isinstance(m, ParametricActivation)}
+    assert len(activations) == 1
+    # as many places as the ReLU network has ReLUs: one shared module must not mean that some were forgotten
+    uses = sum(isinstance(child, ParametricActivation) for m in model.modules() for child in m._modules.values())
+    assert uses == sum(isinstance(m, torch.nn.ReLU) for m in plain.modules())
+
+
+@pytest.mark.parametrize('name', ['resnet18_pssilu', 'wrn10_2_pssilu'])
+def test_two_models_share_nothing(name):
+    first, second = timm.create_model(name), timm.create_model(name)
+    (a, *_), (b, *_) = paf_parameters(first).values(), paf_parameters(second).values()
+    assert a is not b
+
+
+def test_act_kwargs_and_act_layer():
+    model = timm.create_model('wrn10_2_pssilu', act_kwargs=dict(alpha=2., learnable={'beta': False}))
+    assert [p.item() for p in paf_parameters(model).values()] == [2.]
+    model = timm.create_model('wrn10_2_relu', act_layer='pssilu')
+    assert len([m for m in model.modules() if isinstance(m, PSSiLU)]) == 7
+
+
+@pytest.mark.parametrize('name, stem, reductions', [
+    ('resnet18_pssilu', 64, [1, 1, 2, 4, 8]), ('resnet50_pssilu', 64, [1, 1, 2, 4, 8]),
+    ('preact_resnet18_pssilu', 64, [1, 1, 2, 4, 8]), ('wrn10_2_pssilu', 16, [1, 1, 2, 4]),
+])
+def test_small_image_geometry(name, stem, reductions):
+    model = timm.create_model(name)
+    assert model.conv1.weight.shape == (stem, 3, 3, 3) and model.conv1.stride == (1, 1)
+    assert not any(isinstance(m, torch.nn.MaxPool2d) for m in model.modules())
+    maps = model.eval().forward_intermediates(torch.rand(1, 3, 32, 32), intermediates_only=True)
+    assert [m.shape[-1] for m in maps] == [32 // r for r in reductions] == [
+        32 // info['reduction'] for info in model.feature_info]
+    assert [m.shape[1] for m in maps] == [info['num_chs'] for info in model.feature_info]
+
+
+@pytest.mark.parametrize('sharing', [None, 'network', 'stage', 'layer', 'channel'])
+@pytest.mark.parametrize('name', ['wrn10_2', 'resnet18', 'vgg11', 'resnet18_224'])
+def test_number_of_values(name, sharing):
+    model = create(name, sharing)
+    parameters = paf_parameters(model)
+    expected = COUNTS[name].get(sharing, 1)
+    assert sum(p.numel() for p in parameters.values()) == 2 * expected
+    if sharing != 'channel':
+        assert len(parameters) == 2 * expected
+    assert count(model) - count(timm.create_model(f'{name}_relu', num_classes=10)) == 2 * expected
+
+
+@pytest.mark.parametrize('sharing', ['stage', 'layer', 'channel'])
+def test_at_first_it_is_the_same_function_and_then_each_learns_its_own(sharing):
+    model, shared = (create('wrn10_2', s, act_kwargs=dict(alpha=2., beta=0.1)) for s in (sharing, None))
+    x = torch.rand(2, 3, 16, 16)
+    assert_close(model(x), shared(x))
+    model(x).square().sum().backward()
+    shared(x).square().sum().backward()
+    gradients = [p.grad for name, p in paf_parameters(model).items() if name.endswith('alpha')]
+    assert_close(torch.cat(gradients).sum(), shared.layer1[0].act1.alpha.grad[0], rtol=1e-4, atol=1e-5)
+
+
+def test_keys_of_the_state_dict():
+    def keys(sharing):
+        return [key for key in create('wrn10_2', sharing).state_dict() if key.endswith('alpha')]
+
+    places = [f'layer{stage}.0.act{i}.alpha' for stage in (1, 2, 3) for i in (1, 2)] + ['act.alpha']
+    assert keys('network') == ['layer1.0.act1.alpha']
+    assert keys('stage') == [places[0], places[2], places[4], places[6]]
+    assert keys('layer') == keys('channel') == places
+
+
+@pytest.mark.parametrize('sharing', ['stage', 'layer', 'channel'])
+@pytest.mark.parametrize('way', ['overlay', 'load_weights', 'hub'])
+def test_weights_round_trip(sharing, way, tmp_path):
+    model = create('wrn10_2', sharing)
+    with torch.no_grad():
+        for p in paf_parameters(model).values():
+            p.uniform_(0.1, 0.4)
+    if way == 'hub':
+        save_for_hf(model, tmp_path / 'hub', training_data='none', model_args=dict(act_sharing=sharing))
+        again = timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True).eval()
+    else:
+        torch.save(model.state_dict(), tmp_path / 'w.pth')
+        if way == 'overlay':
+            overlay = dict(file=str(tmp_path / 'w.pth'), num_classes=10)
+            again = create('wrn10_2', sharing, pretrained=True, pretrained_cfg_overlay=overlay)
+        else:
+            again = create('wrn10_2', sharing)
+            load_weights(again, tmp_path / 'w.pth')
+    x = torch.rand(2, 3, 16, 16)
+    assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_device_dtype_and_settings_reach_every_activation():
+    model = timm.create_model(
+        'resnet18_pssilu', act_sharing='channel', in_chans=1, dtype=torch.float64,
+        act_kwargs=dict(alpha=3., learnable={'beta': False}))
+    assert model.act1.alpha.dtype == torch.float64 and (model.act1.alpha == 3).all()
+    assert all(name.endswith('alpha') for name in paf_parameters(model))
+
+
+@pytest.mark.parametrize('name, settings, message', [
+    ('wrn10_2_pssilu', dict(act_sharing='block'), "act_sharing = 'block': expected one of network, stage"),
+    ('wrn10_2_relu', dict(act_sharing='layer'), "act_sharing = 'layer'"),
+    ('wrn10_2_pssilu', dict(act_sharing='layer', act_layer='psilu'), 'act_layer'),
+    ('wrn10_2_relu', dict(act_kwargs=dict(alpha=2.)), 'relu has no parameters'),
+], ids=['unknown', 'relu', 'two activations', 'act_kwargs'])
+def test_errors(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, **settings)
