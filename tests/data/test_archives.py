@@ -41,8 +41,6 @@ def test_good_archives(tmp_path, case):
     assert data.name == 'a.npz'
 
 
-
-
 def with_nan(array, index, value=np.nan):
     array = array.astype(np.float64)
     array[index].flat[1] = value
@@ -61,7 +59,7 @@ BAD = {
     'empty': ({}, {}, 'holds nothing; expected'),
     'integer images': ({'image': NHWC.astype(int), 'label': LABEL}, {}, "'image' is of dtype int64, expected uint8"),
     'normalised images': (
-        {'image': NHWC / 127.5 - 1, 'label': LABEL}, {}, r"'image' has pixels from -.* at index 0 \(offset"),
+        {'image': NHWC / 127.5 - 1, 'label': LABEL}, {}, "'image' has pixels from -.* at index 0,"),
     'images beyond 255': ({'image': NHWC * 2., 'label': LABEL}, {}, r'expected finite values in \[0, 255\]'),
     'NaN in an image': ({'image': with_nan(NHWC / 255, 4), 'label': LABEL}, {}, 'pixels from nan .* index 4'),
     'infinite pixel': ({'image': with_nan(NHWC / 255, 2, np.inf), 'label': LABEL}, {}, 'to inf at index 2'),
@@ -85,7 +83,7 @@ BAD = {
     'other channels': ({'image': NHWC, 'label': LABEL}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
     'no channel axis': ({'image': NHWC[..., :2], 'label': LABEL}, {}, 'expected 1 or 3 channels'),
     'other layout': ({'image': NHWC, 'label': LABEL}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
-    'layout left open': ({'image': SQUARE, 'label': LABEL}, {}, 'may be NHWC or NCHW; say which with layout='),
+    'layout left open': ({'image': SQUARE, 'label': LABEL}, {}, 'NHWC or NCHW; choose one with layout='),
     'no such layout': ({'image': NHWC, 'label': LABEL}, {'layout': 'HWC'}, "layout='HWC'"),
 }
 
@@ -135,13 +133,13 @@ BROKEN = {
     'text': (lambda: b'<html>404</html>', 'not a readable .npz'),
     'pickle': (lambda: b'\x80\x04K\x01.', 'not a readable .npz'),
     'npy': (npy_bytes, 'not a readable .npz'),
-    'flipped bit': (with_flipped_pixel, "'image' cannot be read .*CRC"),
-    'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* promises 360"),
-    'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* promises 48"),
+    'flipped bit': (with_flipped_pixel, "'image' .*CRC"),
+    'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* 360"),
+    'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* 48"),
     'member is no array': (lambda: with_member('image', lambda data: b'hello'), "'image' cannot be read"),
     'lying header': (
         lambda: with_member('image', lambda data: data.replace(b'(6, 5, 4, 3), }        ', b'(6, 5, 4, 333333333), }')),
-        "'image' holds 360 bytes but its header promises 39999999960",
+        "'image' holds 360 bytes .* 39999999960",
     ),
 }
 

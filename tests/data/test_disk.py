@@ -11,8 +11,10 @@ import torch
 
 from timm_paf.data import ConcatenatedImages, LabelledImages, archives, disk, open_archive, open_archives
 from timm_paf.data.datasets import all_labels as all_labels_of
-from timm_paf.data.disk import DiskImages, sample_indices
+from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import DataChanged
+from timm_paf.data.report import sample_indices
+from timm_paf.data.stored import StoredArray
 
 COUNT = 300
 NHWC = np.random.RandomState(0).randint(0, 256, (COUNT, 5, 4, 3), dtype=np.uint8)
@@ -99,15 +101,17 @@ def test_indices_outside(tmp_path, index):
         opened(tmp_path / 'a.npz').take(torch.tensor([0, index]))
 
 
+def reads(monkeypatch):
+    """The length of each read from now on."""
+    lengths, true = [], StoredArray._read
+    monkeypatch.setattr(StoredArray, '_read', lambda *args: lengths.append(len(args[2])) or true(*args))
+    return lengths
+
+
 def test_take_reads_only_what_it_is_asked_for(tmp_path, monkeypatch):
     np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    source, read, true = opened(tmp_path / 'a.npz'), [], os.preadv
-
-    def counting(fd, buffers, offset):
-        read.append(sum(map(len, buffers)))
-        return true(fd, buffers, offset)
-
-    monkeypatch.setattr(os, 'preadv', counting)
+    source = opened(tmp_path / 'a.npz')
+    read = reads(monkeypatch)
     source.take(torch.tensor([5, 200]))
     assert sum(read) == 2 * 60
 
@@ -115,8 +119,7 @@ def test_take_reads_only_what_it_is_asked_for(tmp_path, monkeypatch):
 def test_opening_parts_does_not_read_them(tmp_path, monkeypatch):
     for number in range(6):
         np.savez(tmp_path / f'part{number}.npz', image=NHWC, label=LABEL)
-    read, true = [], os.preadv
-    monkeypatch.setattr(os, 'preadv', lambda fd, b, o: read.append(sum(map(len, b))) or true(fd, b, o))
+    read = reads(monkeypatch)
     whole = open_archives([tmp_path / f'part{n}.npz' for n in range(6)], num_classes=3, mapped=True)
     assert isinstance(whole, ConcatenatedImages) and len(whole) == 1800
     assert sum(read) == 6 * (COUNT * 8 + 2 * 60)  # the labels, the first and the last image
@@ -128,9 +131,9 @@ def test_opening_parts_does_not_read_them(tmp_path, monkeypatch):
 UNIT = NHWC / 255
 HIDDEN = {
     'label too high': ({'image': NHWC, 'label': LABEL}, 'label', 150, 3, "'label' has values from 1 to 3.*index 150"),
-    'NaN': ({'image': UNIT, 'label': LABEL}, 'image', 150, np.nan, r"'image' has pixels from nan .* 150 \(offset"),
-    'beyond 1': ({'image': UNIT, 'label': LABEL}, 'image', 150, 1.5, r'from 0.* to 1\.5 at index 150 .*in \[0, 1\]'),
-    'beyond 255': ({'image': UNIT * 255, 'label': LABEL}, 'image', 150, 256, r'to 256 at index 150 .*in \[0, 255\]'),
+    'NaN': ({'image': UNIT, 'label': LABEL}, 'image', 150, np.nan, "'image' has pixels from nan .* index 150"),
+    'beyond 1': ({'image': UNIT, 'label': LABEL}, 'image', 150, 1.5, r'from 0.* to 1\.5 at index 150, .*in \[0, 1\]'),
+    'beyond 255': ({'image': UNIT * 255, 'label': LABEL}, 'image', 150, 256, r'to 256 at index 150, .*in \[0, 255\]'),
     'soft label': ({'image': NHWC, 'label': SOFT}, 'label', 150, 2, "'label' has the row .* at index 150"),
 }
 
@@ -199,7 +202,6 @@ def test_copies_read_for_themselves(tmp_path):
     np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
     source = opened(tmp_path / 'a.npz')
     for twin in (pickle.loads(pickle.dumps(source)), copy.deepcopy(source)):
-        assert twin.pixel_file._fd != source.pixel_file._fd
         assert np.array_equal(twin.take(torch.tensor([4]))[0], NCHW[[4]])
 
 
@@ -208,8 +210,8 @@ def test_the_report(tmp_path, monkeypatch):
     report = opened(tmp_path / 'a.npz').report
     assert report.class_counts == (100, 0, 200) and report.sampled == report.images == COUNT
     assert str(report) == (
-        '300 images 3x5x4 uint8, int64 labels from 0 to 2; in all labels the rarest of 3 classes has 0.0 %, the most '
-        'frequent 66.7 %, 1 do not occur')
+        '300 images 3x5x4 uint8, int64 labels from 0 to 2; in all labels, the rarest of 3 classes has 0.0 %, the most '
+        'frequent 66.7 %, and 1 do not occur')
     monkeypatch.setattr(disk, '_ALL_LABELS', 0)
     monkeypatch.setattr(disk, '_SAMPLE', 30)
     np.savez(tmp_path / 'a.npz', image=NHWC.astype(np.float32), label=LABEL)

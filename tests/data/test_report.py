@@ -29,7 +29,7 @@ def test_counts(tmp_path, make):
     assert report.images == 7 and report.image_shape == (3, 4, 4) and report.image_dtype == 'uint8'
     assert report.class_counts == (2, 1, 4, 0) and report.pixel_range is None
     assert '7 images 3x4x4 uint8' in str(report) and 'labels from 0 to 2' in str(report)
-    assert 'rarest of 4 classes has 0.0 %, the most frequent 57.1 %, 1 do not occur' in str(report)
+    assert 'rarest of 4 classes has 0.0 %, the most frequent 57.1 %, and 1 do not occur' in str(report)
 
 
 def test_parts_are_added_up(tmp_path):

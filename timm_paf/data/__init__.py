@@ -13,7 +13,7 @@ from timm_paf.data.augment import Augment, random_hflip, random_shift
 from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, all_labels, open_dataset
 from timm_paf.data.decoded import DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import DigitsSplits, digits_splits
-from timm_paf.data.disk import DiskImages, SampleReport
+from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import DataChanged
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
@@ -21,7 +21,7 @@ from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_ma
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
 from timm_paf.data.pairs import labels_beside
-from timm_paf.data.report import sample_report
+from timm_paf.data.report import SampleReport, sample_report
 from timm_paf.data.splits import held_out, stratified_split
 from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
 from timm_paf.data.synthetic import NearestImages, cached_synthetic_digits, sample_synthetic

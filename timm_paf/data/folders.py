@@ -13,8 +13,8 @@ from timm.utils.misc import natural_key
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from timm_paf.data.disk import SampleReport, sample_indices
 from timm_paf.data.errors import BadArchive, DataChanged, first_line
+from timm_paf.data.report import SampleReport, sample_indices
 
 _SAMPLE = 1024  # files whose headers are read on opening
 _GRAY = ('1', 'L', 'LA')
