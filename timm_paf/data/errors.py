@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # raised by zipfile, zlib, numpy and the operating system for a damaged file
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
@@ -28,6 +28,13 @@ class DataChanged(RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def image_error(error: BaseException) -> str:
+    """The reason why Pillow cannot read an image, without the name of the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return 'not an image'
+    return getattr(error, 'strerror', None) or first_line(error)
 
 
 @contextmanager
