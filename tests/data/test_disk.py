@@ -3,7 +3,6 @@
 import copy
 import os
 import pickle
-import zipfile
 
 import numpy as np
 import pytest
@@ -25,73 +24,6 @@ SOFT = np.random.RandomState(1).dirichlet([1, 1, 1], COUNT)
 
 def opened(path, **options):
     return open_archive(path, **{'num_classes': 3, 'mapped': True, **options})
-
-
-def large_zip(path, **members):
-    """An archive in zip64 form and with a foreign member first, as of more than 4 GiB."""
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('readme.txt', 'hello' * 5)
-        for key, array in members.items():
-            with archive.open(f'{key}.npy', 'w', force_zip64=True) as file:
-                np.save(file, array)
-
-
-def behind_a_prefix(path, **members):
-    np.savez(path, **members)
-    path.write_bytes(b'#!/bin/sh\n' + path.read_bytes())
-
-
-# name -> (writer, members, expected images, expected labels)
-FORMS = {
-    'EDM': (np.savez, {'image': NHWC, 'label': LABEL}, NCHW, LABEL),
-    'CIFAR-5m': (np.savez, {'X': NHWC, 'Y': LABEL.astype(np.uint8)}, NCHW, LABEL),
-    'NCHW': (np.savez, {'image': NCHW, 'label': LABEL}, NCHW, LABEL),
-    'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, NCHW, LABEL),
-    'behind a prefix': (behind_a_prefix, {'image': NHWC, 'label': LABEL}, NCHW, LABEL),
-    'image axis last': (np.savez, {'X': np.asfortranarray(NHWC.transpose(1, 2, 3, 0)), 'Y': LABEL}, NCHW, LABEL),
-    'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i2')}, NCHW, LABEL),
-    'floats to 1': (np.savez, {'image': NHWC / 255, 'label': LABEL}, NCHW.astype(np.float32) / np.float32(255), LABEL),
-    'floats to 255': (
-        np.savez, {'image': NHWC.astype(np.float16), 'label': LABEL}, NCHW.astype(np.float32) / np.float32(255), LABEL),
-    'big-endian floats': (
-        np.savez, {'image': NHWC.astype('>f4'), 'label': LABEL}, NCHW.astype(np.float32) / np.float32(255), LABEL),
-    'soft labels': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float32)}, NCHW, SOFT.astype(np.float32)),
-    'soft labels in float16': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float16)}, NCHW, SOFT),
-}
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('labels', ['in memory', 'on disk'])
-def test_take_gives_what_numpy_reads(tmp_path, monkeypatch, form, labels):
-    if labels == 'on disk':
-        monkeypatch.setattr(disk, '_ALL_LABELS', 0)
-    write, members, images, targets = FORMS[form]
-    write(tmp_path / 'a.npz', **members)
-    source = opened(tmp_path / 'a.npz')
-    assert isinstance(source, DiskImages) and source.name == 'a.npz'
-    assert len(source) == COUNT and source.image_shape == (3, 5, 4) and source.num_classes == 3
-    order = torch.tensor([299, 0, 7, 7, 100, 101, 102])
-    x, y = source.take(order)
-    assert x.dtype == (torch.uint8 if images.dtype == np.uint8 else torch.float32)
-    assert torch.equal(x, torch.from_numpy(images)[order])
-    if targets.ndim == 1:
-        assert y.dtype == torch.int64 and y.tolist() == targets[order].tolist()
-    else:
-        assert y.dtype == torch.float32 and np.allclose(y, targets[order], atol=1e-3)
-        assert torch.allclose(y.sum(1), torch.ones(7), atol=1e-6)
-    empty, none = source.take(torch.tensor([], dtype=torch.int64))
-    assert empty.shape == (0, 3, 5, 4) and len(none) == 0
-
-
-@pytest.mark.parametrize('form', ['EDM', 'floats to 255', 'image axis last'])
-def test_in_memory_and_on_disk_agree(tmp_path, form):
-    write, members, *_ = FORMS[form]
-    write(tmp_path / 'a.npz', **members)
-    memory = opened(tmp_path / 'a.npz', mapped=False)
-    assert isinstance(memory, LabelledImages)
-    source, everything = opened(tmp_path / 'a.npz'), torch.arange(COUNT)
-    for a, b in zip(memory.take(everything), source.take(everything), strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('index', [-1, COUNT], ids=['before', 'behind'])

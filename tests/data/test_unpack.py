@@ -67,16 +67,10 @@ def test_the_copy_holds_what_the_archive_does(tmp_path, cache, monkeypatch, form
     assert len(entries(cache)) == 1
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_small_ones_need_no_cache(tmp_path, cache, form):
-    save, members, options = FORMS[form]
-    save(tmp_path / 'a.npz', **members)
-    source = opened(tmp_path / 'a.npz', cache, mapped=None, **options)
-    assert isinstance(source, LabelledImages)
-    images, labels = source.take(torch.tensor([59, 0]))
-    assert torch.equal(images * (1 if images.dtype == torch.uint8 else 255), torch.from_numpy(NCHW)[[59, 0]])
-    assert (labels.argmax(1) if labels.ndim == 2 else labels).tolist() == [2, 0]
-    assert not cache.exists()
+def test_small_ones_need_no_cache(tmp_path, cache):
+    np.savez_compressed(tmp_path / 'a.npz', image=HWCN, label=LABEL)
+    assert isinstance(opened(tmp_path / 'a.npz', cache, mapped=None), LabelledImages) and not cache.exists()
+    assert isinstance(opened(tmp_path / 'a.npz', cache, mapped=False), LabelledImages) and not cache.exists()
 
 
 def deflated(path, image=NHWC, label=LABEL):

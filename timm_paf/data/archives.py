@@ -108,7 +108,7 @@ def open_archive(
         if path.suffix == '.bin':
             options = replace(options, layout=layout or 'NHWC')
         return _open_arrays(path, *pair, options)
-    with name_in_errors(str(path), f'{path}: not a readable .npz archive'), zipfile.ZipFile(path) as archive:
+    with name_in_errors(f'{path}: not a readable .npz archive'), zipfile.ZipFile(path) as archive:
         image, label = (zip_header(path, archive, key) for key in _find_keys(path, archive.namelist()))
     return _open_arrays(path, image, label, options)
 

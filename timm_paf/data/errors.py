@@ -38,19 +38,19 @@ def image_error(error: BaseException) -> str:
 
 
 @contextmanager
-def name_in_errors(where: str, message: str | None = None) -> Iterator[None]:
-    """Turn errors of the libraries into `BadArchive` with the name of the file; theirs do not have it.
+def name_in_errors(start: str, remedy: str = 'get the file again') -> Iterator[None]:
+    """Turn errors of the libraries into `BadArchive`, since theirs do not name the file.
 
     Args:
-        where: File, and array in it.
-        message: Start of the message; '... cannot be read' if None.
+        start: Start of the message: the file and what failed.
+        remedy: What to do about it.
     """
     try:
         yield
     except BadArchive:
         raise
     except BROKEN as error:
-        raise BadArchive(f'{message or f"{where} cannot be read"} ({first_line(error)}); get the file again') from error
+        raise BadArchive(f'{start} ({first_line(error)}); {remedy}') from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def npy_header(path: Path) -> StoredArray:
     Raises:
         ValueError: If it is not such a file, or its length is not the one in the header.
     """
-    with name_in_errors(f'{path}:', f'{path}: not a readable .npy file'), open(path, 'rb') as file:
+    with name_in_errors(f'{path}: not a readable .npy file'), open(path, 'rb') as file:
         status = os.fstat(file.fileno())
         shape, fortran, dtype = _read_header(file, f'{path}:')
         array = StoredArray(path, '', shape, dtype, Stamp.of(status), file.tell(), fortran)
@@ -39,7 +39,7 @@ def zip_header(path: Path, archive: zipfile.ZipFile, key: str) -> StoredArray:
     """
     info = archive.getinfo(f'{key}.npy')
     where = f"{path}: '{key}'"
-    with name_in_errors(where):
+    with name_in_errors(f'{where} cannot be read'):
         if info.flag_bits & 1:
             raise BadArchive(f'{where} is encrypted; write the archive without a password')
         with archive.open(info) as member:

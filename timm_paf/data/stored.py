@@ -135,7 +135,7 @@ class StoredArray:
         step, crc = max(size // max(self.row_bytes, 1), 1), zlib.crc32(self._header())
         for start in range(0, self.shape[0], step):
             rows = self.range(start, min(start + step, self.shape[0]))
-            crc = zlib.crc32(rows.reshape(-1).view(np.uint8), crc)
+            crc = zlib.crc32(rows.reshape(-1).view(np.uint8).data, crc)
             yield start, rows
         if self.crc not in (None, crc):
             raise DataChanged(

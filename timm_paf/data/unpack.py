@@ -5,12 +5,11 @@ import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -18,7 +17,8 @@ from typing import IO
 import numpy as np
 
 from timm_paf._files import cache_dir as default_cache_dir
-from timm_paf.data.errors import BROKEN, BadArchive, first_line, name_in_errors
+from timm_paf._files import whole_file
+from timm_paf.data.errors import BROKEN, BadArchive, name_in_errors
 from timm_paf.data.headers import rows_first, zip_header
 from timm_paf.data.stored import CHUNK, Progress, StoredArray
 
@@ -64,7 +64,8 @@ def unpacked(
     copy = cache / f'{source.stem[:64]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz'
     if (found := _find(copy, arrays)) is not None:
         return found
-    with _cache_errors(source, cache):
+    failed = f'{source}: cannot be unpacked into the cache {cache}'
+    with name_in_errors(failed, 'set TIMM_PAF_CACHE to another folder'):
         cache.mkdir(parents=True, exist_ok=True)
         with only_process(copy, source, progress) as alone:
             if (found := _find(copy, arrays)) is not None:
@@ -73,15 +74,10 @@ def unpacked(
                 for remains in cache.glob(f'.{glob.escape(copy.name)}.*.tmp'):  # of a process that was killed
                     remains.unlink()
             _check_room(source, cache, arrays)
-            partial = copy.with_name(f'.{copy.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp')
-            try:
-                with open(partial, 'xb') as file:
-                    _write(file, arrays, progress)
-                    os.fsync(file.fileno())
-                if _find(copy, arrays) is None:  # otherwise another process was faster, without a lock
-                    os.replace(partial, copy)
-            finally:
-                partial.unlink(missing_ok=True)
+            with suppress(FileExistsError), whole_file(copy) as file:
+                _write(file, arrays, progress)
+                if _find(copy, arrays) is not None:
+                    raise FileExistsError  # another process was faster, without a lock: keep its copy
     if (found := _find(copy, arrays)) is None:
         raise BadArchive(f'{source}: its copy {copy} cannot be read; remove that file')
     return found
@@ -126,9 +122,8 @@ def _write(file: IO[bytes], arrays: Mapping[str, Axes], progress: Progress | Non
 
 def _pieces(array: StoredArray, progress: Progress | None) -> Iterator[bytes]:
     """The data of a zip member in their order; zipfile compares the CRC-32 at the end."""
-    done = 0
-    name = f'{array.key}.npy'
-    with name_in_errors(array.where), zipfile.ZipFile(array.path) as archive, archive.open(name) as member:
+    name, failed, done = f'{array.key}.npy', f'{array.where} cannot be read', 0
+    with name_in_errors(failed), zipfile.ZipFile(array.path) as archive, archive.open(name) as member:
         member.read(archive.getinfo(name).file_size - array.nbytes)  # the header
         while piece := member.read(CHUNK):
             yield piece
@@ -194,16 +189,3 @@ def only_process(path: Path, source: Path, progress: Progress | None) -> Iterato
                 raise
             alone = False
         yield alone
-
-
-@contextmanager
-def _cache_errors(source: Path, cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except BadArchive:
-        raise
-    except BROKEN as error:
-        reason = getattr(error, 'strerror', None) or first_line(error)
-        raise BadArchive(
-            f'{source}: cannot be unpacked into the cache {cache} ({reason}); set TIMM_PAF_CACHE to another folder'
-        ) from error
