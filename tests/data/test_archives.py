@@ -82,7 +82,7 @@ def test_take_returns_what_was_written(tmp_path, monkeypatch, format, where):
     assert empty.shape == (0, 3, 5, 4) and len(none) == 0
 
 
-FEW, FEW_NCHW, FEW_LABELS = NHWC[:6], NCHW[:6], np.array([0, 1, 2, 2, 1, 0])
+FEW, FEW_X, FEW_Y = NHWC[:6], NCHW[:6], np.array([0, 1, 2, 2, 1, 0])
 
 
 def with_nan(array, index, value=np.nan):
@@ -91,44 +91,44 @@ def with_nan(array, index, value=np.nan):
     return array
 
 
-SOFT = np.eye(3)[FEW_LABELS] * .7 + .1
+SOFT = np.eye(3)[FEW_Y] * .7 + .1
 NEGATIVE = SOFT + np.array([[0, 0, 0]] * 3 + [[-.3, .3, 0]] + [[0, 0, 0]] * 2)
 SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
 OBJECTS = np.empty(6, object)
 BAD = {
-    'foreign keys': ({'data': FEW, 'extrapolated_targets': FEW_LABELS}, {}, 'holds data, extrapolated_targets; expected'),
+    'foreign keys': ({'data': FEW, 'extrapolated_targets': FEW_Y}, {}, 'holds data, extrapolated_targets; expected'),
     'labels missing': ({'image': FEW}, {}, 'holds image; expected'),
-    'keys of two kinds': ({'image': FEW, 'Y': FEW_LABELS}, {}, 'holds image, Y; expected'),
-    'both pairs': ({'image': FEW, 'label': FEW_LABELS, 'X': FEW, 'Y': FEW_LABELS}, {}, 'expected either'),
+    'keys of two kinds': ({'image': FEW, 'Y': FEW_Y}, {}, 'holds image, Y; expected'),
+    'both pairs': ({'image': FEW, 'label': FEW_Y, 'X': FEW, 'Y': FEW_Y}, {}, 'expected either'),
     'empty': ({}, {}, 'holds nothing; expected'),
-    'integer images': ({'image': FEW.astype(int), 'label': FEW_LABELS}, {}, "'image' is of dtype int64, expected uint8"),
+    'integer images': ({'image': FEW.astype(int), 'label': FEW_Y}, {}, "'image' is of dtype int64, expected uint8"),
     'normalised images': (
-        {'image': FEW / 127.5 - 1, 'label': FEW_LABELS}, {}, "'image' has pixels from -.* at index 0,"),
-    'images beyond 255': ({'image': FEW * 2., 'label': FEW_LABELS}, {}, r'expected finite values in \[0, 255\]'),
-    'NaN in an image': ({'image': with_nan(FEW / 255, 4), 'label': FEW_LABELS}, {}, 'pixels from nan .* index 4'),
-    'infinite pixel': ({'image': with_nan(FEW / 255, 2, np.inf), 'label': FEW_LABELS}, {}, 'to inf at index 2'),
+        {'image': FEW / 127.5 - 1, 'label': FEW_Y}, {}, "'image' has pixels from -.* at index 0,"),
+    'images beyond 255': ({'image': FEW * 2., 'label': FEW_Y}, {}, r'expected finite values in \[0, 255\]'),
+    'NaN in an image': ({'image': with_nan(FEW / 255, 4), 'label': FEW_Y}, {}, 'pixels from nan .* index 4'),
+    'infinite pixel': ({'image': with_nan(FEW / 255, 2, np.inf), 'label': FEW_Y}, {}, 'to inf at index 2'),
     'soft labels that do not add up': ({'image': FEW, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
     'soft labels below zero': ({'image': FEW, 'label': NEGATIVE}, {}, "'label' has the row .* at index 3"),
     'soft labels with NaN': ({'image': FEW, 'label': with_nan(SOFT, 5)}, {}, 'index 5, expected probabilities'),
     'soft labels of other classes': ({'image': FEW, 'label': SOFT[:, :2]}, {}, r'\(6, 2\) .*, expected \(6, 3\)'),
-    'flat images': ({'image': FEW.reshape(6, -1), 'label': FEW_LABELS}, {}, r"'image' has shape \(6, 60\), expected"),
-    'no images': ({'image': FEW[:0], 'label': FEW_LABELS[:0]}, {}, 'nothing empty'),
-    'object images': ({'image': OBJECTS, 'label': FEW_LABELS}, {}, "'image' is of dtype object: .* not read"),
+    'flat images': ({'image': FEW.reshape(6, -1), 'label': FEW_Y}, {}, r"'image' has shape \(6, 60\), expected"),
+    'no images': ({'image': FEW[:0], 'label': FEW_Y[:0]}, {}, 'nothing empty'),
+    'object images': ({'image': OBJECTS, 'label': FEW_Y}, {}, "'image' is of dtype object: .* not read"),
     'object labels': ({'image': FEW, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
-    'float labels': ({'image': FEW, 'label': FEW_LABELS / 1}, {}, "'label' is of dtype float64, expected integers"),
-    'text labels': ({'image': FEW, 'label': FEW_LABELS.astype(str)}, {}, "'label' is of dtype <U"),
-    'column of labels': ({'image': FEW, 'label': FEW_LABELS[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
-    'counts differ': ({'image': FEW, 'label': FEW_LABELS[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
-    'label too high': ({'X': FEW, 'Y': FEW_LABELS + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
-    'label negative': ({'image': FEW, 'label': FEW_LABELS - 1}, {}, "'label' has values from -1 to 1.*index 0"),
+    'float labels': ({'image': FEW, 'label': FEW_Y / 1}, {}, "'label' is of dtype float64, expected integers"),
+    'text labels': ({'image': FEW, 'label': FEW_Y.astype(str)}, {}, "'label' is of dtype <U"),
+    'column of labels': ({'image': FEW, 'label': FEW_Y[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
+    'counts differ': ({'image': FEW, 'label': FEW_Y[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
+    'label too high': ({'X': FEW, 'Y': FEW_Y + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
+    'label negative': ({'image': FEW, 'label': FEW_Y - 1}, {}, "'label' has values from -1 to 1.*index 0"),
     'label beyond int64': (
-        {'image': FEW, 'label': FEW_LABELS.astype(np.uint64) + np.uint64(2**63)}, {}, "'label' has values from 92233",
+        {'image': FEW, 'label': FEW_Y.astype(np.uint64) + np.uint64(2**63)}, {}, "'label' has values from 92233",
     ),
-    'other channels': ({'image': FEW, 'label': FEW_LABELS}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
-    'no channel axis': ({'image': FEW[..., :2], 'label': FEW_LABELS}, {}, 'expected 1 or 3 channels'),
-    'other layout': ({'image': FEW, 'label': FEW_LABELS}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
-    'layout left open': ({'image': SQUARE, 'label': FEW_LABELS}, {}, 'NHWC or NCHW; choose one with layout='),
-    'no such layout': ({'image': FEW, 'label': FEW_LABELS}, {'layout': 'HWC'}, "layout='HWC'"),
+    'other channels': ({'image': FEW, 'label': FEW_Y}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
+    'no channel axis': ({'image': FEW[..., :2], 'label': FEW_Y}, {}, 'expected 1 or 3 channels'),
+    'other layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
+    'layout left open': ({'image': SQUARE, 'label': FEW_Y}, {}, 'NHWC or NCHW; choose one with layout='),
+    'no such layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'HWC'}, "layout='HWC'"),
 }
 
 
@@ -145,7 +145,7 @@ def test_bad_members(tmp_path, case):
 
 def archive_bytes(save=np.savez):
     buffer = io.BytesIO()
-    save(buffer, image=FEW, label=FEW_LABELS)
+    save(buffer, image=FEW, label=FEW_Y)
     return buffer.getvalue()
 
 
@@ -222,27 +222,27 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch):
-    np.savez(tmp_path / 'a.npz', image=FEW[:2], label=FEW_LABELS[:2])
-    np.savez(tmp_path / 'b.npz', X=FEW_NCHW[2:], Y=FEW_LABELS[2:])
+    np.savez(tmp_path / 'a.npz', image=FEW[:2], label=FEW_Y[:2])
+    np.savez(tmp_path / 'b.npz', X=FEW_X[2:], Y=FEW_Y[2:])
     monkeypatch.setattr(torch, 'cat', None)  # joining by copying would need it
     whole = open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
     monkeypatch.undo()
     assert isinstance(whole, ConcatenatedImages)
     images, labels = whole.take(torch.arange(6))
-    assert np.array_equal(images.numpy(), FEW_NCHW) and labels.tolist() == FEW_LABELS.tolist()
+    assert np.array_equal(images.numpy(), FEW_X) and labels.tolist() == FEW_Y.tolist()
     assert isinstance(open_archives([tmp_path / 'a.npz'], num_classes=3), LabelledImages)
 
 
 @pytest.mark.parametrize('limit, kind', [(360, LabelledImages), (359, DiskImages)], ids=['fits', 'too large'])
 def test_what_is_read_whole(tmp_path, monkeypatch, limit, kind):
     monkeypatch.setattr(archives_module, 'IN_MEMORY', limit)
-    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_LABELS)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
     assert isinstance(open_archive(tmp_path / 'a.npz', num_classes=3), kind)
 
 
 @pytest.mark.parametrize('num_classes', [0, True, 3., None], ids=str)
 def test_class_counts_that_are_none(tmp_path, num_classes):
-    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_LABELS)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
     with pytest.raises(ValueError, match='got num_classes='):
         open_archive(tmp_path / 'a.npz', num_classes=num_classes)
 
@@ -254,8 +254,8 @@ def test_several_archives_need_a_list(paths):
 
 
 def test_several_archives_that_do_not_fit(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_LABELS)
-    np.savez(tmp_path / 'b.npz', image=FEW[:, :4], label=FEW_LABELS)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
+    np.savez(tmp_path / 'b.npz', image=FEW[:, :4], label=FEW_Y)
     with pytest.raises(ValueError, match=r'b\.npz holds images of shape'):
         open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
     with pytest.raises(FileNotFoundError, match=r'c\.npz'):
@@ -263,7 +263,7 @@ def test_several_archives_that_do_not_fit(tmp_path):
 
 
 def saved():
-    return LabelledImages(torch.from_numpy(FEW_NCHW), torch.from_numpy(FEW_LABELS), 3, 'saved')
+    return LabelledImages(torch.from_numpy(FEW_X), torch.from_numpy(FEW_Y), 3, 'saved')
 
 
 def test_saved_archive_is_an_edm_archive(tmp_path):
@@ -271,7 +271,7 @@ def test_saved_archive_is_an_edm_archive(tmp_path):
     with np.load(tmp_path / 'a.npz', allow_pickle=False) as archive:
         assert sorted(archive) == ['image', 'label']
         assert archive['image'].dtype == np.uint8 and np.array_equal(archive['image'], FEW)
-        assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], FEW_LABELS)
+        assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], FEW_Y)
     save_archive(tmp_path / 'b.npz', saved())
     assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
 
