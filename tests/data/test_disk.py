@@ -1,8 +1,6 @@
 """Images that stay on the disk are those that numpy reads, and nothing out of range ever reaches a batch."""
 
-import copy
 import os
-import pickle
 
 import numpy as np
 import pytest
@@ -12,14 +10,12 @@ from timm_paf.data import ConcatenatedImages, LabelledImages, archives, disk, op
 from timm_paf.data.datasets import all_labels as all_labels_of
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import DataChanged
-from timm_paf.data.report import sample_indices
 from timm_paf.data.stored import StoredArray
 
 COUNT = 300
 NHWC = np.random.RandomState(0).randint(0, 256, (COUNT, 5, 4, 3), dtype=np.uint8)
 NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
 LABEL = np.arange(COUNT) * 3 // COUNT
-SOFT = np.random.RandomState(1).dirichlet([1, 1, 1], COUNT)
 
 
 def opened(path, **options):
@@ -60,37 +56,6 @@ def test_opening_parts_does_not_read_them(tmp_path, monkeypatch):
     assert np.array_equal(x, NCHW[[299, 0, 5]]) and y.tolist() == [2, 0, 0]
 
 
-UNIT = NHWC / 255
-HIDDEN = {
-    'label too high': ({'image': NHWC, 'label': LABEL}, 'label', 150, 3, "'label' has values from 1 to 3.*index 150"),
-    'NaN': ({'image': UNIT, 'label': LABEL}, 'image', 150, np.nan, "'image' has pixels from nan .* index 150"),
-    'beyond 1': ({'image': UNIT, 'label': LABEL}, 'image', 150, 1.5, r'from 0.* to 1\.5 at index 150, .*in \[0, 1\]'),
-    'beyond 255': ({'image': UNIT * 255, 'label': LABEL}, 'image', 150, 256, r'to 256 at index 150, .*in \[0, 255\]'),
-    'soft label': ({'image': NHWC, 'label': SOFT}, 'label', 150, 2, "'label' has the row .* at index 150"),
-}
-
-
-@pytest.mark.parametrize('case', HIDDEN)
-def test_what_the_sample_missed_stops_the_run(tmp_path, monkeypatch, case):
-    members, key, index, value, message = HIDDEN[case]
-    members = {name: array.copy() for name, array in members.items()}
-    members[key][index].flat[0] = value
-    if members[key].ndim == 1:
-        members[key][index] = value
-    np.savez(tmp_path / 'a.npz', **members)
-    monkeypatch.setattr(disk, '_ALL_LABELS', 0)
-    monkeypatch.setattr(disk, '_SAMPLE', 8)
-    assert index not in sample_indices(COUNT, 8)
-    source = opened(tmp_path / 'a.npz')
-    source.take(torch.tensor([index - 1, index + 1]))
-    with pytest.raises(DataChanged, match=message):
-        source.take(torch.tensor([index - 1, index]))
-    monkeypatch.undo()
-    if key == 'label' and members[key].ndim == 1:
-        with pytest.raises(ValueError, match=message.replace('from 1', 'from 0')):  # the full look finds it on opening
-            opened(tmp_path / 'a.npz')
-
-
 def test_a_part_that_changes_stops_the_run(tmp_path):
     for name in 'ab':
         np.savez(tmp_path / f'{name}.npz', image=NHWC, label=LABEL)
@@ -100,14 +65,6 @@ def test_a_part_that_changes_stops_the_run(tmp_path):
     whole.take(torch.tensor([0, 1]))
     with pytest.raises(DataChanged, match=r'b\.npz: changed since it was opened'):
         whole.take(torch.tensor([0, 300]))
-
-
-def test_truncated_while_running(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    source = opened(tmp_path / 'a.npz')
-    os.truncate(tmp_path / 'a.npz', 1000)
-    with pytest.raises(DataChanged, match=r'a\.npz: (ends at offset|changed)'):
-        source.take(torch.tensor([299]))
 
 
 class Batches(torch.utils.data.Dataset):
@@ -128,38 +85,6 @@ def test_workers_of_a_data_loader(tmp_path, method):
         Batches(opened(tmp_path / 'a.npz')), batch_size=None, num_workers=1, multiprocessing_context=method)
     images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
     assert np.array_equal(images, NCHW) and labels.tolist() == LABEL.tolist()
-
-
-def test_copies_read_for_themselves(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    source = opened(tmp_path / 'a.npz')
-    for twin in (pickle.loads(pickle.dumps(source)), copy.deepcopy(source)):
-        assert np.array_equal(twin.take(torch.tensor([4]))[0], NCHW[[4]])
-
-
-def test_the_report(tmp_path, monkeypatch):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=np.where(LABEL == 1, 2, LABEL))
-    report = opened(tmp_path / 'a.npz').report
-    assert report.class_counts == (100, 0, 200) and report.sampled == report.images == COUNT
-    assert str(report) == (
-        '300 images 3x5x4 uint8, int64 labels from 0 to 2; in all labels, the rarest of 3 classes has 0.0 %, the most '
-        'frequent 66.7 %, and 1 do not occur')
-    monkeypatch.setattr(disk, '_ALL_LABELS', 0)
-    monkeypatch.setattr(disk, '_SAMPLE', 30)
-    np.savez(tmp_path / 'a.npz', image=NHWC.astype(np.float32), label=LABEL)
-    report = opened(tmp_path / 'a.npz').report
-    assert report.class_counts == (10, 10, 10) and report.pixel_range[0] >= 0 and report.pixel_range[1] > 250
-    assert 'in a sample of 30 labels' in str(report)
-
-
-@pytest.mark.parametrize('count', [1, 5, 1024, 1025, 1026, 5000, 10**8])
-def test_the_sample(count):
-    sample = sample_indices(count, 1024)
-    assert len(sample) == min(count, 1024) and (np.diff(sample) > 0).all()
-    assert sample[0] == 0 and sample[-1] == count - 1
-    assert np.array_equal(sample, sample_indices(count, 1024))
-    if count > 1e6:  # one index a stretch, so that a class-sorted archive shows each class in proportion
-        assert (np.bincount(sample * 10 // count) >= 102).all()
 
 
 def test_fingerprint(tmp_path):

@@ -1,4 +1,4 @@
-"""The full check finds every fault that opening may miss, and says where."""
+"""The full check finds every error that opening may miss, and reports where it is."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_paf.data import ImagesWithout, LabelledImages, disk, open_archive, open_archives
+from timm_paf.data import DataChanged, ImagesWithout, LabelledImages, disk, open_archive, open_archives
 from timm_paf.data.verify import verify_archive
 
 COUNT = 900
@@ -43,6 +43,7 @@ FAULTS = {
     'label too high': ({'image': NHWC, 'label': relabelled(3)}, None, r"'label' has values .* at index 150"),
     'label negative': ({'image': NHWC, 'label': relabelled(-1)}, None, 'at index 150'),
     'NaN': ({'image': changed(NHWC / 255, np.nan), 'label': LABEL}, None, "'image' has pixels from nan .* index 150"),
+    'beyond 255': ({'image': changed(NHWC / 1, 256), 'label': LABEL}, None, r'to 256 at index 150, .*\[0, 255\]'),
     'beyond 1': ({'image': changed(NHWC / 255, 1.01), 'label': LABEL}, None, r'to 1\.01 at index 150,'),
     'soft label': ({'image': NHWC, 'label': changed(np.eye(3)[LABEL], .5)}, None, "'label' has the row .* index 150"),
     'flipped pixel': ({'image': NHWC, 'label': LABEL}, NHWC, "'image' is damaged .*CRC-32"),
@@ -59,6 +60,10 @@ def test_faults_of_archives(tmp_path, fault, opened):
     if flip is not None:
         with_flipped_byte(path, flip)
     source = open_archive(path, num_classes=3, mapped=True)  # the sample does not see it
+    source.take(torch.tensor([149, 151]))
+    if flip is None:  # a checksum needs the whole archive, but no batch contains a value out of range
+        with pytest.raises(DataChanged, match=message):
+            source.take(torch.tensor([149, 150]))
     with pytest.raises(ValueError, match=message) as caught:
         verify_archive(source) if opened else verify_archive(path, num_classes=3)
     assert str(path) in str(caught.value) and '\n' not in str(caught.value)
@@ -154,9 +159,7 @@ def test_a_flipped_pixel_is_found_behind_a_wrapper(tmp_path):
     """A validation split is held out by a wrapper; the checksum is that of the archive all the same."""
     path = tmp_path / 'a.npz'
     np.savez(path, image=NHWC, label=LABEL)
-    content = bytearray(path.read_bytes())
-    content[content.index(NHWC[400].tobytes()) + 5] ^= 1
-    path.write_bytes(content)
+    with_flipped_byte(path, NHWC)
     source = open_archive(path, num_classes=3, mapped=True)
     with pytest.raises(ValueError, match=r"a\.npz.*image"):
         verify_archive(ImagesWithout(source, torch.tensor([3, 5]), name='train'))
