@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from timm_paf.data import ConcatenatedImages, open_archive, open_archives
-from timm_paf.data.pairs import labels_beside
+from timm_paf.data.pairs import find_labels
 
 NHWC = np.random.RandomState(0).randint(0, 256, (6, 4, 4, 3), dtype=np.uint8)
 NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
@@ -30,16 +30,16 @@ NAMES = {
 def test_labels_are_found_by_name(tmp_path, images):
     (tmp_path / NAMES[images]).touch()
     (tmp_path / 'other_labels.npy').touch()
-    assert labels_beside(tmp_path / images) == tmp_path / NAMES[images]
+    assert find_labels(tmp_path / images) == tmp_path / NAMES[images]
 
 
 def test_labels_that_are_not_there_or_twice(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'images\.npy: no file with labels, expected labels\.npy or '):
-        labels_beside(tmp_path / 'images.npy')
+        find_labels(tmp_path / 'images.npy')
     for name in ('labels.npy', 'images_labels.npy'):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r'labels\.npy or images_labels\.npy; keep one'):
-        labels_beside(tmp_path / 'images.npy')
+        find_labels(tmp_path / 'images.npy')
 
 
 def npy(folder, images, labels=LABEL):

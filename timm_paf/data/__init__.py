@@ -1,4 +1,4 @@
-"""Data sets that timm lacks, and batches that mix real and synthetic images at an exact share."""
+"""Data sets that timm does not have, and batches with an exact fraction of synthetic images."""
 
 from timm_paf.data.archives import open_archive, open_archives, save_archive
 from timm_paf.data.arrays import (
@@ -20,7 +20,7 @@ from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, store
 from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_manifest
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
-from timm_paf.data.pairs import labels_beside
+from timm_paf.data.pairs import find_labels
 from timm_paf.data.report import SampleReport, sample_report
 from timm_paf.data.splits import held_out, stratified_split
 from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
@@ -61,11 +61,11 @@ __all__ = [
     'default_cache_dir',
     'derive_seed',
     'digits_splits',
+    'find_labels',
     'free_bytes',
     'generator_for',
     'held_out',
     'label_distribution',
-    'labels_beside',
     'manifest_parts',
     'open_archive',
     'open_archives',

@@ -61,7 +61,7 @@ def open_archive(
 
     - `.npz` (or any other name): members `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m). Uncompressed
       members are read where they are, compressed ones are unpacked once into a cache.
-    - `.npy`: images, with labels in another `.npy`; `labels_beside` describes its name.
+    - `.npy`: images, with labels in another `.npy`; `find_labels` describes its name.
     - `.bin`: uint8 images without a header, with labels in a `.npy`.
     - a folder: `images.npy` or `images.bin` with its labels; or the parts in its `manifest.json`, all of which must
       exist; or `.npz` parts in natural order; or image files in one sub-folder per class (`FolderImages`).

@@ -212,12 +212,12 @@ def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0
 def has_soft_labels(source: ImageSource) -> bool:
     """Whether the labels of a source are probabilities.
 
-    This is its property `soft`. Without one, one image is read, unless the source decodes images (`ahead`).
+    This is its property `soft`. Without one, one image is read, unless the source decodes images (`prefetch`).
     """
     soft = getattr(source, 'soft', None)
     if soft is not None:
         return soft
-    return not hasattr(source, 'ahead') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
+    return not hasattr(source, 'prefetch') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
 
 
 def check_compatible(first: ImageSource, second: ImageSource) -> None:

@@ -79,9 +79,9 @@ class Decoding:
 class DecodedImages:
     """A map-style data set of timm or torchvision as an image source.
 
-    `take` decodes images for evaluation in this process. `ahead` decodes batches for training in the worker processes
-    of timm's `create_loader`. The random crop of an image depends only on its index and the key given to `ahead`, not
-    on the number of workers or the process.
+    `take` decodes images for evaluation in this process. `prefetch` decodes batches for training in the worker
+    processes of timm's `create_loader`. The random crop of an image depends only on its index and the key given to
+    `prefetch`, not on the number of workers or the process.
 
     timm's data sets replace an image that cannot be read by another one. Here it is an error.
 
@@ -138,7 +138,7 @@ class DecodedImages:
             self.dataset, name=name, num_classes=self.num_classes, labels=self.labels[indices], decoding=self.decoding,
             indices=self.indices[indices])
 
-    def ahead(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def prefetch(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of training images, decoded in advance by worker processes.
 
         Args:
@@ -202,10 +202,10 @@ class _Steps(Dataset):
 class StreamedImages:
     """An iterable data set (WebDataset, Hugging Face streaming, TFDS) as training images.
 
-    It can only be read from front to back, so `ahead` counts the indices and gives images in the order of the data set.
-    Batches have the exact number of images. But an epoch may repeat or miss images, the order depends on the number of
-    workers, and a run resumed within an epoch starts a new pass. Under torch.distributed, the data set gives each
-    process its share.
+    It can only be read from front to back, so `prefetch` counts the indices and gives images in the order of the data
+    set. Batches have the exact number of images. But an epoch may repeat or miss images, the order depends on the
+    number of workers, and a run resumed within an epoch starts a new pass. Under torch.distributed, the data set gives
+    each process its share.
 
     Args:
         dataset: Iterable data set from `timm.data.create_dataset`.
@@ -237,8 +237,8 @@ class StreamedImages:
         """
         raise ValueError(f'{self.name}: this data set can only be read from front to back, not at an index')
 
-    def ahead(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches with as many images as `plan` gives indices; see `DecodedImages.ahead`. Passes repeat as needed."""
+    def prefetch(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches with as many images as `plan` gives indices, as in `DecodedImages`; passes repeat as needed."""
         pool = self._endless(key)
         images, labels = next(pool)
         for step in range(steps):

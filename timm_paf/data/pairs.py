@@ -16,7 +16,7 @@ _WORDS = {'images': 'labels', 'image': 'label', 'imgs': 'labels', 'img': 'label'
 _WORD = re.compile(r'(?<![a-z0-9])(images?|imgs?|x|data)(?![a-z0-9])', re.IGNORECASE)
 
 
-def labels_beside(path: Path) -> Path:
+def find_labels(path: Path) -> Path:
     """The file with the labels of the images in `path`, found by its name in the same folder.
 
     It is a `.npy` file. Its name is the name of the images with the last word for images replaced: `images` by
@@ -51,7 +51,7 @@ def read_pair(
 
     Args:
         path: The images.
-        labels: The labels; found with `labels_beside` if None.
+        labels: The labels; found with `find_labels` if None.
         channels: Number of channels; for `.bin`, 3 or 1 if None.
         layout: Axes of the images in a `.bin`: 'NHWC' (also if None) or 'NCHW'.
 
@@ -59,7 +59,7 @@ def read_pair(
         FileNotFoundError: If there are no labels.
         ValueError: If a file is not as expected.
     """
-    targets = npy_header(labels or labels_beside(path))
+    targets = npy_header(labels or find_labels(path))
     if path.suffix != '.bin':
         return npy_header(path), targets
     return _bin_header(path, targets.shape[0] if targets.shape else 0, channels, layout), targets

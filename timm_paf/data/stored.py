@@ -75,6 +75,11 @@ class StoredArray:
         return f"{self.path}: '{self.key}'" if self.key else f'{self.path}:'
 
     @property
+    def _start(self) -> int:
+        assert self.offset is not None, 'compressed arrays have no rows'
+        return self.offset
+
+    @property
     def nbytes(self) -> int:
         """Length of the data in bytes."""
         return prod(self.shape) * self.dtype.itemsize
@@ -106,7 +111,7 @@ class StoredArray:
             return out
         length, view = self.row_bytes, out.reshape(-1).view(np.uint8).data
         order = np.argsort(indices, kind='stable')
-        places, offsets = order.tolist(), ((self.offset or 0) + indices[order] * length).tolist()
+        places, offsets = order.tolist(), (self._start + indices[order] * length).tolist()
         with self._opened() as file:
             if hasattr(os, 'posix_fadvise'):
                 # no read-ahead, since the order is random; a cold disk works on all rows of a batch at once
@@ -123,7 +128,7 @@ class StoredArray:
         with self._opened() as file:
             if out.nbytes:
                 view = out.reshape(-1).view(np.uint8).data
-                self._read(file, view, (self.offset or 0) + start * self.row_bytes)
+                self._read(file, view, self._start + start * self.row_bytes)
         return out
 
     def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, np.ndarray]]:
@@ -150,7 +155,7 @@ class StoredArray:
 
     def _header(self) -> bytes:
         """What is in front of the data in the zip member; the checksum covers it."""
-        header = bytearray(0 if self.crc is None or self.offset is None else self.offset - self.member)
+        header = bytearray(0 if self.crc is None else self._start - self.member)
         with self._opened() as file:
             self._read(file, memoryview(header), self.member)
         return bytes(header)
