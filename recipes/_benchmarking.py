@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from timm_paf.data.files import whole_file
+from timm_paf._files import whole_file
 from timm_paf.evaluation import library_versions
 
 __all__ = [

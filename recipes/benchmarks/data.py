@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _benchmarking import chosen_device, command_line, device_name, half_quartiles, peak_bytes, seconds, summary_line
 from _roofline import Machine
 
-from timm_paf.data.files import whole_file
+from timm_paf._files import whole_file
 from timm_paf.data.headers import zip_header
 from timm_paf.evaluation import library_versions
 

@@ -7,40 +7,82 @@ import numpy as np
 import pytest
 import torch
 
-from timm_paf.data import ConcatenatedImages, LabelledImages, open_archive, open_archives, save_archive
+from timm_paf.data import ConcatenatedImages, LabelledImages, disk, open_archive, open_archives, save_archive
 from timm_paf.data import archives as archives_module
 from timm_paf.data.disk import DiskImages
 
-NHWC = np.random.RandomState(0).randint(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+COUNT = 300
+NHWC = np.random.RandomState(0).randint(0, 256, (COUNT, 5, 4, 3), dtype=np.uint8)
 NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
-LABEL = np.array([0, 1, 2, 2, 1, 0])
+HWCN = np.ascontiguousarray(NHWC.transpose(1, 2, 3, 0))
+LABEL = np.arange(COUNT) * 3 // COUNT
+SOFT = np.random.RandomState(1).dirichlet([1, 1, 1], COUNT)
+UNIT = NCHW.astype(np.float32) / np.float32(255)
 
-GOOD = {
-    'EDM': (np.savez, {'image': NHWC, 'label': LABEL}, {}),
-    'CIFAR-5m': (np.savez, {'X': NHWC, 'Y': LABEL}, {}),
-    'deflated': (np.savez_compressed, {'image': NHWC, 'label': LABEL}, {}),
-    'NCHW': (np.savez, {'image': NCHW, 'label': LABEL}, {}),
-    'another member beside them': (np.savez, {'image': NHWC, 'label': LABEL, 'extra': LABEL}, {}),
-    'uint8 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint8)}, {}),
-    'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i4')}, {}),
-    'uint64 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint64)}, {}),
-    'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}),
-    'channels named': (np.savez, {'image': NHWC, 'label': LABEL}, {'channels': 3}),
-    'layout named': (np.savez, {'image': NCHW, 'label': LABEL}, {'layout': 'NCHW'}),
+
+def large_zip(path, **members):
+    """An archive in zip64 form and with a foreign member first, as of more than 4 GiB."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('readme.txt', 'hello' * 5)
+        for key, array in members.items():
+            with archive.open(f'{key}.npy', 'w', force_zip64=True) as file:
+                np.save(file, array)
+
+
+def behind_a_prefix(path, **members):
+    np.savez(path, **members)
+    path.write_bytes(b'#!/bin/sh\n' + path.read_bytes())
+
+
+# name -> (writer, members, options, expected images, expected labels)
+FORMATS = {
+    'EDM': (np.savez, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
+    'CIFAR-5m': (np.savez, {'X': NHWC, 'Y': LABEL.astype(np.uint8)}, {}, NCHW, LABEL),
+    'compressed': (np.savez_compressed, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
+    'compressed HWCN': (np.savez_compressed, {'X': HWCN, 'Y': LABEL}, {}, NCHW, LABEL),
+    'NCHW': (np.savez, {'image': NCHW, 'label': LABEL}, {'layout': 'NCHW'}, NCHW, LABEL),
+    'HWCN': (np.savez, {'X': HWCN, 'Y': LABEL}, {}, NCHW, LABEL),
+    'HWCN as MATLAB writes it': (np.savez, {'X': np.asfortranarray(HWCN), 'Y': LABEL}, {}, NCHW, LABEL),
+    'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}, NCHW, LABEL),
+    'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
+    'behind a prefix': (behind_a_prefix, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
+    'another member beside them': (np.savez, {'image': NHWC, 'label': LABEL, 'extra': LABEL}, {}, NCHW, LABEL),
+    'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i2')}, {}, NCHW, LABEL),
+    'uint64 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint64)}, {'channels': 3}, NCHW, LABEL),
+    'floats to 1': (np.savez, {'image': NHWC / 255, 'label': LABEL}, {}, UNIT, LABEL),
+    'float16 to 255': (np.savez, {'image': NHWC.astype(np.float16), 'label': LABEL}, {}, UNIT, LABEL),
+    'big-endian floats': (np.savez, {'image': NHWC.astype('>f4'), 'label': LABEL}, {}, UNIT, LABEL),
+    'soft labels': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float32)}, {}, NCHW, SOFT.astype(np.float32)),
+    'soft labels in float16': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float16)}, {}, NCHW, SOFT),
 }
 
 
-@pytest.mark.parametrize('case', GOOD)
-def test_good_archives(tmp_path, case):
-    save, members, options = GOOD[case]
-    save(tmp_path / 'a.npz', **members)
-    data = open_archive(tmp_path / 'a.npz', num_classes=3, **options)
-    assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
-    assert np.array_equal(data.images.numpy(), NCHW)
-    assert data.labels.tolist() == LABEL.tolist()
-    assert data.name == 'a.npz'
+@pytest.mark.parametrize('format', FORMATS)
+@pytest.mark.parametrize('where', ['in memory', 'on disk', 'labels on disk'])
+def test_take_returns_what_was_written(tmp_path, monkeypatch, format, where):
+    if where == 'labels on disk':
+        monkeypatch.setattr(disk, '_ALL_LABELS', 0)
+    write, members, options, images, targets = FORMATS[format]
+    write(tmp_path / 'a.npz', **members)
+    mapped = None if where == 'in memory' else True
+    source = open_archive(
+        tmp_path / 'a.npz', num_classes=3, mapped=mapped, cache_dir=tmp_path / 'cache', **options)
+    assert isinstance(source, LabelledImages if where == 'in memory' else DiskImages) and source.name == 'a.npz'
+    assert len(source) == COUNT and source.image_shape == (3, 5, 4) and source.num_classes == 3
+    order = torch.tensor([299, 0, 7, 7, 100, 101, 102])
+    x, y = source.take(order)
+    assert x.dtype == (torch.uint8 if images.dtype == np.uint8 else torch.float32)
+    assert torch.equal(x, torch.from_numpy(images)[order])
+    if targets.ndim == 1:
+        assert y.dtype == torch.int64 and y.tolist() == targets[order].tolist()
+    else:
+        assert y.dtype == torch.float32 and np.allclose(y, targets[order], atol=1e-3)
+        assert torch.allclose(y.sum(1), torch.ones(7), atol=1e-6)
+    empty, none = source.take(torch.tensor([], dtype=torch.int64))
+    assert empty.shape == (0, 3, 5, 4) and len(none) == 0
 
 
+FEW, FEW_X, FEW_Y = NHWC[:6], NCHW[:6], np.array([0, 1, 2, 2, 1, 0])
 
 
 def with_nan(array, index, value=np.nan):
@@ -49,44 +91,44 @@ def with_nan(array, index, value=np.nan):
     return array
 
 
-SOFT = np.eye(3)[LABEL] * .7 + .1
+SOFT = np.eye(3)[FEW_Y] * .7 + .1
 NEGATIVE = SOFT + np.array([[0, 0, 0]] * 3 + [[-.3, .3, 0]] + [[0, 0, 0]] * 2)
 SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
 OBJECTS = np.empty(6, object)
 BAD = {
-    'foreign keys': ({'data': NHWC, 'extrapolated_targets': LABEL}, {}, 'holds data, extrapolated_targets; expected'),
-    'labels missing': ({'image': NHWC}, {}, 'holds image; expected'),
-    'keys of two kinds': ({'image': NHWC, 'Y': LABEL}, {}, 'holds image, Y; expected'),
-    'both pairs': ({'image': NHWC, 'label': LABEL, 'X': NHWC, 'Y': LABEL}, {}, 'expected either'),
+    'foreign keys': ({'data': FEW, 'extrapolated_targets': FEW_Y}, {}, 'holds data, extrapolated_targets; expected'),
+    'labels missing': ({'image': FEW}, {}, 'holds image; expected'),
+    'keys of two kinds': ({'image': FEW, 'Y': FEW_Y}, {}, 'holds image, Y; expected'),
+    'both pairs': ({'image': FEW, 'label': FEW_Y, 'X': FEW, 'Y': FEW_Y}, {}, 'expected either'),
     'empty': ({}, {}, 'holds nothing; expected'),
-    'integer images': ({'image': NHWC.astype(int), 'label': LABEL}, {}, "'image' is of dtype int64, expected uint8"),
+    'integer images': ({'image': FEW.astype(int), 'label': FEW_Y}, {}, "'image' is of dtype int64, expected uint8"),
     'normalised images': (
-        {'image': NHWC / 127.5 - 1, 'label': LABEL}, {}, r"'image' has pixels from -.* at index 0 \(offset"),
-    'images beyond 255': ({'image': NHWC * 2., 'label': LABEL}, {}, r'expected finite values in \[0, 255\]'),
-    'NaN in an image': ({'image': with_nan(NHWC / 255, 4), 'label': LABEL}, {}, 'pixels from nan .* index 4'),
-    'infinite pixel': ({'image': with_nan(NHWC / 255, 2, np.inf), 'label': LABEL}, {}, 'to inf at index 2'),
-    'soft labels that do not add up': ({'image': NHWC, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
-    'soft labels below zero': ({'image': NHWC, 'label': NEGATIVE}, {}, "'label' has the row .* at index 3"),
-    'soft labels with NaN': ({'image': NHWC, 'label': with_nan(SOFT, 5)}, {}, 'index 5, expected probabilities'),
-    'soft labels of other classes': ({'image': NHWC, 'label': SOFT[:, :2]}, {}, r'\(6, 2\) .*, expected \(6, 3\)'),
-    'flat images': ({'image': NHWC.reshape(6, -1), 'label': LABEL}, {}, r"'image' has shape \(6, 60\), expected"),
-    'no images': ({'image': NHWC[:0], 'label': LABEL[:0]}, {}, 'nothing empty'),
-    'object images': ({'image': OBJECTS, 'label': LABEL}, {}, "'image' is of dtype object: .* not read"),
-    'object labels': ({'image': NHWC, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
-    'float labels': ({'image': NHWC, 'label': LABEL / 1}, {}, "'label' is of dtype float64, expected integers"),
-    'text labels': ({'image': NHWC, 'label': LABEL.astype(str)}, {}, "'label' is of dtype <U"),
-    'column of labels': ({'image': NHWC, 'label': LABEL[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
-    'counts differ': ({'image': NHWC, 'label': LABEL[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
-    'label too high': ({'X': NHWC, 'Y': LABEL + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
-    'label negative': ({'image': NHWC, 'label': LABEL - 1}, {}, "'label' has values from -1 to 1.*index 0"),
+        {'image': FEW / 127.5 - 1, 'label': FEW_Y}, {}, "'image' has pixels from -.* at index 0,"),
+    'images beyond 255': ({'image': FEW * 2., 'label': FEW_Y}, {}, r'expected finite values in \[0, 255\]'),
+    'NaN in an image': ({'image': with_nan(FEW / 255, 4), 'label': FEW_Y}, {}, 'pixels from nan .* index 4'),
+    'infinite pixel': ({'image': with_nan(FEW / 255, 2, np.inf), 'label': FEW_Y}, {}, 'to inf at index 2'),
+    'soft labels that do not add up': ({'image': FEW, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
+    'soft labels below zero': ({'image': FEW, 'label': NEGATIVE}, {}, "'label' has the row .* at index 3"),
+    'soft labels with NaN': ({'image': FEW, 'label': with_nan(SOFT, 5)}, {}, 'index 5, expected probabilities'),
+    'soft labels of other classes': ({'image': FEW, 'label': SOFT[:, :2]}, {}, r'\(6, 2\) .*, expected \(6, 3\)'),
+    'flat images': ({'image': FEW.reshape(6, -1), 'label': FEW_Y}, {}, r"'image' has shape \(6, 60\), expected"),
+    'no images': ({'image': FEW[:0], 'label': FEW_Y[:0]}, {}, 'nothing empty'),
+    'object images': ({'image': OBJECTS, 'label': FEW_Y}, {}, "'image' is of dtype object: .* not read"),
+    'object labels': ({'image': FEW, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
+    'float labels': ({'image': FEW, 'label': FEW_Y / 1}, {}, "'label' is of dtype float64, expected integers"),
+    'text labels': ({'image': FEW, 'label': FEW_Y.astype(str)}, {}, "'label' is of dtype <U"),
+    'column of labels': ({'image': FEW, 'label': FEW_Y[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
+    'counts differ': ({'image': FEW, 'label': FEW_Y[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
+    'label too high': ({'X': FEW, 'Y': FEW_Y + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
+    'label negative': ({'image': FEW, 'label': FEW_Y - 1}, {}, "'label' has values from -1 to 1.*index 0"),
     'label beyond int64': (
-        {'image': NHWC, 'label': LABEL.astype(np.uint64) + np.uint64(2**63)}, {}, "'label' has values from 92233",
+        {'image': FEW, 'label': FEW_Y.astype(np.uint64) + np.uint64(2**63)}, {}, "'label' has values from 92233",
     ),
-    'other channels': ({'image': NHWC, 'label': LABEL}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
-    'no channel axis': ({'image': NHWC[..., :2], 'label': LABEL}, {}, 'expected 1 or 3 channels'),
-    'other layout': ({'image': NHWC, 'label': LABEL}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
-    'layout left open': ({'image': SQUARE, 'label': LABEL}, {}, 'may be NHWC or NCHW; say which with layout='),
-    'no such layout': ({'image': NHWC, 'label': LABEL}, {'layout': 'HWC'}, "layout='HWC'"),
+    'other channels': ({'image': FEW, 'label': FEW_Y}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
+    'no channel axis': ({'image': FEW[..., :2], 'label': FEW_Y}, {}, 'expected 1 or 3 channels'),
+    'other layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
+    'layout left open': ({'image': SQUARE, 'label': FEW_Y}, {}, 'NHWC or NCHW; choose one with layout='),
+    'no such layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'HWC'}, "layout='HWC'"),
 }
 
 
@@ -103,13 +145,13 @@ def test_bad_members(tmp_path, case):
 
 def archive_bytes(save=np.savez):
     buffer = io.BytesIO()
-    save(buffer, image=NHWC, label=LABEL)
+    save(buffer, image=FEW, label=FEW_Y)
     return buffer.getvalue()
 
 
 def with_flipped_pixel():
     content = bytearray(archive_bytes())
-    where = content.find(NHWC.tobytes())
+    where = content.find(FEW.tobytes())
     content[where + 100] ^= 1
     return bytes(content)
 
@@ -124,7 +166,7 @@ def with_member(name, content):
 
 def npy_bytes():
     buffer = io.BytesIO()
-    np.save(buffer, NHWC)
+    np.save(buffer, FEW)
     return buffer.getvalue()
 
 
@@ -135,13 +177,13 @@ BROKEN = {
     'text': (lambda: b'<html>404</html>', 'not a readable .npz'),
     'pickle': (lambda: b'\x80\x04K\x01.', 'not a readable .npz'),
     'npy': (npy_bytes, 'not a readable .npz'),
-    'flipped bit': (with_flipped_pixel, "'image' cannot be read .*CRC"),
-    'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* promises 360"),
-    'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* promises 48"),
+    'flipped bit': (with_flipped_pixel, "'image' .*CRC"),
+    'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* 360"),
+    'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* 48"),
     'member is no array': (lambda: with_member('image', lambda data: b'hello'), "'image' cannot be read"),
     'lying header': (
         lambda: with_member('image', lambda data: data.replace(b'(6, 5, 4, 3), }        ', b'(6, 5, 4, 333333333), }')),
-        "'image' holds 360 bytes but its header promises 39999999960",
+        "'image' holds 360 bytes .* 39999999960",
     ),
 }
 
@@ -173,34 +215,34 @@ def test_nothing_is_unpickled(tmp_path):
             return open, (str(tmp_path / 'exploded'), 'w')
 
     bombs = np.array([Bomb()] * 6, object)
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=bombs)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=bombs)
     with pytest.raises(ValueError, match='pickled objects'):
         open_archive(tmp_path / 'a.npz', num_classes=3)
     assert not (tmp_path / 'exploded').exists()
 
 
 def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch):
-    np.savez(tmp_path / 'a.npz', image=NHWC[:2], label=LABEL[:2])
-    np.savez(tmp_path / 'b.npz', X=NCHW[2:], Y=LABEL[2:])
+    np.savez(tmp_path / 'a.npz', image=FEW[:2], label=FEW_Y[:2])
+    np.savez(tmp_path / 'b.npz', X=FEW_X[2:], Y=FEW_Y[2:])
     monkeypatch.setattr(torch, 'cat', None)  # joining by copying would need it
     whole = open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
     monkeypatch.undo()
     assert isinstance(whole, ConcatenatedImages)
     images, labels = whole.take(torch.arange(6))
-    assert np.array_equal(images.numpy(), NCHW) and labels.tolist() == LABEL.tolist()
+    assert np.array_equal(images.numpy(), FEW_X) and labels.tolist() == FEW_Y.tolist()
     assert isinstance(open_archives([tmp_path / 'a.npz'], num_classes=3), LabelledImages)
 
 
 @pytest.mark.parametrize('limit, kind', [(360, LabelledImages), (359, DiskImages)], ids=['fits', 'too large'])
 def test_what_is_read_whole(tmp_path, monkeypatch, limit, kind):
     monkeypatch.setattr(archives_module, 'IN_MEMORY', limit)
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
     assert isinstance(open_archive(tmp_path / 'a.npz', num_classes=3), kind)
 
 
 @pytest.mark.parametrize('num_classes', [0, True, 3., None], ids=str)
 def test_class_counts_that_are_none(tmp_path, num_classes):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
     with pytest.raises(ValueError, match='got num_classes='):
         open_archive(tmp_path / 'a.npz', num_classes=num_classes)
 
@@ -212,8 +254,8 @@ def test_several_archives_need_a_list(paths):
 
 
 def test_several_archives_that_do_not_fit(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    np.savez(tmp_path / 'b.npz', image=NHWC[:, :4], label=LABEL)
+    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
+    np.savez(tmp_path / 'b.npz', image=FEW[:, :4], label=FEW_Y)
     with pytest.raises(ValueError, match=r'b\.npz holds images of shape'):
         open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
     with pytest.raises(FileNotFoundError, match=r'c\.npz'):
@@ -221,15 +263,15 @@ def test_several_archives_that_do_not_fit(tmp_path):
 
 
 def saved():
-    return LabelledImages(torch.from_numpy(NCHW), torch.from_numpy(LABEL), 3, 'saved')
+    return LabelledImages(torch.from_numpy(FEW_X), torch.from_numpy(FEW_Y), 3, 'saved')
 
 
 def test_saved_archive_is_an_edm_archive(tmp_path):
     save_archive(tmp_path / 'a.npz', saved())
     with np.load(tmp_path / 'a.npz', allow_pickle=False) as archive:
         assert sorted(archive) == ['image', 'label']
-        assert archive['image'].dtype == np.uint8 and np.array_equal(archive['image'], NHWC)
-        assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], LABEL)
+        assert archive['image'].dtype == np.uint8 and np.array_equal(archive['image'], FEW)
+        assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], FEW_Y)
     save_archive(tmp_path / 'b.npz', saved())
     assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
 

@@ -1,9 +1,6 @@
 """Images that stay on the disk are those that numpy reads, and nothing out of range ever reaches a batch."""
 
-import copy
 import os
-import pickle
-import zipfile
 
 import numpy as np
 import pytest
@@ -11,85 +8,18 @@ import torch
 
 from timm_paf.data import ConcatenatedImages, LabelledImages, archives, disk, open_archive, open_archives
 from timm_paf.data.datasets import all_labels as all_labels_of
-from timm_paf.data.disk import DiskImages, sample_indices
+from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import DataChanged
+from timm_paf.data.stored import StoredArray
 
 COUNT = 300
 NHWC = np.random.RandomState(0).randint(0, 256, (COUNT, 5, 4, 3), dtype=np.uint8)
 NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
 LABEL = np.arange(COUNT) * 3 // COUNT
-SOFT = np.random.RandomState(1).dirichlet([1, 1, 1], COUNT)
 
 
 def opened(path, **options):
     return open_archive(path, **{'num_classes': 3, 'mapped': True, **options})
-
-
-def large_zip(path, **members):
-    """An archive in zip64 form and with a foreign member first, as of more than 4 GiB."""
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('readme.txt', 'hello' * 5)
-        for key, array in members.items():
-            with archive.open(f'{key}.npy', 'w', force_zip64=True) as file:
-                np.save(file, array)
-
-
-def behind_a_prefix(path, **members):
-    np.savez(path, **members)
-    path.write_bytes(b'#!/bin/sh\n' + path.read_bytes())
-
-
-# name -> (writer, members, expected images, expected labels)
-FORMS = {
-    'EDM': (np.savez, {'image': NHWC, 'label': LABEL}, NCHW, LABEL),
-    'CIFAR-5m': (np.savez, {'X': NHWC, 'Y': LABEL.astype(np.uint8)}, NCHW, LABEL),
-    'NCHW': (np.savez, {'image': NCHW, 'label': LABEL}, NCHW, LABEL),
-    'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, NCHW, LABEL),
-    'behind a prefix': (behind_a_prefix, {'image': NHWC, 'label': LABEL}, NCHW, LABEL),
-    'image axis last': (np.savez, {'X': np.asfortranarray(NHWC.transpose(1, 2, 3, 0)), 'Y': LABEL}, NCHW, LABEL),
-    'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i2')}, NCHW, LABEL),
-    'floats to 1': (np.savez, {'image': NHWC / 255, 'label': LABEL}, NCHW.astype(np.float32) / np.float32(255), LABEL),
-    'floats to 255': (
-        np.savez, {'image': NHWC.astype(np.float16), 'label': LABEL}, NCHW.astype(np.float32) / np.float32(255), LABEL),
-    'big-endian floats': (
-        np.savez, {'image': NHWC.astype('>f4'), 'label': LABEL}, NCHW.astype(np.float32) / np.float32(255), LABEL),
-    'soft labels': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float32)}, NCHW, SOFT.astype(np.float32)),
-    'soft labels in float16': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float16)}, NCHW, SOFT),
-}
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('labels', ['in memory', 'on disk'])
-def test_take_gives_what_numpy_reads(tmp_path, monkeypatch, form, labels):
-    if labels == 'on disk':
-        monkeypatch.setattr(disk, '_ALL_LABELS', 0)
-    write, members, images, targets = FORMS[form]
-    write(tmp_path / 'a.npz', **members)
-    source = opened(tmp_path / 'a.npz')
-    assert isinstance(source, DiskImages) and source.name == 'a.npz'
-    assert len(source) == COUNT and source.image_shape == (3, 5, 4) and source.num_classes == 3
-    order = torch.tensor([299, 0, 7, 7, 100, 101, 102])
-    x, y = source.take(order)
-    assert x.dtype == (torch.uint8 if images.dtype == np.uint8 else torch.float32)
-    assert torch.equal(x, torch.from_numpy(images)[order])
-    if targets.ndim == 1:
-        assert y.dtype == torch.int64 and y.tolist() == targets[order].tolist()
-    else:
-        assert y.dtype == torch.float32 and np.allclose(y, targets[order], atol=1e-3)
-        assert torch.allclose(y.sum(1), torch.ones(7), atol=1e-6)
-    empty, none = source.take(torch.tensor([], dtype=torch.int64))
-    assert empty.shape == (0, 3, 5, 4) and len(none) == 0
-
-
-@pytest.mark.parametrize('form', ['EDM', 'floats to 255', 'image axis last'])
-def test_in_memory_and_on_disk_agree(tmp_path, form):
-    write, members, *_ = FORMS[form]
-    write(tmp_path / 'a.npz', **members)
-    memory = opened(tmp_path / 'a.npz', mapped=False)
-    assert isinstance(memory, LabelledImages)
-    source, everything = opened(tmp_path / 'a.npz'), torch.arange(COUNT)
-    for a, b in zip(memory.take(everything), source.take(everything), strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('index', [-1, COUNT], ids=['before', 'behind'])
@@ -99,15 +29,17 @@ def test_indices_outside(tmp_path, index):
         opened(tmp_path / 'a.npz').take(torch.tensor([0, index]))
 
 
+def reads(monkeypatch):
+    """The length of each read from now on."""
+    lengths, true = [], StoredArray._read
+    monkeypatch.setattr(StoredArray, '_read', lambda *args: lengths.append(len(args[2])) or true(*args))
+    return lengths
+
+
 def test_take_reads_only_what_it_is_asked_for(tmp_path, monkeypatch):
     np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    source, read, true = opened(tmp_path / 'a.npz'), [], os.preadv
-
-    def counting(fd, buffers, offset):
-        read.append(sum(map(len, buffers)))
-        return true(fd, buffers, offset)
-
-    monkeypatch.setattr(os, 'preadv', counting)
+    source = opened(tmp_path / 'a.npz')
+    read = reads(monkeypatch)
     source.take(torch.tensor([5, 200]))
     assert sum(read) == 2 * 60
 
@@ -115,45 +47,13 @@ def test_take_reads_only_what_it_is_asked_for(tmp_path, monkeypatch):
 def test_opening_parts_does_not_read_them(tmp_path, monkeypatch):
     for number in range(6):
         np.savez(tmp_path / f'part{number}.npz', image=NHWC, label=LABEL)
-    read, true = [], os.preadv
-    monkeypatch.setattr(os, 'preadv', lambda fd, b, o: read.append(sum(map(len, b))) or true(fd, b, o))
+    read = reads(monkeypatch)
     whole = open_archives([tmp_path / f'part{n}.npz' for n in range(6)], num_classes=3, mapped=True)
     assert isinstance(whole, ConcatenatedImages) and len(whole) == 1800
     assert sum(read) == 6 * (COUNT * 8 + 2 * 60)  # the labels, the first and the last image
     monkeypatch.undo()
     x, y = whole.take(torch.tensor([1799, 0, 605]))
     assert np.array_equal(x, NCHW[[299, 0, 5]]) and y.tolist() == [2, 0, 0]
-
-
-UNIT = NHWC / 255
-HIDDEN = {
-    'label too high': ({'image': NHWC, 'label': LABEL}, 'label', 150, 3, "'label' has values from 1 to 3.*index 150"),
-    'NaN': ({'image': UNIT, 'label': LABEL}, 'image', 150, np.nan, r"'image' has pixels from nan .* 150 \(offset"),
-    'beyond 1': ({'image': UNIT, 'label': LABEL}, 'image', 150, 1.5, r'from 0.* to 1\.5 at index 150 .*in \[0, 1\]'),
-    'beyond 255': ({'image': UNIT * 255, 'label': LABEL}, 'image', 150, 256, r'to 256 at index 150 .*in \[0, 255\]'),
-    'soft label': ({'image': NHWC, 'label': SOFT}, 'label', 150, 2, "'label' has the row .* at index 150"),
-}
-
-
-@pytest.mark.parametrize('case', HIDDEN)
-def test_what_the_sample_missed_stops_the_run(tmp_path, monkeypatch, case):
-    members, key, index, value, message = HIDDEN[case]
-    members = {name: array.copy() for name, array in members.items()}
-    members[key][index].flat[0] = value
-    if members[key].ndim == 1:
-        members[key][index] = value
-    np.savez(tmp_path / 'a.npz', **members)
-    monkeypatch.setattr(disk, '_ALL_LABELS', 0)
-    monkeypatch.setattr(disk, '_SAMPLE', 8)
-    assert index not in sample_indices(COUNT, 8)
-    source = opened(tmp_path / 'a.npz')
-    source.take(torch.tensor([index - 1, index + 1]))
-    with pytest.raises(DataChanged, match=message):
-        source.take(torch.tensor([index - 1, index]))
-    monkeypatch.undo()
-    if key == 'label' and members[key].ndim == 1:
-        with pytest.raises(ValueError, match=message.replace('from 1', 'from 0')):  # the full look finds it on opening
-            opened(tmp_path / 'a.npz')
 
 
 def test_a_part_that_changes_stops_the_run(tmp_path):
@@ -165,14 +65,6 @@ def test_a_part_that_changes_stops_the_run(tmp_path):
     whole.take(torch.tensor([0, 1]))
     with pytest.raises(DataChanged, match=r'b\.npz: changed since it was opened'):
         whole.take(torch.tensor([0, 300]))
-
-
-def test_truncated_while_running(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    source = opened(tmp_path / 'a.npz')
-    os.truncate(tmp_path / 'a.npz', 1000)
-    with pytest.raises(DataChanged, match=r'a\.npz: (ends at offset|changed)'):
-        source.take(torch.tensor([299]))
 
 
 class Batches(torch.utils.data.Dataset):
@@ -193,39 +85,6 @@ def test_workers_of_a_data_loader(tmp_path, method):
         Batches(opened(tmp_path / 'a.npz')), batch_size=None, num_workers=1, multiprocessing_context=method)
     images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
     assert np.array_equal(images, NCHW) and labels.tolist() == LABEL.tolist()
-
-
-def test_copies_read_for_themselves(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=LABEL)
-    source = opened(tmp_path / 'a.npz')
-    for twin in (pickle.loads(pickle.dumps(source)), copy.deepcopy(source)):
-        assert twin.pixel_file._fd != source.pixel_file._fd
-        assert np.array_equal(twin.take(torch.tensor([4]))[0], NCHW[[4]])
-
-
-def test_the_report(tmp_path, monkeypatch):
-    np.savez(tmp_path / 'a.npz', image=NHWC, label=np.where(LABEL == 1, 2, LABEL))
-    report = opened(tmp_path / 'a.npz').report
-    assert report.class_counts == (100, 0, 200) and report.sampled == report.images == COUNT
-    assert str(report) == (
-        '300 images 3x5x4 uint8, int64 labels from 0 to 2; in all labels the rarest of 3 classes has 0.0 %, the most '
-        'frequent 66.7 %, 1 do not occur')
-    monkeypatch.setattr(disk, '_ALL_LABELS', 0)
-    monkeypatch.setattr(disk, '_SAMPLE', 30)
-    np.savez(tmp_path / 'a.npz', image=NHWC.astype(np.float32), label=LABEL)
-    report = opened(tmp_path / 'a.npz').report
-    assert report.class_counts == (10, 10, 10) and report.pixel_range[0] >= 0 and report.pixel_range[1] > 250
-    assert 'in a sample of 30 labels' in str(report)
-
-
-@pytest.mark.parametrize('count', [1, 5, 1024, 1025, 1026, 5000, 10**8])
-def test_the_sample(count):
-    sample = sample_indices(count, 1024)
-    assert len(sample) == min(count, 1024) and (np.diff(sample) > 0).all()
-    assert sample[0] == 0 and sample[-1] == count - 1
-    assert np.array_equal(sample, sample_indices(count, 1024))
-    if count > 1e6:  # one index a stretch, so that a class-sorted archive shows each class in proportion
-        assert (np.bincount(sample * 10 // count) >= 102).all()
 
 
 def test_fingerprint(tmp_path):

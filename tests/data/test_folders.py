@@ -92,9 +92,9 @@ def move_older(path):
 
 BAD = {
     'another size': (lambda r: write(r / 'cat' / '2.png', PIXELS[0][:4]), {}, r'2\.png: is 4x4 pixels, but a\.png is'),
-    'no image': (lambda r: (r / 'dog' / 'x.png').write_text('x'), {}, r'x\.png: not a readable image \(not an image\)'),
-    'empty file': (lambda r: (r / 'dog' / 'x.png').write_bytes(b''), {}, r'x\.png: not a readable image'),
-    'first one broken': (lambda r: (r / 'ant' / 'a.png').write_text('x'), {}, r'a\.png: not a readable image'),
+    'no image': (lambda r: (r / 'dog' / 'x.png').write_text('x'), {}, r'x\.png: cannot be decoded \(not an image\)'),
+    'empty file': (lambda r: (r / 'dog' / 'x.png').write_bytes(b''), {}, r'x\.png: cannot be decoded'),
+    'first one broken': (lambda r: (r / 'ant' / 'a.png').write_text('x'), {}, r'a\.png: cannot be decoded'),
     'colour for gray': (lambda r: None, {'channels': 1}, r'a\.png: is of mode RGB, expected 8-bit gray'),
     '16 bits': (
         lambda r: write(r / 'cat' / '1.png', PIXELS[0, ..., 0].astype(np.uint16)), {}, r'1\.png: is of mode I;16, exp'),

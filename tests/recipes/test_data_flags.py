@@ -69,7 +69,7 @@ def pixels(data):
 
 def training_pixels(seen):
     order = torch.arange(len(seen.train))
-    ((images, _),) = seen.train.ahead(lambda _: order, 1, key=(0,))
+    ((images, _),) = seen.train.prefetch(lambda _: order, 1, key=(0,))
     return images
 
 

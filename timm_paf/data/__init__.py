@@ -1,4 +1,4 @@
-"""Data sets that timm lacks, and batches that mix real and synthetic images at an exact share."""
+"""Data sets that timm does not have, and batches with an exact fraction of synthetic images."""
 
 from timm_paf.data.archives import open_archive, open_archives, save_archive
 from timm_paf.data.arrays import (
@@ -13,15 +13,15 @@ from timm_paf.data.augment import Augment, random_hflip, random_shift
 from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, all_labels, open_dataset
 from timm_paf.data.decoded import DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import DigitsSplits, digits_splits
-from timm_paf.data.disk import DiskImages, SampleReport
+from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import DataChanged
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
 from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_manifest
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
-from timm_paf.data.pairs import labels_beside
-from timm_paf.data.report import sample_report
+from timm_paf.data.pairs import find_labels
+from timm_paf.data.report import SampleReport, sample_report
 from timm_paf.data.splits import held_out, stratified_split
 from timm_paf.data.streams import EndlessStream, Rank, RealPasses, counts_after
 from timm_paf.data.synthetic import NearestImages, cached_synthetic_digits, sample_synthetic
@@ -61,11 +61,11 @@ __all__ = [
     'default_cache_dir',
     'derive_seed',
     'digits_splits',
+    'find_labels',
     'free_bytes',
     'generator_for',
     'held_out',
     'label_distribution',
-    'labels_beside',
     'manifest_parts',
     'open_archive',
     'open_archives',

@@ -1,8 +1,10 @@
-"""Labelled images on disk, in the forms in which generators of synthetic data publish them."""
+"""Labelled images on disk, in the formats in which synthetic data are published."""
 
 import os
+import tempfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,19 +12,25 @@ import numpy as np
 import torch
 from timm.utils.misc import natural_key
 
+from timm_paf._files import whole_file
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
 from timm_paf.data.disk import DiskImages
-from timm_paf.data.errors import BadArchive, naming
-from timm_paf.data.files import whole_file
+from timm_paf.data.errors import BadArchive, name_in_errors
 from timm_paf.data.folders import FolderImages
-from timm_paf.data.headers import Header, zip_header
-from timm_paf.data.layout import LAYOUTS, check_image_header, check_label_header, find_layout
+from timm_paf.data.headers import (
+    LAYOUTS,
+    check_image_header,
+    check_label_header,
+    find_layout,
+    row_major,
+    zip_header,
+)
 from timm_paf.data.manifest import MANIFEST_NAME, manifest_parts
 from timm_paf.data.pairs import IMAGE_FILES, read_pair
-from timm_paf.data.stored import MemoryFile, Progress, StoredArray
+from timm_paf.data.stored import Progress, StoredArray
 from timm_paf.data.unpack import unpacked
 
-IN_MEMORY = 1 << 24  # bytes of images up to which an archive is read whole: less than what importing torch takes
+IN_MEMORY = 1 << 24  # bytes of images up to which an archive is read into memory; importing torch takes more
 _KEYS = (('image', 'label'), ('X', 'Y'))  # EDM and DDPM archives, CIFAR-5m
 
 
@@ -47,39 +55,39 @@ def open_archive(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageSource:
-    """Open labelled images on disk; the kind of path decides how.
+    """Open labelled images on disk.
 
-    - `.npz` (or any other name): members `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m). Stored ones are
-      read in place, deflated ones are unpacked once into a cache.
-    - `.npy`: images, with labels in another `.npy` beside it; `labels_beside` says how it is found.
-    - `.bin`: bare uint8 images, one after the other, with labels in a `.npy` beside it.
-    - a folder: `images.npy` or `images.bin` with its labels; or the parts that its `manifest.json` lists, all of which
-      must be there; or `.npz` parts, all of them in natural order; or image files in a sub-folder for each class
-      (`FolderImages`).
+    The path selects the format:
 
-    Images are uint8, or floats in [0, 1] or [0, 255] (the sample decides which), with axes NHWC, NCHW, or with the
-    image axis last as in SVHN's HWCN. Labels are integers (N,), or soft, floats (N, num_classes). Headers and a fixed
-    sample are checked before anything else is read, and pickled objects are never loaded.
+    - `.npz` (or any other name): members `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m). Uncompressed
+      members are read where they are, compressed ones are unpacked once into a cache.
+    - `.npy`: images, with labels in another `.npy`; `find_labels` describes its name.
+    - `.bin`: uint8 images without a header, with labels in a `.npy`.
+    - a folder: `images.npy` or `images.bin` with its labels; or the parts in its `manifest.json`, all of which must
+      exist; or `.npz` parts in natural order; or image files in one sub-folder per class (`FolderImages`).
+
+    Images are uint8, or floats in [0, 1] or [0, 255] (the sample decides), with axes NHWC or NCHW, or with the image
+    axis last as in SVHN (HWCN). Labels are integers (N,), or soft labels: floats (N, num_classes). Headers and a fixed
+    sample are checked on opening. Pickled objects are never loaded.
 
     Args:
-        path: file or folder.
-        num_classes: number of classes; labels must lie in 0..num_classes-1.
-        channels: number of channels of an image; without it an axis of 1 or 3 is taken for the channels.
-        layout: 'NHWC', 'NCHW', 'HWCN' or 'CHWN' where the shape alone leaves it open.
-        labels: the file with the labels of a `.npy` or `.bin`, where its name does not say so.
-        mapped: True to leave the images on the disk and read what `take` asks for, False to read all of them now. If
-            None, up to 16 MiB of images (of all parts together) are read now, and every byte of them is checked.
-        cache_dir: where deflated archives are unpacked; None for `default_cache_dir()`.
-        progress: called as progress(what, done, in all) while one is unpacked.
+        path: File or folder.
+        num_classes: Number of classes; labels are in 0..num_classes-1.
+        channels: Number of channels; 1 or 3 if None.
+        layout: 'NHWC', 'NCHW', 'HWCN' or 'CHWN', if the shape alone is ambiguous.
+        labels: File with the labels of a `.npy` or `.bin`, if its name does not show that.
+        mapped: True to leave the images on disk, where `take` reads them; False to read all of them now. If None, up to
+            16 MiB of images (of all parts together) are read now, and all their bytes are checked.
+        cache_dir: Where compressed archives are unpacked; `default_cache_dir()` if None.
+        progress: Called as progress(what, done, total) while an archive is unpacked.
 
     Returns:
-        `LabelledImages` for what is in memory, else a source that reads from the disk (`DiskImages`, `FolderImages`, or
-        `ConcatenatedImages` for a folder of parts); images (N, C, H, W), named after the file.
+        `LabelledImages` in memory, or a source that reads from disk (`DiskImages`, `FolderImages`, or
+        `ConcatenatedImages` for a folder of parts). Images are (N, C, H, W).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not such an archive; one line that names the file and, where it applies, the member and the
-            index or offset.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such an archive; one line with the file and, where possible, the member and the index.
     """
     path = Path(path)
     if layout not in (None, *LAYOUTS):
@@ -100,11 +108,9 @@ def open_archive(
         if path.suffix == '.bin':
             options = replace(options, layout=layout or 'NHWC')
         return _open_arrays(path, *pair, options)
-    message = f'{path}: not a readable .npz archive'
-    with naming(str(path), message), zipfile.ZipFile(path) as archive:
-        image_key, label_key = _find_keys(path, archive.namelist())
-        image, label = (zip_header(path, archive, key) for key in (image_key, label_key))
-        return _open_arrays(path, image, label, options)
+    with name_in_errors(f'{path}: not a readable .npz archive'), zipfile.ZipFile(path) as archive:
+        image, label = (zip_header(path, archive, key) for key in _find_keys(path, archive.namelist()))
+    return _open_arrays(path, image, label, options)
 
 
 def open_archives(
@@ -117,20 +123,20 @@ def open_archives(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ImageSource:
-    """Open several archives as one source, in the order given; nothing is copied to join them.
+    """Open several archives as one source, in the order given, without copying them.
 
     Args:
-        paths: at least one file or folder.
-        num_classes: as for `open_archive`.
-        channels: as for `open_archive`.
-        layout: as for `open_archive`; the parts may differ in layout if this is None.
-        mapped: as for `open_archive`.
-        cache_dir: as for `open_archive`.
-        progress: as for `open_archive`.
+        paths: At least one file or folder.
+        num_classes: As for `open_archive`, as are the rest.
+        channels: Number of channels.
+        layout: Axes of all parts; if None, the parts may differ.
+        mapped: Whether to leave images on disk.
+        cache_dir: Where compressed archives are unpacked.
+        progress: Called while an archive is unpacked.
 
     Raises:
-        FileNotFoundError: if a file is missing; this is found out before any file is read.
-        ValueError: if there is no path, a file is not such an archive, or image shapes differ between files.
+        FileNotFoundError: If a file is missing; all paths are checked before any file is read.
+        ValueError: If there is no path, a file is not such an archive, or image shapes differ between files.
     """
     if isinstance(paths, str | os.PathLike) or not paths:
         raise ValueError(f'got paths={paths!r}, expected a sequence of at least one path')
@@ -138,7 +144,7 @@ def open_archives(
         if not Path(path).exists():
             raise FileNotFoundError(f'{path}: no such file; check the path')
     if mapped is None and sum(Path(path).stat().st_size for path in paths) > IN_MEMORY:
-        mapped = True  # many small parts are not small
+        mapped = True  # many small parts are large together
     parts = [
         open_archive(
             path, num_classes=num_classes, channels=channels, layout=layout, mapped=mapped, cache_dir=cache_dir,
@@ -151,16 +157,16 @@ def open_archives(
 def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
     """Write uint8 images as an uncompressed EDM archive: `image` (N, H, W, C) uint8 and `label` (N,) int64.
 
-    The file appears under its name only when it is complete and on the disk; one that was there is replaced in one
-    step. Equal data gives equal bytes.
+    The file appears under its name when it is complete and on disk, and replaces an older one in one step. Equal data
+    give equal bytes.
 
     Args:
-        path: the file to write; its folder must exist.
-        data: images of dtype uint8.
+        path: The file to write; its folder must exist.
+        data: Images of dtype uint8.
 
     Raises:
-        ValueError: if the images are not uint8.
-        OSError: if the file cannot be written; nothing is left behind then.
+        ValueError: If the images are not uint8.
+        OSError: If the file cannot be written; nothing is left then.
     """
     if data.images.dtype != torch.uint8:
         raise ValueError(f'{data.name}: got images of dtype {data.images.dtype}, archives hold uint8; quantise them')
@@ -168,15 +174,15 @@ def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
 
 
 def write_arrays(path: str | os.PathLike[str], image: np.ndarray, label: np.ndarray) -> None:
-    """Write arrays as the members `image` and `label` of an uncompressed archive; see `save_archive` for how.
+    """Write arrays as the members `image` and `label` of an uncompressed archive, as `save_archive` does.
 
     Args:
-        path: the file to write; its folder must exist.
+        path: The file to write; its folder must exist.
         image: (N, H, W, C) uint8.
         label: (N,) integers.
 
     Raises:
-        OSError: if the file cannot be written; nothing is left behind then.
+        OSError: If the file cannot be written; nothing is left then.
     """
     with whole_file(path) as file:
         np.savez(file, image=np.ascontiguousarray(image), label=label)
@@ -194,48 +200,21 @@ def _open_folder(path: Path, options: _Options) -> ImageSource:
     return open_archives(parts, **vars(options))
 
 
-def _open_arrays(path: Path, image: Header, label: Header, options: _Options) -> ImageSource:
-    """A source from headers: in memory, in place, or in the cache."""
+def _open_arrays(path: Path, image: StoredArray, label: StoredArray, options: _Options) -> ImageSource:
+    """A source in memory, in place, or in the cache."""
     check_image_header(image)
     layout = find_layout(image, label, options.channels, options.layout)
-    axis = layout.index('N')
-    check_label_header(label, image.shape[axis], options.num_classes)
-    in_memory = image.nbytes <= IN_MEMORY if options.mapped is None else not options.mapped
-    plain = all(_in_place(header, number) for header, number in ((image, axis), (label, 0)))
-    files = None
-    if plain:
-        pixels, targets = image.stored(), label.stored()
-    elif in_memory:
-        (pixels, file), (targets, label_file) = _read_rows(image, axis), _read_rows(label, 0)
-        files = file, label_file
-    else:
-        copies = unpacked(
-            {'pixels': (image, axis), 'targets': (label, 0)}, cache_dir=options.cache_dir, progress=options.progress)
-        pixels, targets = copies['pixels'], copies['targets']
-    row = layout.replace('N', '')
-    source = DiskImages(
-        pixels, targets, layout=row[::-1] if image.fortran else row, num_classes=options.num_classes, name=path.name,
-        files=files)
-    return source.load() if in_memory else source
-
-
-def _in_place(header: Header, axis: int) -> bool:
-    """Whether the rows of an array lie in the file one after the other."""
-    physical = len(header.shape) - 1 - axis if header.fortran else axis
-    return header.offset is not None and physical == 0
-
-
-def _read_rows(header: Header, axis: int) -> tuple[StoredArray, MemoryFile]:
-    """An array in memory with the image axis first; zipfile checks its CRC."""
-    with naming(header.where):
-        if header.key:
-            with zipfile.ZipFile(header.path) as archive, archive.open(f'{header.key}.npy') as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-        else:
-            array = np.load(header.path, allow_pickle=False)
-    physical = array.T if header.fortran else array
-    rows = np.ascontiguousarray(np.moveaxis(physical, len(header.shape) - 1 - axis if header.fortran else axis, 0))
-    return StoredArray(header.path, header.key, 0, rows.shape, rows.dtype), MemoryFile(header.path, rows)
+    check_label_header(label, image.shape[layout.index('N')], options.num_classes)
+    arrays = {'pixels': row_major(image, layout), 'targets': row_major(label, 'NK'[:len(label.shape)])}
+    small = image.nbytes <= IN_MEMORY
+    in_memory = small if options.mapped is None else not options.mapped
+    with tempfile.TemporaryDirectory() if small and in_memory else nullcontext(options.cache_dir) as cache_dir:
+        arrays.update(unpacked(
+            {key: array for key, array in arrays.items() if array[0].offset is None or array[1][0] != 'N'},
+            cache_dir=cache_dir, progress=options.progress))
+        (pixels, axes), (targets, _) = arrays.values()
+        source = DiskImages(pixels, targets, layout=axes[1:], num_classes=options.num_classes, name=path.name)
+        return source.load() if in_memory else source
 
 
 def _find_keys(path: Path, members: list[str]) -> tuple[str, str]:
@@ -243,6 +222,5 @@ def _find_keys(path: Path, members: list[str]) -> tuple[str, str]:
     if len(found) != 1:
         held = ', '.join(member.removesuffix('.npy') for member in members[:8]) or 'nothing'
         raise BadArchive(
-            f"{path}: holds {held}; expected either 'image' and 'label' or 'X' and 'Y'; rename the members"
-        )
+            f"{path}: holds {held}; expected either 'image' and 'label' or 'X' and 'Y'; rename the members")
     return found[0]

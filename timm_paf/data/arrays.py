@@ -1,7 +1,7 @@
-"""Labelled images held in memory, and the small face that every image source of this package shows."""
+"""Labelled images in memory, and the protocol of all image sources."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,14 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SUM_TOLERANCE = 1e-3  # of a row of soft labels: float16 archives with many classes come this far from 1
+_SUM_TOLERANCE = 1e-3  # of a row of soft labels; rows in float16 with many classes are this inexact
 
 
 class ImageSource(Protocol):
-    """What batch mixing needs from a set of images: random access by index, and nothing about where they lie.
-
-    `LabelledImages` and `ConcatenatedImages` are sources; one that reads from disk on each `take` would be another.
-    """
+    """Labelled images with random access by index, as batch mixing needs them, in memory or elsewhere."""
 
     @property
     def name(self) -> str:
@@ -30,7 +27,7 @@ class ImageSource(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) that all images share."""
+        """Shape (C, H, W) of every image."""
         ...
 
     def __len__(self) -> int:
@@ -38,29 +35,30 @@ class ImageSource(Protocol):
         ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W), uint8 or float32 in [0, 1], and labels at `indices` (B,) int64.
+        """Images and labels at `indices`, (B,) int64 in 0..N-1.
 
-        Labels are (B,) int64, or (B, K) float32 with rows that sum to 1 if the source has soft labels.
+        Images are (B, C, H, W), uint8 or float32 in [0, 1]. Labels are (B,) int64, or soft labels: (B, K) float32 with
+        rows that sum to 1.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images with one class label each, in memory, checked once when they are put together.
+    """Labelled images in memory, checked on construction.
 
-    Images may be strided views (an NHWC archive seen as NCHW), so no copy is needed to bring them here. uint8 stays
-    uint8, a quarter of the memory; `to_unit_range` makes floats of a batch when it is taken.
+    Images may be strided views, such as an NHWC archive seen as NCHW, and are not copied. uint8 takes a quarter of the
+    memory of floats; `to_unit_range` converts batches.
 
     Args:
-        images: (N, C, H, W), float32 with finite values in [0, 1], or uint8. N, C, H and W are at least 1.
-        labels: (N,) int64 with values in 0..num_classes-1, or soft: (N, num_classes) float32, every value at least 0
-            and every row with sum 1 (within 1e-3); on the same device as the images.
-        num_classes: number of classes, at least 1.
-        name: short name that messages use for this set.
+        images: (N, C, H, W), uint8, or float32 with finite values in [0, 1]. No axis is empty.
+        labels: (N,) int64 in 0..num_classes-1; or soft labels: (N, num_classes) float32, not negative, with rows that
+            sum to 1 (within 1e-3). They are on the device of the images.
+        num_classes: Number of classes, at least 1.
+        name: Short name for messages.
 
     Raises:
-        ValueError: if anything above does not hold.
+        ValueError: If an argument is not as above.
     """
 
     images: Tensor
@@ -93,26 +91,26 @@ class LabelledImages:
         return self.labels.ndim == 2
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy out the images and labels at some indices.
+        """Copy images and labels.
 
         Args:
-            indices: (B,) int64 in 0..N-1, any device.
+            indices: (B,) int64 in 0..N-1, on any device.
 
         Returns:
-            Images (B, C, H, W) in their stored dtype and labels (B,) or (B, K), on the device of this set.
+            Images (B, C, H, W) in their dtype and labels (B,) or (B, K), on the device of this set.
         """
         indices = indices.to(self.images.device, non_blocking=True)
         return self.images[indices], self.labels[indices]
 
     def subset(self, indices: Tensor, *, name: str) -> 'LabelledImages':
-        """The images at `indices` ((M,) int64, M >= 1) as a set of their own, called `name`."""
+        """A new set, called `name`, of the images at `indices` ((M,) int64, M >= 1)."""
         images, labels = self.take(indices)
         return LabelledImages(images, labels, self.num_classes, name)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape, dtype, pixels, labels (as they are, hard or soft) and class count, not of the name.
+        """SHA-256 (hex) of shape, dtype, pixels, labels and number of classes.
 
-        Two sets with the same fingerprint hold the same data, whatever their strides or device.
+        It does not depend on the name, the strides or the device.
         """
         digest = hashlib.sha256(f'{tuple(self.images.shape)} {self.images.dtype} {self.num_classes}'.encode())
         digest.update(self.images.cpu().contiguous().numpy().tobytes())
@@ -121,15 +119,15 @@ class LabelledImages:
 
 
 class ConcatenatedImages:
-    """Several sources one after the other, seen as one, without copying any of them.
+    """Several sources in sequence as one source, without copying them.
 
     Args:
-        parts: at least one source; all share image shape and class count. Their dtypes may differ: a batch that draws
-            from parts of different dtypes is float32 in [0, 1], and if one part has soft labels, so has the whole.
-        name: short name for messages; the parts' names joined by '+' if None.
+        parts: At least one source; all have the same image shape and number of classes. A batch from parts of different
+            dtypes is float32 in [0, 1]. If one part has soft labels, all batches have.
+        name: Short name for messages; the names of the parts joined by '+' if None.
 
     Raises:
-        ValueError: if there is no part, or parts differ in image shape or class count.
+        ValueError: If there is no part, or parts differ in image shape or number of classes.
     """
 
     def __init__(self, parts: Sequence[ImageSource], *, name: str | None = None) -> None:
@@ -147,14 +145,14 @@ class ConcatenatedImages:
         self._mixed = len(kinds) > 1
 
     def __len__(self) -> int:
-        """Number of images in all parts together."""
+        """Number of images in all parts."""
         return int(self._ends[-1])
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy out images (B, C, H, W) and labels at `indices` ((B,) int64 in 0..N-1), in the order asked for.
+        """Copy images (B, C, H, W) and labels at `indices` ((B,) int64 in 0..N-1), in the order of the indices.
 
         Raises:
-            IndexError: if an index is outside 0..N-1.
+            IndexError: If an index is outside 0..N-1.
         """
         indices = indices.cpu()
         if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(self)):
@@ -176,14 +174,20 @@ class ConcatenatedImages:
         return torch.cat(images)[back], torch.cat(labels)[back]
 
 
+def collect(batches: Iterable[tuple[Tensor, Tensor]], *, num_classes: int, name: str) -> LabelledImages:
+    """One set in memory from at least one batch of images and labels."""
+    images, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    return LabelledImages(images, labels, num_classes, name)
+
+
 def to_unit_range(images: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1]: uint8 becomes x / 255 (correctly rounded), float32 is returned as it is.
+    """Pixels as float32 in [0, 1]: uint8 becomes x / 255 (correctly rounded), float32 is returned unchanged.
 
     Args:
-        images: any shape, uint8 or float32.
+        images: Any shape, uint8 or float32.
 
     Raises:
-        ValueError: for any other dtype.
+        ValueError: For another dtype.
     """
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
@@ -196,9 +200,9 @@ def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0
     """Labels as probabilities (B, K) float32.
 
     Args:
-        labels: (B,) int64 or, soft already, (B, K) float32.
-        num_classes: K.
-        smoothing: s in [0, 1]; gives (1 - s) * p + s / K, as torch's cross_entropy has it.
+        labels: (B,) int64, or soft labels (B, K) float32.
+        num_classes: Number of classes K.
+        smoothing: Label smoothing s in [0, 1]: (1 - s) * p + s / K, as in torch's cross_entropy.
     """
     if labels.ndim == 1:
         labels = F.one_hot(labels, num_classes).float()
@@ -206,26 +210,26 @@ def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0
 
 
 def has_soft_labels(source: ImageSource) -> bool:
-    """Whether a source hands out labels as probabilities.
+    """Whether the labels of a source are probabilities.
 
-    A source that knows has a property `soft`; of another one image is read, unless it decodes (`ahead`).
+    This is its property `soft`. Without one, one image is read, unless the source decodes images (`prefetch`).
     """
     soft = getattr(source, 'soft', None)
     if soft is not None:
         return soft
-    return not hasattr(source, 'ahead') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
+    return not hasattr(source, 'prefetch') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
 
 
 def check_compatible(first: ImageSource, second: ImageSource) -> None:
-    """Make sure that images of two sources can stand in one batch.
+    """Check that images of two sources can be in one batch.
 
     Raises:
-        ValueError: if image shapes or class counts differ.
+        ValueError: If image shapes or numbers of classes differ.
     """
     if first.image_shape != second.image_shape:
         raise ValueError(
             f'{second.name} holds images of shape {second.image_shape} but {first.name} of {first.image_shape} '
-            f'(channels, height, width); all sources need one shape: resize or convert one of them'
+            f'(channels, height, width); all sources need the same shape: resize or convert one of them'
         )
     if first.num_classes != second.num_classes:
         raise ValueError(
@@ -241,11 +245,11 @@ def _check_images(images: Tensor, name: str) -> None:
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f'{name}: got images of shape {tuple(images.shape)}, expected (N, C, H, W) with nothing empty; '
-            f'reshape them, with channels second'
+            f'reshape them'
         )
     if images.dtype == torch.float32:
         low, high = (bound.item() for bound in images.aminmax())
-        # aminmax gives NaN if there is one anywhere, and every comparison with NaN is False
+        # aminmax returns NaN if any value is NaN, and comparisons with NaN are False
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f'{name}: got pixels from {low:g} to {high:g}, expected finite values in [0, 1]; '
@@ -281,11 +285,11 @@ def _check_soft_labels(labels: Tensor, count: int, num_classes: int, name: str) 
             f'{name}: got soft labels of shape {tuple(labels.shape)} for {count} images, expected '
             f'({count}, {num_classes}); give one probability per image and class'
         )
-    # written so that NaN counts as wrong
+    # true for NaN
     wrong = ~((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() <= _SUM_TOLERANCE))
     if wrong.any():
         index = int(wrong.int().argmax())
         raise ValueError(
-            f'{name}: got soft labels that are no probabilities (first at image {index}, sum '
+            f'{name}: got soft labels that are not probabilities (first at image {index}, sum '
             f'{float(labels[index].sum()):g}), expected values >= 0 with sum 1; apply a softmax to logits'
         )

@@ -1,4 +1,4 @@
-"""Data sets by name: training images, and test images and a validation split that training never sees."""
+"""Data sets by name, split into training, validation and test images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from timm_paf.data.archives import open_archives
-from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, has_soft_labels
+from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, collect, has_soft_labels
 from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.disk import DiskImages
-from timm_paf.data.errors import DataChanged, first_line
+from timm_paf.data.errors import errors_on_opening, first_line
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.order import IndexPermutation
 from timm_paf.data.splits import held_out
 from timm_paf.data.stored import Progress
 
 _ARRAYS = {'torch/cifar10': 'CIFAR10', 'torch/cifar100': 'CIFAR100'}
-_ARCHIVES = ('.npz', '.npy', '.bin')  # said to be missing files, not unknown names
+_ARCHIVES = ('.npz', '.npy', '.bin')  # reported as missing files, not as unknown names
 _STREAMS = ('hfids', 'wds', 'tfds')
 _BY_TIMM = ('torch', 'hfds', *_STREAMS)
 _KNOWN = "digits, torch/cifar10, torch/cifar100, folder, another of timm's (torch/…, hfds/…, wds/…) or an archive"
@@ -29,12 +29,12 @@ _CHUNK = 4096
 
 
 class DataSplits(NamedTuple):
-    """The three disjoint parts of a data set; `open_dataset` makes them.
+    """The three disjoint splits of a data set, from `open_dataset`.
 
     Args:
-        train: images to train on.
-        val: images taken from the training images, to choose checkpoints by.
-        test: images to measure the result on.
+        train: Training images.
+        val: Validation images, held out from the training images, for the choice of a checkpoint.
+        test: Test images.
     """
 
     train: ImageSource
@@ -44,20 +44,21 @@ class DataSplits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """What `open_dataset` needs besides a name; most of it concerns some kinds of data sets only.
+    """Options of `open_dataset`; most of them apply to some kinds of data sets only.
 
     Args:
-        data_dir: folder of the data set, or of timm's cache for it.
-        download: fetch what is missing, where the data set can.
-        num_classes: number of classes; needed where the data set does not tell (archives).
-        test_data: archives with the test images, where the data set is an archive.
-        val_size: how many training images are held out for validation. The digits have a fixed split of their own.
-        split_seed: decides which ones; not the seed of a run, so that runs are compared on the same images.
-        train_split: name of the training split.
-        val_split: name of a validation split, held out from training; if None, `val_size` training images are.
-        test_split: name of the test split; many data sets call theirs 'validation'.
-        decoding: for images in files.
-        progress: called as progress(what, done, in all) while an archive is unpacked.
+        data_dir: Folder of the data set, or of timm's cache for it.
+        download: Whether to download missing files, if the data set supports it.
+        num_classes: Number of classes; required for archives and streams.
+        test_data: Archives with the test images, if the data set is an archive.
+        val_size: Number of training images held out for validation; the digits have a fixed split instead.
+        split_seed: Seed of the train/validation split. It is not the seed of a run, so that runs are compared on the
+            same images.
+        train_split: Name of the training split.
+        val_split: Name of a validation split; if None, `val_size` training images are held out.
+        test_split: Name of the test split, 'validation' in many data sets.
+        decoding: How image files are decoded.
+        progress: Called as progress(what, done, total) while an archive is unpacked.
     """
 
     data_dir: str | os.PathLike[str] | None = None
@@ -77,25 +78,25 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
     """Open a data set by its name.
 
     - `digits`: embedded, 8x8, with a fixed split.
-    - `torch/cifar10`, `torch/cifar100`: torchvision's, as arrays in memory.
-    - `folder`: a folder of images in one sub-folder a class, and `hfds/NAME`, `torch/NAME` as timm names them: decoded
-      while training (`DecodedImages`).
-    - `wds/NAME`, `hfids/NAME`, `tfds/NAME`: read from front to back (`StreamedImages`); they need `val_split`.
+    - `torch/cifar10`, `torch/cifar100`: from torchvision, as arrays in memory.
+    - `folder`: image files in one sub-folder per class; `hfds/NAME`, `torch/NAME`: as timm names them. They are decoded
+      during training (`DecodedImages`).
+    - `wds/NAME`, `hfids/NAME`, `tfds/NAME`: streams, read from front to back (`StreamedImages`); they need `val_split`.
     - the path of an archive that `open_archive` reads, with `num_classes` and `test_data`.
 
-    Test images come in the order of the data set for CIFAR and the digits and in a fixed pseudo-random order otherwise,
-    so that the first n of them are a fair sample.
+    Test images are in the order of the data set for CIFAR and the digits. Otherwise they are in a fixed pseudo-random
+    order, so that the first n of them are a fair sample.
 
     Args:
-        name: see above.
-        options: the defaults if None.
+        name: One of the names above.
+        options: The options; the defaults if None.
 
     Raises:
-        ValueError: if there is no such data set, or it is not as expected.
-        FileNotFoundError: if its files are not there.
+        ValueError: If there is no such data set, or it is not as expected.
+        FileNotFoundError: If its files do not exist.
     """
     options = options or DatasetOptions()
-    try:
+    with errors_on_opening():
         if name == 'digits':
             return DataSplits(*digits_splits())
         if name in _ARRAYS:
@@ -104,13 +105,11 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
             return _timm(name, options)
         if Path(name).exists() or name.endswith(_ARCHIVES):
             return _archive(name, options)
-    except DataChanged as error:  # nothing has started yet: to the user this is a data set that is not as expected
-        raise ValueError(str(error)) from error
     raise ValueError(f'there is no such data set; expected {_KNOWN}')
 
 
 def all_labels(source: ImageSource) -> Tensor:
-    """Class numbers (N,) int64 of all images of a source; of soft labels, the likeliest."""
+    """Class numbers (N,) int64 of all images of a source, the most likely class for soft labels."""
     if isinstance(source, ConcatenatedImages):
         return torch.cat([all_labels(part) for part in source.parts])
     if isinstance(source, DiskImages | FolderImages):
@@ -123,12 +122,14 @@ def all_labels(source: ImageSource) -> Tensor:
 
 
 class ImagesWithout:
-    """All images of a source but some; nothing is copied, and memory depends on the number left out only.
+    """The images of a source without some of them.
+
+    Nothing is copied; memory depends only on the number of images left out.
 
     Args:
-        source: the images.
-        left_out: (M,) int64 indices into it, each once, M less than its length.
-        name: short name for messages.
+        source: The images.
+        left_out: (M,) int64 indices into it, without repetition, M less than its length.
+        name: Short name for messages.
     """
 
     def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
@@ -137,15 +138,15 @@ class ImagesWithout:
         self.num_classes = source.num_classes
         self.image_shape = source.image_shape
         self.soft = has_soft_labels(source)
-        # image i of what is left has in front of it every left-out j with j - (number left out before j) <= i
+        # image i of the rest comes after every left-out j with j - (number left out before j) <= i
         self._thresholds = left_out.sort().values - torch.arange(len(left_out))
 
     def __len__(self) -> int:
-        """Number of images that are left."""
+        """Number of remaining images."""
         return len(self.source) - len(self._thresholds)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As the source's, for indices (B,) int64 in 0..len-1 of what is left."""
+        """As the source's, for indices (B,) int64 in 0..len-1 of the remaining images."""
         indices = indices.cpu()
         return self.source.take(indices + torch.bucketize(indices, self._thresholds, right=True))
 
@@ -168,7 +169,7 @@ def _cifar(name: str, options: DatasetOptions) -> DataSplits:
 
 def _archive(name: str, options: DatasetOptions) -> DataSplits:
     if options.num_classes is None:
-        raise ValueError(f'{name}: an archive does not say how many classes there are; give num_classes')
+        raise ValueError(f'{name}: the number of classes of an archive is unknown; give num_classes')
     if not options.test_data:
         raise ValueError(f'{name}: an archive holds training images; give test_data, an archive with test images')
     source, test = (
@@ -185,8 +186,8 @@ def _timm(name: str, options: DatasetOptions) -> DataSplits:
     if name.partition('/')[0] in _STREAMS:
         if options.val_split is None:
             raise ValueError(
-                f'{name}: images of a stream cannot be held out by index; give val_split, the name of a split that '
-                f'training does not use')
+                f'{name}: images of a stream cannot be held out by index; give val_split, the name of a split '
+                f'without training images')
         parts = [
             _streamed(name, root, split, options, training=number == 0)
             for number, split in enumerate((options.train_split, options.val_split, options.test_split))]
@@ -206,20 +207,20 @@ def _timm(name: str, options: DatasetOptions) -> DataSplits:
 def _decoded(name: str, root: str, split: str, options: DatasetOptions) -> DecodedImages:
     dataset = _create(name, root, split, options)
     if name == 'folder' and Path(dataset.reader.root) == Path(root):
-        # timm takes the whole folder if it finds none for the split, and training would see the test images
+        # timm opens the whole folder if it has none for the split, and training would see the test images
         raise FileNotFoundError(
-            f'{root}: there is no folder {split!r} in it; name the splits with train_split and test_split')
+            f'{root}: no folder {split!r} in it; name the splits with train_split and test_split')
     labels, found = _labels_and_classes(dataset, name)
     num_classes = options.num_classes or found
     if not num_classes:
-        raise ValueError(f'{name}: the data set does not say how many classes there are; give num_classes')
+        raise ValueError(f'{name}: the number of classes of this data set is unknown; give num_classes')
     return DecodedImages(
         dataset, name=f'{name}/{split}', num_classes=num_classes, labels=labels, decoding=options.decoding)
 
 
 def _streamed(name: str, root: str, split: str, options: DatasetOptions, *, training: bool) -> StreamedImages:
     if options.num_classes is None:
-        raise ValueError(f'{name}: a stream does not say how many classes there are; give num_classes')
+        raise ValueError(f'{name}: the number of classes of a stream is unknown; give num_classes')
     dataset = _create(
         name, root, split, options, is_training=training, batch_size=READ_TOGETHER, seed=options.split_seed)
     return StreamedImages(
@@ -236,7 +237,7 @@ def _create(name: str, root: str, split: str, options: DatasetOptions, **extra: 
 
 
 def _labels_and_classes(dataset: Any, name: str) -> tuple[Tensor, int]:
-    """Labels (N,) of a map-style data set, and the number of classes or 0 if it does not say."""
+    """Labels (N,) of a map-style data set, and its number of classes, 0 if unknown."""
     reader = getattr(dataset, 'reader', dataset)
     if hasattr(reader, 'targets'):
         labels = reader.targets
@@ -245,7 +246,7 @@ def _labels_and_classes(dataset: Any, name: str) -> tuple[Tensor, int]:
     elif hasattr(reader, 'iter_targets'):
         labels = list(reader.iter_targets())
     else:
-        raise ValueError(f'{name}: labels of this data set cannot be read without its images; make an archive of it')
+        raise ValueError(f'{name}: labels of this data set cannot be read without its images; convert it to an archive')
     classes = getattr(reader, 'class_to_idx', None) or getattr(reader, 'classes', None) or ()
     return torch.as_tensor(labels, dtype=torch.int64), len(classes)
 
@@ -261,20 +262,21 @@ def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[A
 
 
 def _in_memory(source: ImageSource, indices: Tensor, *, name: str) -> LabelledImages:
-    """Some images in memory, with class numbers as labels: accuracy is about these."""
-    parts = [source.take(some) for some in indices.split(_CHUNK)]
-    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return LabelledImages(images, labels if labels.ndim == 1 else labels.argmax(1), source.num_classes, name)
+    """Images in memory, with class numbers as labels, as accuracy needs them."""
+    batches = (source.take(some) for some in indices.split(_CHUNK))
+    return collect(
+        ((images, labels if labels.ndim == 1 else labels.argmax(1)) for images, labels in batches),
+        num_classes=source.num_classes, name=name)
 
 
 def _data_dir(name: str, options: DatasetOptions) -> str:
     if options.data_dir is None:
-        raise ValueError(f'{name}: give data_dir, the folder where the data set is or is to be downloaded to')
+        raise ValueError(f'{name}: give data_dir, the folder of the data set or of its download')
     return os.fspath(options.data_dir)
 
 
 def _opened(name: str, root: str, make: Callable[[], Any]) -> Any:
-    """What `make` opens; the libraries' many kinds of errors become two, told in one line."""
+    """The result of `make`; the libraries' many kinds of errors become two, with messages of one line."""
     try:
         return make()
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Images that are decoded while training: what `timm.data.create_dataset` opens, as sources for mixed batches."""
+"""Images that are decoded during training: data sets of `timm.data.create_dataset` as image sources."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,13 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from timm_paf.data.arrays import LabelledImages
-from timm_paf.data.errors import DataChanged
+from timm_paf.data.arrays import LabelledImages, collect
+from timm_paf.data.errors import UNDECODABLE, DataChanged, first_line
 from timm_paf.data.order import derive_seed
 
-READ_TOGETHER = 16  # images of a stream; each worker of a loader rounds its share of a pass up to a multiple of it
+READ_TOGETHER = 16  # images of a stream read at a time; each worker rounds its share of a pass up to a multiple of it
 _MODES = {1: 'L', 3: 'RGB'}
-_UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)  # as Pillow raises them
 
 Plan = Callable[[int], Tensor]
 Transform = Callable[[Image.Image], Any]  # to a tensor or an array: timm's releases differ
@@ -26,15 +25,18 @@ Transform = Callable[[Image.Image], Any]  # to a tensor or an array: timm's rele
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How stored images are brought to one size.
+    """How images are decoded to one size.
 
     Args:
         channels: 1 or 3; images are converted.
-        size: height and width of the result in pixels.
-        train_crop_mode: what training images go through: 'rrc' (random resized crop), 'rkrc' or 'rkrr' as in timm, or
-            'resize' as in evaluation. Nothing else is done here: mirroring and the like happen on the device.
-        crop_pct: in evaluation, images are resized to size / crop_pct and the middle is taken.
-        workers: processes that decode.
+        size: Height and width of the result in pixels.
+        train_crop_mode: Crop of training images: 'rrc' (random resized crop), 'rkrc' or 'rkrr' as in timm, or 'resize'
+            as in evaluation. Other augmentation runs on the device.
+        crop_pct: For evaluation, images are resized to size / crop_pct, and the centre is cropped; above 0 to 1.
+        workers: Number of processes that decode.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     channels: int = 3
@@ -54,7 +56,7 @@ class Decoding:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the result."""
+        """Shape (C, H, W) of a decoded image."""
         return self.channels, self.size, self.size
 
     @property
@@ -63,34 +65,36 @@ class Decoding:
         return _MODES[self.channels]
 
     def transform(self, *, is_training: bool) -> Transform:
-        """Timm's transform from an image to uint8 pixels (C, H, W)."""
+        """The transform of timm from an image to uint8 pixels (C, H, W)."""
         from timm.data import create_transform
 
-        mean, std = (0.,) * self.channels, (1.,) * self.channels
+        settings: dict[str, Any] = {'mean': (0.,) * self.channels, 'std': (1.,) * self.channels, 'use_prefetcher': True}
         if is_training and self.train_crop_mode != 'resize':
-            return create_transform(
-                self.image_shape, is_training=True, use_prefetcher=True, train_crop_mode=self.train_crop_mode,
-                hflip=0., color_jitter=None, mean=mean, std=std)
-        return create_transform(
-            self.image_shape, is_training=False, use_prefetcher=True, crop_pct=self.crop_pct, mean=mean, std=std)
+            settings.update(is_training=True, train_crop_mode=self.train_crop_mode, hflip=0., color_jitter=None)
+        else:
+            settings.update(is_training=False, crop_pct=self.crop_pct)
+        return create_transform(self.image_shape, **settings)
 
 
 class DecodedImages:
     """A map-style data set of timm or torchvision as an image source.
 
-    `take` decodes in this process, for evaluation; `ahead` decodes batches in worker processes behind timm's
-    `create_loader`, for training. An image's random crop is a function of the key given to `ahead` and of its index, so
-    it depends neither on the number of workers nor on which process takes it.
+    `take` decodes images for evaluation in this process. `prefetch` decodes batches for training in the worker
+    processes of timm's `create_loader`. The random crop of an image depends only on its index and the key given to
+    `prefetch`, not on the number of workers or the process.
 
-    timm's own data sets put another image in the place of one that can't be read. Here that is an error.
+    timm's data sets replace an image that cannot be read by another one. Here it is an error.
 
     Args:
-        dataset: from `timm.data.create_dataset`.
-        name: short name for messages.
-        num_classes: number of classes.
-        labels: (N,) int64, of every image.
-        decoding: how images are decoded.
-        indices: (N,) int64, which images of the data set these are; all if None.
+        dataset: Data set from `timm.data.create_dataset`.
+        name: Short name for messages.
+        num_classes: Number of classes.
+        labels: (N,) int64, of all images.
+        decoding: How images are decoded.
+        indices: (N,) int64: the images of the data set that belong to this source; all if None.
+
+    Raises:
+        ValueError: If a label is out of range.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class DecodedImages:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image once it is decoded."""
+        """Shape (C, H, W) of a decoded image."""
         return self.decoding.image_shape
 
     def __len__(self) -> int:
@@ -119,49 +123,48 @@ class DecodedImages:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) uint8, decoded as for evaluation, and labels (B,) int64.
+        """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64.
 
         Raises:
-            DataChanged: if an image can't be read.
+            DataChanged: If an image cannot be read.
         """
         steps = _Steps(self, plan=lambda _: indices, steps=1, key=())
         steps.transform = self.decoding.transform(is_training=False)
         return _unwrapped(steps[0])
 
     def subset(self, indices: Tensor, *, name: str) -> 'DecodedImages':
-        """The images at `indices` (M,) int64 as a set of their own; nothing is read."""
+        """A source of the images at `indices` (M,) int64; reads nothing."""
         return DecodedImages(
             self.dataset, name=name, num_classes=self.num_classes, labels=self.labels[indices], decoding=self.decoding,
             indices=self.indices[indices])
 
-    def ahead(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of training images, decoded by workers before they are asked for.
+    def prefetch(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training images, decoded in advance by worker processes.
 
         Args:
-            plan: gives the indices (B,) int64 of batch n, for n in 0..steps-1; it is sent to the workers.
-            steps: number of batches.
-            key: what random crops are a function of, together with an image's index.
+            plan: Function from batch number, 0..steps-1, to indices (B,) int64; it is sent to the workers.
+            steps: Number of batches.
+            key: Key of the random crops.
 
         Raises:
-            DataChanged: if an image can't be read.
+            DataChanged: If an image cannot be read.
         """
         batches = _Steps(self, plan=plan, steps=steps, key=key)
         loader = _create_loader(batches, self.decoding)
-        batches.transform = self.decoding.transform(is_training=True)  # in place of the one that the loader has set
+        batches.transform = self.decoding.transform(is_training=True)  # the loader has set another one
         for batch in loader:
             yield _unwrapped(batch)
 
     def loaded(self, *, name: str) -> LabelledImages:
-        """All images in memory, decoded as for evaluation."""
+        """All images in memory, decoded for evaluation."""
         chunks = torch.arange(len(self)).split(64)
         batches = _Steps(self, plan=chunks.__getitem__, steps=len(chunks), key=())
-        parts = [_unwrapped(batch) for batch in _create_loader(batches, self.decoding)]
-        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return LabelledImages(images, labels, self.num_classes, name)
+        return collect(
+            map(_unwrapped, _create_loader(batches, self.decoding)), num_classes=self.num_classes, name=name)
 
 
 class _Steps(Dataset):
-    """Whole batches as the items of a data set: a worker decodes one batch at a time."""
+    """A data set whose items are batches, so that a worker decodes one batch at a time."""
 
     def __init__(self, source: DecodedImages, *, plan: Plan, steps: int, key: tuple[int | str, ...]) -> None:
         self.source = source
@@ -182,9 +185,9 @@ class _Steps(Dataset):
                 _seed_everything(derive_seed(*self.key, index))
                 try:
                     images[row] = torch.as_tensor(self.transform(self._image(index)))  # type: ignore[misc]
-                except _UNREADABLE as error:
-                    # told and not raised: an error that crosses processes arrives with a page of traceback
-                    return f'{_where(source, index)}: the image cannot be read ({str(error).splitlines()[0]})'
+                except UNDECODABLE as error:
+                    # returned, since an error from another process arrives with a page of traceback
+                    return f'{_where(source, index)}: the image cannot be read ({first_line(error)})'
         return images, source.labels[indices]
 
     def _image(self, index: int) -> Image.Image:
@@ -197,18 +200,18 @@ class _Steps(Dataset):
 
 
 class StreamedImages:
-    """A data set that can only be read from front to back (WebDataset, HF streaming, TFDS), as training images.
+    """An iterable data set (WebDataset, Hugging Face streaming, TFDS) as training images.
 
-    Only `ahead` gives images, in the data set's own order; what it is asked for by index is just counted. So batches
-    hold exactly as many of them as they should, but nothing makes sure that an epoch shows each image once, the order
-    depends on the number of workers, and a run that is resumed within an epoch starts a new pass. Under
-    torch.distributed the data set itself gives each process its share.
+    It can only be read from front to back, so `prefetch` counts the indices and gives images in the order of the data
+    set. Batches have the exact number of images. But an epoch may repeat or miss images, the order depends on the
+    number of workers, and a run resumed within an epoch starts a new pass. Under torch.distributed, the data set gives
+    each process its share.
 
     Args:
-        dataset: an iterable data set from `timm.data.create_dataset`.
-        name: short name for messages.
-        num_classes: number of classes.
-        decoding: how images are decoded.
+        dataset: Iterable data set from `timm.data.create_dataset`.
+        name: Short name for messages.
+        num_classes: Number of classes.
+        decoding: How images are decoded.
     """
 
     def __init__(self, dataset: Any, *, name: str, num_classes: int, decoding: Decoding) -> None:
@@ -219,23 +222,23 @@ class StreamedImages:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image once it is decoded."""
+        """Shape (C, H, W) of a decoded image."""
         return self.decoding.image_shape
 
     def __len__(self) -> int:
-        """Number of images in a pass, as the data set tells it."""
+        """Number of images per pass, as the data set reports it."""
         return len(self.dataset)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Not to be had.
+        """Not available.
 
         Raises:
-            ValueError: always.
+            ValueError: Always.
         """
         raise ValueError(f'{self.name}: this data set can only be read from front to back, not at an index')
 
-    def ahead(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        """As many images in each batch as `plan` has indices for it; passes follow each other as needed."""
+    def prefetch(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches with as many images as `plan` gives indices, as in `DecodedImages`; passes repeat as needed."""
         pool = self._endless(key)
         images, labels = next(pool)
         for step in range(steps):
@@ -247,12 +250,11 @@ class StreamedImages:
             images, labels = images[wanted:], labels[wanted:]
 
     def loaded(self, *, name: str) -> LabelledImages:
-        """All images of one pass in memory, decoded as for evaluation."""
+        """All images of one pass in memory, decoded for evaluation."""
         parts = list(self._one_pass(is_training=False))
         if not parts:
             raise ValueError(f'{self.name}: no images; check the name of the split')
-        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return LabelledImages(images, labels, self.num_classes, name)
+        return collect(parts, num_classes=self.num_classes, name=name)
 
     def _endless(self, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         number = 0
@@ -264,7 +266,7 @@ class StreamedImages:
                 empty = False
                 yield batch
             if empty:
-                raise DataChanged(f'{self.name}: no images; are the files still there?')
+                raise DataChanged(f'{self.name}: no images; check that the files still exist')
             number += 1
 
     def _one_pass(self, *, is_training: bool, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -283,7 +285,7 @@ class StreamedImages:
 
 
 def _only(items: list[Any]) -> Any:
-    """The one item that is a whole batch."""
+    """The single item, which is a batch."""
     return items[0]
 
 
@@ -292,12 +294,12 @@ def _create_loader(
 ) -> Any:
     from timm.data import create_loader
 
-    # timm's prefetcher makes normalised floats; the loader inside it gives the uint8 that is wanted here
+    # timm's prefetcher returns normalised floats; the loader inside it returns uint8
     loader = create_loader(
         dataset, decoding.image_shape, batch_size, is_training=False, mean=(0.,) * decoding.channels,
         std=(1.,) * decoding.channels, num_workers=decoding.workers, collate_fn=collate_fn,
         device=torch.device('cpu'), persistent_workers=False).loader
-    loader.generator = torch.Generator().manual_seed(seed)  # or it would draw the workers' seeds from the global one
+    loader.generator = torch.Generator().manual_seed(seed)  # otherwise it draws the workers' seeds from the global one
     return loader
 
 
@@ -316,7 +318,7 @@ def _where(source: DecodedImages, index: int) -> str:
 
 @contextmanager
 def _own_randomness() -> Iterator[None]:
-    """Leave the global random states as they are found: without workers this is the training process."""
+    """Restore the global random states afterwards: without workers, this is the training process."""
     state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -327,7 +329,7 @@ def _own_randomness() -> Iterator[None]:
 
 
 def _seed_everything(seed: int) -> None:
-    # timm's transforms draw from all three
+    # timm's transforms use all three
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

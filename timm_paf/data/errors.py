@@ -1,46 +1,62 @@
-"""What goes wrong with data on the disk: on opening a ValueError, in the middle of a run `DataChanged`."""
+"""Errors of data on disk: `BadArchive` on opening, `DataChanged` during a run."""
 
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# what zipfile, zlib, numpy and the operating system raise about a file that is not as it should be
+from PIL import Image, UnidentifiedImageError
+
+# raised by zipfile, zlib, numpy and the operating system for a damaged file
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+# raised by Pillow for an image that it cannot decode
+UNDECODABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
 class BadArchive(ValueError):
-    """A finished message about data that cannot be used, told apart from errors of the libraries that read them."""
+    """Data that cannot be used. Its message is complete, unlike those of the libraries that read files."""
 
 
 class DataChanged(RuntimeError):
-    """Data on the disk are no longer what was found on opening, or turned out not to be it where nobody had looked yet.
+    """Data on disk changed after opening, or hold an error that opening did not find.
 
-    The file was changed, replaced, cut or taken away, cannot be read any more, or holds a label or a pixel outside its
-    range at an index that the sample on opening left out. No batch is made of such data; a run cannot go on.
+    A file was changed, replaced, truncated or removed, cannot be read any more, or holds a label or a pixel out of
+    range at an index outside the sample that opening checks. Batches never contain such data, so the run must stop.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def human_bytes(count: int) -> str:
-    """A number of bytes for messages, such as 6.1 GB (10**9 bytes)."""
-    for unit, size in (('GB', 10**9), ('MB', 10**6), ('kB', 10**3)):
-        if count >= size:
-            return f'{count / size:.1f} {unit}'
-    return f'{count} bytes'
+def image_error(error: BaseException) -> str:
+    """The reason why Pillow cannot read an image, without the name of the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return 'not an image'
+    return getattr(error, 'strerror', None) or first_line(error)
 
 
 @contextmanager
-def naming(where: str, message: str | None = None) -> Iterator[None]:
-    """Tell what could not be read; the libraries' messages do not."""
+def name_in_errors(start: str, remedy: str = 'get the file again') -> Iterator[None]:
+    """Turn errors of the libraries into `BadArchive`, since theirs do not name the file.
+
+    Args:
+        start: Start of the message: the file and what failed.
+        remedy: What to do about it.
+    """
     try:
         yield
     except BadArchive:
         raise
     except BROKEN as error:
-        start = message or f'{where} cannot be read'
-        raise BadArchive(f'{start} ({first_line(error)}); get the file again') from error
+        raise BadArchive(f'{start} ({first_line(error)}); {remedy}') from error
+
+
+@contextmanager
+def errors_on_opening() -> Iterator[None]:
+    """Turn `DataChanged` into `BadArchive`: no run has started yet."""
+    try:
+        yield
+    except DataChanged as error:
+        raise BadArchive(str(error)) from error

@@ -1,34 +1,137 @@
-"""What the first bytes of an array file say, `.npy` or a member of `.npz`, and where the data behind them lie."""
+"""Headers of arrays in `.npy` files and `.npz` archives: where the data begin, and which axis of images is which."""
 
 import os
 import struct
 import zipfile
-from dataclasses import dataclass
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from timm_paf.data.errors import BadArchive, naming
-from timm_paf.data.stored import StoredArray
+from timm_paf.data.errors import BadArchive, name_in_errors
+from timm_paf.data.stored import Stamp, StoredArray
 
+LAYOUTS = ('NHWC', 'NCHW', 'HWCN', 'CHWN')
+_CHANNELS = (1, 3)  # sizes of an axis that is taken for the channels if the caller does not name their number
 _LOCAL_HEADER = 30  # bytes of a zip member's local header before its name and its extra field
 
 
-def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of a `.npy` stream, which is left at the first byte of the data.
+def npy_header(path: Path) -> StoredArray:
+    """Read the header of a `.npy` file.
 
     Raises:
-        ValueError: if it is not one, holds objects or has a format that no numpy writes for plain arrays.
+        ValueError: If it is not such a file, or its length is not the one in the header.
     """
+    with name_in_errors(f'{path}: not a readable .npy file'), open(path, 'rb') as file:
+        status = os.fstat(file.fileno())
+        shape, fortran, dtype = _read_header(file, f'{path}:')
+        array = StoredArray(path, '', shape, dtype, Stamp.of(status), file.tell(), fortran)
+    return _check_length(array, status.st_size - (array.offset or 0))
+
+
+def zip_header(path: Path, archive: zipfile.ZipFile, key: str) -> StoredArray:
+    """Read the header of a member of an `.npz` archive.
+
+    Raises:
+        ValueError: If it is not an array, or its length is not the one in the header.
+    """
+    info = archive.getinfo(f'{key}.npy')
+    where = f"{path}: '{key}'"
+    with name_in_errors(f'{where} cannot be read'):
+        if info.flag_bits & 1:
+            raise BadArchive(f'{where} is encrypted; write the archive without a password')
+        with archive.open(info) as member:
+            shape, fortran, dtype = _read_header(member, where)
+            start = member.tell()
+        with open(path, 'rb') as file:
+            array = StoredArray(
+                path, key, shape, dtype, Stamp.of(os.fstat(file.fileno())), None, fortran, crc=info.CRC)
+            if info.compress_type == zipfile.ZIP_STORED:
+                begin = _member_offset(file, info, array)
+                array = replace(array, offset=begin + start, member=begin)
+    return _check_length(array, info.file_size - start)
+
+
+def row_major(array: StoredArray, layout: str) -> tuple[StoredArray, str]:
+    """The array and its axes as they are in the file: both reversed if the order is column-major."""
+    return (replace(array, shape=array.shape[::-1], fortran=False), layout[::-1]) if array.fortran else (array, layout)
+
+
+def rows_first(axes: str) -> str:
+    """The axes with that of the images, N, moved to the front."""
+    return 'N' + axes.replace('N', '')
+
+
+def check_image_header(image: StoredArray) -> None:
+    """Raise ValueError if an array cannot be images."""
+    if image.dtype != np.uint8 and image.dtype.kind != 'f':
+        raise BadArchive(
+            f'{image.where} is of dtype {image.dtype}, expected uint8 (0 to 255) or floats in [0, 1] or [0, 255]; '
+            f'convert it'
+        )
+    if len(image.shape) != 4 or 0 in image.shape:
+        raise BadArchive(
+            f'{image.where} has shape {image.shape}, expected (N, H, W, C) or (N, C, H, W) with nothing empty; '
+            f'reshape it'
+        )
+
+
+def check_label_header(label: StoredArray, count: int, num_classes: int) -> None:
+    """Raise ValueError if an array cannot be labels of `count` images: integers (N,) or floats (N, num_classes)."""
+    if len(label.shape) == 2 and label.dtype.kind == 'f':
+        expected: tuple[int, ...] = (count, num_classes)
+    elif label.dtype.kind in 'iu':
+        expected = (count,)
+    else:
+        raise BadArchive(
+            f'{label.where} is of dtype {label.dtype}, expected integers, or floats (N, {num_classes}) as soft labels; '
+            f'convert it'
+        )
+    if label.shape != expected:
+        raise BadArchive(
+            f'{label.where} has shape {label.shape} for {count} images, expected {expected}; correct the labels')
+
+
+def find_layout(image: StoredArray, label: StoredArray, channels: int | None, layout: str | None) -> str:
+    """The axes of images.
+
+    Args:
+        image: Their header, with four axes.
+        label: Header of the labels; their number shows whether the image axis is first or last.
+        channels: Number of channels; 1 or 3 if None.
+        layout: One of `LAYOUTS` if the caller knows it.
+
+    Raises:
+        ValueError: If no layout fits, or more than one.
+    """
+    shape, accepted = image.shape, _CHANNELS if channels is None else (channels,)
+    count = label.shape[0] if label.shape else 0
+    last = layout in LAYOUTS[2:] if layout else shape[0] != count and shape[3] == count
+    readings = LAYOUTS[2:] if last else LAYOUTS[:2]
+    fitting = [name for name in readings if shape[name.index('C')] in accepted and layout in (None, name)]
+    if not fitting:
+        wanted, places = ' or '.join(map(str, accepted)), 'first or third' if last else 'last or second'
+        raise BadArchive(
+            f'{image.where} has shape {shape}, expected {wanted} channels as the {places} axis'
+            f'{f" ({layout})" if layout else ""}; is this archive for another data set?'
+        )
+    if len(fitting) == 2 and prod(shape) != count:
+        raise BadArchive(
+            f'{image.where} has shape {shape}, which can be {fitting[0]} or {fitting[1]}; choose one with layout=')
+    return fitting[0]
+
+
+def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the order is column-major, and dtype; leaves the stream at the first byte of the data."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     elif version == (2, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     else:
-        raise BadArchive(f'{where} is in .npy format {version}, expected (1, 0) or (2, 0); save it anew')
+        raise BadArchive(f'{where} is in .npy format {version}, expected (1, 0) or (2, 0); save it with numpy.save')
     if dtype.hasobject:
         raise BadArchive(
             f'{where} is of dtype {dtype}: pickled objects can execute code and are not read; save plain arrays'
@@ -36,100 +139,21 @@ def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool,
     return shape, fortran, dtype
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the first bytes of an array say.
-
-    Args:
-        path: the file.
-        key: its name in the archive; empty for a file of its own.
-        shape: as numpy shows it.
-        fortran: whether the first axis changes fastest in the file.
-        dtype: as stored.
-        offset: where the data begin; None where they are deflated.
-        checked: as in `StoredArray`.
-        crc: CRC-32 of the zip member, deflated or not.
-    """
-
-    path: Path
-    key: str
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype
-    offset: int | None
-    checked: tuple[int, int, int] | None = None
-    crc: int | None = None
-
-    @property
-    def where(self) -> str:
-        """The start of a message about this array."""
-        return f"{self.path}: '{self.key}'" if self.key else f'{self.path}:'
-
-    @property
-    def nbytes(self) -> int:
-        """Length of the data."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    def stored(self) -> StoredArray:
-        """The array in place, axes reversed if it is in Fortran order (which makes it row-major)."""
-        assert self.offset is not None
-        shape = self.shape[::-1] if self.fortran else self.shape
-        return StoredArray(self.path, self.key, self.offset, shape, self.dtype, self.checked)
-
-
-def npy_header(path: Path) -> Header:
-    """Look at a `.npy` file.
-
-    Raises:
-        ValueError: if it is not one, or not as long as its header says.
-    """
-    where = f'{path}:'
-    with naming(where, f'{path}: not a readable .npy file'), open(path, 'rb') as file:
-        shape, fortran, dtype = read_npy_header(file, where)
-        header = Header(path, '', shape, fortran, dtype, file.tell())
-        _check_length(header, os.fstat(file.fileno()).st_size - file.tell())
-    return header
-
-
-def zip_header(path: Path, archive: zipfile.ZipFile, key: str) -> Header:
-    """Look at a member of an `.npz` archive; makes sure that it is as long as its header says.
-
-    Raises:
-        ValueError: if it is not an array or not as long as that.
-    """
-    info = archive.getinfo(f'{key}.npy')
-    where = f"{path}: '{key}'"
-    with naming(where):
-        if info.flag_bits & 1:
-            raise BadArchive(f'{where} is encrypted; write the archive without a password')
-        with archive.open(info) as file:
-            shape, fortran, dtype = read_npy_header(file, where)
-            start = file.tell()
-        offset, checked = None, None
-        if info.compress_type == zipfile.ZIP_STORED:
-            member = _member_offset(path, info, where)
-            offset, checked = member + start, (member, info.file_size, info.CRC)
-    header = Header(path, key, shape, fortran, dtype, offset, checked, info.CRC)
-    _check_length(header, info.file_size - start)
-    return header
-
-
-def _member_offset(path: Path, info: zipfile.ZipInfo, where: str) -> int:
-    """Where a member's data begin: behind its local header, whose lengths differ from the central directory's."""
-    with open(path, 'rb') as file:
-        file.seek(info.header_offset)
-        local = file.read(_LOCAL_HEADER)
-        size = os.fstat(file.fileno()).st_size
+def _member_offset(file: IO[bytes], info: zipfile.ZipInfo, array: StoredArray) -> int:
+    """Position of a member's data: after its local header, whose lengths differ from the central directory's."""
+    file.seek(info.header_offset)
+    local = file.read(_LOCAL_HEADER)
     if len(local) < _LOCAL_HEADER or local[:4] != b'PK\x03\x04':
-        raise BadArchive(f'{where} has no zip header at offset {info.header_offset}; get the file again')
+        raise BadArchive(f'{array.where} has no zip header at offset {info.header_offset}; get the file again')
     name, extra = struct.unpack('<HH', local[26:30])
     offset = info.header_offset + _LOCAL_HEADER + name + extra
-    if offset + info.file_size > size:
-        raise BadArchive(f'{where} should end at offset {offset + info.file_size} of {size}; get the file again')
+    if offset + info.file_size > array.stamp.size:
+        raise BadArchive(
+            f'{array.where} should end at offset {offset + info.file_size} of {array.stamp.size}; get the file again')
     return offset
 
 
-def _check_length(header: Header, held: int) -> None:
-    if held != header.nbytes:
-        raise BadArchive(
-            f'{header.where} holds {held} bytes but its header promises {header.nbytes}; get the file again')
+def _check_length(array: StoredArray, found: int) -> StoredArray:
+    if found != array.nbytes:
+        raise BadArchive(f'{array.where} holds {found} bytes but its header says {array.nbytes}; get the file again')
+    return array

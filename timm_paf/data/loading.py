@@ -38,7 +38,7 @@ def place_on_device(
 
     Each set is placed whole or not at all, in the order given. On the CPU, sets that are in memory count as placed, and
     the others are read into it only if `required`: the system keeps in memory what is read often. Sources that decode
-    images while training (`ahead`) can't be placed.
+    images while training (`prefetch`) can't be placed.
 
     Args:
         sources: the sets.
@@ -58,7 +58,7 @@ def place_on_device(
         if isinstance(source, LabelledImages) and source.images.device.type == device.type:
             placed.append(source)
             continue
-        if hasattr(source, 'ahead'):
+        if hasattr(source, 'prefetch'):
             if required:
                 raise ValueError(f'{source.name}: images that are decoded while training cannot stay on the device')
             placed.append(source)

@@ -77,7 +77,7 @@ class MixedBatches:
     together they see what a single process would, each image augmented alike.
 
     Args:
-        real: the real images. A source with a method `ahead` (see `DecodedImages`) is told what comes next.
+        real: the real images. A source with a method `prefetch` (see `DecodedImages`) is told what comes next.
         synthetic: the synthetic images, one source or several, of the same shape and classes; may be None if the
             fraction is 0.
         batch_size: B, at least 1.
@@ -190,10 +190,10 @@ class MixedBatches:
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         steps = range(start_step, len(self))
         real: Iterable[tuple[Tensor, Tensor]] | None = None
-        if self.real_per_batch and hasattr(self.real, 'ahead'):
+        if self.real_per_batch and hasattr(self.real, 'prefetch'):
             plan = partial(
                 _real_indices, self._counted, self.rank, bool(self._parts[0].augment.cutmix), epoch, start_step)
-            real = cast(Any, self.real).ahead(plan, len(steps), key=('decode', self.seed, epoch))
+            real = cast(Any, self.real).prefetch(plan, len(steps), key=('decode', self.seed, epoch))
         upcoming = None if real is None else iter(real)
         for step in steps:
             yield self._batch(epoch, step, None if upcoming is None else next(upcoming))

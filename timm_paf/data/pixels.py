@@ -1,4 +1,4 @@
-"""Changes to whole batches of images, each image by its own numbers; nothing random here."""
+"""Augmentation of batches of images with given parameters per image, without randomness."""
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,14 @@ def shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
     Args:
         images: (B, C, H, W), any dtype.
         offsets: (B, 2) int64, row and column of the crop in the padded image, each in 0..2*padding.
-        padding: pixels on each side.
+        padding: Pixels on each side.
 
     Returns:
         (B, C, H, W), a new tensor of the same dtype.
     """
     height, width = images.shape[-2:]
     padded = F.pad(images, (padding, padding, padding, padding))
-    # all windows as a view: indexing copies one for each image, which is several times faster than pixel by pixel
+    # a view of all windows; indexing copies one window per image, several times faster than single pixels
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
 
@@ -33,13 +33,13 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, then contrast, then saturation, clipping to [0, 1] after each.
 
-    With factor f, brightness is f * x; contrast f * x + (1 - f) * the mean of the image's grey values; saturation
-    f * x + (1 - f) * its grey values. Images of other than three channels count as grey: their contrast takes the mean
-    of all pixels, and they have no saturation.
+    With factor f, brightness is f * x; contrast is f * x + (1 - f) * the mean of the image's grey values; saturation is
+    f * x + (1 - f) * its grey values. Images without three channels count as grey: their contrast uses the mean of all
+    pixels, and they have no saturation.
 
     Args:
         images: (B, C, H, W) float32 in [0, 1].
-        factors: (B, 3) for brightness, contrast and saturation, each at least 0; 1 changes nothing.
+        factors: (B, 3), brightness, contrast and saturation, each at least 0; 1 changes nothing.
 
     Returns:
         (B, C, H, W) float32 in [0, 1].
@@ -55,11 +55,11 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def blank(images: Tensor, boxes: Tensor) -> Tensor:
-    """Set to 0 what lies in each image's box.
+    """Set the pixels in a box of each image to 0.
 
     Args:
         images: (B, C, H, W), any dtype.
-        boxes: (B, 4) top, left, bottom, right, the last two not included; parts outside the image are ignored.
+        boxes: (B, 4), top, left, bottom and right, the last two exclusive; parts outside the image are ignored.
 
     Returns:
         (B, C, H, W), a new tensor of the same dtype.
@@ -68,22 +68,22 @@ def blank(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def paste(images: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace what lies in each image's box by the same place of another image.
+    """Replace the pixels in a box of each image by those of another image.
 
     Args:
         images: (B, C, H, W), any dtype.
-        others: like images.
-        boxes: (B, 4) as for `blank`.
+        others: Like images.
+        boxes: (B, 4), as for `blank`.
 
     Returns:
-        The images (B, C, H, W), and the share (B,) float32 of each that is still its own.
+        The images (B, C, H, W), and the share (B,) float32 of each image's own pixels.
     """
     inside = _inside(boxes, images)
     return torch.where(inside, others, images), 1 - inside.flatten(1).float().mean(1)
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """(B, 1, H, W) bool."""
+    """Whether pixels are in the boxes: (B, 1, H, W) bool."""
     height, width = images.shape[-2:]
     top, left, bottom, right = boxes[:, :, None].unbind(1)
     row = torch.arange(height, device=images.device)

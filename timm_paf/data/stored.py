@@ -1,28 +1,26 @@
-"""Arrays that lie uncompressed in a file: where they are, and rows of them read in place without mapping the file."""
+"""Arrays in files: rows are read where they are, and a file that changes is noticed."""
 
-import errno
 import os
-import threading
-import weakref
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from timm_paf.data.errors import BadArchive, DataChanged, first_line
+from timm_paf.data.errors import DataChanged, first_line
 
-Progress = Callable[[str, int, int], None]  # what is being done, bytes (or images) done, all of them
+Progress = Callable[[str, int, int], None]  # what is being done, bytes or images done, total
 
-CHUNK = 1 << 22
-_MOST_VECTORS = 512  # POSIX lets preadv take 1024 (IOV_MAX) buffers at least on Linux, macOS and the BSDs
+CHUNK = 1 << 22  # bytes read at a time
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells one state of a file from another without reading it."""
+    """State of a file, as far as it shows without reading it."""
 
     size: int
     modified_ns: int
@@ -31,170 +29,45 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> 'Stamp':
+        """The stamp in a result of `os.stat`."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
-
-
-class DiskFile:
-    """A file read at offsets, by any number of threads and processes at once, that notices when it changes.
-
-    Reading goes through `preadv`. Pages of a mapped file would count as the process's own memory, and a file cut short
-    would end it with a signal. A copy in another process (pickled or forked) opens the file for itself and takes it
-    only in the state that the original saw.
-
-    Args:
-        path: the file.
-
-    Raises:
-        OSError: if it cannot be opened.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._open()
-        self.stamp = Stamp.of(os.fstat(self._fd))
-
-    def _open(self) -> None:
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0))
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise BadArchive(
-                    f'{self.path}: cannot be opened, the system allows no more open files (one stays open for each '
-                    f'part); raise the limit (ulimit -n), or join parts') from error
-            raise
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        weakref.finalize(self, os.close, self._fd)
-        if hasattr(os, 'posix_fadvise'):
-            # rows are asked for in a shuffled order, for which reading ahead only reads what nobody wants
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {'path': self.path, 'stamp': self.stamp}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        try:
-            self._open()
-        except OSError as error:
-            raise DataChanged(f'{self.path}: cannot be opened again ({first_line(error)})') from error
-        self.check()
-
-    def check(self) -> None:
-        """Make sure that the file under this path is still the one that was opened, and untouched.
-
-        Raises:
-            DataChanged: if it is not.
-        """
-        try:
-            now = Stamp.of(os.stat(self.path))
-        except OSError as error:
-            raise DataChanged(f'{self.path}: is gone since it was opened ({error.strerror})') from error
-        if now == self.stamp:
-            return
-        if now.size != self.stamp.size:
-            what = f'had {self.stamp.size} bytes and has {now.size} now'
-        elif (now.inode, now.device) != (self.stamp.inode, self.stamp.device):
-            what = 'another file stands in its place'
-        else:
-            what = 'it was written to'
-        raise DataChanged(f'{self.path}: changed since it was opened ({what}); leave data alone while a run uses them')
-
-    def announce(self, offsets: list[int], length: int) -> None:
-        """Let the system fetch stretches of one length at once, so that a cold disk works on all in parallel."""
-        if hasattr(os, 'posix_fadvise'):
-            for offset in offsets:
-                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
-
-    def read_vectors(self, buffers: list[memoryview], offset: int) -> None:
-        """Fill buffers, one after the other, with the bytes from `offset` on.
-
-        Raises:
-            DataChanged: if the file ends before they are full or cannot be read.
-        """
-        wanted = sum(len(buffer) for buffer in buffers)
-        try:
-            got = self._read(buffers, offset)
-        except OSError as error:
-            raise DataChanged(f'{self.path}: cannot be read at offset {offset} ({first_line(error)})') from error
-        while got < wanted:
-            # short reads are allowed (2 GiB a call on Linux, network file systems); the rest goes buffer by buffer
-            buffers, skipped = _rest(buffers, got), got
-            offset, wanted = offset + skipped, wanted - skipped
-            try:
-                got = self._read(buffers[:1], offset)
-            except OSError as error:
-                raise DataChanged(f'{self.path}: cannot be read at offset {offset} ({first_line(error)})') from error
-            if not got:
-                raise DataChanged(f'{self.path}: ends at offset {offset}, {wanted} bytes before it should')
-
-    def _read(self, buffers: list[memoryview], offset: int) -> int:
-        if self._pid != os.getpid():
-            self._open()
-        if hasattr(os, 'preadv'):
-            return os.preadv(self._fd, buffers, offset)
-        with self._lock:  # Windows: one position for all threads
-            os.lseek(self._fd, offset, os.SEEK_SET)
-            got = 0
-            for buffer in buffers:
-                data = os.read(self._fd, len(buffer))
-                buffer[:len(data)] = data
-                got += len(data)
-                if len(data) < len(buffer):
-                    break
-            return got
-
-
-class MemoryFile:
-    """Bytes in memory behind the face of `DiskFile`: what was read whole, because it is small or was asked for so.
-
-    Args:
-        path: where they came from, for messages.
-        array: a C-contiguous array that holds them.
-    """
-
-    def __init__(self, path: Path, array: np.ndarray) -> None:
-        self.path = path
-        self._bytes = array.reshape(-1).view(np.uint8)
-
-    def check(self) -> None:
-        """Nothing can have changed."""
-
-    def announce(self, offsets: list[int], length: int) -> None:
-        """Nothing has to be fetched."""
-
-    def read_vectors(self, buffers: list[memoryview], offset: int) -> None:
-        """Fill buffers, one after the other, with the bytes from `offset` on."""
-        for buffer in buffers:
-            buffer[:] = self._bytes[offset:offset + len(buffer)].data
-            offset += len(buffer)
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in row-major order in a file, at an offset; the first axis counts the rows.
+    """An array in a file in row-major order; the methods below need `offset`.
+
+    Each read opens the file again and compares its stamp. So copies in threads and other processes (forked or pickled)
+    read independently, and all of them notice a change. Files are not mapped: pages of a mapped file count as memory
+    of the process, and truncation of the file would kill it with a signal instead of an error.
 
     Args:
-        path: the file.
-        key: what messages call the array, such as 'image'; empty where the file holds nothing else.
-        offset: where its first byte lies.
-        shape: at least one axis.
-        dtype: a plain numpy dtype without objects.
-        checked: (offset, length, CRC-32) of the bytes of the zip member around it, where there is one.
-        origin: the start of messages about what it holds where this is a copy of something else.
+        path: The file.
+        key: Name of the array in an archive; empty if the file holds nothing else.
+        shape: At least one axis.
+        dtype: Plain numpy dtype without objects.
+        stamp: State of the file when its header was read.
+        offset: Position of the first byte; None if the array is compressed.
+        fortran: Whether the order is column-major; `row_major` gives a row-major view.
+        member: Position of the zip member that contains the array.
+        crc: CRC-32 of the zip member; None outside archives.
+        origin: Start of messages about the content, if the array is a copy of another one.
     """
 
     path: Path
     key: str
-    offset: int
     shape: tuple[int, ...]
     dtype: np.dtype
-    checked: tuple[int, int, int] | None = None
+    stamp: Stamp
+    offset: int | None = 0
+    fortran: bool = False
+    member: int = 0
+    crc: int | None = None
     origin: str = ''
 
     @property
     def where(self) -> str:
-        """The start of a message about what this array holds."""
+        """Start of a message about the content."""
         return self.origin or self._place
 
     @property
@@ -202,80 +75,120 @@ class StoredArray:
         return f"{self.path}: '{self.key}'" if self.key else f'{self.path}:'
 
     @property
+    def _start(self) -> int:
+        assert self.offset is not None, 'compressed arrays have no rows'
+        return self.offset
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the data in bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
     def row_bytes(self) -> int:
-        """Length of one row."""
+        """Length of one row in bytes."""
         return prod(self.shape[1:]) * self.dtype.itemsize
 
-    def read_rows(self, file: DiskFile | MemoryFile, indices: np.ndarray) -> np.ndarray:
-        """Copy out rows in the order asked for; reads only these, those next to each other in one call.
+    def check(self) -> None:
+        """Raise `DataChanged` if the file is not the one that was opened, or was modified."""
+        with self._opened():
+            pass
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Read rows in the order of the indices, and nothing else.
 
         Args:
-            file: the open file at `path`.
             indices: (B,) int64 in 0..shape[0]-1.
 
         Returns:
-            (B, *shape[1:]) of this dtype, a fresh array.
+            (B, *shape[1:]) of this dtype.
 
         Raises:
-            DataChanged: if the file cannot be read there.
+            DataChanged: If the file changed or cannot be read.
         """
-        length = self.row_bytes
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
         if not out.nbytes:
             return out
-        view = out.reshape(-1).view(np.uint8).data
+        length, view = self.row_bytes, out.reshape(-1).view(np.uint8).data
         order = np.argsort(indices, kind='stable')
-        ascending = indices[order]
-        starts = np.flatnonzero(np.diff(ascending, prepend=-2) != 1).tolist()
-        places, rows = order.tolist(), ascending.tolist()
-        if len(starts) > 1:
-            file.announce([self.offset + row * length for row in rows], length)
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-            for first in range(start, stop, _MOST_VECTORS):
-                buffers = [view[p * length:(p + 1) * length] for p in places[first:min(first + _MOST_VECTORS, stop)]]
-                file.read_vectors(buffers, self.offset + rows[first] * length)
+        places, offsets = order.tolist(), (self._start + indices[order] * length).tolist()
+        with self._opened() as file:
+            if hasattr(os, 'posix_fadvise'):
+                # no read-ahead, since the order is random; a cold disk works on all rows of a batch at once
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for offset in offsets:
+                    os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+            for place, offset in zip(places, offsets, strict=True):
+                self._read(file, view[place * length:(place + 1) * length], offset)
         return out
 
-    def read_range(self, file: DiskFile | MemoryFile, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` in one read."""
+    def range(self, start: int, stop: int) -> np.ndarray:
+        """Read the rows from `start` to `stop`, as `rows` does."""
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        if out.nbytes:
-            file.read_vectors([out.reshape(-1).view(np.uint8).data], self.offset + start * self.row_bytes)
+        with self._opened() as file:
+            if out.nbytes:
+                view = out.reshape(-1).view(np.uint8).data
+                self._read(file, view, self._start + start * self.row_bytes)
         return out
 
-    def chunks(self, file: DiskFile | MemoryFile, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-        """All rows in order, (first index, rows) for `rows` at a time."""
-        for start in range(0, self.shape[0], rows):
-            yield start, self.read_range(file, start, min(start + rows, self.shape[0]))
-
-    def check_crc(self, file: DiskFile | MemoryFile, progress: Progress | None = None) -> None:
-        """Read the whole zip member and compare its checksum; without one, see that every byte can be read.
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, np.ndarray]]:
+        """All rows in order, about `size` bytes at a time, each chunk with the index of its first row.
 
         Raises:
-            DataChanged: if a byte cannot be read or the checksum is another.
+            DataChanged: As for `rows`; after the last chunk, if the CRC-32 is not the one in the archive.
         """
-        start, length, expected = self.checked or (self.offset, self.shape[0] * self.row_bytes, None)
-        crc, buffer = 0, memoryview(bytearray(min(CHUNK, max(length, 1))))
-        for done in range(0, length, CHUNK):
-            part = buffer[:min(CHUNK, length - done)]
-            file.read_vectors([part], start + done)
-            if expected is not None:
-                crc = zlib.crc32(part, crc)
-            if progress:
-                progress(f'checking {self.key or self.path.name}', done + len(part), length)
-        if expected is not None and crc != expected:
+        step, crc = max(size // max(self.row_bytes, 1), 1), zlib.crc32(self._header())
+        for start in range(0, self.shape[0], step):
+            rows = self.range(start, min(start + step, self.shape[0]))
+            crc = zlib.crc32(rows.reshape(-1).view(np.uint8).data, crc)
+            yield start, rows
+        if self.crc not in (None, crc):
             raise DataChanged(
-                f'{self._place} cannot be read as it was written (the CRC-32 of bytes {start} to {start + length} is '
-                f'{crc:08x}, not {expected:08x}); '
-                f'get the file again'
-            )
+                f'{self._place} is damaged (its CRC-32 is {crc:08x}, not {self.crc:08x}); get the file again')
 
+    def load(self) -> np.ndarray:
+        """The whole array; raises what `chunks` does."""
+        out = np.empty(self.shape, self.dtype)
+        for start, rows in self.chunks():
+            out[start:start + len(rows)] = rows
+        return out
 
-def _rest(buffers: list[memoryview], skip: int) -> list[memoryview]:
-    """What is left of buffers behind their first `skip` bytes."""
-    rest = []
-    for buffer in buffers:
-        if skip < len(buffer):
-            rest.append(buffer[skip:])
-        skip = max(skip - len(buffer), 0)
-    return rest
+    def _header(self) -> bytes:
+        """What is in front of the data in the zip member; the checksum covers it."""
+        header = bytearray(0 if self.crc is None else self._start - self.member)
+        with self._opened() as file:
+            self._read(file, memoryview(header), self.member)
+        return bytes(header)
+
+    @contextmanager
+    def _opened(self) -> Iterator[FileIO]:
+        """The file, with its stamp compared before and after the block."""
+        try:
+            with open(self.path, 'rb', buffering=0) as file:
+                self._compare(file)
+                yield file
+                self._compare(file)
+        except OSError as error:
+            raise DataChanged(
+                f'{self.path}: cannot be read any more ({error.strerror or first_line(error)})') from error
+
+    def _compare(self, file: FileIO) -> None:
+        now = Stamp.of(os.fstat(file.fileno()))
+        if now == self.stamp:
+            return
+        if now.size != self.stamp.size:
+            what = f'it had {self.stamp.size} bytes and has {now.size} now'
+        elif (now.inode, now.device) != (self.stamp.inode, self.stamp.device):
+            what = 'another file has replaced it'
+        else:
+            what = 'it was written to'
+        raise DataChanged(f'{self.path}: changed since it was opened ({what}); do not modify data during a run')
+
+    def _read(self, file: FileIO, view: memoryview, offset: int) -> None:
+        file.seek(offset)
+        while view:  # a network file system may return less than asked for
+            count = file.readinto(view)
+            if not count:
+                self._compare(file)
+                raise DataChanged(f'{self.path}: ends at offset {file.tell()}, {len(view)} bytes too early')
+            view = view[count:]

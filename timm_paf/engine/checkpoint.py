@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from timm_paf.data.files import whole_file
+from timm_paf._files import whole_file
 from timm_paf.models import read_checkpoint
 
 __all__ = ['RunSaver', 'best_epoch', 'newest_checkpoint', 'read_run']

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from timm_paf._files import whole_file
 from timm_paf.attacks import PGD, ThreatModel, check_images
 from timm_paf.data import LabelledImages
-from timm_paf.data.files import whole_file
 from timm_paf.engine.config import ENTRY
 from timm_paf.engine.distributed import Processes
 from timm_paf.evaluation import (

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from timm_paf._files import whole_file
 from timm_paf.attacks import PGD
-from timm_paf.data.files import whole_file
 from timm_paf.engine.checkpoint import BEST
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.compilation import compile_settings

@@ -12,7 +12,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_paf.data.files import whole_file
+from timm_paf._files import whole_file
 from timm_paf.engine.config import INCIDENTAL, plain
 from timm_paf.evaluation import library_versions
 
