@@ -54,7 +54,7 @@ from _plain_loop import STEPS, attacked, plain_formulas, plain_update
 from _roofline import PRECISIONS, Machine, Work, math_mode, work_of
 
 from timm_paf.data import Batch
-from timm_paf.engine.settings import build_model
+from timm_paf.engine.model import build_model
 from timm_paf.engine.step import batches_from
 
 PLAIN, BARE = 'plain loop', ', bare passes'

@@ -132,7 +132,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         'and a quoted pattern such as "part*.npz" stands for the parts of one; "generated" makes digits from the '
         'training split')
     num_synthetic: int = setting(10000, 'how many images "generated" makes')
-    synthetic_fraction: float = setting(0.5, 'share of synthetic images in every batch, 0 to 1')
+    synthetic_fraction: float = setting(0., 'share of synthetic images in every batch, 0 to 1')
     synthetic_weights: tuple[float, ...] = setting(
         (), 'how often each synthetic source is drawn from, beside the others')
     crop_padding: int = setting(0, 'augmentation: random shifts by up to this many pixels')
