@@ -1,20 +1,19 @@
 """Flags that change how a run is done and not what comes out of it: what is asked for is what happens."""
 import dataclasses
 
-import adv_train
 import pytest
 import torch
-from test_adv_train_engine import prepared, train
+from tiny_run import prepared, train
 
-import timm_paf.engine.epoch as _epoch
-import timm_paf.engine.validation as _validation
-from timm_paf.engine.distributed import Processes
+from timm_paf._distributed import Processes
+from timm_paf.data import Prefetched
+from timm_paf.engine import Callback, Trainer
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """No final measurement."""
-    monkeypatch.setattr(adv_train, 'report_robustness', lambda *_: None)
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self: None)
 
 
 @pytest.mark.parametrize('flags, waits', [([], 0), (['--synchronize-step'], 2)], ids=['none', 'synchronize'])
@@ -22,45 +21,50 @@ def quick(monkeypatch):
 def test_every_update_waits_for_the_gpu(tmp_path, monkeypatch, flags, waits, device):
     called = []
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda *_: called.append(0))
-    job = prepared(tmp_path, '--task', 'plain', *flags)
-    job.updates.processes = Processes(torch.device(device))
-    for update, batch in zip(range(2), job.batches.epoch(0), strict=False):
-        job.updates(batch, update)
+    trainer = prepared(tmp_path, '--task', 'plain', *flags)
+    trainer.step.processes = Processes(torch.device(device))
+    for update, batch in zip(range(2), trainer.data.epoch(0), strict=False):
+        trainer.step(batch, update)
     assert len(called) == (waits if device == 'cuda' else 0)
 
 
 @pytest.mark.parametrize('interval, steps', [('1', [0, 1, 2, 3, 4, 5]), ('4', [0, 4, 5])], ids=['1', '4'])
-def test_looks_at_the_loss(tmp_path, monkeypatch, quick, interval, steps):
+def test_looks_at_the_loss(tmp_path, interval, steps):
     """FAST has six updates an epoch; the last one is always looked at."""
-    shown, original = [], _epoch.Epoch.show
-    monkeypatch.setattr(_epoch.Epoch, 'show', lambda self, step: shown.append(step) or original(self, step))
-    assert train(tmp_path, '--epochs', '1', '--log-interval', interval) == 0
+    class Watch(Callback):
+        def on_update(self, epoch, step, metrics, shape):
+            if metrics:
+                shown.append(step)
+
+    shown, trainer = [], prepared(tmp_path, '--epochs', '1', '--log-interval', interval)
+    trainer.callbacks.append(Watch())
+    trainer.fit()
     assert shown == steps
 
 
 @pytest.mark.parametrize('minutes, inside', [('1e-9', 5), ('0', 0), ('10', 0)])
 def test_checkpoints_inside_an_epoch(tmp_path, monkeypatch, quick, minutes, inside):
-    saved, original = [], _epoch.save
+    saved, original = [], Trainer.checkpoint
 
-    def save(job, *, epoch_ended):
-        saved.append(epoch_ended)
-        original(job, epoch_ended=epoch_ended)
+    def checkpoint(self):
+        saved.append(self.epoch)
+        original(self)
 
-    monkeypatch.setattr(_epoch, 'save', save)
+    monkeypatch.setattr(Trainer, 'checkpoint', checkpoint)
     assert train(tmp_path, '--epochs', '1', '--checkpoint-minutes', minutes) == 0
-    assert saved == [False] * inside
+    assert saved == [0] * inside + [1]
 
 
 @pytest.mark.parametrize('flags, expected', [
     ([], None), (['--prefetch'], True), (['--no-prefetch'], False)], ids=['unset', 'prefetch', 'not'])
 def test_batches_are_made_in_a_thread(tmp_path, monkeypatch, quick, flags, expected):
-    asked, original = [], _epoch.Prefetched
+    asked, original = [], Prefetched
 
     def prefetched(batches, **settings):
         asked.append(settings['threaded'])
         return original(batches, **settings)
 
-    monkeypatch.setattr(_epoch, 'Prefetched', prefetched)
+    monkeypatch.setattr('timm_paf.engine.trainer.Prefetched', prefetched)
     assert train(tmp_path, '--epochs', '1', '--updates-per-epoch', '1', *flags) == 0
     assert asked == [expected]
 
@@ -80,9 +84,10 @@ def test_running_statistics_of_several_processes(tmp_path, monkeypatch, mode, ex
     """One of two processes, without the other; the sums over both are left out."""
     asked = []
     monkeypatch.setattr(
-        _validation, 'distribute_bn', lambda model, world_size, reduce: asked.append((world_size, reduce)))
+        'timm_paf.engine.validation.distribute_bn',
+        lambda model, world_size, reduce: asked.append((world_size, reduce)))
     monkeypatch.setattr(Processes, 'all_reduce_sum', lambda self, values: values)
-    job = prepared(tmp_path, '--val-attack-steps', '1', '--dist-bn', mode)
-    job = dataclasses.replace(job, processes=dataclasses.replace(job.processes, world_size=2))
-    adv_train.validate(job, lambda: False)
+    trainer = prepared(tmp_path, '--val-attack-steps', '1', '--dist-bn', mode)
+    trainer.processes = dataclasses.replace(trainer.processes, world_size=2)
+    trainer.validate()
     assert asked == expected
