@@ -161,7 +161,7 @@ BAD = {
     'fixed text': (['--act-fixed', 'alpha'], "--act-fixed = 'alpha': expected NAME=VALUE"),
     'fixed value': (['--act-fixed', 'alpha=two'], '--act-fixed alpha=two: could not convert'),
     'model argument': (['--model', 'wrn10_2_relu', '--model-kwargs', 'colour=3'], 'wrn10_2_relu does not take them'),
-    'checkpointing': (['--grad-checkpointing'], '--grad-checkpointing: tiny_smooth has none'),
+    'checkpointing': (['--grad-checkpointing'], '--grad-checkpointing: tiny_smooth does not support it'),
     'sync_bn': (['--sync-bn'], '--sync-bn is for several processes on GPUs'),
     'backend': (['--torchcompile', 'inductr'], 'inductr'),
     'ema share': (['--model-ema-copy', '1.5'], '--model-ema-copy = 1.5: expected a number from 0 to 1'),
