@@ -113,13 +113,7 @@ class CheckpointFiles:
         return self.folder / BEST
 
     def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
-        """Write a checkpoint.
-
-        Args:
-            state: Its content.
-            rows: Summary of the epochs so far.
-            epoch_ended: Whether the state is from the end of the last of them.
-        """
+        """Write a checkpoint; `epoch_ended`: it is from the end of the last epoch in `rows`."""
         new = self.folder / '.new.pth.tar'
         with whole_file(new) as file:
             torch.save(dict(state), file)

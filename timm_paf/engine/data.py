@@ -183,15 +183,7 @@ def open_training_data(
         val: Images | None = None,
         test: Images | None = None,
 ) -> tuple[MixedBatches, LabelledImages, LabelledImages | None]:
-    """Batches to train on, validation images and test images.
-
-    Args:
-        config: Settings.
-        processes: Processes of the run; the first one of each machine opens files first.
-        console: Where to show bars.
-        train: Own training images in place of the data set of the settings.
-        val: Own validation images.
-        test: Own test images.
+    """Batches to train on, validation images and test images, of `config.dataset` or of one's own images.
 
     Raises:
         ValueError: If data or settings are not as expected.

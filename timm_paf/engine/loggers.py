@@ -8,39 +8,30 @@ from timm_paf._files import whole_file
 from timm_paf.engine.callbacks import Callback, Row
 from timm_paf.engine.config import TrainConfig, plain
 
-__all__ = ['TensorBoardLogger', 'WandbLogger', 'make_loggers']
+__all__ = ['Logger', 'TensorBoardLogger', 'WandbLogger', 'make_loggers']
 
 
 class Logger(Callback):
-    """Logs each row once; after a resume also the last one, which a killed process may not have logged."""
+    """Logs the measured numbers of each row; after a resume also the last row, which a killed run may not have logged.
+
+    A new logger starts in `on_start`, implements `write(epoch, numbers)` and ends in `on_end`.
+    """
 
     def on_start(self, rows: Sequence[Row]) -> None:
-        self.open()
-        if rows:
-            self.log(rows[-1])
+        for row in rows[-1:]:
+            self.on_epoch(row, shape={}, best=False)
 
     def on_epoch(self, row: Row, *, shape: Mapping[str, float], best: bool) -> None:
-        self.log(row)
-
-    def log(self, row: Row) -> None:
-        """Log the measured numbers of a row."""
         numbers = {name: value for name, value in row.items() if value is not None}
-        self.write(int(numbers['epoch']), numbers)
-
-    def open(self) -> None:
-        """Start to log."""
-        raise NotImplementedError
+        self.write(int(numbers.pop('epoch')), numbers)
 
     def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers of an epoch, counted from 0."""
+        """Log the numbers of an epoch, counted from 0."""
         raise NotImplementedError
 
 
 class TensorBoardLogger(Logger):
-    """Writes TensorBoard's files.
-
-    Args:
-        folder: Folder of the run; the files go into `tensorboard` in it.
+    """Writes TensorBoard's files into `tensorboard` in the folder of the run.
 
     Raises:
         ValueError: If TensorBoard is not installed.
@@ -55,13 +46,13 @@ class TensorBoardLogger(Logger):
         self._folder = folder
         self._writer: Any = None
 
-    def open(self) -> None:
+    def on_start(self, rows: Sequence[Row]) -> None:
         self._writer = self._make_writer(str(self._folder / 'tensorboard'))
+        super().on_start(rows)
 
     def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
-            if name != 'epoch':
-                self._writer.add_scalar(name, value, epoch)
+            self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
     def on_end(self, error: BaseException | None) -> None:
@@ -70,7 +61,7 @@ class TensorBoardLogger(Logger):
 
 
 class WandbLogger(Logger):
-    """Logs to Weights & Biases; a resumed run continues there as the same run.
+    """Logs to Weights & Biases, where a resumed run continues as the same run.
 
     Args:
         folder: Folder of the run.
@@ -83,26 +74,21 @@ class WandbLogger(Logger):
     """
 
     def __init__(
-            self,
-            folder: Path,
-            settings: Mapping[str, Any],
-            *,
-            project: str | None = None,
-            tags: Sequence[str] = (),
+            self, folder: Path, settings: Mapping[str, Any], *, project: str | None = None, tags: Sequence[str] = (),
     ) -> None:
         try:
             import wandb
         except ImportError:
             raise ValueError('--log-wandb: Weights & Biases is not installed; pip install wandb.') from None
         self._wandb: Any = wandb
-        self._folder, self._settings = folder, dict(settings)
-        self._project, self._tags = project, list(tags)
+        self._folder, self._settings, self._project, self._tags = folder, dict(settings), project, list(tags)
         self._run: Any = None
 
-    def open(self) -> None:
+    def on_start(self, rows: Sequence[Row]) -> None:
         self._run = self._wandb.init(
             project=self._project, name=self._folder.name, id=self._id(), resume='allow', tags=self._tags,
             config=self._settings, dir=str(self._folder))
+        super().on_start(rows)
 
     def _id(self) -> str:
         """The id of the folder: the same after a resume; folders with the same name have different ones."""
@@ -122,14 +108,8 @@ class WandbLogger(Logger):
 
 
 def make_loggers(config: TrainConfig, folder: Path) -> list[Callback]:
-    """The loggers of the settings.
-
-    Raises:
-        ValueError: If one is not installed; nothing is written then.
-    """
-    loggers: list[Callback] = []
-    if config.log_tensorboard:
-        loggers.append(TensorBoardLogger(folder))
+    """The loggers of the settings; ValueError if one is not installed."""
+    loggers: list[Callback] = [TensorBoardLogger(folder)] if config.log_tensorboard else []
     if config.log_wandb:
         loggers.append(WandbLogger(folder, plain(config), project=config.wandb_project, tags=config.wandb_tags))
     return loggers

@@ -49,13 +49,7 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
 
 
 def untrained_model(config: TrainConfig, own: nn.Module | None, *, num_classes: int, in_chans: int) -> nn.Module:
-    """The network that training starts from, on the CPU.
-
-    Args:
-        config: Settings.
-        own: A network to use in place of `config.model`; it is changed in place.
-        num_classes: Number of classes.
-        in_chans: Number of image channels.
+    """The network that training starts from, on the CPU: `own`, changed in place, or `config.model`.
 
     Raises:
         ValueError: If the model cannot be built, or a setting does not fit it.

@@ -35,13 +35,7 @@ def duration(seconds: float) -> str:
 
 
 class AttackView:
-    """Progress of a measurement: a changing line on a terminal, else a line from time to time; used as a context.
-
-    Args:
-        console: Where to write.
-        title: Name of the images.
-        every: Seconds between two lines without a terminal.
-    """
+    """Progress of a measurement: a changing line on a terminal, else a line every `every` seconds. A context."""
 
     def __init__(self, console: Console, title: str, *, every: float = 60.) -> None:
         self.console, self.title, self.every = console, title, every
@@ -75,14 +69,7 @@ class AttackView:
 
 
 class TrainingView(Callback):
-    """Progress of training: a live bar on a terminal, one line per epoch elsewhere.
-
-    Args:
-        console: Where to write.
-        epochs: Number of epochs.
-        steps: Number of updates per epoch.
-        device: Device whose memory is shown.
-    """
+    """Progress of training with `steps` updates per epoch: a live bar on a terminal, one line per epoch elsewhere."""
 
     def __init__(self, console: Console, *, epochs: int, steps: int, device: torch.device) -> None:
         self.console, self.epochs, self.steps, self.device = console, epochs, steps, device
@@ -182,15 +169,7 @@ class ProgressEstimator:
 
 def time_estimate(
         config: TrainConfig, seconds_per_image: float, *, updates: int, world_size: int, test_images: int) -> str:
-    """Time of the rest of a run in words.
-
-    Args:
-        config: Settings.
-        seconds_per_image: Time of one process for one training image.
-        updates: Number of updates left.
-        world_size: Number of processes.
-        test_images: Number of test images.
-    """
+    """Time in words for a number of updates and AutoAttack, from the time of one process for one training image."""
     text = f'about {duration(updates * config.batch_size / world_size * seconds_per_image)} of training'
     attacked = min(config.n_examples or test_images, test_images)
     if config.autoattack == 'standard' and attacked:

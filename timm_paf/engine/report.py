@@ -25,17 +25,10 @@ __all__ = ['final_report', 'write_report', 'write_selection']
 
 
 def final_report(
-        model: nn.Module,
-        data: LabelledImages,
-        config: TrainConfig,
-        *,
-        device: torch.device,
-        console: Console,
-        stop: StopSignals,
-        checkpoint: Path | None = None,
-        state: Path | None = None,
+        model: nn.Module, data: LabelledImages, config: TrainConfig, *, device: torch.device, console: Console,
+        stop: StopSignals, checkpoint: Path | None, state: Path | None,
 ) -> RobustnessReport:
-    """Clean, PGD and AutoAttack accuracy on the test split, with examples of attacked images.
+    """Clean, PGD and AutoAttack accuracy, with examples of attacked images.
 
     Args:
         model: On the device.
@@ -44,7 +37,7 @@ def final_report(
         device: Where the model is.
         console: Where to show progress.
         stop: Stops the measurement when a signal arrives.
-        checkpoint: File of the weights.
+        checkpoint: File of the weights; None if there is none.
         state: Folder in which an interrupted AutoAttack keeps its state.
 
     Raises:
@@ -72,33 +65,17 @@ def final_report(
         seeds=torch.arange(len(data))))
 
 
-def write_selection(found: Mapping[str, Any], folder: Path) -> None:
-    """Write selection.json: the choice of validation."""
+def write_selection(selection: Mapping[str, Any], folder: Path) -> None:
+    """Write selection.json, the choice of validation."""
     with whole_file(folder / 'selection.json') as file:
-        file.write((json.dumps(found, indent=2) + '\n').encode())
+        file.write((json.dumps(selection, indent=2) + '\n').encode())
 
 
 def write_report(
-        report: RobustnessReport,
-        folder: Path,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        config: TrainConfig,
-        selection: Mapping[str, Any],
-        before: nn.Module,
-        after: nn.Module,
+        report: RobustnessReport, folder: Path, rows: Sequence[Mapping[str, Any]], *, config: TrainConfig,
+        selection: Mapping[str, Any], before: nn.Module, after: nn.Module,
 ) -> None:
-    """Write report.html, then report.json, and remove the state of AutoAttack.
-
-    Args:
-        report: The measurement.
-        folder: Folder of the run.
-        rows: Summary of the run.
-        config: Settings.
-        selection: The choice of validation.
-        before: The network before training.
-        after: The measured network.
-    """
+    """Write report.html with the networks before and after training, then report.json; remove AutoAttack's state."""
     text = training_page(report, rows, settings=plain(config), selection=selection, before=before, after=after)
     with whole_file(folder / 'report.html') as file:
         file.write(text.encode())

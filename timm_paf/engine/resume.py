@@ -16,14 +16,7 @@ class RunFinished(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Folder of a run and its start.
-
-    Args:
-        folder: Folder of the run.
-        checkpoint: Checkpoint to resume from; None for a new run.
-        notes: Lines to show about it.
-        finished: Whether nothing is left to do.
-    """
+    """Folder of a run, checkpoint to resume from (None for a new run), lines to show, and whether it is finished."""
     folder: Path
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
@@ -31,10 +24,7 @@ class Start:
 
 
 def settings_of_run(given: dict[str, Any]) -> dict[str, Any] | None:
-    """Settings of the run that --resume PATH names, in place of a YAML file; None without such a path.
-
-    Args:
-        given: Flags of the command line.
+    """Settings of the run that --resume PATH names, for the flags `given`; None without such a path.
 
     Raises:
         ValueError: If the flags name another folder, or the checkpoint cannot be read.

@@ -1,68 +1,43 @@
-"""A training run: data, model, task, optimizer, validation, checkpoints and the final measurement."""
+"""A training run as a loop: batches, updates, validation, checkpoints, and the final measurement."""
 import contextlib
-import copy
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 import yaml
-from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_paf._files import whole_file
 from timm_paf.activations import activation_summary
 from timm_paf.data import Batch, DataChanged, Prefetched
-from timm_paf.engine.callbacks import Callback
-from timm_paf.engine.checkpoint import CheckpointFiles, best_epoch, read_run, write_summary
+from timm_paf.engine.checkpoint import best_epoch, write_summary
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.compilation import CompiledGraphs
-from timm_paf.engine.config import TrainConfig, plain
-from timm_paf.engine.data import Images, open_training_data, source_lines
-from timm_paf.engine.distributed import StopSignals, peer_failure, signal_name, start_processes
-from timm_paf.engine.ema import make_ema
-from timm_paf.engine.loggers import make_loggers
-from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
-from timm_paf.engine.optim import learning_rate, make_optimizer
-from timm_paf.engine.progress import ProgressEstimator, TrainingView, shape_values, time_estimate
+from timm_paf.engine.config import plain
+from timm_paf.engine.data import source_lines
+from timm_paf.engine.distributed import peer_failure, signal_name
+from timm_paf.engine.progress import ProgressEstimator, shape_values
 from timm_paf.engine.report import final_report, write_report, write_selection
-from timm_paf.engine.resume import RunFinished, find_start
-from timm_paf.engine.schedule import make_schedule
-from timm_paf.engine.state import Progress, changed_settings, data_sizes, load_rank_state, rank_state
-from timm_paf.engine.step import TrainStep, batches_from
+from timm_paf.engine.run import Run
+from timm_paf.engine.step import batches_from
 from timm_paf.engine.validation import selection, selection_lines, validate
-from timm_paf.evaluation import RobustnessReport, library_versions
+from timm_paf.evaluation import RobustnessReport
 from timm_paf.models import load_weights
 
 __all__ = ['Trainer']
 
-FORMAT = 1  # of the training state in a checkpoint
-HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
 
+class Trainer(Run):
+    """A training run, opened and checked when it is made; it writes nothing before training starts.
 
-class Trainer:
-    """A training run. It is opened and checked when it is made, and writes nothing before training starts.
-
-    `fit` trains; it is this loop, which you can write yourself:
-
-        with trainer.running():
-            while trainer.epoch < trainer.epochs:
-                for batch in trainer.batches():
-                    trainer.train_step(batch)
-                row = trainer.end_epoch(trainer.validate() if trainer.validation_due else {})
-                trainer.checkpoint()
-                trainer.log(row)
-
-    A subclass can override `train_step`, `batches`, `validate`, `checkpoint` and `evaluate`.
+    `fit` is a short loop over public methods, which you can also write yourself, as recipes/adv_train.py does. A
+    subclass can override `train_step`, `batches`, `validate`, `checkpoint` and `evaluate`.
 
     Args:
         config: Settings. `Trainer.config` has the resolved ones: device, learning rate and folder.
-        model: Own network for images in [0, 1], in place of `config.model`, which is then only a name. It is trained in
-            place.
-        train: Own training images in place of `config.dataset`: arrays (images, labels), an `ImageSource`, or a
-            map-style `torch.utils.data.Dataset` of pairs (image, label).
+        model: Own network for images in [0, 1]; it is trained in place, and `config.model` is only a name.
+        train: Own training images: arrays (images, labels), an `ImageSource`, or a map-style
+            `torch.utils.data.Dataset` of pairs (image, label). `config.dataset` is then only a name.
         val: Own validation images; without them, `config.val_size` images of `train` are held out.
         test: Own test images; `evaluate` needs them if `train` is given.
         callbacks: Watch the run, in addition to the terminal and the loggers of the settings.
@@ -74,83 +49,10 @@ class Trainer:
         OSError: If files are missing, or the folder cannot be used.
     """
 
-    def __init__(
-            self,
-            config: TrainConfig,
-            *,
-            model: nn.Module | None = None,
-            train: Images | None = None,
-            val: Images | None = None,
-            test: Images | None = None,
-            callbacks: Sequence[Callback] = (),
-            console: Console | None = None,
-    ) -> None:
-        if model is not None and config.model == TrainConfig.model:
-            config = dataclasses.replace(config, model=type(model).__name__)
-        if train is not None and config.dataset == TrainConfig.dataset:
-            config = dataclasses.replace(config, dataset='own data')
-        self.processes = processes = start_processes(config.device)
-        self.console = console or Console()
-        if not processes.is_primary:
-            self.console = Console(quiet=True)
-        self.stop = StopSignals()
-        with peer_failure(processes, 'nothing has been written.'):
-            start = processes.broadcast_object(lambda: find_start(config))
-            if start.finished:
-                processes.close()
-                raise RunFinished(f'{start.folder} is finished; nothing to do.' if processes.is_primary else '')
-            self.folder = start.folder
-            self.config = config = dataclasses.replace(
-                config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
-                experiment=start.folder.name)
-            self.data, self.val, self.test = open_training_data(
-                config, processes, self.console, train=train, val=val, test=test)
-            self.updates_per_epoch = config.updates_per_epoch or len(self.data)
-            torch.manual_seed(config.seed)
-            self._untrained = copy.deepcopy(model)
-            model = prepare_model(config, self._new_model(model), processes)
-            self.task = make_task(config, model, processes, self.updates_per_epoch)
-            self.optimizer = make_optimizer(config, model)
-            self.task.attach_optimizer(self.optimizer)
-            self.schedule, self.epochs = make_schedule(config, self.optimizer, self.updates_per_epoch)
-            # averages the plain model, so it comes before compiling and before DistributedDataParallel
-            self.ema = make_ema(config, self.task, self.epochs * self.updates_per_epoch)
-            start_task(config, self.task, processes)
-            self.step = TrainStep(
-                config, task=self.task, optimizer=self.optimizer, schedule=self.schedule, ema=self.ema,
-                processes=processes)
-            metric = f'eval_{config.eval_metric}'
-            self.files = CheckpointFiles(
-                self.folder, metric=metric, hist=config.checkpoint_hist,
-                raw_metric=f'{metric}_raw' if config.model_ema else None)
-            self.callbacks: list[Callback] = []
-            if processes.is_primary:
-                view = TrainingView(
-                    self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
-                self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
-            self.progress = Progress.start(processes.device)
-            self.notes = list(start.notes)
-            self._graphs = CompiledGraphs()
-            self._estimator: ProgressEstimator | None = ProgressEstimator()
-            self._saved = 0.
-            self._running = False
-            if start.checkpoint is not None:
-                self._resume(start.checkpoint)
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs, which is the number of the epoch in progress, from 0."""
-        return self.progress.epoch
-
-    @property
-    def model(self) -> nn.Module:
-        """The network in training."""
-        return self.task.bare_module
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether this process writes files and messages."""
-        return self.processes.is_primary
+    _running = False
+    _saved = 0.  # time of the last checkpoint, or start of the epoch
+    _estimator: ProgressEstimator | None = None
+    _graphs: CompiledGraphs | None = None
 
     @property
     def validation_due(self) -> bool:
@@ -184,7 +86,7 @@ class Trainer:
             try:
                 if self.is_primary:
                     self._open_folder()
-                self._running, self._graphs = True, CompiledGraphs()
+                self._running, self._graphs, self._estimator = True, CompiledGraphs(), ProgressEstimator()
                 for line in (*self.notes, *source_lines(self.data), self.description()):
                     self.say(line)
                 self._notify(lambda callback: callback.on_start(self.progress.rows))
@@ -237,11 +139,10 @@ class Trainer:
         """Update the weights once: attack, loss, backward pass, optimizer, average, schedule.
 
         Args:
-            batch: This process's share of the images of an update.
+            batch: This process's share of the images.
 
         Returns:
-            Means over the batch as tensors on the device: 'loss', and 'robust', the accuracy in % on the images that
-            were trained on. Reading them makes the device wait.
+            Means as tensors on the device: 'loss', and 'robust', the accuracy in % under the training attack.
         """
         loss, correct = self.step(batch, self.progress.update)
         return self.record(batch, loss, correct)
@@ -277,7 +178,14 @@ class Trainer:
             raise RunFailed(
                 f'the loss became NaN or infinite at step {bad % self.updates_per_epoch} of epoch {self.epoch + 1}; '
                 f'the checkpoints in {self.folder} are from before it. Try a smaller --lr, or --warmup-epochs.')
-        self._show(step)
+        seconds, images = progress.seconds, progress.images
+        metrics = {
+            'loss': float(progress.loss) / images, 'robust': 100 * float(progress.correct) / images,
+            'images_per_second': images / seconds, 'data_wait': 100 * progress.waited / seconds}
+        shape = shape_values(self.task.trainable_module)
+        self._notify(lambda callback: callback.on_update(self.epoch, step, metrics, shape))
+        if self._estimator is not None and self._estimator.look(images):
+            self.say(self.time_estimate(self._estimator.seconds_per_image or 0.))
         if stopped:
             self.stop.received = stopped
             raise RunStopped
@@ -286,10 +194,7 @@ class Trainer:
             self._saved = time.monotonic()
 
     def validate(self) -> dict[str, float]:
-        """Clean accuracy and accuracy under PGD on the validation split, in percent: 'clean' and 'robust'.
-
-        With averaged weights these belong to the average; 'clean_raw' and 'robust_raw' belong to the raw weights.
-        """
+        """Accuracies on the validation split in %: 'clean', 'robust' (PGD); with EMA also 'clean_raw', 'robust_raw'."""
         return validate(
             self.task, self.val, self.config, self.processes, precision=self.step.precision,
             stop_requested=lambda: bool(self.stop.received))
@@ -304,7 +209,7 @@ class Trainer:
             The row of summary.csv.
         """
         progress = self.progress
-        if validation:
+        if validation and self._graphs is not None:
             self._graphs.settle()
         measured: dict[str, float | None] = {'clean': None, 'robust': None, **validation}
         row = {
@@ -390,111 +295,6 @@ class Trainer:
             self.say(f'results in {self.folder}; open report.html in a browser')
         return report
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and training state, for exact resume; tensors are not copied.
-
-        Every process has to call it. The state is complete in process 0 and empty in the others.
-        """
-        progress, task = self.progress, self.task
-        ranks = self.processes.gather_object(rank_state(progress, task, self.processes))
-        if not self.is_primary:
-            return {}
-        rows, scaler = progress.rows, self.step.scaler
-        metric = rows[-1].get(self.files.metric) if rows else None
-        return {
-            'epoch': self.epoch - 1,  # the last finished one, as in timm
-            'arch': self.config.model,
-            'args': plain(self.config),
-            'optimizer': self.optimizer.state_dict(),
-            'version': 2,
-            **task.get_checkpoint_state(),
-            **task.get_checkpoint_state(ema=True),
-            **({} if metric is None else {'metric': metric}),
-            **({} if scaler is None else {'amp_scaler': scaler.state_dict()}),
-            'run': {
-                'format': FORMAT, 'epoch': self.epoch, 'update': progress.update, 'rows': list(rows), 'ranks': ranks,
-                'activations': progress.activations, 'data': data_sizes(self.data, self.val),
-                'versions': library_versions(),
-            },
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Load the state of a run into this one, which has just been made.
-
-        Args:
-            state: Result of `state_dict`; every process needs it.
-
-        Returns:
-            Reasons why the run may not continue exactly, as lines to show.
-
-        Raises:
-            ValueError: If settings or data differ and `config.resume_changed` is not set, or the state does not fit.
-        """
-        run, progress = state['run'], self.progress
-        changed = changed_settings(self.config, data_sizes(self.data, self.val), state)
-        listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
-        if changed and not self.config.resume_changed:
-            raise ValueError(f'the run was started with other settings: {listed}. Give it those, or --resume-changed.')
-        if run['format'] != FORMAT:
-            raise ValueError(
-                f'the checkpoint has format {run["format"]}, expected {FORMAT}; resume it with the version that wrote '
-                f'it.')
-        self._load_weights(state, keep_hyperparameters=bool(changed))
-        if self.step.scaler is not None and 'amp_scaler' in state:
-            self.step.scaler.load_state_dict(state['amp_scaler'])
-        progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
-        progress.activations = dict(run['activations'])
-        if self.schedule is not None:
-            self.schedule.step_update(progress.update)
-            self.schedule.step(progress.epoch)
-        load_rank_state(run['ranks'], progress, self.task, self.processes)
-        notes = [f'changed settings: {listed}'] if changed else []
-        if len(run['ranks']) != self.processes.world_size:
-            notes.append(
-                f'number of processes: {len(run["ranks"])} before, {self.processes.world_size} now; the images are the '
-                f'same, random numbers are not')
-        versions = library_versions()
-        differing = [f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items()
-                     if versions.get(name) != old]
-        if differing:
-            notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
-        return notes
-
-    def fresh_model(self) -> nn.Module:
-        """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.config.seed)
-            return self._new_model(copy.deepcopy(self._untrained))
-
-    def description(self) -> str:
-        """The run in one line."""
-        config, data = self.config, self.data
-        parameters = sum(p.numel() for p in self.task.trainable_module.parameters())
-        attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
-        several = f', {self.processes.world_size} processes' if self.processes.is_distributed else ''
-        return (
-            f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images, '
-            f'{data.synthetic_per_batch} of {config.batch_size} per batch synthetic, {self.epochs} epochs of '
-            f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}')
-
-    def time_estimate(self, seconds_per_image: float) -> str:
-        """Time of the rest of the run in words, from the time of one process for one training image."""
-        return time_estimate(
-            self.config, seconds_per_image, updates=self.epochs * self.updates_per_epoch - self.progress.update,
-            world_size=self.processes.world_size, test_images=len(self.test) if self.test is not None else 0)
-
-    def say(self, text: str) -> None:
-        """Pass a line to the callbacks, which show it."""
-        self._notify(lambda callback: callback.on_message(text))
-
-    def _notify(self, call: Callable[[Callback], None]) -> None:
-        for callback in self.callbacks:
-            call(callback)
-
-    def _new_model(self, own: nn.Module | None) -> nn.Module:
-        real = self.data.real
-        return untrained_model(self.config, own, num_classes=real.num_classes, in_chans=real.image_shape[0])
-
     def _open_folder(self) -> None:
         """Make the folder, or bring it to the state of the checkpoint that the run resumes from."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -506,18 +306,6 @@ class Trainer:
             (self.folder / 'summary.csv').unlink(missing_ok=True)
         self.files.tidy(self.progress.rows)
 
-    def _show(self, step: int) -> None:
-        """Pass the means of the epoch so far, of this process, to the callbacks."""
-        progress = self.progress
-        metrics = {
-            'loss': float(progress.loss) / progress.images, 'robust': 100 * float(progress.correct) / progress.images,
-            'images_per_second': progress.images / progress.seconds,
-            'data_wait': 100 * progress.waited / progress.seconds}
-        shape = shape_values(self.task.trainable_module)
-        self._notify(lambda callback: callback.on_update(self.epoch, step, metrics, shape))
-        if self._estimator is not None and self._estimator.look(progress.images):
-            self.say(self.time_estimate(self._estimator.seconds_per_image or 0.))
-
     def _stop(self) -> None:
         """Save and end the run."""
         self.checkpoint()
@@ -526,27 +314,3 @@ class Trainer:
             f'{signal_name(self.stop.received)} at update {self.progress.update}, in epoch {self.epoch + 1} of '
             f'{self.epochs}; continue with the same command and --resume auto (it needs --experiment '
             f'{self.folder.name}).' if self.is_primary else '')
-
-    def _resume(self, checkpoint: Path) -> None:
-        # only the first node needs to see the file
-        shared = self.processes.nodes > 1
-        state = self.processes.broadcast_object(lambda: read_run(checkpoint)) if shared else read_run(checkpoint)
-        notes = self.load_state_dict(state)
-        self.notes += [
-            f'resuming from {checkpoint}: epoch {self.epoch + 1}, update {self.progress.update}', *notes]
-
-    def _load_weights(self, state: Mapping[str, Any], *, keep_hyperparameters: bool) -> None:
-        """Load weights, average and optimizer, with the hyperparameters of this run if asked."""
-        task, optimizer = self.task, self.optimizer
-        groups = [dict(group) for group in optimizer.param_groups]
-        try:
-            task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
-            if task.has_ema():
-                task.load_checkpoint_state(
-                    state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
-            optimizer.load_state_dict(state['optimizer'])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f'the checkpoint does not fit the run: {str(error)[:200]}') from None
-        if keep_hyperparameters:
-            for group, asked in zip(optimizer.param_groups, groups, strict=True):
-                group.update({name: asked[name] for name in HYPERPARAMETERS if name in asked})

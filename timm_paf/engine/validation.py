@@ -41,10 +41,7 @@ def validate(
         config: Settings.
         processes: Processes of the run.
         precision: Gives the context of forward passes.
-        stop_requested: Called between batches, in a run with one process.
-
-    Raises:
-        RunStopped: If a stop is requested.
+        stop_requested: Called between batches in a run with one process; True raises RunStopped.
     """
     found = {}
     for ema in (True, False) if config.model_ema else (False,):
@@ -92,12 +89,7 @@ def _count(
 
 
 def selection(rows: Sequence[Mapping[str, Any]], *, metric: str, averaged: bool) -> dict[str, Any]:
-    """The choice of validation, and how far the last epoch is below it: robust overfitting.
-
-    Args:
-        rows: Summary of the run.
-        metric: 'robust' or 'clean'.
-        averaged: Whether the run averages its weights.
+    """The best epoch by 'robust' or 'clean' accuracy, and how far the last epoch is below it: robust overfitting.
 
     Returns:
         For 'ema' (if averaged) and 'raw' weights the 'best' and the 'last' epoch (from 0) with their accuracies in
@@ -118,12 +110,7 @@ def selection(rows: Sequence[Mapping[str, Any]], *, metric: str, averaged: bool)
 
 
 def selection_lines(found: Mapping[str, Any], measured: str) -> list[str]:
-    """A line for averaged and for raw weights of a `selection`.
-
-    Args:
-        found: Result of `selection`.
-        measured: Words for the metric, such as 'under PGD-10'.
-    """
+    """A line of a `selection` for averaged and for raw weights; `measured` names the metric, such as 'under PGD-10'."""
     lines = []
     for weights, words in (('ema', ', averaged weights'), ('raw', ', raw weights' if 'ema' in found else '')):
         if weights in found:

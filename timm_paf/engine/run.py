@@ -1,0 +1,244 @@
+"""The parts of a training run, opened and checked, and their state."""
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from timm_paf.engine.callbacks import Callback
+from timm_paf.engine.checkpoint import CheckpointFiles, read_run
+from timm_paf.engine.config import TrainConfig, plain
+from timm_paf.engine.data import Images, open_training_data
+from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
+from timm_paf.engine.ema import make_ema
+from timm_paf.engine.loggers import make_loggers
+from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
+from timm_paf.engine.optim import learning_rate, make_optimizer
+from timm_paf.engine.progress import TrainingView, time_estimate
+from timm_paf.engine.resume import RunFinished, find_start
+from timm_paf.engine.schedule import make_schedule
+from timm_paf.engine.state import Progress, changed_settings, data_sizes, load_rank_state, rank_state
+from timm_paf.engine.step import TrainStep
+from timm_paf.evaluation import library_versions
+
+__all__ = ['Run']
+
+FORMAT = 1  # of the training state in a checkpoint
+HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
+
+
+class Run:
+    """The parts of a training run: data, model, task, optimizer, schedule, average, files; `Trainer` trains with them.
+
+    Args:
+        config: Settings. `Trainer.config` has the resolved ones: device, learning rate and folder.
+        model: Own network for images in [0, 1]; it is trained in place, and `config.model` is only a name.
+        train: Own training images: arrays (images, labels), an `ImageSource`, or a map-style
+            `torch.utils.data.Dataset` of pairs (image, label). `config.dataset` is then only a name.
+        val: Own validation images; without them, `config.val_size` images of `train` are held out.
+        test: Own test images; `evaluate` needs them if `train` is given.
+        callbacks: Watch the run, in addition to the terminal and the loggers of the settings.
+        console: Where to show progress; `Console(quiet=True)` shows nothing.
+
+    Raises:
+        RunFinished: If `config.resume` names a run that is finished.
+        ValueError: If settings, data and model do not fit together.
+        OSError: If files are missing, or the folder cannot be used.
+    """
+
+    def __init__(
+            self,
+            config: TrainConfig,
+            *,
+            model: nn.Module | None = None,
+            train: Images | None = None,
+            val: Images | None = None,
+            test: Images | None = None,
+            callbacks: Sequence[Callback] = (),
+            console: Console | None = None,
+    ) -> None:
+        if model is not None and config.model == TrainConfig.model:
+            config = dataclasses.replace(config, model=type(model).__name__)
+        if train is not None and config.dataset == TrainConfig.dataset:
+            config = dataclasses.replace(config, dataset='own data')
+        self.processes = processes = start_processes(config.device)
+        self.console = console or Console()
+        if not processes.is_primary:
+            self.console = Console(quiet=True)
+        self.stop = StopSignals()
+        with peer_failure(processes, 'nothing has been written.'):
+            start = processes.broadcast_object(lambda: find_start(config))
+            if start.finished:
+                processes.close()
+                raise RunFinished(f'{start.folder} is finished; nothing to do.' if processes.is_primary else '')
+            self.folder = start.folder
+            self.config = config = dataclasses.replace(
+                config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
+                experiment=start.folder.name)
+            self.data, self.val, self.test = open_training_data(
+                config, processes, self.console, train=train, val=val, test=test)
+            self.updates_per_epoch = config.updates_per_epoch or len(self.data)
+            torch.manual_seed(config.seed)
+            self._untrained = copy.deepcopy(model)
+            model = prepare_model(config, self._new_model(model), processes)
+            self.task = make_task(config, model, processes, self.updates_per_epoch)
+            self.optimizer = make_optimizer(config, model)
+            self.task.attach_optimizer(self.optimizer)
+            self.schedule, self.epochs = make_schedule(config, self.optimizer, self.updates_per_epoch)
+            # averages the plain model, so it comes before compiling and before DistributedDataParallel
+            self.ema = make_ema(config, self.task, self.epochs * self.updates_per_epoch)
+            start_task(config, self.task, processes)
+            self.step = TrainStep(
+                config, task=self.task, optimizer=self.optimizer, schedule=self.schedule, ema=self.ema,
+                processes=processes)
+            metric = f'eval_{config.eval_metric}'
+            self.files = CheckpointFiles(
+                self.folder, metric=metric, hist=config.checkpoint_hist,
+                raw_metric=f'{metric}_raw' if config.model_ema else None)
+            self.callbacks: list[Callback] = []
+            if processes.is_primary:
+                view = TrainingView(
+                    self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
+                self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
+            self.progress = Progress.start(processes.device)
+            self.notes = list(start.notes)
+            if (path := start.checkpoint) is not None:
+                # of several nodes only the first needs to see the file
+                state = processes.broadcast_object(lambda: read_run(path)) if processes.nodes > 1 else read_run(path)
+                notes = self.load_state_dict(state)
+                self.notes += [f'resuming from {path}: epoch {self.epoch + 1}, update {self.progress.update}', *notes]
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs, which is the number of the epoch in progress, from 0."""
+        return self.progress.epoch
+
+    @property
+    def model(self) -> nn.Module:
+        """The network in training."""
+        return self.task.bare_module
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.processes.is_primary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and training state, for exact resume; tensors are not copied.
+
+        Every process has to call it. The state is complete in process 0 and empty in the others.
+        """
+        progress, task = self.progress, self.task
+        ranks = self.processes.gather_object(rank_state(progress, task, self.processes))
+        if not self.is_primary:
+            return {}
+        rows, scaler = progress.rows, self.step.scaler
+        metric = rows[-1].get(self.files.metric) if rows else None
+        return {
+            'epoch': self.epoch - 1,  # the last finished one, as in timm
+            'arch': self.config.model,
+            'args': plain(self.config),
+            'optimizer': self.optimizer.state_dict(),
+            'version': 2,
+            **task.get_checkpoint_state(),
+            **task.get_checkpoint_state(ema=True),
+            **({} if metric is None else {'metric': metric}),
+            **({} if scaler is None else {'amp_scaler': scaler.state_dict()}),
+            'run': {
+                'format': FORMAT, 'epoch': self.epoch, 'update': progress.update, 'rows': list(rows), 'ranks': ranks,
+                'activations': progress.activations, 'data': data_sizes(self.data, self.val),
+                'versions': library_versions(),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Load the state of a run into this one, which has just been made.
+
+        Args:
+            state: Result of `state_dict`; every process needs it.
+
+        Returns:
+            Reasons why the run may not continue exactly, as lines to show.
+
+        Raises:
+            ValueError: If settings or data differ and `config.resume_changed` is not set, or the state does not fit.
+        """
+        run, progress = state['run'], self.progress
+        changed = changed_settings(self.config, data_sizes(self.data, self.val), state)
+        listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
+        if changed and not self.config.resume_changed:
+            raise ValueError(f'the run was started with other settings: {listed}. Give it those, or --resume-changed.')
+        if run['format'] != FORMAT:
+            raise ValueError(
+                f'the checkpoint has format {run["format"]}, expected {FORMAT}; resume it with the version that wrote '
+                f'it.')
+        task, optimizer, scaler = self.task, self.optimizer, self.step.scaler
+        asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups]
+        try:
+            task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
+            if task.has_ema():
+                task.load_checkpoint_state(
+                    state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
+            optimizer.load_state_dict(state['optimizer'])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f'the checkpoint does not fit the run: {str(error)[:200]}') from None
+        if changed:
+            for group, values in zip(optimizer.param_groups, asked, strict=True):
+                group.update(values)
+        if scaler is not None and 'amp_scaler' in state:
+            scaler.load_state_dict(state['amp_scaler'])
+        progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
+        progress.activations = dict(run['activations'])
+        if self.schedule is not None:
+            self.schedule.step_update(progress.update)
+            self.schedule.step(progress.epoch)
+        load_rank_state(run['ranks'], progress, self.task, self.processes)
+        notes = [f'changed settings: {listed}'] if changed else []
+        if len(run['ranks']) != self.processes.world_size:
+            notes.append(
+                f'number of processes: {len(run["ranks"])} before, {self.processes.world_size} now; the images are the '
+                f'same, random numbers are not')
+        versions = library_versions()
+        differing = [f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items()
+                     if versions.get(name) != old]
+        if differing:
+            notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
+        return notes
+
+    def fresh_model(self) -> nn.Module:
+        """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            return self._new_model(copy.deepcopy(self._untrained))
+
+    def description(self) -> str:
+        """The run in one line."""
+        config, data = self.config, self.data
+        parameters = sum(p.numel() for p in self.task.trainable_module.parameters())
+        attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
+        several = f', {self.processes.world_size} processes' if self.processes.is_distributed else ''
+        return (
+            f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images, '
+            f'{data.synthetic_per_batch} of {config.batch_size} per batch synthetic, {self.epochs} epochs of '
+            f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}')
+
+    def time_estimate(self, seconds_per_image: float) -> str:
+        """Time of the rest of the run in words, from the time of one process for one training image."""
+        return time_estimate(
+            self.config, seconds_per_image, updates=self.epochs * self.updates_per_epoch - self.progress.update,
+            world_size=self.processes.world_size, test_images=len(self.test) if self.test is not None else 0)
+
+    def say(self, text: str) -> None:
+        """Pass a line to the callbacks, which show it."""
+        self._notify(lambda callback: callback.on_message(text))
+
+    def _notify(self, call: Callable[[Callback], None]) -> None:
+        for callback in self.callbacks:
+            call(callback)
+
+    def _new_model(self, own: nn.Module | None) -> nn.Module:
+        real = self.data.real
+        return untrained_model(self.config, own, num_classes=real.num_classes, in_chans=real.image_shape[0])
