@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import adv_train
 import torch
 from _plain_loop import EPS, STEP_SIZE, STEPS
 from torch import nn
 from torch.nn import functional
 
 from timm_paf.data import Batch, digits_splits, save_archive
-from timm_paf.engine import Trainer, parse_train_config
 from timm_paf.engine.step import batches_from
 
 __all__ = ['WAYS', 'bare_module', 'colour_archives', 'endless', 'flags_of', 'job_of', 'trained']
@@ -21,11 +21,12 @@ WAYS = ('eager', 'compiled')
 
 
 def job_of(
-        model: str, batch_size: int, device: str, flags: Sequence[str] = (), *, seed: int = 0) -> Trainer:
+        model: str, batch_size: int, device: str, flags: Sequence[str] = (), *, seed: int = 0) -> adv_train.Run:
     """A run of the recipe with the settings of the digits, and further flags."""
-    job = Trainer(parse_train_config([
+    job = adv_train.prepare([
         '--model', model, '--batch-size', str(batch_size), '--device', device, '--attack-steps', str(STEPS), '--eps',
-        str(EPS), '--attack-step-size', str(STEP_SIZE), '--seed', str(seed), *flags]))
+        str(EPS), '--attack-step-size', str(STEP_SIZE), '--seed', str(seed), *flags])
+    assert job is not None
     job.task.train()
     return job
 
@@ -48,22 +49,22 @@ def colour_archives(folder: Path, size: int) -> list[str]:
         '--num-classes', '10', '--synthetic-fraction', '0', '--crop-padding', str(size // 8), '--hflip']
 
 
-def endless(job: Trainer) -> Iterator[Batch]:
+def endless(job: adv_train.Run) -> Iterator[Batch]:
     """The recipe's batches; making them is part of what is timed."""
     update = 0
     while True:
-        for batch in batches_from(job.data, update, len(job.data)):
+        for batch in batches_from(job.batches, update, len(job.batches)):
             update += 1
             yield batch
 
 
-def bare_module(job: Trainer) -> nn.Module:
+def bare_module(job: adv_train.Run) -> nn.Module:
     """The network of a run, without what compiles it."""
     module = job.task.trainable_module
     return getattr(module, '_orig_mod', module)
 
 
-def trained(job: Trainer, update: Callable[[Batch, int], Any]) -> float:
+def trained(job: adv_train.Run, update: Callable[[Batch, int], Any]) -> float:
     """Make all updates of a run; returns images/s, those of the first update left out."""
     count, stream, started = job.epochs * job.updates_per_epoch, endless(job), time.perf_counter()
     for number in range(count):

@@ -27,9 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from timm_paf.data import LabelledImages, sample_synthetic, save_archive
 from timm_paf.data.manifest import Manifest, file_sha256
 from timm_paf.engine.cli import RunFailed, parse_config, run
-from timm_paf.engine.data import open_dataset
-from timm_paf.engine.distributed import choose_device
-from timm_paf.engine.model import build_model
+from timm_paf.engine.settings import build_model, choose_device, open_dataset
 from timm_paf.models import load_weights, read_checkpoint
 from timm_paf.synthesis.config import GENERATOR, SyntheticConfig
 from timm_paf.synthesis.diffusion import NotFinite, folder_sha256, import_diffusers, load_diffusion

@@ -50,7 +50,7 @@ from _roofline import Machine, math_mode, work_of
 import timm_paf  # noqa: F401
 from timm_paf.attacks import PGD, parse_eps
 from timm_paf.data import digits_splits
-from timm_paf.engine.model import build_model
+from timm_paf.engine.settings import build_model
 from timm_paf.models import load_weights, read_checkpoint
 
 

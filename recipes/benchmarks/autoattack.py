@@ -48,7 +48,6 @@ from _benchmarking import (
 from _roofline import Machine, math_mode, work_of
 
 from timm_paf.attacks import autoattack, parse_eps
-from timm_paf.engine import Measurement, ValidateConfig
 
 NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 Subject = tuple[nn.Module, Tensor, Tensor, str]  # model, images, labels, radius
@@ -57,7 +56,8 @@ SIDES = ('here', 'package')
 
 def of_checkpoint(checkpoint: str) -> Subject:
     """Model, test images, labels and eps of a checkpoint."""
-    job = Measurement(ValidateConfig(checkpoint=checkpoint, device='cpu'))
+    import adv_validate
+    job = adv_validate.prepare(['--checkpoint', checkpoint, '--device', 'cpu'])
     return job.model, job.data.images, job.data.labels, job.config.eps
 
 
@@ -66,9 +66,8 @@ def trained_here(args: argparse.Namespace, flags: Sequence[str]) -> Subject:
     with tempfile.TemporaryDirectory() as folder:
         data = colour_archives(Path(folder), args.image_size) if args.image_size else []
         job = job_of(args.trained, 128, args.device, [*data, '--epochs', str(args.epochs), *flags])
-        trained(job, job.step)
+        trained(job, job.updates)
         model = bare_module(job).to(memory_format=torch.contiguous_format)  # the package takes no other
-        assert job.test is not None
         return model, job.test.images.clone(), job.test.labels.clone(), job.config.eps
 
 

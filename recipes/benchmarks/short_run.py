@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import adv_train
 from _benchmark_runs import bare_module, job_of, trained
 from _benchmarking import Figure, chosen_device, summary_line, write_figures
 from _plain_loop import EPS, plain_formulas, plain_update
@@ -25,8 +26,7 @@ from _roofline import math_mode
 
 from timm_paf.attacks import PGD
 from timm_paf.data import Batch
-from timm_paf.engine import TrainConfig, Trainer
-from timm_paf.engine.config import plain
+from timm_paf.engine.config import TrainConfig, plain
 
 WAYS = ('recipe', 'plain loop')
 OF_SPEED = {
@@ -34,19 +34,19 @@ OF_SPEED = {
     'opt_fused', 'experiment', 'prefetch', 'data_on_device', 'data_on_device_budget', 'model_kwargs'}
 
 
-def recipe_run(job: Trainer) -> float:
+def recipe_run(job: adv_train.Run) -> float:
     """Train as the recipe does."""
-    return trained(job, job.step)
+    return trained(job, job.updates)
 
 
-def plain_run(job: Trainer) -> float:
+def plain_run(job: adv_train.Run) -> float:
     """Train as the authors' trainer does."""
     model = job.task.trainable_module
     plain_formulas(model)
 
     def update(batch: Batch, number: int) -> None:
         plain_update(model, job.optimizer, batch)
-        job.schedule.step_update(number + 1)
+        job.scheduler.step_update(number + 1)
     return trained(job, update)
 
 
@@ -59,12 +59,11 @@ def check_equal(config: TrainConfig, other: TrainConfig) -> None:
         raise ValueError(f'{", ".join(differing)}: the two runs have to be equal but for what makes them fast.')
 
 
-def robust(job: Trainer) -> tuple[int, int]:
+def robust(job: adv_train.Run) -> tuple[int, int]:
     """How many test images stand under PGD-20, and how many there are."""
     device, model, attack = job.processes.device, bare_module(job).eval(), PGD(eps=EPS, steps=20)
     standing = 0
     with math_mode('fp32'):
-        assert job.test is not None
         for x, y in zip(job.test.images.split(256), job.test.labels.split(256), strict=True):
             x, y = x.to(device), y.to(device)
             x_adv = attack(model, x, y)

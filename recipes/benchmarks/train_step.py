@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import adv_train
 from _benchmark_runs import WAYS, colour_archives, endless, flags_of, job_of
 from _benchmarking import (
     Figure,
@@ -53,8 +54,7 @@ from _plain_loop import STEPS, attacked, plain_formulas, plain_update
 from _roofline import PRECISIONS, Machine, Work, math_mode, work_of
 
 from timm_paf.data import Batch
-from timm_paf.engine import Trainer
-from timm_paf.engine.model import build_model
+from timm_paf.engine.settings import build_model
 from timm_paf.engine.step import batches_from
 
 PLAIN, BARE = 'plain loop', ', bare passes'
@@ -91,7 +91,7 @@ def bare_passes(model: nn.Module, batch: Batch) -> None:
     torch.autograd.grad(functional.cross_entropy(model(batch.x), batch.y), parameters)
 
 
-def check(engine: Trainer, plain: Trainer, precision: str, label: str) -> None:
+def check(engine: adv_train.Run, plain: adv_train.Run, precision: str, label: str) -> None:
     """Raise ValueError if the recipe does not do what the plain loop does, from the same weights.
 
     Without a random start both attacks have to raise the loss as far (the signs of small gradients differ by rounding,
@@ -104,11 +104,11 @@ def check(engine: Trainer, plain: Trainer, precision: str, label: str) -> None:
         change = change_of(plain, lambda: plain_update(model, plain.optimizer, batch, x_adv))
     with math_mode(precision):
         attack.random_start = False
-        with engine.step.precision():
+        with engine.updates.precision():
             other = attack(engine.task.trainable_module, batch.x.contiguous(memory_format=layout), batch.y)
         attack.random_start = True
         engine.task.attack = lambda model, x, y: x_adv.contiguous(memory_format=layout)
-        other_change = change_of(engine, lambda: engine.step(batch, 0))
+        other_change = change_of(engine, lambda: engine.updates(batch, 0))
         engine.task.attack = attack
     with math_mode('fp32'), torch.no_grad():
         clean, theirs, ours = (
@@ -121,7 +121,7 @@ def check(engine: Trainer, plain: Trainer, precision: str, label: str) -> None:
             'change of the weights; nothing was timed.')
 
 
-def change_of(job: Trainer, update: Callable[[], object]) -> Tensor:
+def change_of(job: adv_train.Run, update: Callable[[], object]) -> Tensor:
     """What an update changes in the weights, which are put back."""
     model = job.task.trainable_module.train()
     parameters = list(model.parameters())
@@ -138,7 +138,7 @@ def contestants(name: str, args: argparse.Namespace, data: Sequence[str], flags:
     """Everything that is timed of one model, checked; the plain loop comes last."""
     plain = job_of(name, args.batch_size, args.device, data)
     plain_formulas(plain.task.trainable_module)
-    kept = list(batches_from(plain.data, 0, 4 * args.updates))
+    kept = list(batches_from(plain.batches, 0, 4 * args.updates))
     found = []
     for precision, way in itertools.product(args.precisions, args.ways):
         own = [*data, *flags_of(precision, way, args.backend), *flags]
@@ -161,19 +161,19 @@ def several(number: int, action: Callable[[], object]) -> Callable[[], object]:
     return lambda: [action() for _ in range(number)]
 
 
-def updates_of(job: Trainer) -> Callable[[], object]:
+def updates_of(job: adv_train.Run) -> Callable[[], object]:
     """The next update of the recipe at every call."""
     stream, numbers = endless(job), itertools.count()
-    return lambda: job.step(next(stream), next(numbers))
+    return lambda: job.updates(next(stream), next(numbers))
 
 
-def passes_of(job: Trainer, kept: Sequence[Batch]) -> Callable[[], object]:
+def passes_of(job: adv_train.Run, kept: Sequence[Batch]) -> Callable[[], object]:
     """The bare passes of an update at every call, in the recipe's precision and layout."""
     layout = torch.channels_last if job.config.channels_last else torch.contiguous_format
     stream = itertools.cycle([dataclasses.replace(b, x=b.x.contiguous(memory_format=layout)) for b in kept])
 
     def action() -> None:
-        with job.step.precision():
+        with job.updates.precision():
             bare_passes(job.task.trainable_module, next(stream))
     return action
 

@@ -53,7 +53,7 @@ def test_own_loop_over_batches_needs_no_folder(tmp_path):
 
 def test_batch_without_train_step_is_an_error(tmp_path):
     trainer = Trainer(config(tmp_path), console=QUIET)
-    with pytest.raises(RuntimeError, match='needs one call of train_step'):
+    with pytest.raises(RuntimeError, match='needs a call of train_step'):
         list(trainer.batches())
 
 

@@ -12,7 +12,7 @@ import torch
 from timm_paf.data import digits_splits, open_archives
 from timm_paf.data.manifest import manifest_parts, read_manifest
 from timm_paf.data.synthetic import NearestImages
-from timm_paf.engine.model import build_model
+from timm_paf.engine.settings import build_model
 
 pytest.importorskip('diffusers')
 

@@ -1,174 +1,154 @@
-"""Settings of a recipe: a frozen dataclass read from command line and YAML, and mistakes told in one line."""
+"""Command line of the engine: flags and YAML files become settings; a user's mistake becomes one line."""
 import argparse
 import dataclasses
 import difflib
 import sys
-import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, NoReturn, TypeVar
 
-import yaml
+from timm_paf.engine.fields import Settings, assignments, flag, read_yaml, setting
 
-Config = TypeVar('Config')
+__all__ = ['RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'run', 'setting']
+
+Config = TypeVar('Config', bound=Settings)
 Prepared = TypeVar('Prepared')
+
+_GROUPS = ('data', 'model', 'attack', 'optimisation', 'measurement', 'output')
 
 
 class RunFailed(Exception):
-    """A run that started and cannot go on: exit status 1."""
+    """A run started and cannot continue: exit status 1."""
 
 
 class RunStopped(Exception):
-    """A run that was asked to stop and can go on later: exit status 3."""
-
-
-def setting(default: Any, help: str, *, choices: tuple | None = None) -> Any:
-    """A field of a settings class with the text that --help shows."""
-    return dataclasses.field(default=default, metadata={'help': help, 'choices': choices})
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    """A value from YAML or the command line in the type of its field."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        # a number that is not set has no other spelling on the command line; of text, "none" may be a choice
-        unset = value is None or (value == 'none' and inner[0] in (int, float))
-        return None if unset else _convert(value, inner[0], name)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, (str, int, float)):
-            value = [value]
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f'{name} = {value!r}: expected a list.')
-        return tuple(_convert(item, typing.get_args(hint)[0], name) for item in value)
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f'{name} = {value!r}: expected true or false.')
-        return value
-    if value is None or isinstance(value, (bool, list, dict)):
-        raise ValueError(f'{name} = {value!r}: expected a {hint.__name__}.')
-    try:
-        if hint is int and float(value) != int(float(value)):
-            raise ValueError
-        return int(float(value)) if hint is int else hint(value)
-    except (TypeError, ValueError, OverflowError):
-        expected = {int: 'a whole number', float: 'a number'}.get(hint, hint.__name__)
-        raise ValueError(f'{name} = {value!r}: expected {expected}.') from None
-
-
-def _read_yaml(path: Path, known: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f'config {path}: there is no such file.') from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f'config {path} cannot be read: {" ".join(str(error).split())[:200]}') from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f'config {path} holds a {type(content).__name__}; expected "key: value" lines.')
-    settings = {}
-    for key, value in content.items():
-        name = str(key).replace('-', '_')
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'did you mean {near[0]}?' if near else 'see --help for the settings.'
-            raise ValueError(f'config {path}: unknown key {key!r}; {hint}')
-        settings[name] = value
-    return settings
+    """A run was asked to stop and can be resumed: exit status 3."""
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         near = ''
         if message.startswith('unrecognized arguments: --'):
-            flag = message.split()[2].split('=')[0]
-            matches = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            given = message.split()[2].split('=')[0]
+            matches = difflib.get_close_matches(given, self._option_string_actions, n=1)
             near = f' (did you mean {matches[0]}?)' if matches else ''
         raise ValueError(message + near)
 
 
-def parse_config(
-        cls: type[Config],
-        argv: list[str] | None,
-        *,
-        description: str,
-        default_config: Callable[[], Path] | None = None,
-        base: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
-) -> Config:
-    """Read settings: command line before YAML before the defaults of the class.
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=30, width=100)
+
+
+def _shown(value: Any, unset: str) -> str:
+    """A default value as --help shows it."""
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if value is None or value == '' or value in ((), []):
+        return unset or 'not set'
+    return ' '.join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _add_flags(parser: argparse.ArgumentParser, cls: type[Settings], defaults: Mapping[str, Any]) -> None:
+    """One flag for each field, in groups, with the defaults that hold."""
+    hints = typing.get_type_hints(cls)
+    fields = dataclasses.fields(cls)
+    names = {field.metadata['group'] for field in fields}
+    order = [name for name in _GROUPS if name in names] + sorted(names - set(_GROUPS))
+    groups = {name: parser.add_argument_group(name) for name in order}
+    for field in fields:
+        meta, hint = field.metadata, hints[field.name]
+        shown = _shown(defaults.get(field.name, field.default), meta['unset'])
+        choices = [str(choice) for choice in meta['choices'] or () if choice not in (None, '')]
+        options: dict[str, Any] = {'help': f'{meta["help"]} (default: {shown})'.replace('%', '%%'), 'dest': field.name}
+        flags = ('-c', flag(field.name)) if field.name == 'config' else (flag(field.name),)
+        if hint is bool or bool in typing.get_args(hint):
+            groups[meta['group']].add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+            continue
+        kind = next((arg for arg in typing.get_args(hint) if arg in (int, float, str)), hint)
+        usual = '{' + ','.join(choices) + '}' if choices else {int: 'N', float: 'X'}.get(kind, 'NAME')
+        many = '*' if typing.get_origin(hint) is tuple else None
+        groups[meta['group']].add_argument(*flags, nargs=many, metavar=meta['metavar'] or usual, **options)
+
+
+def config_folder() -> Path:
+    """The folder of the shipped configurations: in the installed package, or recipes/configs of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / 'configs'
+    return installed if installed.is_dir() else package.parent / 'recipes' / 'configs'
+
+
+def find_config(name: str) -> Path:
+    """The file of a configuration.
 
     Args:
-        cls: Frozen dataclass whose fields are made by `setting`.
-        argv: Arguments; None for the process's own.
+        name: Path of a YAML file, or the name of a shipped configuration.
+
+    Raises:
+        ValueError: If there is neither such a file nor such a name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in config_folder().glob('*.yaml')}
+    # a path of a checkout also names the configuration where there is no checkout
+    if path.stem in shipped and path.suffix in ('', '.yaml') and str(path.parent) in ('.', 'recipes/configs'):
+        return shipped[path.stem]
+    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f'did you mean {near[0]}?' if near else f'shipped configurations: {", ".join(sorted(shipped))}.'
+    raise ValueError(f'config {name}: there is no such file; {hint}')
+
+
+def parse_config(
+        cls: type[Config],
+        argv: list[str] | None = None,
+        *,
+        description: str = '',
+        default_config: Callable[[Mapping[str, Any]], str | Path | None] | None = None,
+        base: Callable[[dict[str, Any]], Mapping[str, Any] | None] | None = None,
+) -> Config:
+    """Settings from the command line; flags override the YAML file, and the file overrides the defaults of the class.
+
+    Args:
+        cls: A `Settings` class. If it has a field `config`, -c and --config name a YAML file.
+        argv: Arguments; None for those of the process.
         description: First line of --help.
-        default_config: The YAML file that is read when `--config` names none.
-        base: Called with the flags given, without --config; may return settings to take in place of that YAML file.
+        default_config: Called with the given flags when --config is missing; returns the file to read, or None.
+        base: Called with the given flags when --config is missing; may return settings to take in place of a file.
 
     Raises:
-        ValueError: If a key, flag or value is not as expected.
+        ValueError: If a key, flag or value is wrong.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    if default_config is not None:
-        parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with settings; flags go before it')
-    for name, field in fields.items():
-        flag = '--' + name.replace('_', '-')
-        hint = hints[name]
-        options: dict[str, Any] = {'help': f'{field.metadata["help"]} (default: {field.default})'.replace('%', '%%')}
-        if hint is bool or bool in typing.get_args(hint):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-            continue
-        many = typing.get_origin(hint) is tuple
-        parser.add_argument(flag, nargs='*' if many else None, metavar=name.upper(), **options)
-    given = vars(parser.parse_args(argv))
-    path = given.pop('config', None)
+    names = [field.name for field in dataclasses.fields(cls)]
+    first = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False)
+    _add_flags(first, cls, {})
+    wants_help = any(word in ('-h', '--help') for word in (sys.argv[1:] if argv is None else argv))
+    given = vars(first.parse_known_args(argv)[0] if wants_help else first.parse_args(argv))
     values: dict[str, Any] = {}
-    settings = base(given) if base is not None and path is None else None
-    if settings is not None:
-        values = {name: value for name, value in settings.items() if name in fields}
-    elif default_config is not None:
-        values = _read_yaml(Path(path) if path else default_config(), fields)
-    values.update(given)
-    for name, value in values.items():
-        flag = '--' + name.replace('_', '-')
-        values[name] = _convert(value, hints[name], flag)
-        choices = fields[name].metadata['choices']
-        if choices and values[name] is not None and values[name] not in choices:
-            raise ValueError(f'{flag} = {value!r}: expected one of {", ".join(map(str, choices))}.')
-    return cls(**values)
-
-
-def assignments(items: tuple[str, ...], flag: str) -> dict[str, Any]:
-    """A dictionary from texts NAME=VALUE; values are read as YAML reads them.
-
-    Raises:
-        ValueError: If a text is not of that form.
-    """
-    values = {}
-    for item in items:
-        name, equals, text = item.partition('=')
-        if not equals or not name.isidentifier():
-            raise ValueError(f'{flag} = {item!r}: expected NAME=VALUE.')
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f'{flag} = {item!r}: the value cannot be read; expected one as in YAML.') from None
-    return values
+    if base is not None and 'config' not in given and (settings := base(given)) is not None:
+        values = {name: value for name, value in settings.items() if name in names}
+    else:
+        chosen = given.get('config') or (default_config(given) if default_config else None)
+        if chosen:
+            values = {**read_yaml(find_config(str(chosen)), names), 'config': str(chosen)}
+    if wants_help:
+        parser = _Parser(usage='%(prog)s [flags]', description=description, formatter_class=_formatter)
+        _add_flags(parser, cls, values)
+        parser.parse_args(['--help'])
+    return cls(**{**values, **given})
 
 
 def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) -> int:
-    """Run a recipe in two parts, so that mistakes are found before anything is written.
+    """Run a command in two parts, so that a user's mistake is found before anything is written.
 
     Args:
-        prepare: Reads settings, opens files, builds what is needed; its errors are the user's to mend.
-        execute: Does the work; it raises RunFailed where the work cannot go on. Anything else is a defect of the
+        prepare: Reads settings, opens files, builds what is needed. Its errors are the user's mistakes.
+        execute: Does the work. It raises RunFailed if the work cannot continue; any other error is a defect of the
             program and keeps its traceback.
 
     Returns:
-        0, 1 for a run that failed, 2 for settings or files that are not as expected, 3 for one that was asked to stop
-        and can go on, 130 for an interrupt.
+        Exit status: 0; 1 for a run that failed; 2 for wrong settings or files; 3 for a run that was asked to stop and
+        can be resumed; 130 for an interrupt.
     """
     try:
         try:
@@ -181,7 +161,7 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
         print(f'stopped: {" ".join(str(error).split())}', file=sys.stderr)
         return 1
     except RunStopped as error:
-        if str(error):  # of several processes one speaks
+        if str(error):  # only one of several processes has a message
             print(f'interrupted: {" ".join(str(error).split())}', file=sys.stderr)
         return 3
     except KeyboardInterrupt:

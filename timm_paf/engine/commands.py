@@ -1,7 +1,6 @@
 """The commands `train` and `validate`: command line to settings to a run, with exit statuses."""
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import yaml
@@ -9,13 +8,14 @@ from torch import nn
 
 from timm_paf.activations import paf_parameters
 from timm_paf.engine.cli import parse_config, run
-from timm_paf.engine.config import TrainConfig, ValidateConfig, plain
+from timm_paf.engine.config import TrainConfig
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.measurement import Measurement
 from timm_paf.engine.progress import memory
 from timm_paf.engine.resume import RunFinished, settings_of_run
 from timm_paf.engine.step import batches_from
 from timm_paf.engine.trainer import Trainer
+from timm_paf.engine.validate_config import ValidateConfig
 
 __all__ = ['dry_run', 'open_run', 'parse_train_config', 'parse_validate_config', 'train', 'validate']
 
@@ -23,7 +23,9 @@ WARM, MEASURED = 1, 3
 
 
 def parse_train_config(argv: Sequence[str] | None = None, *, description: str = 'Adversarial training.') -> TrainConfig:
-    """Settings of a training run: flags, then the YAML file of -c or digits.yaml, then defaults.
+    """Settings of a training run: flags override the YAML file of -c, which overrides the defaults.
+
+    Without -c the embedded digits take the file digits.yaml; other data sets take the defaults.
 
     Args:
         argv: Arguments; those of the process if None.
@@ -34,13 +36,8 @@ def parse_train_config(argv: Sequence[str] | None = None, *, description: str = 
     """
     return parse_config(
         TrainConfig, None if argv is None else list(argv), description=description,
-        default_config=lambda: configs() / 'digits.yaml', base=settings_of_run)
-
-
-def configs() -> Path:
-    """Folder of the YAML files: in the installed package, or in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return package / 'configs' if (package / 'configs').is_dir() else package.parent / 'recipes' / 'configs'
+        default_config=lambda given: 'digits' if given.get('dataset', 'digits') == 'digits' else None,
+        base=settings_of_run)
 
 
 def parse_validate_config(
@@ -95,7 +92,8 @@ def dry_run(trainer: Trainer) -> None:
     """
     config, batches = trainer.config, trainer.data
     for line in (
-            yaml.safe_dump(plain(config), sort_keys=False).rstrip(), '', *source_lines(batches), trainer.description(),
+            yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), '', *source_lines(batches),
+            trainer.description(),
             *_parameter_lines(trainer.task.trainable_module),
             f'{trainer.updates_per_epoch * trainer.epochs:,} updates of {config.batch_size} images; a pass over the '
             f'real images has {len(batches)} updates of {batches.real_per_batch} real and '

@@ -1,65 +1,62 @@
-"""Settings of training and measurement: one dataclass a command, one field a flag."""
+"""Settings of a training run. The flags have timm's names where timm has them."""
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm_paf.activations import BETA_BOUND
 from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
 from timm_paf.data import Augment, DatasetOptions, Decoding
-from timm_paf.data.stored import Progress as Callback
-from timm_paf.engine.cli import assignments, setting
-from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.fields import Settings, assignments, flag, setting
 from timm_paf.tasks import TASKS, TaskOptions
 
-__all__ = [
-    'DataConfig', 'EvaluationConfig', 'ReportConfig', 'TrainConfig', 'ValidateConfig', 'at_least', 'plain', 'ENTRY',
-    'INCIDENTAL']
+__all__ = ['INCIDENTAL', 'DataConfig', 'EvaluationConfig', 'TrainConfig']
 
-ENTRY = ('link', 'name', 'authors', 'venue', 'additional_data')  # of RobustBench, which has to be given
+_data = partial(setting, group='data')
+_model = partial(setting, group='model')
+_attack = partial(setting, group='attack')
+_optim = partial(setting, group='optimisation')
+_measure = partial(setting, group='measurement')
+_output = partial(setting, group='output')
 
-# What may differ in a run that is resumed: where and how it runs, not what comes out of it.
+# Settings that a resumed run may change: they decide where and how it runs, not its result.
 INCIDENTAL = frozenset({
-    'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'device', 'workers', 'prefetch', 'verify_data',
-    'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval', 'checkpoint_minutes',
+    'config', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'device', 'workers', 'prefetch',
+    'verify_data', 'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval', 'checkpoint_minutes',
     'checkpoint_hist', 'synchronize_step', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where images come from; the flags are timm's where timm has them."""
-    dataset: str = setting(
-        'digits', 'digits (embedded, 8x8), torch/cifar10, torch/cifar100, folder, hfds/NAME, wds/NAME … as timm names '
-        'them, or the path of an archive')
-    data_dir: str | None = setting(None, 'folder of the data set')
-    dataset_download: bool = setting(False, 'download the data set if it is not there')
-    num_classes: int | None = setting(None, 'number of classes, where the data set does not say')
-    test_data: tuple[str, ...] = setting((), 'archives of test images, where the data set is an archive')
-    val_size: int = setting(1024, 'training images held out for validation, stratified; digits have their own split')
-    split_seed: int = setting(0, 'decides which ones')
-    train_split: str = setting('train', "name of the data set's training split")
-    val_split: str | None = setting(None, 'name of a validation split; unset: taken from the training images')
-    test_split: str = setting('validation', "name of the data set's test split")
-    in_chans: int = setting(3, 'channels that images in files are converted to, 1 or 3')
-    img_size: int = setting(224, 'height and width that images in files are brought to')
-    train_crop_mode: str = setting(
-        'rrc', 'how training images in files are cropped; resize: as in evaluation',
-        choices=('rrc', 'rkrc', 'rkrr', 'resize'))
-    crop_pct: float = setting(0.875, 'part of a resized image that evaluation looks at')
-    workers: int = setting(4, 'processes that decode images in files; arrays need none')
+class DataConfig(Settings):
+    """Where images come from."""
+    dataset: str = _data(
+        'digits', 'Data set: digits (embedded, 8x8 pixels), a name that timm knows (torch/cifar10, torch/cifar100, '
+        'folder, hfds/NAME, wds/NAME, ...), or the path of an archive of training images.')
+    data_dir: str | None = _data(None, 'Folder with the files of the data set.', metavar='DIR', unset="timm's default")
+    dataset_download: bool = _data(False, 'Download the data set if it is missing.')
+    num_classes: int | None = _data(
+        None, 'Number of classes. Needed only for a data set that does not say it.', least=1, unset='from the data set')
+    test_data: tuple[str, ...] = _data(
+        (), 'Archives of test images, for a --dataset that is an archive.', metavar='FILE', unset='none')
+    val_size: int = _data(
+        1024, 'Number of training images that are held out for validation, the same share of every class. '
+        'The digits have a fixed validation split instead.', least=1)
+    split_seed: int = _data(0, 'Seed of the train/validation split.')
+    train_split: str = _data('train', 'Name of the training split.')
+    val_split: str | None = _data(
+        None, 'Name of the validation split.', unset='--val-size images of the training split')
+    test_split: str = _data('validation', 'Name of the test split.')
+    in_chans: int = _data(3, 'Number of channels that image files are converted to.', choices=(1, 3))
+    img_size: int = _data(224, 'Height and width in pixels that image files are resized to.', least=1)
+    train_crop_mode: str = _data(
+        'rrc', 'Crop of training images from files: rrc, rkrc and rkrr are random crops as in timm; resize is the '
+        'centre crop of evaluation.', choices=('rrc', 'rkrc', 'rkrr', 'resize'))
+    crop_pct: float = _data(
+        0.875, 'Share of a resized image file that the centre crop of evaluation keeps.', above=0, most=1)
+    workers: int = _data(4, 'Number of processes that decode image files. Archives need none.', least=0)
 
-    def __post_init__(self) -> None:
-        for name in ('val_size', 'img_size'):
-            at_least(self, name, 1)
-        at_least(self, 'workers', 0)
-        if self.num_classes is not None:
-            at_least(self, 'num_classes', 1)
-        if self.in_chans not in (1, 3):
-            raise ValueError(f'--in-chans = {self.in_chans}: expected 1 or 3.')
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f'--crop-pct = {self.crop_pct}: expected a number above 0, up to 1.')
-
-    def dataset_options(self, progress: Callback | None = None) -> DatasetOptions:
-        """The settings as `timm_paf.data.open_dataset` takes them."""
+    def dataset_options(self, progress: Callable[[str, int, int], None] | None = None) -> DatasetOptions:
+        """The arguments of `timm_paf.data.open_dataset`."""
         decoding = Decoding(
             channels=self.in_chans, size=self.img_size, train_crop_mode=self.train_crop_mode, crop_pct=self.crop_pct,
             workers=self.workers)
@@ -70,27 +67,23 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """How robustness is measured."""
-    eps: str = setting('8/255', 'radius of the ball as in papers, 8/255, or a number; pixels are in [0,1]')
-    pgd_steps: int = setting(20, 'steps of the PGD attack that the result is measured with')
-    autoattack: str = setting(
-        'standard', 'version of AutoAttack in the final measurement, or none', choices=('standard', 'rand', 'none'))
-    n_examples: int | None = setting(None, 'images that AutoAttack attacks: the first N of the split; all if unset')
-    eval_batch_size: int = setting(250, 'images a batch when measuring')
-    device: str | None = setting(None, 'cpu, cuda, cuda:1, …; unset takes a GPU if there is one')
-    seed: int = setting(0, 'seed of everything random')
-
-    def __post_init__(self) -> None:
-        self.threat()
-        for name in ('pgd_steps', 'eval_batch_size'):
-            at_least(self, name, 1)
-        if self.n_examples is not None:
-            at_least(self, 'n_examples', 1)
-        at_least(self, 'seed', 0)
+    eps: str = _attack(
+        '8/255', 'Radius of the attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS')
+    pgd_steps: int = _measure(20, 'Number of steps of the PGD attack in the final measurement.', least=1)
+    autoattack: str = _measure(
+        'standard', 'Version of AutoAttack in the final measurement. rand: for models with random outputs. none: skip '
+        'AutoAttack.', choices=('standard', 'rand', 'none'))
+    n_examples: int | None = _measure(
+        None, 'Number of images that AutoAttack attacks, the first ones of the split.', least=1, unset='all')
+    eval_batch_size: int = _measure(250, 'Number of images per batch in validation and measurement.', least=1)
+    device: str | None = _output(
+        None, 'Device that computes: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
+    seed: int = _output(0, 'Seed of all random numbers.', least=0)
 
     def threat(self) -> ThreatModel:
-        """The ball that images are attacked in."""
+        """Norm and radius of the attack."""
         return ThreatModel(eps=self.eps)
 
     def evaluation(self) -> dict[str, Any]:
@@ -101,192 +94,215 @@ class EvaluationConfig:
             batch_size=self.eval_batch_size, seed=self.seed)
 
 
-def at_least(config: Any, name: str, least: float) -> None:
-    """Raise ValueError if a setting is smaller than allowed; NaN is."""
-    value = getattr(config, name)
-    if not value >= least:
-        raise ValueError(f'--{name.replace("_", "-")} = {value}: expected {least} or more.')
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, EvaluationConfig):
-    """Settings of a training run; the flags are timm's where timm has them."""
-    model: str = setting('wrn10_2_pssilu', "a name of timm's registry, ours or any other")
-    model_kwargs: tuple[str, ...] = setting((), 'arguments of the model as NAME=VALUE, such as drop_path_rate=0.1')
-    initial_checkpoint: str | None = setting(None, 'start from the weights of this file')
-    act_fixed: tuple[str, ...] = setting(
-        (), 'parameters of the activations that stay at a value, as NAME=VALUE, such as alpha=2.0')
-    act_sharing: str | None = setting(
-        None, "what shares one activation; unset: the model's own, one for the network",
-        choices=('network', 'stage', 'layer', 'channel'))
-    output: str = setting('output/train', 'folder of runs')
-    experiment: str | None = setting(None, 'name of the run in it; unset: date, time and model')
-    resume: str | None = setting(
-        None, 'auto: go on from the newest checkpoint of --experiment, or start it; or the folder or checkpoint of a '
-        'run, whose settings hold then unless -c names others')
-    resume_changed: bool = setting(False, 'resume although settings have changed')
-    dry_run: bool = setting(False, 'show settings, sizes and an estimate of memory and time; write nothing')
+    """Settings of a training run."""
+    config: str | None = _output(
+        None, 'YAML file with settings, or the name of a shipped configuration such as rice2020_cifar10_linf. Flags '
+        'override the file.', metavar='FILE', unset='digits for --dataset digits, else the defaults shown here')
+    model: str = _model('wrn10_2_pssilu', 'Name of a model in the registry of timm.')
+    model_kwargs: tuple[str, ...] = _model(
+        (), 'Extra arguments of the model, such as drop_path_rate=0.1.', metavar='NAME=VALUE', unset='none')
+    initial_checkpoint: str | None = _model(
+        None, 'File with weights to start training from.', metavar='FILE', unset='random weights')
+    act_fixed: tuple[str, ...] = _model(
+        (), 'Parameters of the activation that keep a value and are not trained, such as alpha=2.0.',
+        metavar='NAME=VALUE', unset='none')
+    act_sharing: str | None = _model(
+        None, 'Part of the network that shares one activation: the whole network, each stage, each layer, or each '
+        'channel.', choices=('network', 'stage', 'layer', 'channel'),
+        unset='as the model defines it, network for our models')
+    output: str = _output('output/train', 'Folder that holds the folders of runs.', metavar='DIR')
+    experiment: str | None = _output(
+        None, "Name of the run's folder inside --output.", unset='date, time and model')
+    resume: str | None = _output(
+        None, 'Resume an interrupted run. auto: resume from the newest checkpoint of --experiment, or start that run. '
+        'A folder or checkpoint: resume that run with its settings.', metavar='auto|PATH', unset='start a new run')
+    resume_changed: bool = _output(False, 'Allow --resume with settings that differ from those of the run.')
+    dry_run: bool = _output(
+        False, 'Print settings, sizes and estimates of memory and time, then exit. Writes nothing.')
 
-    synthetic: tuple[str, ...] = setting(
-        (), 'archives of synthetic images, together one source; with --synthetic-weights each is a source of its own, '
-        'and a quoted pattern such as "part*.npz" stands for the parts of one; "generated" makes digits from the '
-        'training split')
-    num_synthetic: int = setting(10000, 'how many images "generated" makes')
-    synthetic_fraction: float = setting(0., 'share of synthetic images in every batch, 0 to 1')
-    synthetic_weights: tuple[float, ...] = setting(
-        (), 'how often each synthetic source is drawn from, beside the others')
-    crop_padding: int = setting(0, 'augmentation: random shifts by up to this many pixels')
-    hflip: bool = setting(False, 'augmentation: random mirroring')
-    color_jitter: float = setting(0., 'augmentation: strength of changes of brightness, contrast and saturation')
-    cutout: int = setting(0, 'augmentation: side of a square that is blanked, in pixels')
-    reprob: float = setting(0., 'augmentation: probability of blanking a random rectangle')
-    cutmix: float = setting(0., 'augmentation: alpha of cutmix between images of one source')
-    synthetic_augment: str = setting(
-        'none', 'augmentation of synthetic images: none, or the same as of real ones', choices=('none', 'same'))
-    smoothing: float = setting(0., 'label smoothing of real images')
-    synthetic_smoothing: float = setting(0., 'label smoothing of synthetic images')
-    verify_data: bool = setting(False, 'read the archives whole before training and check every image and label')
-    data_on_device: str = setting(
-        'auto', 'keep images on the device: auto as far as the budget goes, on a GPU; yes all, or stop; no none',
-        choices=('auto', 'yes', 'no'))
-    data_on_device_budget: str = setting('25%', "memory for it: GiB, or a share of the device's free memory with %")
-    prefetch: bool | None = setting(None, 'make batches ahead in a thread; unset: on a GPU')
+    synthetic: tuple[str, ...] = _data(
+        (), 'Archives of synthetic images, read as one source. With --synthetic-weights each argument is a source of '
+        'its own, and a quoted pattern such as "part*.npz" is one source of many parts. "generated" makes digits from '
+        'the training split.', metavar='FILE', unset='none')
+    num_synthetic: int = _data(10000, 'Number of images that --synthetic generated makes.', least=1)
+    synthetic_fraction: float | None = _data(
+        None, 'Share of synthetic images in every batch.', least=0, most=1, unset='0.5 with --synthetic, else 0')
+    synthetic_weights: tuple[float, ...] = _data(
+        (), 'Relative frequency of each synthetic source in a batch.', unset='one source')
+    crop_padding: int = _data(0, 'Augmentation: random shifts by up to this many pixels.', least=0)
+    hflip: bool = _data(False, 'Augmentation: flip each image horizontally with probability 0.5.')
+    color_jitter: float = _data(
+        0., 'Augmentation: strength of random changes of brightness, contrast and saturation.', least=0)
+    cutout: int = _data(0, 'Augmentation: side in pixels of a random square that is set to 0.', least=0)
+    reprob: float = _data(0., 'Augmentation: probability of erasing a random rectangle.', least=0, most=1)
+    cutmix: float = _data(0., 'Augmentation: alpha of CutMix between images of one source. 0 disables it.', least=0)
+    synthetic_augment: str = _data(
+        'none', 'Augmentation of synthetic images: none, or the same as for real images.', choices=('none', 'same'))
+    smoothing: float = _data(0., 'Label smoothing of real images.', least=0, below=1)
+    synthetic_smoothing: float = _data(0., 'Label smoothing of synthetic images.', least=0, below=1)
+    verify_data: bool = _data(False, 'Before training, read all archives and check every image and label.')
+    data_on_device: str = _data(
+        'auto', 'Keep training images in the memory of the device. auto: as many sources as fit in the budget, on a '
+        'GPU only. yes: all, or fail. no: none.', choices=('auto', 'yes', 'no'))
+    data_on_device_budget: str = _data(
+        '25%', 'Memory for --data-on-device: a number of GiB, or a percentage of the free memory of the device.',
+        metavar='GIB|PERCENT')
+    prefetch: bool | None = _data(None, 'Prepare batches ahead in a thread.', unset='on for a GPU, off for a CPU')
 
-    task: str = setting('pgd-at', 'what is trained on', choices=tuple(TASKS))
-    trades_beta: float = setting(6., 'task trades: weight of the divergence between clean and attacked predictions')
-    mart_beta: float = setting(5., 'task mart: weight of its divergence')
-    norm: str = setting('linf', 'norm of the ball, in training and measuring', choices=tuple(BALLS))
-    eps_warmup_epochs: float = setting(0., "epochs over which the training attack's radius and step grow to their size")
-    attack_steps: int = setting(10, 'PGD steps in training')
-    attack_step_size: str | None = setting(None, 'PGD step, as eps; unset: 2.5 eps / attack_steps')
-    attack_step_rule: str = setting('fixed', 'how PGD steps in training follow each other', choices=tuple(STEP_RULES))
-    attack_loss: str | None = setting(
-        None, 'loss that the training attack climbs; unset: ce, and kl for trades', choices=tuple(LOSSES))
-    attack_mode: str = setting(
-        'eval', "BatchNorm while attacking in training: eval, running statistics; train, the batch's, and the running "
-        'ones stay as they are', choices=('eval', 'train'))
-    attack_random_start: bool = setting(True, 'PGD in training starts at a random point of the ball')
-    awp_gamma: float = setting(
-        0., 'adversarial weight perturbation: its norm over that of each weight, such as 0.005; 0 for none')
-    awp_start_epoch: float = setting(0., 'epochs before weights are perturbed')
-    beta_penalty: float = setting(10., 'weight of |beta| in the loss, for activations with a learned beta')
-    beta_grad_clip: float | None = setting(0.01, 'largest gradient norm of beta')
-    beta_bound: float | None = setting(
-        BETA_BOUND, 'largest |beta| that training reaches; none: as far as the formula goes')
+    task: str = _attack(
+        'pgd-at', 'Training method. pgd-at: loss on attacked images. trades and mart: their losses. plain: no attack.',
+        choices=tuple(TASKS))
+    trades_beta: float = _attack(
+        6., 'Task trades: weight of the KL divergence between clean and attacked predictions.', least=0)
+    mart_beta: float = _attack(
+        5., 'Task mart: weight of the KL divergence between clean and attacked predictions.', least=0)
+    norm: str = _attack('linf', 'Norm of the attack, in training and measurement.', choices=tuple(BALLS))
+    eps_warmup_epochs: float = _attack(
+        0., 'Number of epochs over which radius and step size of the training attack grow from 0.', least=0)
+    attack_steps: int = _attack(10, 'Number of steps of the training attack (PGD).', least=1)
+    attack_step_size: str | None = _attack(
+        None, 'Step size of the training attack, in the unit of --eps.', metavar='EPS',
+        unset='2.5 * eps / attack-steps, which is 2/255 for eps 8/255 and 10 steps')
+    attack_step_rule: str = _attack(
+        'fixed', 'Steps of the training attack. fixed: all of one size. cosine: they shrink to 0. momentum: they '
+        'follow an average of the gradients.', choices=tuple(STEP_RULES))
+    attack_loss: str | None = _attack(
+        None, 'Loss that the training attack increases.', choices=tuple(LOSSES), unset='kl for task trades, else ce')
+    attack_mode: str = _attack(
+        'eval', 'BatchNorm during the training attack. eval: running statistics. train: statistics of the batch; the '
+        'running statistics do not change.', choices=('eval', 'train'))
+    attack_random_start: bool = _attack(True, 'Start the training attack at a random point of the ball.')
+    awp_gamma: float = _attack(
+        0., 'Adversarial weight perturbation: norm of the perturbation relative to the norm of each weight, such as '
+        '0.005. 0 disables it.')
+    awp_start_epoch: float = _attack(
+        0., 'Epoch, counted from 0, in which adversarial weight perturbation starts.', least=0)
 
-    epochs: int = setting(12, 'epochs, each one pass over the real training images')
-    updates_per_epoch: int | None = setting(
-        None, 'length of an epoch in updates, instead of one pass; the passes go on from epoch to epoch')
-    batch_size: int = setting(
-        128, 'images an update, real and synthetic, of all processes and accumulation steps together')
-    grad_accum_steps: int = setting(1, 'pieces that each process takes its share of a batch in')
-    opt: str = setting('sgd', "optimizer, by timm's name; sgd is Nesterov's")
-    opt_fused: bool | None = setting(
-        None, "update all weights in one pass over memory; unset: where torch's optimizer can, and float16 does not "
-        'forbid it')
-    opt_eps: float | None = setting(None, "optimizer's epsilon")
-    opt_betas: tuple[float, ...] = setting((), "optimizer's betas")
-    lr: float | None = setting(None, 'learning rate; unset: lr_base * batch_size / lr_base_size')
-    lr_base: float = setting(0.1, 'learning rate for lr_base_size images')
-    lr_base_size: int = setting(128, 'see lr_base')
-    momentum: float = setting(0.9, 'momentum')
-    weight_decay: float = setting(5e-4, 'weight decay')
-    filter_bias_and_bn: bool = setting(False, 'leave BatchNorm, biases, alpha and beta out of weight decay')
-    layer_decay: float | None = setting(None, 'learning rates fall by this factor from layer to layer')
-    paf_lr: float | None = setting(None, "learning rate of alpha and beta; unset: the others'")
-    paf_weight_decay: float | None = setting(None, "weight decay of alpha and beta; unset: the others'")
-    clip_grad: float | None = setting(None, 'clip gradients: their norm, each value, or the factor of agc')
-    clip_mode: str = setting('norm', 'how gradients are clipped', choices=('norm', 'value', 'agc'))
-    sched: str = setting('cosine', "learning rate schedule: onecycle, or by timm's name, none for none")
-    sched_on_updates: bool = setting(True, 'the schedule moves at every update; else at every epoch')
-    min_lr: float = setting(0.001, 'where the schedule ends')
-    warmup_epochs: int = setting(0, 'epochs of linear warm-up')
-    warmup_lr: float = setting(1e-5, 'where the warm-up starts')
-    cooldown_epochs: int = setting(0, 'epochs at min_lr after the others')
-    decay_epochs: float = setting(90., 'sched step: epochs between decays')
-    decay_milestones: tuple[int, ...] = setting((100, 150), 'sched multistep: epochs at which the rate decays')
-    decay_rate: float = setting(0.1, 'sched step, multistep: factor of a decay')
-    onecycle_pct_start: float = setting(0.025, 'sched onecycle: share of the run in which the rate rises')
-    onecycle_div_factor: float = setting(25., 'sched onecycle: it starts at lr divided by this')
-    onecycle_final_div_factor: float = setting(1e4, 'sched onecycle: it ends at the start divided by this')
-    onecycle_momentum: tuple[float, ...] = setting(
-        (0.85, 0.95), 'sched onecycle: momentum at the highest and at the lowest rate; empty: as --momentum says')
+    beta_penalty: float = _optim(10., 'Weight of |beta| of the activation in the loss.', least=0)
+    beta_grad_clip: float | None = _optim(
+        0.01, 'Largest gradient norm of beta of the activation. none: no limit.', unset='no limit')
+    beta_bound: float | None = _optim(
+        BETA_BOUND, 'Largest |beta| of the activation in training. none: no limit below the pole at 1.',
+        unset='no limit')
+    epochs: int = _optim(12, 'Number of epochs. An epoch is one pass over the real training images.', least=1)
+    updates_per_epoch: int | None = _optim(
+        None, 'Number of updates per epoch. The passes over the images continue from epoch to epoch.', least=1,
+        unset='one pass over the real training images')
+    batch_size: int = _optim(
+        128, 'Number of images per update, real and synthetic, over all processes and micro-batches.', least=1)
+    grad_accum_steps: int = _optim(
+        1, 'Number of micro-batches that each process splits its part of a batch into, to save memory.', least=1)
+    opt: str = _optim('sgd', "Name of timm's optimizer. sgd uses Nesterov momentum, momentum does not.")
+    opt_fused: bool | None = _optim(
+        None, "Use torch's fused optimizer, which updates all weights in one pass over memory.",
+        unset='on where torch supports it, off with --amp-dtype float16')
+    opt_eps: float | None = _optim(None, 'Epsilon of the optimizer.', unset='default of the optimizer')
+    opt_betas: tuple[float, ...] = _optim((), 'Betas of the optimizer.', unset='defaults of the optimizer')
+    lr: float | None = _optim(None, 'Learning rate.', unset='lr-base * batch-size / lr-base-size')
+    lr_base: float = _optim(0.1, 'Learning rate for --lr-base-size images per batch, without --lr.', least=0)
+    lr_base_size: int = _optim(128, 'Number of images per batch that --lr-base is meant for.', least=1)
+    momentum: float = _optim(0.9, 'Momentum of the optimizer.', least=0)
+    weight_decay: float = _optim(5e-4, 'Weight decay.', least=0)
+    filter_bias_and_bn: bool = _optim(
+        False, 'Exclude BatchNorm, biases and the parameters of the activation from weight decay.')
+    layer_decay: float | None = _optim(
+        None, 'Factor between the learning rates of neighbouring layers, from the last to the first.', above=0,
+        unset='the same rate for all')
+    paf_lr: float | None = _optim(
+        None, 'Learning rate of the parameters of the activation.', unset='as for the weights')
+    paf_weight_decay: float | None = _optim(
+        None, 'Weight decay of the parameters of the activation.', unset='as for the weights')
+    clip_grad: float | None = _optim(
+        None, 'Limit of gradient clipping: a norm, a value, or the factor of agc, see --clip-mode.', above=0,
+        unset='no clipping')
+    clip_mode: str = _optim(
+        'norm', 'Gradient clipping: norm of all gradients, each value, or adaptive (agc).',
+        choices=('norm', 'value', 'agc'))
+    sched: str = _optim('cosine', "Learning rate schedule: onecycle, none, or the name of timm's schedule.")
+    sched_on_updates: bool = _optim(True, 'Change the learning rate after every update, not after every epoch.')
+    min_lr: float = _optim(0.001, 'Learning rate at the end of the schedule.', least=0)
+    warmup_epochs: int = _optim(
+        0, 'Number of epochs in which the learning rate rises linearly from --warmup-lr.', least=0)
+    warmup_lr: float = _optim(1e-5, 'Learning rate at the start of the warm-up.', least=0)
+    cooldown_epochs: int = _optim(0, 'Number of extra epochs at --min-lr after the schedule.', least=0)
+    decay_epochs: float = _optim(90., 'Schedule step: number of epochs between decays of the learning rate.', above=0)
+    decay_milestones: tuple[int, ...] = _optim(
+        (100, 150), 'Schedule multistep: epochs at which the learning rate decays.', least=1)
+    decay_rate: float = _optim(
+        0.1, 'Schedules step and multistep: factor of the learning rate at each decay.', least=0)
+    onecycle_pct_start: float = _optim(
+        0.025, 'Schedule onecycle: share of the run in which the learning rate rises.', least=0, most=1)
+    onecycle_div_factor: float = _optim(
+        25., 'Schedule onecycle: highest learning rate divided by the first one.', above=0)
+    onecycle_final_div_factor: float = _optim(
+        1e4, 'Schedule onecycle: first learning rate divided by the last one.', above=0)
+    onecycle_momentum: tuple[float, ...] = _optim(
+        (0.85, 0.95), 'Schedule onecycle: momentum at the highest and at the lowest learning rate. Without values, '
+        '--momentum holds.', unset='--momentum')
+    model_ema: bool = _optim(False, 'Keep an exponential moving average (EMA) of the weights, and validate it as well.')
+    model_ema_decay: float = _optim(0.995, 'Decay of the EMA per update.', least=0, below=1)
+    model_ema_warmup: bool = _optim(
+        False, 'Use the decay min(model-ema-decay, (1 + n) / (10 + n)) in update n of the EMA.')
+    model_ema_copy: float = _optim(
+        0., 'Share of all updates, at the start, in which the EMA is a copy of the weights.', least=0, most=1)
+    amp: bool = _optim(False, 'Use mixed precision in the attack and in the loss.')
+    amp_dtype: str = _optim('bfloat16', 'Data type of mixed precision.', choices=('bfloat16', 'float16'))
+    channels_last: bool = _optim(False, 'Use the channels-last memory format.')
+    torchcompile: str | None = _optim(
+        None, 'Compile attack, model and evaluation with this backend of torch.compile, such as inductor.',
+        metavar='BACKEND', unset='not compiled')
+    torchcompile_mode: str | None = _optim(
+        None, 'Mode of torch.compile, such as reduce-overhead (CUDA graphs).', unset='default of the backend')
+    grad_checkpointing: bool = _optim(
+        False, 'Save memory: compute the layer outputs again in the backward pass instead of storing them.')
+    synchronize_step: bool = _optim(False, 'Wait for the GPU after every update, to measure times.')
+    sync_bn: bool = _optim(False, 'Compute BatchNorm statistics over all processes. GPUs only.')
+    dist_bn: str = _optim(
+        'reduce', 'Running statistics of BatchNorm before validation with several processes. reduce: mean of all '
+        'processes. broadcast: those of process 0. none: each keeps its own.', choices=('reduce', 'broadcast', 'none'))
 
-    model_ema: bool = setting(False, 'average the weights, and validate and keep the average as well')
-    model_ema_decay: float = setting(0.995, 'decay of the average, each update')
-    model_ema_warmup: bool = setting(False, 'decay min(model_ema_decay, (1 + n) / (10 + n)) after n updates')
-    model_ema_copy: float = setting(
-        0., 'share of all updates at the start in which the average is a copy of the weights; n counts after it')
-
-    amp: bool = setting(False, 'mixed precision, in the attack and in the loss')
-    amp_dtype: str = setting('bfloat16', 'its half precision', choices=('bfloat16', 'float16'))
-    channels_last: bool = setting(False, 'memory format with the channels last')
-    torchcompile: str | None = setting(
-        None, 'compile attack steps, model and evaluation with this backend, such as inductor')
-    torchcompile_mode: str | None = setting(
-        None, 'mode of torch.compile, such as reduce-overhead, which means CUDA graphs on a GPU')
-    grad_checkpointing: bool = setting(False, 'recompute activations in the backward pass: less memory, more time')
-    synchronize_step: bool = setting(False, 'wait for the GPU after every update')
-    sync_bn: bool = setting(False, 'BatchNorm statistics over all processes, on GPUs')
-    dist_bn: str = setting(
-        'reduce', "running statistics of BatchNorm before validation: reduce to the processes' mean, broadcast the "
-        "first one's, or none", choices=('reduce', 'broadcast', 'none'))
-
-    val_interval: int = setting(1, 'epochs between validations; the last epoch is always validated')
-    val_attack_steps: int | None = setting(None, 'PGD steps in validation; unset: as in training')
-    val_attack_step_size: str | None = setting(None, 'PGD step in validation, as eps; unset: 2.5 eps / steps')
-    eval_metric: str = setting(
-        'robust', 'what the best checkpoint is chosen by, on the validation split: robust or clean accuracy',
+    val_interval: int = _measure(
+        1, 'Number of epochs between validations. The last epoch is always validated.', least=1)
+    val_attack_steps: int | None = _measure(
+        None, 'Number of PGD steps in validation.', least=1, unset='attack-steps')
+    val_attack_step_size: str | None = _measure(
+        None, 'Step size of PGD in validation, in the unit of --eps.', metavar='EPS',
+        unset='attack-step-size, or 2.5 * eps / steps with --val-attack-steps')
+    eval_metric: str = _measure(
+        'robust', 'Validation accuracy that selects the best checkpoint: robust (under PGD) or clean.',
         choices=('robust', 'clean'))
-    checkpoint_hist: int = setting(1, 'how many of the best checkpoints to keep, beside the newest two')
-    checkpoint_minutes: float = setting(10., 'minutes between checkpoints inside an epoch; 0: only at its end')
-    log_interval: int = setting(5, 'updates between looks at the loss')
-    log_tensorboard: bool = setting(False, "write TensorBoard's files into the run's folder")
-    log_wandb: bool = setting(False, 'log to Weights & Biases')
-    wandb_project: str | None = setting(None, 'project there')
-    wandb_tags: tuple[str, ...] = setting((), 'tags there')
+    checkpoint_hist: int = _output(
+        1, 'Number of best checkpoints to keep, in addition to the newest two.', least=1)
+    checkpoint_minutes: float = _output(
+        10., 'Minutes between checkpoints within an epoch. 0: only at the end of an epoch.', least=0)
+    log_interval: int = _output(5, 'Number of updates between reports of the running loss.', least=1)
+    log_tensorboard: bool = _output(False, "Write TensorBoard files into the run's folder.")
+    log_wandb: bool = _output(False, 'Log to Weights & Biases.')
+    wandb_project: str | None = _output(None, 'Project in Weights & Biases.', unset='default of wandb')
+    wandb_tags: tuple[str, ...] = _output((), 'Tags of the run in Weights & Biases.', unset='none')
 
     def __post_init__(self) -> None:
-        DataConfig.__post_init__(self)
-        EvaluationConfig.__post_init__(self)
-        for name in ('attack_steps', 'epochs', 'batch_size', 'lr_base_size', 'checkpoint_hist', 'log_interval',
-                     'num_synthetic', 'grad_accum_steps', 'val_interval'):
-            at_least(self, name, 1)
-        for name in ('updates_per_epoch', 'val_attack_steps'):
-            if getattr(self, name) is not None:
-                at_least(self, name, 1)
-        for name in ('crop_padding', 'beta_penalty', 'momentum', 'weight_decay', 'min_lr', 'warmup_epochs', 'lr_base',
-                     'warmup_lr', 'cooldown_epochs', 'decay_rate', 'checkpoint_minutes', 'eps_warmup_epochs',
-                     'awp_start_epoch'):
-            at_least(self, name, 0)
-        for name, least, most in (
-                ('synthetic_fraction', 0, 1), ('model_ema_copy', 0, 1), ('onecycle_pct_start', 0, 1)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(
-                    f'--{name.replace("_", "-")} = {getattr(self, name)}: expected a number from {least} to {most}.')
-        if not 0 <= self.model_ema_decay < 1:
-            raise ValueError(f'--model-ema-decay = {self.model_ema_decay}: expected a number from 0 to below 1.')
-        for name in ('clip_grad', 'onecycle_div_factor', 'onecycle_final_div_factor', 'layer_decay', 'decay_epochs'):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f'--{name.replace("_", "-")} = {value}: expected a number above 0.')
+        super().__post_init__()
+        parse_eps(self.eps, label='--eps', norm=self.norm)
+        if self.synthetic_fraction is None:
+            object.__setattr__(self, 'synthetic_fraction', 0.5 if self.synthetic else 0.)
         if len(self.onecycle_momentum) not in (0, 2):
             raise ValueError(f'--onecycle-momentum = {self.onecycle_momentum}: expected two numbers or none.')
         for name in ('attack_step_size', 'val_attack_step_size'):
             if getattr(self, name) is not None:
-                parse_eps(getattr(self, name), label=f'--{name.replace("_", "-")}', norm=self.norm)
-        if any(milestone < 1 for milestone in self.decay_milestones):
-            raise ValueError(f'--decay-milestones = {self.decay_milestones}: expected epochs from 1 on.')
+                parse_eps(getattr(self, name), label=flag(name), norm=self.norm)
         self.task_options(1)
         assignments(self.model_kwargs, '--model-kwargs')
         assignments(self.act_fixed, '--act-fixed')
 
     def threat(self) -> ThreatModel:
-        """The ball that images are attacked in."""
+        """Norm and radius of the attack."""
         return ThreatModel(eps=self.eps, norm=self.norm)
 
     def task_options(self, updates_per_epoch: int) -> TaskOptions:
-        """The settings of the task; labels are smoothed with the data, each source by its own."""
+        """The options of the task; the data apply label smoothing."""
         names = ('trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'beta_bound', 'awp_gamma')
         return TaskOptions(
             awp_start_update=round(self.awp_start_epoch * updates_per_epoch),
@@ -294,13 +310,13 @@ class TrainConfig(DataConfig, EvaluationConfig):
             **{name: getattr(self, name) for name in names})
 
     def augment(self) -> Augment:
-        """What is done to real images."""
+        """The augmentation of real images."""
         return Augment(
             crop_padding=self.crop_padding, hflip=self.hflip, color_jitter=self.color_jitter, cutout=self.cutout,
             erase_prob=self.reprob, cutmix=self.cutmix)
 
     def validation_attack(self, seed: int, *, compile: CompileSettings | None = None) -> PGD:
-        """The PGD of validation."""
+        """The PGD attack of validation."""
         steps = self.val_attack_steps
         step_size = self.val_attack_step_size
         if steps is None:
@@ -311,105 +327,3 @@ class TrainConfig(DataConfig, EvaluationConfig):
         """Keyword arguments of the model."""
         sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
         return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What is measured and written beside the attacks."""
-    trust: bool = setting(True, 'look for signs of a false number')
-    n_trust: int = setting(256, 'on the first N images')
-    eps_curve: tuple[str, ...] = setting((), 'radii of a curve of PGD accuracy, such as 0,2/255,4/255,8/255')
-    n_curve: int = setting(1000, 'on the first N images')
-    corruptions: str | None = setting(None, "folder in CIFAR-10-C's form: CORRUPTION.npy and labels.npy")
-    html: bool | None = setting(None, 'write report.html beside report.json; unset: where there is an --output')
-    robustbench_json: str | None = setting(
-        None, "write RobustBench's model-info file; the next ones say what is in it")
-    robustbench_link: str | None = setting(None, 'address of the paper')
-    robustbench_name: str | None = setting(None, 'title of the paper')
-    robustbench_authors: str | None = setting(None, 'authors, separated by commas')
-    robustbench_venue: str | None = setting(None, "such as 'NeurIPS 2025'")
-    robustbench_additional_data: bool | None = setting(None, 'data beyond the data set were used')
-    robustbench_architecture: str | None = setting(None, "as the leaderboard shows it; unset: the model's name")
-    robustbench_reported: float | None = setting(None, 'robust accuracy that the paper states, %; unset: measured')
-    robustbench_footnote: str | None = setting(None, 'remark that the leaderboard shows')
-
-    def __post_init__(self) -> None:
-        at_least(self, 'n_trust', 1)
-        at_least(self, 'n_curve', 1)
-        if self.robustbench_json is None:
-            given = [f.name for f in dataclasses.fields(ReportConfig)
-                     if f.name.startswith('robustbench_') and getattr(self, f.name) is not None]
-            if given:
-                raise ValueError(f'{_flag(given[0])} is for --robustbench-json FILE, which is missing.')
-        elif missing := [name for name in ENTRY if getattr(self, f'robustbench_{name}') in (None, '')]:
-            raise ValueError(
-                f'--robustbench-json wants {", ".join(_flag(f"robustbench_{name}") for name in missing)} as well.')
-
-    def radii(self) -> tuple[str, ...]:
-        """The radii of the curve."""
-        return tuple(text.strip() for word in self.eps_curve for text in word.split(',') if text.strip())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
-    """Settings of a measurement; unset ones are taken from the checkpoint."""
-    checkpoint: str = setting('', 'the file to measure (required)')
-    model: str = setting('', "a name of timm's registry")
-    model_kwargs: tuple[str, ...] = setting((), "arguments of the model as NAME=VALUE; unset: the checkpoint's")
-    act_sharing: str | None = setting(
-        None, "what shares one activation; unset: the checkpoint's", choices=('network', 'stage', 'layer', 'channel'))
-    dataset: str = setting('', 'data set, as adv_train.py names it')
-    split: str = setting('test', 'which part of it', choices=('test', 'val', 'train'))
-    attack: str = setting(
-        'autoattack', 'pgd, or autoattack after pgd (its version: --autoattack)', choices=('pgd', 'autoattack'))
-    norm: str = setting('', "norm of the ball; unset: the checkpoint's", choices=('', 'linf', 'l2', 'l1'))
-    eps: str = setting('', 'radius of the ball: 8/255, or a number')
-    use_ema: bool | None = setting(None, 'averaged or raw weights; unset: averaged if the file has them')
-    torchcompile: str | None = setting(None, 'compile the attacks with this backend, such as inductor')
-    torchcompile_mode: str | None = setting(None, 'mode of torch.compile')
-    output: str | None = setting(
-        None, 'folder for report.json, report.html and verdicts.csv; unset: only the tables')
-    save_adv: str | None = setting(None, "file.npz for AutoAttack's images, with their labels")
-    resume: bool = setting(False, 'go on with an interrupted AutoAttack in --output')
-
-    def __post_init__(self) -> None:
-        if self.dataset:
-            DataConfig.__post_init__(self)
-        if self.eps:
-            EvaluationConfig.__post_init__(self)
-        ReportConfig.__post_init__(self)
-        compile_settings(self)
-        if self.resume and self.output is None:
-            raise ValueError('--resume: give the --output folder of the interrupted run.')
-        if self.save_adv is not None and 'none' in (self.autoattack, {'pgd': 'none'}.get(self.attack)):
-            raise ValueError("--save-adv takes AutoAttack's images; use --attack autoattack and a version of it.")
-
-    def threat(self) -> ThreatModel:
-        """The ball that images are attacked in."""
-        return ThreatModel(eps=self.eps, norm=self.norm or 'linf')
-
-    def evaluation(self) -> dict[str, Any]:
-        """The arguments of `evaluate_robustness` that are settings."""
-        settings = super().evaluation()
-        return {**settings, 'autoattack_version': None} if self.attack == 'pgd' else settings
-
-    def model_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the model."""
-        sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
-        return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
-
-    @property
-    def state(self) -> Path | None:
-        """Folder in which an interrupted AutoAttack is kept."""
-        attacked = self.evaluation()['autoattack_version'] is not None
-        return None if self.output is None or not attacked else Path(self.output) / 'autoattack'
-
-
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')
-
-
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """The settings as YAML and checkpoints hold them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()}

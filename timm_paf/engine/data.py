@@ -199,7 +199,7 @@ def open_training_data(
                 named.test if test is None else in_memory(as_source(test)))
         else:
             splits = own_splits(train, val, test, config)
-        if config.synthetic_fraction > 0:
+        if config.synthetic_fraction:
             synthetic = open_synthetic(config, splits[0], console)
     if config.verify_data and processes.is_primary:
         verify([*([splits[0]] if Path(config.dataset).exists() else []), *synthetic], console)
@@ -251,7 +251,7 @@ def make_batches(
         sources = place_on_device(
             sources, processes.device, budget=budget, required=config.data_on_device == 'yes')
     return MixedBatches(
-        sources[0], sources[1:], batch_size=config.batch_size, synthetic_fraction=config.synthetic_fraction,
+        sources[0], sources[1:], batch_size=config.batch_size, synthetic_fraction=config.synthetic_fraction or 0.,
         seed=config.seed, synthetic_weights=config.synthetic_weights or None, real_augment=config.augment(),
         synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
         smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, rank=processes.rank,

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm_paf._files import whole_file
 from timm_paf.engine.callbacks import Callback, Row
-from timm_paf.engine.config import TrainConfig, plain
+from timm_paf.engine.config import TrainConfig
 
 __all__ = ['Logger', 'TensorBoardLogger', 'WandbLogger', 'make_loggers']
 
@@ -111,5 +111,5 @@ def make_loggers(config: TrainConfig, folder: Path) -> list[Callback]:
     """The loggers of the settings; ValueError if one is not installed."""
     loggers: list[Callback] = [TensorBoardLogger(folder)] if config.log_tensorboard else []
     if config.log_wandb:
-        loggers.append(WandbLogger(folder, plain(config), project=config.wandb_project, tags=config.wandb_tags))
+        loggers.append(WandbLogger(folder, config.to_dict(), project=config.wandb_project, tags=config.wandb_tags))
     return loggers

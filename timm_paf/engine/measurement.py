@@ -18,11 +18,12 @@ from timm_paf.data import LabelledImages
 from timm_paf.engine.checkpoint import check_writable, existing_folder
 from timm_paf.engine.cli import RunFailed
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.config import ENTRY, DataConfig, ValidateConfig
+from timm_paf.engine.config import DataConfig
 from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
 from timm_paf.engine.progress import AttackView
+from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
     Accuracy,
     CorruptionArchive,
@@ -48,11 +49,7 @@ def measure(
         data: Images | None = None,
         console: Console | None = None,
 ) -> RobustnessReport:
-    """Measure a checkpoint and write the files that the settings name; see `Measurement`.
-
-    Example:
-        >>> report = measure(ValidateConfig(checkpoint='DIR/model_best.pth.tar', autoattack='none'))
-    """
+    """Measure a checkpoint, print the tables and write the files that the settings name; see `Measurement`."""
     measurement = Measurement(config, model=model, data=data, console=console)
     report = measurement.run()
     measurement.write(report)
@@ -84,6 +81,7 @@ class Measurement:
     ) -> None:
         if not config.checkpoint:
             raise ValueError('--checkpoint is missing; give the file to measure, such as DIR/model_best.pth.tar.')
+        compile_settings(config)
         if model is not None and not config.model:
             config = dataclasses.replace(config, model=type(model).__name__)
         if data is not None and not config.dataset:
@@ -197,7 +195,7 @@ class Measurement:
             console.print(trust)
         lines = []
         if config.robustbench_json:
-            names = (*ENTRY, 'architecture', 'reported', 'footnote')
+            names = (*REQUIRED_ENTRY, 'architecture', 'reported', 'footnote')
             entry = {name: getattr(config, f'robustbench_{name}') for name in names}
             text = json.dumps(robustbench_info(report, **entry), indent=2, ensure_ascii=False) + '\n'
             with whole_file(config.robustbench_json) as file:

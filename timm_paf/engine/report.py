@@ -15,7 +15,7 @@ from timm_paf.attacks import PGD
 from timm_paf.data import LabelledImages
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.config import TrainConfig, plain
+from timm_paf.engine.config import TrainConfig
 from timm_paf.engine.distributed import StopSignals, signal_name
 from timm_paf.engine.page import training_page
 from timm_paf.engine.progress import AttackView
@@ -28,17 +28,9 @@ def final_report(
         model: nn.Module, data: LabelledImages, config: TrainConfig, *, device: torch.device, console: Console,
         stop: StopSignals, checkpoint: Path | None, state: Path | None,
 ) -> RobustnessReport:
-    """Clean, PGD and AutoAttack accuracy, with examples of attacked images.
+    """Clean, PGD and AutoAttack accuracy of a model on float32 images, with examples of attacked images.
 
-    Args:
-        model: On the device.
-        data: Test images, float32.
-        config: Settings.
-        device: Where the model is.
-        console: Where to show progress.
-        stop: Stops the measurement when a signal arrives.
-        checkpoint: File of the weights; None if there is none.
-        state: Folder in which an interrupted AutoAttack keeps its state.
+    AutoAttack keeps its state in the folder `state`; `checkpoint` is the file of the weights, for the report.
 
     Raises:
         RunFailed: If images, labels or logits are not as expected.
@@ -76,7 +68,7 @@ def write_report(
         selection: Mapping[str, Any], before: nn.Module, after: nn.Module,
 ) -> None:
     """Write report.html with the networks before and after training, then report.json; remove AutoAttack's state."""
-    text = training_page(report, rows, settings=plain(config), selection=selection, before=before, after=after)
+    text = training_page(report, rows, settings=config.to_dict(), selection=selection, before=before, after=after)
     with whole_file(folder / 'report.html') as file:
         file.write(text.encode())
     report.save(folder / 'report.json')  # the last file: it marks the run as finished

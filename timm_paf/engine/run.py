@@ -10,7 +10,7 @@ from torch import nn
 
 from timm_paf.engine.callbacks import Callback
 from timm_paf.engine.checkpoint import CheckpointFiles, read_run
-from timm_paf.engine.config import TrainConfig, plain
+from timm_paf.engine.config import TrainConfig
 from timm_paf.engine.data import Images, open_training_data
 from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
 from timm_paf.engine.ema import make_ema
@@ -33,20 +33,7 @@ HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', '
 class Run:
     """The parts of a training run: data, model, task, optimizer, schedule, average, files; `Trainer` trains with them.
 
-    Args:
-        config: Settings. `Trainer.config` has the resolved ones: device, learning rate and folder.
-        model: Own network for images in [0, 1]; it is trained in place, and `config.model` is only a name.
-        train: Own training images: arrays (images, labels), an `ImageSource`, or a map-style
-            `torch.utils.data.Dataset` of pairs (image, label). `config.dataset` is then only a name.
-        val: Own validation images; without them, `config.val_size` images of `train` are held out.
-        test: Own test images; `evaluate` needs them if `train` is given.
-        callbacks: Watch the run, in addition to the terminal and the loggers of the settings.
-        console: Where to show progress; `Console(quiet=True)` shows nothing.
-
-    Raises:
-        RunFinished: If `config.resume` names a run that is finished.
-        ValueError: If settings, data and model do not fit together.
-        OSError: If files are missing, or the folder cannot be used.
+    Arguments and errors are those of `Trainer`.
     """
 
     def __init__(
@@ -140,7 +127,7 @@ class Run:
         return {
             'epoch': self.epoch - 1,  # the last finished one, as in timm
             'arch': self.config.model,
-            'args': plain(self.config),
+            'args': self.config.to_dict(),
             'optimizer': self.optimizer.state_dict(),
             'version': 2,
             **task.get_checkpoint_state(),
@@ -223,7 +210,8 @@ class Run:
         return (
             f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images, '
             f'{data.synthetic_per_batch} of {config.batch_size} per batch synthetic, {self.epochs} epochs of '
-            f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}')
+            f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}; settings: '
+            f'{config.config or "defaults"}')
 
     def time_estimate(self, seconds_per_image: float) -> str:
         """Time of the rest of the run in words, from the time of one process for one training image."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
 from timm_paf.data import LabelledImages, MixedBatches
-from timm_paf.engine.config import INCIDENTAL, TrainConfig, plain
+from timm_paf.engine.config import INCIDENTAL, TrainConfig
 from timm_paf.tasks import AdversarialTrainingTask
 
 __all__ = ['Progress', 'changed_settings', 'data_sizes', 'load_rank_state', 'rank_state']
@@ -156,7 +156,7 @@ def data_sizes(batches: MixedBatches, val: LabelledImages) -> dict[str, Any]:
 
 def changed_settings(config: TrainConfig, sizes: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
     """Settings and sizes that differ from a checkpoint's and change the result, each as 'old -> new'."""
-    old, new = state['args'], plain(config)
+    old, new = state['args'], config.to_dict()
     changed = {
         name: f'{old.get(name, "not there")} -> {value}' for name, value in new.items()
         if name not in INCIDENTAL and old.get(name, 'not there') != value}

@@ -13,7 +13,6 @@ from timm_paf.data import Batch, DataChanged, Prefetched
 from timm_paf.engine.checkpoint import best_epoch, write_summary
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.compilation import CompiledGraphs
-from timm_paf.engine.config import plain
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.distributed import peer_failure, signal_name
 from timm_paf.engine.progress import ProgressEstimator, shape_values
@@ -53,6 +52,7 @@ class Trainer(Run):
     _saved = 0.  # time of the last checkpoint, or start of the epoch
     _estimator: ProgressEstimator | None = None
     _graphs: CompiledGraphs | None = None
+    _stream: Prefetched | None = None
 
     @property
     def validation_due(self) -> bool:
@@ -103,6 +103,8 @@ class Trainer(Run):
                 raise
             finally:
                 self._running = False
+                if self._stream is not None:
+                    self._stream.close()  # an error in the loop leaves the iterator open
                 self._notify(lambda callback: callback.on_end(failure))
                 self.processes.close()  # torch may abort a process that ends inside the group
         if self.config.torchcompile is not None:
@@ -124,15 +126,15 @@ class Trainer(Run):
         with Prefetched(
             batches_from(self.data, progress.update, end - progress.update), device=self.processes.device,
             threaded=self.config.prefetch,
-        ) as stream:
-            for update, batch in enumerate(stream, progress.update + 1):
+        ) as self._stream:
+            for update, batch in enumerate(self._stream, progress.update + 1):
                 yield batch
-                if progress.update != update:
-                    raise RuntimeError('each batch needs one call of train_step, which has to call record.')
+                if progress.update < update:
+                    raise RuntimeError('each batch needs a call of train_step, which has to call record.')
                 if update == end:
                     progress.activations = activation_summary(self.task.trainable_module)
                 progress.seconds = time.monotonic() - started
-                progress.waited = waited + stream.waited
+                progress.waited = waited + self._stream.waited
                 self.maybe_log()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -299,7 +301,7 @@ class Trainer(Run):
         """Make the folder, or bring it to the state of the checkpoint that the run resumes from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / 'args.yaml') as file:
-            file.write(yaml.safe_dump(plain(self.config), sort_keys=False).encode())
+            file.write(yaml.safe_dump(self.config.to_dict(), sort_keys=False).encode())
         if self.progress.rows:
             write_summary(self.progress.rows, self.folder / 'summary.csv')
         else:

@@ -5,7 +5,7 @@ from pathlib import Path
 from timm_paf.data.synthetic import DEFAULT_COMPONENTS, DEFAULT_MIXTURES
 from timm_paf.engine.cli import setting
 from timm_paf.engine.config import at_least
-from timm_paf.engine.data import DATASETS
+from timm_paf.engine.settings import DATASETS
 from timm_paf.synthesis.diffusion import SAMPLERS
 from timm_paf.synthesis.training import TIMESTEPS
 

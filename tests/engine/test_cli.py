@@ -2,15 +2,17 @@ import dataclasses
 
 import pytest
 
-from timm_paf.engine.cli import RunFailed, parse_config, run, setting
+from timm_paf.engine.cli import RunFailed, find_config, parse_config, run
+from timm_paf.engine.fields import Settings, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Settings of every type."""
+    config: str | None = setting(None, 'file')
     eps: str = setting('8/255', 'radius')
-    steps: int = setting(10, 'steps')
-    rate: float | None = setting(0.5, 'rate 100 %')
+    steps: int = setting(10, 'steps', least=1, group='attack')
+    rate: float | None = setting(0.5, 'rate 100 %', unset='no rate', below=1)
     paths: tuple[str, ...] = setting(('a',), 'paths')
     average: bool = setting(True, 'average')
     kind: str = setting('x', 'kind', choices=('x', 'y'))
@@ -19,7 +21,8 @@ class Config:
 def parse(tmp_path, yaml_text, *argv):
     path = tmp_path / 'default.yaml'
     path.write_text(yaml_text)
-    return parse_config(Config, list(argv), description='', default_config=lambda: path)
+    config = parse_config(Config, list(argv), default_config=lambda given: path)
+    return dataclasses.replace(config, config=None)
 
 
 def test_command_line_goes_before_yaml_before_defaults(tmp_path):
@@ -28,7 +31,7 @@ def test_command_line_goes_before_yaml_before_defaults(tmp_path):
 
 
 @pytest.mark.parametrize('yaml_text, argv, expected', [
-    ('rate: 0\nsteps: 0\naverage: false\npaths: []', [], dict(rate=0., steps=0, average=False, paths=())),
+    ('rate: 0\naverage: false\npaths: []', [], dict(rate=0., average=False, paths=())),
     ('rate: 1e-3', [], dict(rate=1e-3)),  # YAML reads this as text
     ('rate: null', [], dict(rate=None)),
     ('eps: 0.2\npaths: one.npz', [], dict(eps='0.2', paths=('one.npz',))),
@@ -54,7 +57,8 @@ def test_config_flag_replaces_the_default_file(tmp_path):
     ('paths: {a: 1}', [], '--paths = .*expected a list'), ('steps: null', [], '--steps = None'),
     ('steps: true', [], '--steps = True'), ('', ['--stepz', '3'], 'did you mean --steps'),
     ('', ['--steps', 'x'], "--steps = 'x'"), ('', ['-c', 'nowhere.yaml'], 'nowhere.yaml: there is no such file'),
-    ('', ['--steps'], 'expected one argument'),
+    ('', ['--steps'], 'expected one argument'), ('', ['--steps', '0'], '--steps = 0: expected a number of 1 or more'),
+    ('rate: 1', [], '--rate = 1.0: expected a number below 1'), ('rate: .nan', [], '--rate = nan'),
 ], ids=str)
 def test_mistakes_are_named_in_a_line(tmp_path, yaml_text, argv, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -83,8 +87,40 @@ def test_a_defect_keeps_its_traceback():
         run(dict, fail(ValueError('a defect')))
 
 
-def test_help_shows_defaults(capsys):
+def shown(tmp_path, capsys, yaml_text, *argv):
     with pytest.raises(SystemExit) as caught:
-        parse_config(Config, ['--help'], description='What it does.')
-    text = capsys.readouterr().out
-    assert caught.value.code == 0 and 'rate 100 % (default: 0.5)' in text and '--no-average' in text
+        parse(tmp_path, yaml_text, *argv, '--help')
+    assert caught.value.code == 0
+    return ' '.join(capsys.readouterr().out.split())
+
+
+def test_help_shows_groups_choices_and_the_defaults_that_hold(tmp_path, capsys):
+    text = shown(tmp_path, capsys, 'steps: 7\nrate: null\n')
+    parts = 'attack: --steps N steps (default: 7)', 'rate 100 % (default: no rate)', '--no-average', '--kind {x,y}'
+    for part in parts:
+        assert part in text
+    (tmp_path / 'other.yaml').write_text('steps: 3\n')
+    text = shown(tmp_path, capsys, 'steps: 7\n', '-c', str(tmp_path / 'other.yaml'))
+    assert 'steps (default: 3)' in text and 'rate 100 % (default: 0.5)' in text
+
+
+def test_a_value_in_python_is_converted_and_checked():
+    assert Config(eps=0.2, paths=['a', 'b'], steps='5') == Config(eps='0.2', paths=('a', 'b'), steps=5)
+    with pytest.raises(ValueError, match='--kind'):
+        Config(kind='z')
+
+
+def test_yaml_round_trip(tmp_path):
+    config = Config(eps='0.1', paths=(), rate=None, average=False)
+    config.save_yaml(tmp_path / 'a.yaml')
+    assert Config.from_yaml(tmp_path / 'a.yaml') == config
+    assert Config.from_yaml(tmp_path / 'a.yaml', steps=3) == dataclasses.replace(config, steps=3)
+
+
+def test_shipped_configurations_are_found_by_name_and_by_their_path_in_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config('digits') == find_config('recipes/configs/digits.yaml')
+    with pytest.raises(ValueError, match='did you mean digits'):
+        find_config('digit')
+    with pytest.raises(ValueError, match='no such file'):
+        find_config('elsewhere/digits.yaml')

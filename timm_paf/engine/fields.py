@@ -1,0 +1,187 @@
+"""Settings as frozen dataclasses: each field is a flag, a key of a YAML file and an argument in Python."""
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+__all__ = ['Settings', 'assignments', 'flag', 'read_yaml', 'setting']
+
+T = TypeVar('T', bound='Settings')
+
+
+def setting(
+        default: Any,
+        help: str,
+        *,
+        group: str = 'options',
+        unset: str = '',
+        choices: tuple[Any, ...] | None = None,
+        metavar: str = '',
+        least: float = -math.inf,
+        most: float = math.inf,
+        above: float = -math.inf,
+        below: float = math.inf,
+) -> Any:
+    """A field of a `Settings` class.
+
+    Args:
+        default: Its default value.
+        help: Help text: what the value is, with its unit.
+        group: Heading in --help.
+        unset: For a default of None or nothing: what holds then.
+        choices: Allowed values; None allows all.
+        metavar: Name of the value in --help.
+        least: Smallest allowed number, as `most`; `above` and `below` are bounds that are not allowed themselves.
+        most: Largest allowed number.
+        above: The number is greater.
+        below: The number is smaller.
+    """
+    return dataclasses.field(default=default, metadata={
+        'help': help, 'group': group, 'unset': unset, 'choices': choices, 'metavar': metavar,
+        'bounds': (least, most, above, below)})
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return '--' + name.replace('_', '-')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base class of settings: converts and checks every value, wherever it comes from.
+
+    Raises:
+        ValueError: If a value has the wrong type, is out of range, or is not one of the choices.
+    """
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _convert(getattr(self, field.name), hints[field.name], flag(field.name))
+            _check(value, field.metadata, flag(field.name))
+            object.__setattr__(self, field.name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values: texts, numbers, booleans, None and lists of these."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_yaml(cls: type[T], path: str | Path, **changes: Any) -> T:
+        """Settings from a YAML file.
+
+        Args:
+            path: File with lines 'key: value'.
+            **changes: Settings that override the file.
+
+        Raises:
+            ValueError: If the file cannot be read, or holds an unknown key or a wrong value.
+        """
+        return cls(**{**read_yaml(Path(path), [field.name for field in dataclasses.fields(cls)]), **changes})
+
+    def save_yaml(self, path: str | Path) -> None:
+        """Write all settings to a YAML file that `from_yaml` reads."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding='utf-8')
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """A value from Python, YAML or the command line in the type of its field."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        # the command line has no other word for a number that is not set; for a text, "none" may be a choice
+        unset = value is None or (value == 'none' and inner in (int, float))
+        return None if unset else _convert(value, inner, name)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (str, int, float)):
+            value = [value]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f'{name} = {value!r}: expected a list.')
+        return tuple(_convert(item, typing.get_args(hint)[0], name) for item in value)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f'{name} = {value!r}: expected true or false.')
+        return value
+    if value is None or isinstance(value, (bool, list, dict, tuple)):
+        raise ValueError(f'{name} = {value!r}: expected a {hint.__name__}.')
+    try:
+        if hint is int and float(value) != int(float(value)):
+            raise ValueError
+        return int(float(value)) if hint is int else hint(value)
+    except (TypeError, ValueError, OverflowError):
+        expected = {int: 'a whole number', float: 'a number'}.get(hint, hint.__name__)
+        raise ValueError(f'{name} = {value!r}: expected {expected}.') from None
+
+
+def _check(value: Any, metadata: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if a value is out of range or not one of the choices."""
+    choices = metadata['choices']
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item is not None and item not in choices:
+            allowed = ', '.join(str(choice) for choice in choices if choice)
+            raise ValueError(f'{name} = {item!r}: expected one of {allowed}.')
+        if isinstance(item, (int, float)) and not isinstance(item, bool):
+            least, most, above, below = metadata['bounds']
+            if not (least <= item <= most and above < item < below):  # NaN is out of every range
+                raise ValueError(f'{name} = {item}: expected {_range(least, most, above, below)}.')
+
+
+def _range(least: float, most: float, above: float, below: float) -> str:
+    """A range in words."""
+    low = f'of {least:g} or more' if least > -math.inf else f'above {above:g}' if above > -math.inf else ''
+    high = f'at most {most:g}' if most < math.inf else f'below {below:g}' if below < math.inf else ''
+    return 'a number ' + ' and '.join(filter(None, (low, high))) if low or high else 'a number'
+
+
+def read_yaml(path: Path, known: typing.Collection[str]) -> dict[str, Any]:
+    """The settings in a YAML file, not yet converted.
+
+    Raises:
+        ValueError: If the file cannot be read or holds an unknown key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise ValueError(f'config {path}: there is no such file.') from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f'config {path} cannot be read: {" ".join(str(error).split())[:200]}') from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f'config {path} holds a {type(content).__name__}; expected lines "key: value".')
+    settings = {}
+    for key, value in content.items():
+        name = str(key).replace('-', '_')
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'did you mean {near[0]}?' if near else '--help lists the settings.'
+            raise ValueError(f'config {path}: unknown key {key!r}; {hint}')
+        settings[name] = value
+    return settings
+
+
+def assignments(items: tuple[str, ...], name: str) -> dict[str, Any]:
+    """A dictionary from texts NAME=VALUE, with values read as YAML.
+
+    Args:
+        items: The texts.
+        name: The flag that they come from, for error messages.
+
+    Raises:
+        ValueError: If a text has another form.
+    """
+    values = {}
+    for item in items:
+        key, equals, text = item.partition('=')
+        if not equals or not key.isidentifier():
+            raise ValueError(f'{name} = {item!r}: expected NAME=VALUE.')
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f'{name} = {item!r}: the value cannot be read; expected a value as in YAML.') from None
+    return values

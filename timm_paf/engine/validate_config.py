@@ -1,0 +1,128 @@
+"""Settings of a measurement."""
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from timm_paf.attacks import ThreatModel, parse_eps
+from timm_paf.engine.config import DataConfig, EvaluationConfig
+from timm_paf.engine.fields import Settings, assignments, flag, setting
+
+__all__ = ['REQUIRED_ENTRY', 'ReportConfig', 'ValidateConfig']
+
+REQUIRED_ENTRY = ('link', 'name', 'authors', 'venue', 'additional_data')  # keys that RobustBench requires
+
+_data = partial(setting, group='data')
+_model = partial(setting, group='model')
+_attack = partial(setting, group='attack')
+_measure = partial(setting, group='measurement')
+_output = partial(setting, group='output')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """What is measured and written in addition to the attacks."""
+    trust: bool = _measure(True, 'Check for signs that the measured robustness is too high.')
+    n_trust: int = _measure(256, 'Number of images for --trust, the first ones of the split.', least=1)
+    eps_curve: tuple[str, ...] = _measure(
+        (), 'Radii at which PGD accuracy is measured, such as 0,2/255,4/255,8/255.', metavar='EPS', unset='no curve')
+    n_curve: int = _measure(1000, 'Number of images for --eps-curve, the first ones of the split.', least=1)
+    corruptions: str | None = _measure(
+        None, 'Folder with files as in CIFAR-10-C: CORRUPTION.npy and labels.npy.', metavar='DIR', unset='not measured')
+    html: bool | None = _output(None, 'Write report.html next to report.json.', unset='on with --output')
+    robustbench_json: str | None = _output(
+        None, 'File for a RobustBench model-info entry. The other --robustbench flags fill it.', metavar='FILE',
+        unset='not written')
+    robustbench_link: str | None = _output(None, 'RobustBench entry: web address of the paper.', metavar='URL')
+    robustbench_name: str | None = _output(None, 'RobustBench entry: title of the paper.', metavar='TITLE')
+    robustbench_authors: str | None = _output(None, 'RobustBench entry: authors, separated by commas.')
+    robustbench_venue: str | None = _output(None, "RobustBench entry: venue, such as 'NeurIPS 2025'.")
+    robustbench_additional_data: bool | None = _output(
+        None, 'RobustBench entry: whether training used data beyond the data set.')
+    robustbench_architecture: str | None = _output(
+        None, 'RobustBench entry: architecture.', unset='name of the model')
+    robustbench_reported: float | None = _output(
+        None, 'RobustBench entry: robust accuracy in the paper, in percent.', unset='the measured one')
+    robustbench_footnote: str | None = _output(None, 'RobustBench entry: footnote on the leaderboard.')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.robustbench_json is None:
+            given = [field.name for field in dataclasses.fields(ReportConfig)
+                     if field.name.startswith('robustbench_') and getattr(self, field.name) is not None]
+            if given:
+                raise ValueError(f'{flag(given[0])} needs --robustbench-json FILE.')
+        elif missing := [name for name in REQUIRED_ENTRY if getattr(self, f'robustbench_{name}') in (None, '')]:
+            raise ValueError(f'--robustbench-json needs {", ".join(flag(f"robustbench_{name}") for name in missing)}.')
+
+    def radii(self) -> tuple[str, ...]:
+        """The radii of --eps-curve."""
+        return tuple(text.strip() for word in self.eps_curve for text in word.split(',') if text.strip())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
+    """Settings of a measurement; the checkpoint gives those that are not set."""
+    checkpoint: str = _model('', 'Checkpoint to measure (required).', metavar='FILE')
+    model: str = _model('', 'Name of a model in the registry of timm.', unset='from the checkpoint')
+    model_kwargs: tuple[str, ...] = _model(
+        (), 'Extra arguments of the model, such as drop_path_rate=0.1.', metavar='NAME=VALUE',
+        unset='from the checkpoint')
+    act_sharing: str | None = _model(
+        None, 'Part of the network that shares one activation.', choices=('network', 'stage', 'layer', 'channel'),
+        unset='from the checkpoint')
+    dataset: str = _data(
+        '', 'Data set: digits, a name that timm knows (torch/cifar10, folder, hfds/NAME, ...), or the path of an '
+        'archive.', unset='from the checkpoint')
+    split: str = _data('test', 'Split to measure.', choices=('test', 'val', 'train'))
+    attack: str = _attack(
+        'autoattack', 'Attacks to run. pgd: PGD alone. autoattack: PGD, then AutoAttack.',
+        choices=('pgd', 'autoattack'))
+    norm: str = _attack('', 'Norm of the attack.', choices=('', 'linf', 'l2', 'l1'), unset='from the checkpoint')
+    eps: str = _attack(
+        '', 'Radius of the attack, such as 8/255 or a number, for pixels in [0, 1].', metavar='EPS',
+        unset='from the checkpoint')
+    use_ema: bool | None = _model(
+        None, 'Measure the EMA of the weights, not the raw weights.', unset='on if the checkpoint has an EMA')
+    torchcompile: str | None = _measure(
+        None, 'Compile the attacks with this backend of torch.compile, such as inductor.', metavar='BACKEND',
+        unset='not compiled')
+    torchcompile_mode: str | None = _measure(
+        None, 'Mode of torch.compile, such as reduce-overhead (CUDA graphs).', unset='default of the backend')
+    output: str | None = _output(
+        None, 'Folder for report.json, report.html and verdicts.csv.', metavar='DIR', unset='print the tables only')
+    save_adv: str | None = _output(
+        None, 'Archive (.npz) for the images that AutoAttack made, with their labels.', metavar='FILE',
+        unset='not written')
+    resume: bool = _output(False, 'Resume an interrupted AutoAttack in --output.')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps:
+            parse_eps(self.eps, label='--eps', norm=self.norm or 'linf')
+        if self.torchcompile_mode is not None and self.torchcompile is None:
+            raise ValueError(f'--torchcompile-mode = {self.torchcompile_mode}: needs --torchcompile BACKEND.')
+        if self.resume and self.output is None:
+            raise ValueError('--resume needs --output, the folder of the interrupted run.')
+        if self.save_adv is not None and (self.attack == 'pgd' or self.autoattack == 'none'):
+            raise ValueError('--save-adv needs AutoAttack; use --attack autoattack and a version of it.')
+
+    def threat(self) -> ThreatModel:
+        """Norm and radius of the attack."""
+        return ThreatModel(eps=self.eps, norm=self.norm or 'linf')
+
+    def evaluation(self) -> dict[str, Any]:
+        """The arguments of `evaluate_robustness` that are settings."""
+        settings = super().evaluation()
+        return {**settings, 'autoattack_version': None} if self.attack == 'pgd' else settings
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
+        return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
+
+    @property
+    def state(self) -> Path | None:
+        """Folder in which an interrupted AutoAttack is kept."""
+        attacked = self.evaluation()['autoattack_version'] is not None
+        return None if self.output is None or not attacked else Path(self.output) / 'autoattack'
