@@ -117,9 +117,9 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     (['--eps-curve', '0.1,0.1'], 'expected each radius once'), (['--html'], '--html writes next to report.json'),
     (['--n-trust', '0'], '--n-trust = 0'), (['--corruptions', 'NOWHERE'], 'there is no labels.npy'),
     (['--corruptions', 'COLOUR'], 'holds images (3, 8, 8)'), (['--corruptions', 'LABELS'], 'expected 0 to 9'),
-    (['--robustbench-json', 'x.json'], 'wants --robustbench-link, --robustbench-name, --robustbench-authors, '
-     '--robustbench-venue, --robustbench-additional-data as well'),
-    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue is for --robustbench-json FILE'),
+    (['--robustbench-json', 'x.json'], 'needs --robustbench-link, --robustbench-name, --robustbench-authors, '
+     '--robustbench-venue, --robustbench-additional-data'),
+    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue needs --robustbench-json FILE'),
     (['--robustbench-json', 'x.json', *ENTRY], '--robustbench-json needs AutoAttack'),
     (['--robustbench-json', 'TAKEN', *ENTRY], 'exists already'),
     (['--output', 'PAGE'], 'report.html exists already'),

@@ -98,10 +98,10 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
 
 
 @pytest.mark.parametrize('more, message', [
-    (['--resume'], 'give the --output folder'), (['--save-adv', 'HERE/old.npz'], 'exists already'),
+    (['--resume'], '--resume needs --output'), (['--save-adv', 'HERE/old.npz'], 'exists already'),
     (['--save-adv', 'HERE/none/adv.npz'], 'no such folder'),
-    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv takes'),
-    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv takes'),
+    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv needs AutoAttack'),
+    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv needs AutoAttack'),
     (['--attack', 'fgsm'], 'expected one of pgd, autoattack'), (['--norm', 'l7'], '--norm'),
     (['--norm', 'linf', '--eps', '8'], 'Did you mean 8/255'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
