@@ -20,7 +20,6 @@ def prepare(argv: Sequence[str] | None = None) -> Measurement:
 
 def measure(measurement: Measurement) -> None:
     """Measure, show the tables, and write the files that the settings name."""
-    measurement.console.print(measurement.description(), highlight=False, soft_wrap=True)
     report = measurement.run()  # attacks, curve over eps, corruptions, trust checks
     measurement.write(report)  # report.json, report.html, RobustBench's entry
 

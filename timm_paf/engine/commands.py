@@ -78,11 +78,8 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 def validate(argv: Sequence[str] | None = None) -> int:
     """Measure a checkpoint as the command line says; returns the exit status."""
-    def execute(measurement: Measurement) -> None:
-        measurement.console.print(measurement.description(), highlight=False, soft_wrap=True)
-        measurement.write(measurement.run())
-
-    return run(lambda: Measurement(parse_validate_config(argv)), execute)
+    return run(
+        lambda: Measurement(parse_validate_config(argv)), lambda measurement: measurement.write(measurement.run()))
 
 
 def dry_run(trainer: Trainer) -> None:

@@ -119,20 +119,16 @@ class Measurement:
             if processes.is_distributed:
                 distributed.barrier()  # every process checks the paths before one writes
 
-    def description(self) -> str:
-        """The measurement in one line."""
-        config = self.config
-        return (
-            f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
-            f'{config.dataset}, {config.norm} eps {config.eps}, on {self.processes.device}')
-
     def run(self) -> RobustnessReport:
-        """Measure everything that the settings name; processes share the work, and the first one has the result.
+        """Measure what the settings name; processes share the work, and the first one has the complete report.
 
         Raises:
             RunFailed: If the model cannot be measured.
         """
         config, processes = self.config, self.processes
+        self.console.print(
+            f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
+            f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
         evaluation = config.evaluation()
         output = None if config.output is None else Path(config.output)
         if output is not None and processes.is_primary:

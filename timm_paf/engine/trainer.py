@@ -13,11 +13,11 @@ from timm_paf.data import Batch, DataChanged, Prefetched
 from timm_paf.engine.checkpoint import best_epoch, write_summary
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.compilation import CompiledGraphs
+from timm_paf.engine.components import Run
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.distributed import peer_failure, signal_name
 from timm_paf.engine.progress import ProgressEstimator, shape_values
 from timm_paf.engine.report import final_report, write_report, write_selection
-from timm_paf.engine.run import Run
 from timm_paf.engine.step import batches_from
 from timm_paf.engine.validation import selection, selection_lines, validate
 from timm_paf.evaluation import RobustnessReport
