@@ -20,14 +20,10 @@ from timm_paf.engine.optim import learning_rate, make_optimizer
 from timm_paf.engine.progress import TrainingView, time_estimate
 from timm_paf.engine.resume import RunFinished, find_start
 from timm_paf.engine.schedule import make_schedule
-from timm_paf.engine.state import Progress, changed_settings, data_sizes, load_rank_state, rank_state
+from timm_paf.engine.state import Progress, data_sizes, load_run_state, run_state
 from timm_paf.engine.step import TrainStep
-from timm_paf.evaluation import library_versions
 
 __all__ = ['Run']
-
-FORMAT = 1  # of the training state in a checkpoint
-HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
 
 
 class Run:
@@ -118,28 +114,7 @@ class Run:
 
         Every process has to call it. The state is complete in process 0 and empty in the others.
         """
-        progress, task = self.progress, self.task
-        ranks = self.processes.gather_object(rank_state(progress, task, self.processes))
-        if not self.is_primary:
-            return {}
-        rows, scaler = progress.rows, self.step.scaler
-        metric = rows[-1].get(self.files.metric) if rows else None
-        return {
-            'epoch': self.epoch - 1,  # the last finished one, as in timm
-            'arch': self.config.model,
-            'args': self.config.to_dict(),
-            'optimizer': self.optimizer.state_dict(),
-            'version': 2,
-            **task.get_checkpoint_state(),
-            **task.get_checkpoint_state(ema=True),
-            **({} if metric is None else {'metric': metric}),
-            **({} if scaler is None else {'amp_scaler': scaler.state_dict()}),
-            'run': {
-                'format': FORMAT, 'epoch': self.epoch, 'update': progress.update, 'rows': list(rows), 'ranks': ranks,
-                'activations': progress.activations, 'data': data_sizes(self.data, self.val),
-                'versions': library_versions(),
-            },
-        }
+        return run_state(self.step, self.progress, metric=self.files.metric, sizes=data_sizes(self.data, self.val))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Load the state of a run into this one, which has just been made.
@@ -153,47 +128,7 @@ class Run:
         Raises:
             ValueError: If settings or data differ and `config.resume_changed` is not set, or the state does not fit.
         """
-        run, progress = state['run'], self.progress
-        changed = changed_settings(self.config, data_sizes(self.data, self.val), state)
-        listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
-        if changed and not self.config.resume_changed:
-            raise ValueError(f'the run was started with other settings: {listed}. Give it those, or --resume-changed.')
-        if run['format'] != FORMAT:
-            raise ValueError(
-                f'the checkpoint has format {run["format"]}, expected {FORMAT}; resume it with the version that wrote '
-                f'it.')
-        task, optimizer, scaler = self.task, self.optimizer, self.step.scaler
-        asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups]
-        try:
-            task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
-            if task.has_ema():
-                task.load_checkpoint_state(
-                    state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
-            optimizer.load_state_dict(state['optimizer'])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f'the checkpoint does not fit the run: {str(error)[:200]}') from None
-        if changed:
-            for group, values in zip(optimizer.param_groups, asked, strict=True):
-                group.update(values)
-        if scaler is not None and 'amp_scaler' in state:
-            scaler.load_state_dict(state['amp_scaler'])
-        progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
-        progress.activations = dict(run['activations'])
-        if self.schedule is not None:
-            self.schedule.step_update(progress.update)
-            self.schedule.step(progress.epoch)
-        load_rank_state(run['ranks'], progress, self.task, self.processes)
-        notes = [f'changed settings: {listed}'] if changed else []
-        if len(run['ranks']) != self.processes.world_size:
-            notes.append(
-                f'number of processes: {len(run["ranks"])} before, {self.processes.world_size} now; the images are the '
-                f'same, random numbers are not')
-        versions = library_versions()
-        differing = [f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items()
-                     if versions.get(name) != old]
-        if differing:
-            notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
-        return notes
+        return load_run_state(state, self.step, self.progress, sizes=data_sizes(self.data, self.val))
 
     def fresh_model(self) -> nn.Module:
         """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""

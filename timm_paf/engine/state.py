@@ -1,8 +1,8 @@
-"""Training state in a checkpoint, for exact resume: progress, random numbers and buffers of each process."""
+"""Training state in a checkpoint, for exact resume."""
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from timm_paf._distributed import Processes
 from timm_paf.data import LabelledImages, MixedBatches
 from timm_paf.engine.config import INCIDENTAL, TrainConfig
-from timm_paf.tasks import AdversarialTrainingTask
+from timm_paf.engine.step import TrainStep
+from timm_paf.evaluation import library_versions
 
-__all__ = ['Progress', 'changed_settings', 'data_sizes', 'load_rank_state', 'rank_state']
+__all__ = ['Progress', 'data_sizes', 'load_run_state', 'run_state']
+
+FORMAT = 1  # of the training state
+HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
 
 
 @dataclasses.dataclass
@@ -76,9 +80,88 @@ class Progress:
         self.images, self.seconds, self.waited, self.activations = 0, 0., 0., {}
 
 
-def rank_state(progress: Progress, task: AdversarialTrainingTask, processes: Processes) -> dict[str, Any]:
+def run_state(step: TrainStep, progress: Progress, *, metric: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint; every process has to call it, and all but process 0 get an empty one.
+
+    Args:
+        step: Holds settings, task, optimizer and gradient scaler.
+        progress: Position in the run.
+        metric: Column of the summary that ranks epochs.
+        sizes: Result of `data_sizes`.
+    """
+    config, task, rows = step.config, step.task, progress.rows
+    ranks = step.processes.gather_object(rank_state(step, progress))
+    if not step.processes.is_primary:
+        return {}
+    value = rows[-1].get(metric) if rows else None
+    return {
+        'epoch': progress.epoch - 1,  # the last finished one, as in timm
+        'arch': config.model,
+        'args': config.to_dict(),
+        'optimizer': step.optimizer.state_dict(),
+        'version': 2,
+        **task.get_checkpoint_state(),
+        **task.get_checkpoint_state(ema=True),
+        **({} if value is None else {'metric': value}),
+        **({} if step.scaler is None else {'amp_scaler': step.scaler.state_dict()}),
+        'run': {
+            'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': list(rows), 'ranks': ranks,
+            'activations': progress.activations, 'data': dict(sizes), 'versions': library_versions(),
+        },
+    }
+
+
+def load_run_state(
+        state: Mapping[str, Any], step: TrainStep, progress: Progress, *, sizes: Mapping[str, Any]) -> list[str]:
+    """Load a `run_state`; returns lines about what may keep the run from continuing exactly.
+
+    Raises:
+        ValueError: If settings or data differ and `resume_changed` is not set, or the state does not fit.
+    """
+    run, config, task, optimizer = state['run'], step.config, step.task, step.optimizer
+    changed = changed_settings(config, sizes, state)
+    listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
+    if changed and not config.resume_changed:
+        raise ValueError(f'the run was started with other settings: {listed}. Give it those, or --resume-changed.')
+    if run['format'] != FORMAT:
+        raise ValueError(
+            f'the checkpoint has format {run["format"]}, expected {FORMAT}; resume it with the version that wrote it.')
+    asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups]
+    try:
+        task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
+        if task.has_ema():
+            task.load_checkpoint_state(
+                state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
+        optimizer.load_state_dict(state['optimizer'])
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f'the checkpoint does not fit the run: {str(error)[:200]}') from None
+    if changed:
+        for group, values in zip(optimizer.param_groups, asked, strict=True):
+            group.update(values)
+    if step.scaler is not None and 'amp_scaler' in state:
+        step.scaler.load_state_dict(state['amp_scaler'])
+    progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
+    progress.activations = dict(run['activations'])
+    if step.schedule is not None:
+        step.schedule.step_update(progress.update)
+        step.schedule.step(progress.epoch)
+    load_rank_state(run['ranks'], step, progress)
+    notes = [f'changed settings: {listed}'] if changed else []
+    if len(run['ranks']) != step.processes.world_size:
+        notes.append(
+            f'number of processes: {len(run["ranks"])} before, {step.processes.world_size} now; the images are the '
+            f'same, random numbers are not')
+    versions = library_versions()
+    differing = [
+        f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items() if versions.get(name) != old]
+    if differing:
+        notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
+    return notes
+
+
+def rank_state(step: TrainStep, progress: Progress) -> dict[str, Any]:
     """The part of the state that differs between processes."""
-    attack: Any = task.attack
+    task, attack, processes = step.task, cast(Any, step.task.attack), step.processes
     several = processes.is_distributed  # BatchNorm's running statistics are local to each process
     return {
         'random': random_state(processes.device),
@@ -90,10 +173,9 @@ def rank_state(progress: Progress, task: AdversarialTrainingTask, processes: Pro
     }
 
 
-def load_rank_state(
-        ranks: Sequence[Mapping[str, Any]], progress: Progress, task: AdversarialTrainingTask, processes: Processes,
-) -> None:
+def load_rank_state(ranks: Sequence[Mapping[str, Any]], step: TrainStep, progress: Progress) -> None:
     """Load the state of each process; with another number of processes only the sums, all into the first one."""
+    task, attack, processes = step.task, cast(Any, step.task.attack), step.processes
     device = processes.device
     if len(ranks) != processes.world_size:
         progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
@@ -103,7 +185,6 @@ def load_rank_state(
             progress.images = sum(rank['images'] for rank in ranks)
         return
     rank = ranks[processes.rank]
-    attack: Any = task.attack
     set_random_state(rank['random'], device)
     if hasattr(attack, 'load_state_dict'):
         attack.load_state_dict(rank['attack'])
