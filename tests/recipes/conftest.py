@@ -8,16 +8,6 @@ RECIPES = HERE.parents[1] / 'recipes'
 sys.path[:0] = [str(RECIPES), str(HERE)]
 
 
-@pytest.fixture
-def refused(tmp_path, capsys):
-    """Looks whether a recipe has ended with status 2 and one line, and has written nothing."""
-    def check(status, message):
-        error = capsys.readouterr().err
-        assert status == 2 and message in error and error.startswith('error: ') and error.count('\n') == 1
-        assert list(tmp_path.iterdir()) == []
-    return check
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     """Synthetic digits are made once for the whole run, away from the user's cache."""

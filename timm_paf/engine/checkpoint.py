@@ -1,6 +1,9 @@
-"""The checkpoints in a run's folder: written whole or not at all, and found again."""
+"""Files of a run: checkpoints and summary, written atomically, and found again."""
+import csv
+import io
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +15,9 @@ import torch
 from timm_paf._files import whole_file
 from timm_paf.models import read_checkpoint
 
-__all__ = ['RunSaver', 'best_epoch', 'newest_checkpoint', 'read_run']
+__all__ = [
+    'CheckpointFiles', 'best_epoch', 'check_writable', 'existing_folder', 'find_checkpoint', 'newest_checkpoint',
+    'read_run', 'write_summary']
 
 NEWEST, BEFORE = 'last.pth.tar', 'previous.pth.tar'
 BEST, BEST_RAW = 'model_best.pth.tar', 'model_best_raw.pth.tar'
@@ -21,18 +26,18 @@ Row = Mapping[str, Any]
 
 
 def ranking(rows: Iterable[Row], metric: str) -> list[int]:
-    """The validated epochs, that with the highest value first, earlier ones first among equals."""
+    """Validated epochs, the highest metric first, earlier epochs first among equals."""
     scored = ((-float(row[metric]), int(row['epoch'])) for row in rows if row.get(metric) is not None)
     return [epoch for _, epoch in sorted(scored)]
 
 
 def best_epoch(rows: Iterable[Row], metric: str) -> int | None:
-    """The first of the ranking; None if no epoch was validated."""
+    """The first of the ranking; None without a validated epoch."""
     return next(iter(ranking(rows, metric)), None)
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A checkpoint that a run can go on from.
+    """Read a checkpoint with the state of a run.
 
     Raises:
         ValueError: If it is damaged, cannot be read, or holds weights only.
@@ -40,7 +45,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """
     state = read_checkpoint(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums in its files
+        with zipfile.ZipFile(path) as archive:  # torch does not check the checksums in its files
             damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         damaged = str(error)
@@ -52,7 +57,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint of a run's folder, None if there is none, and what is wrong with newer ones."""
+    """The newest intact checkpoint of a run's folder (None if there is none), and the faults of newer ones."""
     faults = []
     for path in (folder / NEWEST, folder / BEFORE):
         try:
@@ -66,19 +71,33 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, faults
 
 
-class RunSaver:
-    """Keeps the newest two checkpoints of a run and its best ones.
+def find_checkpoint(path: Path) -> Path:
+    """The path itself if it is a file, or the newest intact checkpoint in the folder.
 
-    `last.pth.tar` is the newest and `previous.pth.tar` the one before it. `checkpoint-N.pth.tar` is that of the end of
-    epoch N, for the best epochs; `model_best.pth.tar` is the best of them. If the run averages its weights, these are
-    chosen by the average's accuracy, and `model_best_raw.pth.tar` holds the raw weights where those are best. At every
-    moment each file is whole, and those that the newest checkpoint counts on are there.
+    Raises:
+        FileNotFoundError: If the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    checkpoint, faults = newest_checkpoint(path)
+    if checkpoint is None:
+        raise FileNotFoundError(' '.join([f'--resume {path}: no checkpoint to resume from.', *faults]))
+    return checkpoint
+
+
+class CheckpointFiles:
+    """The newest two checkpoints of a run and its best ones.
+
+    `last.pth.tar` is the newest and `previous.pth.tar` the one before it. `checkpoint-N.pth.tar` is from the end of
+    epoch N, for the best epochs; `model_best.pth.tar` is the best of them. If the run averages its weights, the
+    accuracy of the average chooses these, and `model_best_raw.pth.tar` holds the raw weights of their best epoch. At
+    every moment each file is complete, and the files that the newest checkpoint needs exist.
 
     Args:
-        folder: Where they are.
-        metric: Column of the summary that epochs are ranked by.
+        folder: Folder of the run.
+        metric: Column of the summary that ranks epochs.
         raw_metric: The same for the raw weights of a run that averages them.
-        hist: How many of the best to keep, at least 1.
+        hist: Number of best checkpoints to keep, at least 1.
     """
 
     def __init__(self, folder: Path, *, metric: str, raw_metric: str | None, hist: int) -> None:
@@ -88,14 +107,13 @@ class RunSaver:
         self.hist = hist
         self._kept: set[int] = set()
 
-    def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
-        """Write a checkpoint.
+    @property
+    def best(self) -> Path:
+        """Path of the best checkpoint."""
+        return self.folder / BEST
 
-        Args:
-            state: What is in it.
-            rows: The summary of the epochs so far.
-            epoch_ended: Whether it is that of the end of the last of them.
-        """
+    def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
+        """Write a checkpoint; `epoch_ended`: it is from the end of the last epoch in `rows`."""
         new = self.folder / '.new.pth.tar'
         with whole_file(new) as file:
             torch.save(dict(state), file)
@@ -109,11 +127,11 @@ class RunSaver:
         self._sync()
         if epoch_ended:
             self._publish(rows)
-            self._prune(kept | self._kept)  # the checkpoint before this one may still be needed with its own
+            self._prune(kept | self._kept)  # the previous checkpoint may still need its own best ones
             self._kept = kept
 
     def tidy(self, rows: Sequence[Row]) -> None:
-        """Put the folder into the state that belongs to a checkpoint with these rows, whatever was interrupted."""
+        """Bring the folder into the state that belongs to a checkpoint with these rows, after any interruption."""
         for partial in [*self.folder.glob('.*.tmp'), self.folder / '.new.pth.tar']:
             partial.unlink(missing_ok=True)
         self._kept = self._best(rows)
@@ -128,7 +146,7 @@ class RunSaver:
         """Point the names of the best checkpoints at those of their epochs."""
         best = best_epoch(rows, self.metric)
         if best is not None and self._of_epoch(best).exists():
-            self._link(self._of_epoch(best), self.folder / BEST)
+            self._link(self._of_epoch(best), self.best)
         raw = best_epoch(rows, self.raw_metric) if self.raw_metric else None
         if raw is None or not self._of_epoch(raw).exists():
             return
@@ -149,7 +167,7 @@ class RunSaver:
         return self.folder / f'checkpoint-{epoch}.pth.tar'
 
     def _link(self, source: Path, target: Path) -> None:
-        """Another name for a file, or a copy where there are no such names."""
+        """Give a file another name; copy it where the file system has no hard links."""
         partial = target.with_name(f'.{target.name}.tmp')
         partial.unlink(missing_ok=True)
         try:
@@ -157,13 +175,44 @@ class RunSaver:
         except OSError:
             shutil.copyfile(source, partial)
         os.replace(partial, target)
-        partial.unlink(missing_ok=True)  # where both are names of one file, renaming does nothing
+        partial.unlink(missing_ok=True)  # replacing does nothing if both names already are the same file
 
     def _sync(self) -> None:
-        """Renamed files are on the disk when this returns, where folders can be synchronised."""
+        """Wait until renamed files are on the disk, where the system supports it."""
         with suppress(OSError):
             descriptor = os.open(self.folder, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def write_summary(rows: Sequence[Row], path: Path) -> None:
+    """Write summary.csv in the form of timm's `update_summary`, but atomically: no row is missing or repeated."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest existing one above it."""
+    found = folder.absolute()
+    while not found.exists():
+        found = found.parent
+    return found
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Raise OSError if the folder cannot be made or does not accept files."""
+    found = existing_folder(folder)
+    if not found.is_dir():
+        raise NotADirectoryError(f'{flag}: {found} is a file; expected a folder, choose another name.')
+    try:  # permissions alone are not enough to know; a file without a name leaves no trace
+        with tempfile.TemporaryFile(dir=found):
+            pass
+    except OSError as error:
+        raise OSError(f'{flag}: cannot write in {found} ({error.strerror}); choose another folder.') from None

@@ -1,16 +1,26 @@
-"""What --torchcompile stands for, and how much was compiled."""
+"""The settings of `--torchcompile`, and a count of compiled graphs."""
 import math
-from typing import Any
+from typing import Protocol
 
 from torch._dynamo.utils import counters
 
 from timm_paf.attacks import CompileSettings
 
-__all__ = ['CompiledGraphs', 'compile_settings', 'piece_size']
+__all__ = ['CompiledGraphs', 'compile_settings', 'micro_batch_size']
 
 
-def compile_settings(config: Any, batch_size: int | None = None) -> CompileSettings | None:
-    """How attacks and evaluations are compiled, for batches of a size; None without --torchcompile.
+class Compiled(Protocol):
+    """Settings with a backend and a mode for `torch.compile`."""
+
+    @property
+    def torchcompile(self) -> str | None: ...
+
+    @property
+    def torchcompile_mode(self) -> str | None: ...
+
+
+def compile_settings(config: Compiled, batch_size: int | None = None) -> CompileSettings | None:
+    """Settings for compiled attacks and evaluations with batches of one size; None without --torchcompile.
 
     Raises:
         ValueError: If torch knows no such backend or mode.
@@ -26,27 +36,28 @@ def compile_settings(config: Any, batch_size: int | None = None) -> CompileSetti
         raise ValueError(f'--torchcompile {config.torchcompile}: {error}') from None
 
 
-def piece_size(batch_size: int, *, world_size: int, pieces: int) -> int:
-    """The most images that a process attacks at once."""
-    return math.ceil(math.ceil(batch_size / world_size) / pieces)
+def micro_batch_size(batch_size: int, *, world_size: int, steps: int) -> int:
+    """Largest number of images that a process attacks at once, with `steps` micro-batches per update."""
+    return math.ceil(math.ceil(batch_size / world_size) / steps)
 
 
 class CompiledGraphs:
-    """How many graphs torch has compiled since this was made, and how many of them late: a recompilation costs time."""
+    """Count of the graphs that torch compiles from now on, and of the late ones: each recompilation costs time."""
 
     def __init__(self) -> None:
-        self.before = self._now()
-        self.settled: int | None = None
+        self._before = self._now()
+        self._settled: int | None = None
 
     @staticmethod
     def _now() -> int:
         return counters['stats']['unique_graphs']
 
     def settle(self) -> None:
-        """From the first call on, nothing is expected to be compiled."""
-        if self.settled is None:
-            self.settled = self._now()
+        """Count every graph that is compiled after the first call as late."""
+        if self._settled is None:
+            self._settled = self._now()
 
     def __str__(self) -> str:
-        late = self._now() - (self._now() if self.settled is None else self.settled)
-        return f'compiled graphs: {self._now() - self.before}, of them after the first epoch: {late}'
+        now = self._now()
+        late = 0 if self._settled is None else now - self._settled
+        return f'compiled graphs: {now - self._before}, of them after the first epoch: {late}'

@@ -1,11 +1,10 @@
-"""The processes of a run: one, or several under torchrun."""
+"""Processes of a run: one, or several under torchrun; their devices, signals and failures."""
 import contextlib
 import dataclasses
 import os
 import signal
-import tempfile
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,26 +12,42 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 
 from timm_paf._distributed import Processes
 from timm_paf.engine.cli import RunFailed
-from timm_paf.engine.settings import choose_device, existing_folder
 
-__all__ = ['Processes', 'StopSignals', 'peer_failure', 'shares_folder', 'signal_name', 'start_processes']
+__all__ = ['StopSignals', 'choose_device', 'peer_failure', 'signal_name', 'start_processes']
 
-# what gloo and NCCL say when the other end is gone; neither has an exception of its own for it in every version
+# texts of gloo and NCCL when the other process is gone; neither has an exception of its own for it in every version
 LOST = ('connection closed by peer', 'connection reset', 'gloo', 'nccl', 'broken pipe', 'tcpstore')
 
-# the process of torchrun that started this one, and what stands for its end beside the numbers of signals
+# the torchrun that started this process, and a number for its end in addition to the numbers of signals
 AGENT = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
 ABANDONED = 1000
 
 
-def start_processes(name: str | None) -> Processes:
-    """Join the other processes that torchrun (or SLURM) started, if it did.
-
-    Args:
-        name: Device asked for; None takes a GPU for each process if there are any.
+def choose_device(name: str | None) -> torch.device:
+    """The named device; with None a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: If the device is not to be had.
+        ValueError: If torch knows no such device, or it is not available.
+    """
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f'--device = {name}: not available ({reason}); try --device cpu.') from None
+    return device
+
+
+def start_processes(name: str | None) -> Processes:
+    """Join the other processes if torchrun or SLURM started several.
+
+    Args:
+        name: Device; None takes one GPU per process if there are any.
+
+    Raises:
+        ValueError: If the device is not available.
     """
     if not is_distributed_env():
         return Processes(choose_device(name))
@@ -40,48 +55,38 @@ def start_processes(name: str | None) -> Processes:
     local_rank = world_info_from_env()[0]
     choose_device(kind if kind == 'cpu' else f'{kind}:{local_rank}')
     found = init_distributed_device_so(device=kind)
-    alone = Processes(torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])
-    first_ones = alone.all_reduce_sum(torch.tensor(int(alone.local_rank == 0), device=alone.device))
-    return dataclasses.replace(alone, nodes=int(first_ones))
-
-
-def shares_folder(processes: Processes, folder: Path) -> bool:
-    """Whether all processes see what process 0 writes into a folder."""
-    if not processes.is_distributed:
-        return True
-    there = existing_folder(folder)
-    with contextlib.ExitStack() as stack:
-        name = processes.broadcast_object(
-            lambda: Path(stack.enter_context(tempfile.NamedTemporaryFile(dir=there)).name).name)
-        return not processes.all_reduce_max(not (there / name).exists())[0]
+    processes = Processes(
+        torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])
+    nodes = processes.all_reduce_sum(torch.tensor(int(processes.local_rank == 0), device=processes.device))
+    return dataclasses.replace(processes, nodes=int(nodes))
 
 
 @contextlib.contextmanager
 def peer_failure(processes: Processes, advice: str) -> Iterator[None]:
-    """Turn the error of a process that has lost another one into RunFailed.
+    """Raise RunFailed where this process has lost another one; leave the process group on any other error.
 
     Args:
-        processes: Those of the run.
+        processes: Processes of the run.
         advice: What to do then; the end of the message.
     """
     try:
         yield
     except (ValueError, TypeError, OSError):
-        processes.close()  # a process that ends inside the group may be aborted
+        processes.close()  # torch may abort a process that ends inside the group
         raise
     except RuntimeError as error:
         text = ' '.join(str(error).split())
         if not processes.is_distributed or not any(word in text.lower() for word in LOST):
             raise
         raise RunFailed(
-            f'process {processes.rank} of {processes.world_size} has lost contact with another one, which has ended or '
-            f'cannot be reached ({text[-120:]}); {advice}') from error
+            f'process {processes.rank} of {processes.world_size} has lost contact with another process, which has '
+            f'ended or cannot be reached ({text[-120:]}); {advice}') from error
 
 
 class StopSignals:
-    """SIGTERM and SIGINT ask for an end at the next opportunity; a second SIGINT ends at once. Used as a context.
+    """Note SIGTERM and SIGINT, so that a run can save and stop; a second SIGINT interrupts at once. Used as a context.
 
-    So does the end of the torchrun that started this process: nobody else would tell the other nodes of it.
+    The end of the torchrun that started this process counts as a signal: nothing else would stop the other nodes.
     """
 
     def __init__(self) -> None:
@@ -90,7 +95,7 @@ class StopSignals:
 
     @property
     def received(self) -> int:
-        """Number of the signal that came, or `ABANDONED`; 0 for none."""
+        """Number of the received signal, or `ABANDONED`; 0 for none."""
         if not self._received and AGENT not in (None, os.getppid()):
             self._received = ABANDONED
         return self._received
@@ -100,13 +105,14 @@ class StopSignals:
         self._received = number
 
     def __enter__(self) -> 'StopSignals':
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python allows no handlers in other threads
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: object) -> None:
         if self._received and number == signal.SIGINT:
@@ -115,8 +121,5 @@ class StopSignals:
 
 
 def signal_name(number: int) -> str:
-    """A signal as people write it."""
-    if number == ABANDONED:
-        return 'the end of torchrun on one of the nodes'
-    return signal.Signals(number).name
-
+    """Name of a signal, such as SIGTERM."""
+    return 'the end of torchrun on one of the nodes' if number == ABANDONED else signal.Signals(number).name

@@ -1,19 +1,29 @@
-"""What a measurement holds beside clean accuracy and attacks: settings, checks before it starts, and the files."""
+"""Measurement of a checkpoint: accuracies under attack, trust checks, curves, corruptions, and the files of results."""
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import distributed, nn
 
-from timm_paf._files import whole_file
-from timm_paf.attacks import PGD, ThreatModel, check_images
+from timm_paf._distributed import Processes
+from timm_paf._files import file_sha256, whole_file
+from timm_paf.attacks import PGD, check_images, check_state
 from timm_paf.data import LabelledImages
-from timm_paf.engine.config import ENTRY
-from timm_paf.engine.distributed import Processes
+from timm_paf.engine.checkpoint import check_writable, existing_folder
+from timm_paf.engine.cli import RunFailed
+from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.config import DataConfig
+from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
+from timm_paf.engine.distributed import peer_failure, start_processes
+from timm_paf.engine.model import build_model
+from timm_paf.engine.progress import AttackView
+from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
     Accuracy,
     CorruptionArchive,
@@ -22,153 +32,276 @@ from timm_paf.evaluation import (
     check_trust,
     corruption_accuracy,
     curve_radius,
-    file_sha256,
+    evaluate_robustness,
     robustbench_info,
     robustbench_obstacles,
     robustness_curve,
 )
+from timm_paf.models import load_weights, read_checkpoint
 
-Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass
-class Parts:
-    """What is measured beside the attacks, opened and checked."""
-    corruptions: CorruptionArchive | None
-    trained_clean: Accuracy | None
+__all__ = ['Measurement', 'measure']
 
 
-def open_parts(
-        config: Any,
-        model: nn.Module,
-        data: LabelledImages,
+def measure(
+        config: ValidateConfig,
         *,
-        device: torch.device,
-        output: str | None,
-) -> Parts:
-    """Check everything that can be checked before the measurement starts.
+        model: nn.Module | None = None,
+        data: Images | None = None,
+        console: Console | None = None,
+) -> RobustnessReport:
+    """Measure a checkpoint, print the tables and write the files that the settings name; see `Measurement`."""
+    measurement = Measurement(config, model=model, data=data, console=console)
+    report = measurement.run()
+    measurement.write(report)
+    return report
+
+
+class Measurement:
+    """A checkpoint and its images, opened and checked before anything is measured or written.
 
     Args:
-        config: A `ReportConfig` with the settings of the measurement.
-        model: On the device.
-        data: Images to measure on.
-        device: Where the model is.
-        output: Folder for the report.
+        config: Settings; empty ones are filled from the checkpoint. `Measurement.config` has the result.
+        model: Own network, in place of `config.model`; the weights of the checkpoint are loaded into it.
+        data: Own images, in place of `config.dataset`: arrays (images, labels), an `ImageSource` or a map-style
+            `torch.utils.data.Dataset`.
+        console: Where to show progress and tables.
 
     Raises:
-        ValueError: If images, labels, logits or a setting are not as expected.
-        FileExistsError: If a file would be overwritten.
-        FileNotFoundError: If the folder of corruptions or a file in it is missing.
+        ValueError: If checkpoint, model, images or settings do not fit together.
+        OSError: If a file is missing, or would be overwritten.
     """
-    check_images(model, torch.as_tensor(data.images), torch.as_tensor(data.labels), device=device)
-    if config.html and output is None:
-        raise ValueError('--html is written beside report.json: give a folder with --output.')
-    targets = [Path(output) / 'report.html'] if output and wants_page(config) else []
-    targets += [Path(config.robustbench_json)] if config.robustbench_json else []
-    for path in targets:
-        if path.exists():
-            raise FileExistsError(f'{path} is there already; choose another name, or remove it.')
-    if config.robustbench_json:
-        if config.autoattack == 'none':
-            raise ValueError('--robustbench-json needs AutoAttack; expected --autoattack standard.')
-        if not Path(config.robustbench_json).resolve().parent.is_dir():
-            raise FileNotFoundError(f'--robustbench-json {config.robustbench_json}: there is no such folder.')
-    norm = threat_of(config).norm
-    for text in config.radii():
-        curve_radius(text, label='--eps-curve', norm=norm)
-    if len({curve_radius(text, norm=norm) for text in config.radii()}) < len(config.radii()):
-        raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
-    return Parts(_archive(config.corruptions, data), _trained_clean(Path(config.checkpoint), config))
+
+    def __init__(
+            self,
+            config: ValidateConfig,
+            *,
+            model: nn.Module | None = None,
+            data: Images | None = None,
+            console: Console | None = None,
+    ) -> None:
+        if not config.checkpoint:
+            raise ValueError('--checkpoint is missing; give the file to measure, such as DIR/model_best.pth.tar.')
+        compile_settings(config)
+        if model is not None and not config.model:
+            config = dataclasses.replace(config, model=type(model).__name__)
+        if data is not None and not config.dataset:
+            config = dataclasses.replace(config, dataset='own data')
+        trained = read_checkpoint(config.checkpoint).get('args')
+        self.config = config = with_training_settings(config, trained if isinstance(trained, dict) else {})
+        self.processes = processes = start_processes(config.device)
+        self.console = console or Console()
+        if not processes.is_primary:
+            self.console = Console(quiet=True)
+        with peer_failure(processes, 'nothing has been written.'):
+            processes.broadcast_object(lambda: check_paths(config))
+            if config.state is not None and not shares_folder(processes, config.state):
+                raise ValueError(
+                    f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps its state; '
+                    'give one that they share, or leave it out.')
+            source = getattr(open_dataset(config.dataset, config), config.split) if data is None else as_source(data)
+            if data is None and not isinstance(source, LabelledImages):
+                raise ValueError(
+                    f'--split {config.split}: these images of {config.dataset} are read while training and are not in '
+                    'memory; expected test or val.')
+            self.data = in_memory(source)
+            self.model = model if model is not None else build_model(
+                config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
+                **config.model_arguments())
+            self.weights = load_weights(self.model, config.checkpoint, use_ema=config.use_ema)
+            self.model.to(processes.device)
+            check_images(
+                self.model, torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels),
+                device=processes.device)
+            check_curve(config)
+            self.corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, self.data)
+            self.trained_clean = clean_accuracy_of_run(config)
+            processes.broadcast_object(self._check_state)
+            if processes.is_distributed:
+                distributed.barrier()  # every process checks the paths before one writes
+
+    def run(self) -> RobustnessReport:
+        """Measure what the settings name; processes share the work, and the first one has the complete report.
+
+        Raises:
+            RunFailed: If the model cannot be measured.
+        """
+        config, processes = self.config, self.processes
+        self.console.print(
+            f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
+            f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
+        evaluation = config.evaluation()
+        output = None if config.output is None else Path(config.output)
+        if output is not None and processes.is_primary:
+            output.mkdir(parents=True, exist_ok=True)
+        verdicts = output / 'verdicts.csv' if output and evaluation['autoattack_version'] is not None else None
+        advice = 'nothing is kept.' if config.state is None else f'{config.state} is kept; continue with --resume.'
+        try:
+            with peer_failure(processes, advice), AttackView(self.console, f'{config.split} images') as view:
+                report = evaluate_robustness(
+                    self.model, self.data.images, self.data.labels, **evaluation, device=processes.device,
+                    progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
+                    save_adv=config.save_adv, save_verdicts=verdicts, model_name=config.model, dataset=config.dataset,
+                    split=config.split, checkpoint=Path(config.checkpoint), compile=compile_settings(config))
+                return self._complete(report, view)
+        except ValueError as error:
+            raise RunFailed(str(error)) from error
+        finally:
+            processes.close()
+
+    def _complete(self, report: RobustnessReport, view: AttackView) -> RobustnessReport:
+        """Add curve, corruptions, trust checks and examples to the report."""
+        config, processes, model = self.config, self.processes, self.model
+        x, y, threat = torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels), config.threat()
+        alone: dict[str, Any] = dict(batch_size=config.eval_batch_size, device=processes.device)
+        shared = dict(alone, rank=processes.rank, world_size=processes.world_size)
+        added: dict[str, Any] = {}
+        if config.radii():
+            view.part('curve over eps', 0, 1)
+            added['curve'] = robustness_curve(
+                model, x[:config.n_curve], y[:config.n_curve], eps=config.radii(), norm=threat.norm,
+                steps=config.pgd_steps, seed=config.seed, **shared)
+        if self.corruptions is not None:
+            added['corruptions'] = corruption_accuracy(model, self.corruptions, progress=view.part, **shared)
+        processes.close()  # the rest is short, and the first process does it
+        if not processes.is_primary:
+            return report
+        if config.trust:
+            added['trust'] = check_trust(
+                model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
+                trained_clean=self.trained_clean, seed=config.seed, progress=view.part, **alone)
+        if writes_page(config):
+            attack = PGD(eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed)
+            added['examples'] = adversarial_examples(
+                model, x, y, attack=attack, title=f'PGD-{config.pgd_steps} ({threat})', device=processes.device,
+                seeds=torch.arange(len(x)))
+        return dataclasses.replace(report, **added)
+
+    def write(self, report: RobustnessReport) -> None:
+        """Print the tables and write the files that the settings name; the first process only."""
+        config, console = self.config, self.console
+        if not self.processes.is_primary:
+            return
+        if config.output is not None:
+            folder = Path(config.output)
+            if writes_page(config):
+                report.save_page(folder / 'report.html')
+            report.save(folder / 'report.json')  # the last file: it marks the measurement as complete
+        console.print(report.table())
+        if (trust := report.trust_table()) is not None:
+            console.print(trust)
+        lines = []
+        if config.robustbench_json:
+            names = (*REQUIRED_ENTRY, 'architecture', 'reported', 'footnote')
+            entry = {name: getattr(config, f'robustbench_{name}') for name in names}
+            text = json.dumps(robustbench_info(report, **entry), indent=2, ensure_ascii=False) + '\n'
+            with whole_file(config.robustbench_json) as file:
+                file.write(text.encode())
+            lines.append(f'RobustBench entry in {config.robustbench_json}')
+            lines += [f'  the leaderboard would not accept it: {fault}' for fault in robustbench_obstacles(report)]
+        if config.state is not None:
+            shutil.rmtree(config.state)
+        if 'autoattack' in report.measurements:
+            lines += [f'note: {warning}' for warning in report.measurements['autoattack'].details['warnings']]
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
+
+    def _check_state(self) -> None:
+        """Raise ValueError if --resume meets an AutoAttack of other weights, images or settings."""
+        config = self.config
+        if config.state is None:
+            return
+        settings, threat, some = config.evaluation(), config.threat(), slice(config.n_examples)
+        check_state(
+            config.state, self.model, self.data.images[some], self.data.labels[some], eps=threat.radius,
+            norm=threat.norm, version=settings['autoattack_version'], batch_size=settings['batch_size'],
+            seed=settings['seed'], device=self.processes.device, compile=compile_settings(config))
 
 
-def threat_of(config: Any) -> ThreatModel:
-    """Norm and radius of the measurement."""
-    threat = config.evaluation()['threat']
-    assert isinstance(threat, ThreatModel)
-    return threat
+def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
+    """The settings, with empty ones filled from those of the training run.
 
-
-def complete(
-        report: RobustnessReport,
-        config: Any,
-        parts: Parts,
-        model: nn.Module,
-        data: LabelledImages,
-        *,
-        processes: Processes,
-        progress: Progress,
-) -> RobustnessReport:
-    """The report with everything else that was asked for; in the first process, those that share the work have a part.
-
-    Args:
-        report: Of the attacks.
-        config: The settings.
-        parts: What `open_parts` returned.
-        model: On the device.
-        data: Images to measure on.
-        processes: Those of the run.
-        progress: Called as progress(what, done, in all).
+    Raises:
+        ValueError: If a necessary one is in neither.
     """
-    x, y, threat = torch.as_tensor(data.images), torch.as_tensor(data.labels), threat_of(config)
-    alone: dict[str, Any] = dict(batch_size=config.eval_batch_size, device=processes.device)
-    shared = dict(alone, rank=processes.rank, world_size=processes.world_size)
-    added: dict[str, Any] = {}
-    if config.radii():
-        progress('curve over eps', 0, 1)
-        added['curve'] = robustness_curve(
-            model, x[:config.n_curve], y[:config.n_curve], eps=config.radii(), norm=threat.norm,
-            steps=config.pgd_steps, seed=config.seed, **shared)
-    if parts.corruptions is not None:
-        added['corruptions'] = corruption_accuracy(model, parts.corruptions, progress=progress, **shared)
-    processes.close()  # the rest is little, and for the first one
-    if not processes.is_primary:
-        return report
-    if config.trust:
-        added['trust'] = check_trust(
-            model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
-            trained_clean=parts.trained_clean, seed=config.seed, progress=progress, **alone)
-    if wants_page(config):
-        attack = PGD(eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed)
-        added['examples'] = adversarial_examples(
-            model, x, y, attack=attack, title=f'PGD-{config.pgd_steps} ({threat})', device=processes.device,
-            seeds=torch.arange(len(x)))
-    return dataclasses.replace(report, **added)
+    filled: dict[str, Any] = {}
+    for name in ('model', 'dataset', 'eps'):
+        if getattr(config, name) == '':
+            if trained.get(name) is None:
+                raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
+            filled[name] = str(trained[name])
+    if config.model == '':  # the arguments belong to the model
+        filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
+        filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
+    if config.norm == '':
+        filled['norm'] = str(trained.get('norm') or 'linf')
+    if config.dataset == '':  # folder and splits belong to the data set
+        for field in dataclasses.fields(DataConfig):
+            if field.name in trained and field.name not in filled and getattr(config, field.name) == field.default:
+                value = trained[field.name]
+                filled[field.name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(config, **filled)
 
 
-def wants_page(config: Any) -> bool:
-    """Whether report.html is written."""
+def writes_page(config: ValidateConfig) -> bool:
+    """Whether to write report.html."""
     return config.output is not None and config.html is not False
 
 
-def write(report: RobustnessReport, config: Any, console: Console) -> None:
-    """The files that were asked for, and the tables."""
-    if config.output is not None:
-        folder = Path(config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        if wants_page(config):
-            report.save_page(folder / 'report.html')
-        report.save(folder / 'report.json')  # last, as the sign that all is there
-    console.print(report.table())
-    if (trust := report.trust_table()) is not None:
-        console.print(trust)
-    if config.robustbench_json:
-        names = (*ENTRY, 'architecture', 'reported', 'footnote')
-        entry = {name: getattr(config, f'robustbench_{name}') for name in names}
-        text = json.dumps(robustbench_info(report, **entry), indent=2, ensure_ascii=False) + '\n'
-        with whole_file(config.robustbench_json) as file:
-            file.write(text.encode())
-        console.print(f'RobustBench entry in {config.robustbench_json}', highlight=False, soft_wrap=True)
-        for obstacle in robustbench_obstacles(report):
-            console.print(f'  the leaderboard would not take it: {obstacle}', highlight=False, soft_wrap=True)
+def check_paths(config: ValidateConfig) -> None:
+    """Raise OSError if results would overwrite others or cannot be written, ValueError if settings contradict."""
+    output = None if config.output is None else Path(config.output)
+    if config.html and output is None:
+        raise ValueError('--html writes next to report.json: give a folder with --output.')
+    if output is not None:
+        if (output / 'report.json').exists():
+            raise FileExistsError(f'{output} holds a report.json already; choose another --output.')
+        check_writable(output, '--output')
+    if config.state is not None and config.state.exists() and not config.resume:
+        raise FileExistsError(
+            f'{config.state} holds an interrupted run; continue it with --resume, or choose another --output.')
+    files = {'--save-adv': config.save_adv, '--robustbench-json': config.robustbench_json}
+    if output is not None and writes_page(config):
+        files['--output'] = str(output / 'report.html')
+    for flag, file in files.items():
+        if file and Path(file).exists():
+            raise FileExistsError(f'{flag}: {file} exists already; choose another name, or remove it.')
+        if file and flag != '--output':
+            if not Path(file).absolute().parent.is_dir():
+                raise FileNotFoundError(f'{flag} {file}: there is no such folder.')
+            check_writable(Path(file).parent, flag)
+    if config.robustbench_json and config.autoattack == 'none':
+        raise ValueError('--robustbench-json needs AutoAttack; expected --autoattack standard.')
 
 
-def _archive(folder: str | None, data: LabelledImages) -> CorruptionArchive | None:
-    if folder is None:
-        return None
+def shares_folder(processes: Processes, folder: Path) -> bool:
+    """Whether all processes see a file that process 0 writes into the folder."""
+    if processes.nodes == 1:
+        return True
+    found = existing_folder(folder)
+    with ExitStack() as stack:
+        name = processes.broadcast_object(
+            lambda: Path(stack.enter_context(tempfile.NamedTemporaryFile(dir=found)).name).name)
+        return not processes.all_reduce_max(not (found / name).exists())[0]
+
+
+def check_curve(config: ValidateConfig) -> None:
+    """Raise ValueError if a radius of --eps-curve is not as expected, or comes twice."""
+    norm = config.threat().norm
+    radii = [curve_radius(text, label='--eps-curve', norm=norm) for text in config.radii()]
+    if len(set(radii)) < len(radii):
+        raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
+
+
+def open_corruptions(folder: str, data: LabelledImages) -> CorruptionArchive:
+    """Open the corrupted images.
+
+    Raises:
+        ValueError: If their shape or labels do not fit the data.
+    """
     archive = CorruptionArchive(folder)
     if archive.image_shape != tuple(data.image_shape):
         raise ValueError(
-            f'--corruptions {folder} holds images {archive.image_shape}; the model was given {tuple(data.image_shape)} '
+            f'--corruptions {folder} holds images {archive.image_shape}; the model takes {tuple(data.image_shape)} '
             '(channels, height, width).')
     low, high = int(archive.labels.min()), int(archive.labels.max())
     if low < 0 or high >= data.num_classes:
@@ -177,14 +310,14 @@ def _archive(folder: str | None, data: LabelledImages) -> CorruptionArchive | No
     return archive
 
 
-def _trained_clean(checkpoint: Path, config: Any) -> Accuracy | None:
-    """Clean accuracy that the training run wrote beside this very checkpoint, for the same images."""
+def clean_accuracy_of_run(config: ValidateConfig) -> Accuracy | None:
+    """Clean accuracy in the training run's report.json, if it is about this checkpoint and the same images."""
+    checkpoint = Path(config.checkpoint)
     try:
         report = json.loads((checkpoint.parent / 'report.json').read_text())
         same = all(report[name] == getattr(config, name) for name in ('dataset', 'split', 'model'))
         if not same or report['checkpoint_sha256'] != file_sha256(checkpoint):
             return None
         return Accuracy(report['clean']['correct'], report['clean']['total'])
-    except (OSError, ValueError, KeyError, TypeError):  # another program's report.json, or none
+    except (OSError, ValueError, KeyError, TypeError):  # no report.json, or that of another program
         return None
-

@@ -1,9 +1,8 @@
-"""What a training run shows: a live bar on a terminal, one line an epoch elsewhere."""
+"""Progress of a run on the terminal, and estimates of its time and memory."""
 import resource
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.console import Console, Group
@@ -18,12 +17,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from torch import nn
 
-__all__ = ['AttackView', 'TrainingView', 'announcement', 'duration', 'memory', 'time_estimate']
+from timm_paf.activations import paf_parameters
+from timm_paf.engine.callbacks import Callback, Row
+from timm_paf.engine.config import TrainConfig
+
+__all__ = ['AttackView', 'ProgressEstimator', 'TrainingView', 'duration', 'memory', 'shape_values', 'time_estimate']
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in words: '40 s', '12 min', '3.5 h'."""
     if seconds < 90:
         return f'{seconds:.0f} s'
     minutes = seconds / 60
@@ -31,13 +35,7 @@ def duration(seconds: float) -> str:
 
 
 class AttackView:
-    """Progress of AutoAttack: a line that changes on a terminal, else a line from time to time; used as a context.
-
-    Args:
-        console: Where to write.
-        title: What is measured on.
-        every: Seconds between two lines where there is no terminal.
-    """
+    """Progress of a measurement: a changing line on a terminal, else a line every `every` seconds. A context."""
 
     def __init__(self, console: Console, title: str, *, every: float = 60.) -> None:
         self.console, self.title, self.every = console, title, every
@@ -48,17 +46,17 @@ class AttackView:
         self.status.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.status.stop()
 
     def part(self, what: str, done: int, total: int) -> None:
-        """Show how far another part of the measurement is."""
+        """Show the progress of another part of the measurement."""
         self._show(f'{what} {done}/{total}')
 
-    def progress(self, component: str, done: int, total: int, standing: int, left: float) -> None:
-        """Show where AutoAttack is, as `timm_paf.attacks.autoattack` tells it."""
-        text = f'AutoAttack on {self.title}: {component} {done}/{total} images, {standing} standing'
-        if left > 0:  # neither 0 nor NaN, which stands for not known yet
+    def progress(self, component: str, done: int, total: int, robust: int, left: float) -> None:
+        """Show the progress of AutoAttack, as the `progress` argument of `timm_paf.attacks.autoattack`."""
+        text = f'AutoAttack on {self.title}: {component} {done}/{total} images, {robust} robust so far'
+        if left > 0:  # neither 0 nor NaN, which means not known yet
             text += f', up to {duration(left)} left'
         self._show(text)
 
@@ -70,23 +68,12 @@ class AttackView:
             self.console.print(text, highlight=False, soft_wrap=True)
 
 
-class TrainingView:
-    """Progress of a run of `epochs` times `steps` updates; used as a context.
+class TrainingView(Callback):
+    """Progress of training with `steps` updates per epoch: a live bar on a terminal, one line per epoch elsewhere."""
 
-    Args:
-        console: Where to write.
-        epochs: Number of epochs.
-        steps: Updates an epoch.
-        first: The epoch that it begins with.
-    """
-
-    def __init__(self, console: Console, *, epochs: int, steps: int, first: int = 0) -> None:
-        self.console = console
-        self.epochs = epochs
-        self.steps = steps
-        self.first = first
-        self.started = time.monotonic()
-        self.validation = ''
+    def __init__(self, console: Console, *, epochs: int, steps: int, device: torch.device) -> None:
+        self.console, self.epochs, self.steps, self.device = console, epochs, steps, device
+        self.first, self.started, self.validation = 0, time.monotonic(), ''
         self.live: Live | None = None
         if console.is_terminal:
             self.progress = Progress(
@@ -97,91 +84,60 @@ class TrainingView:
             self.numbers = Text()
             self.live = Live(Group(self.progress, self.numbers), console=console, transient=True)
 
-    def __enter__(self) -> 'TrainingView':
+    def on_start(self, rows: Sequence[Row]) -> None:
+        self.first, self.started = len(rows), time.monotonic()
         if self.live is not None:
             self.live.start()
-        return self
 
-    def __exit__(self, *exception) -> None:
+    def on_end(self, error: BaseException | None) -> None:
         if self.live is not None:
             self.live.stop()
 
-    def say(self, text: str) -> None:
-        """Write a line, above the bar if there is one."""
-        # a line stays a line where there is no screen to fit
-        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
+    def on_message(self, text: str) -> None:
+        # without a terminal there is no width to wrap lines to
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
-    def step(
-            self,
-            epoch: int,
-            step: int,
-            *,
-            loss: float | None,
-            robust: float | None,
-            images_per_second: float | None,
-            shape: Mapping[str, float],
-            data_wait: float | None = None,
-            memory: str = '',
-    ) -> None:
-        """Show one update: the running means of the epoch, in which `robust` is the training attack's.
-
-        Args:
-            epoch: Number from 0.
-            step: Number in the epoch from 0.
-            loss: Mean loss; None if it has not been read back from the device yet, as with the next ones.
-            robust: Accuracy in percent under the attack.
-            images_per_second: Images trained on each second, real and synthetic.
-            shape: alpha and beta by name.
-            data_wait: Share of the epoch's time in percent that training stood waiting for data.
-            memory: The most memory used, in words.
-        """
+    def on_update(self, epoch: int, step: int, metrics: Mapping[str, float], shape: Mapping[str, float]) -> None:
         if self.live is None:
             return
-        done = epoch * self.steps + step + 1
-        if loss is None:
-            self.progress.update(self.bar, completed=done)
+        self.progress.update(self.bar, completed=epoch * self.steps + step + 1)
+        if not metrics:
             return
         numbers = [
-            f'loss {loss:.3f}', f'under attack {robust:.1f} %', self.validation, shape_text(shape),
-            wait_text(data_wait), memory]
+            f'loss {metrics["loss"]:.3f}', f'under attack {metrics["robust"]:.1f} %', self.validation,
+            shape_text(shape), f'{metrics["data_wait"]:.1f} % waiting for data', memory(self.device)]
         self.progress.update(
-            self.bar, completed=done, description=f'epoch {epoch + 1}/{self.epochs}',
-            rate=f'{images_per_second:.0f} images/s')
+            self.bar, description=f'epoch {epoch + 1}/{self.epochs}',
+            rate=f'{metrics["images_per_second"]:.0f} images/s')
         self.numbers.plain = '  ' + '  '.join(filter(None, numbers))
 
-    def epoch(
-            self,
-            epoch: int,
-            *,
-            loss: float,
-            robust: float,
-            val_clean: float | None,
-            val_robust: float | None,
-            images_per_second: float,
-            shape: Mapping[str, float],
-            best: bool,
-            data_wait: float | None = None,
-    ) -> None:
-        """Show a finished epoch; all accuracies in percent, None where it was not validated."""
+    def on_epoch(self, row: Row, *, shape: Mapping[str, float], best: bool) -> None:
+        epoch = int(row['epoch'] or 0)
         self.validation = ''
-        if val_clean is not None:
-            self.validation = f'validation: clean {val_clean:.1f} %, robust {val_robust:.1f} %'
+        if row['eval_clean'] is not None:
+            self.validation = f'validation: clean {row["eval_clean"]:.1f} %, robust {row["eval_robust"]:.1f} %'
         left = (time.monotonic() - self.started) / (epoch + 1 - self.first) * (self.epochs - epoch - 1)
         parts = [
-            f'epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}', f'loss {loss:.3f}',
-            f'under attack {robust:.1f} %', self.validation + (' (best)' if best else ''), shape_text(shape),
-            f'{images_per_second:.0f} images/s', wait_text(data_wait), f'{duration(left)} left' if left else '',
+            f'epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}', f'loss {row["train_loss"]:.3f}',
+            f'under attack {row["train_robust"]:.1f} %', self.validation + (' (best)' if best else ''),
+            shape_text(shape), f'{row["train_images_per_second"]:.0f} images/s',
+            f'{row["train_data_wait"]:.1f} % waiting for data', f'{duration(left)} left' if left else '',
         ]
-        self.say('  '.join(filter(None, parts)))
+        self.on_message('  '.join(filter(None, parts)))
 
 
-def wait_text(data_wait: float | None) -> str:
-    """The share of time spent waiting for data, in percent."""
-    return '' if data_wait is None else f'{data_wait:.1f} % waiting for data'
+def shape_values(model: nn.Module) -> dict[str, float]:
+    """Alpha and beta of a model by name; a parameter with one value per channel gives one entry per channel."""
+    values: dict[str, float] = {}
+    for name, parameter in paf_parameters(model).items():
+        entries = parameter.detach().flatten().tolist()
+        values.update({name: entries[0]} if len(entries) == 1 else {f'{name}[{i}]': v for i, v in enumerate(entries)})
+    short = {name.rsplit('.', 1)[-1]: value for name, value in values.items()}
+    return short if len(short) == len(values) else values
 
 
 def shape_text(shape: Mapping[str, float]) -> str:
-    """Alpha and beta for people; with many of them, their number and range."""
+    """Alpha and beta in words; if there are many, their number and range."""
     if len(shape) <= 4:
         return '  '.join(f'{name.rsplit(".", 1)[-1]} {value:.3g}' for name, value in shape.items())
     texts = []
@@ -192,41 +148,43 @@ def shape_text(shape: Mapping[str, float]) -> str:
     return '  '.join(texts)
 
 
-def announcement(job: Any) -> str:
-    """One line that says what is trained on what."""
-    config, batches = job.config, job.batches
-    parameters = sum(p.numel() for p in job.task.get_trainable_module().parameters())
-    attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
-    several = f', {job.processes.world_size} processes' if job.processes.is_distributed else ''
-    return (
-        f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(batches.real):,} real images, '
-        f'{batches.synthetic_per_batch} synthetic in {config.batch_size}, {job.epochs} epochs of '
-        f'{job.updates_per_epoch} updates, {attack}, on {job.processes.device}{several}')
+class ProgressEstimator:
+    """Seconds per image, from the second look at a run on: the first update also warms up."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self.seconds_per_image: float | None = None
+
+    def look(self, images: int) -> bool:
+        """Note the number of images so far; returns True at the one call that makes the estimate."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, images
+        elif self.seconds_per_image is None:
+            since, before = self._first
+            self.seconds_per_image = (now - since) / (images - before)
+            return True
+        return False
 
 
-def time_estimate(job: Any, seconds_per_image: float) -> str:
-    """How long the run will take, from the first updates."""
-    config = job.config
-    passes = 1 if config.task == 'plain' else config.attack_steps + 1
-    updates = job.epochs * job.updates_per_epoch - job.progress.update
-    training = updates * config.batch_size / job.processes.world_size * seconds_per_image
-    text = f'about {duration(training)} of training'
-    if config.autoattack == 'standard':
-        # An image that stands to the end costs AutoAttack 1910 forward and backward passes and 5949 forward passes;
-        # a forward pass is a third of both together. Most images do not stand that long.
-        attacked = min(config.n_examples or len(job.test), len(job.test))
+def time_estimate(
+        config: TrainConfig, seconds_per_image: float, *, updates: int, world_size: int, test_images: int) -> str:
+    """Time in words for a number of updates and AutoAttack, from the time of one process for one training image."""
+    text = f'about {duration(updates * config.batch_size / world_size * seconds_per_image)} of training'
+    attacked = min(config.n_examples or test_images, test_images)
+    if config.autoattack == 'standard' and attacked:
+        # An image that stays robust costs AutoAttack 1910 forward and backward passes and 5949 forward passes; a
+        # forward pass costs a third of both together. Most images are broken much earlier.
+        passes = 1 if config.task == 'plain' else config.attack_steps + 1
         measuring = attacked * (1910 + 5949 / 3) * seconds_per_image / passes
         text += f', then up to {duration(measuring)} of AutoAttack on {attacked} images'
     return text
 
 
 def memory(device: torch.device) -> str:
-    """The most memory used so far."""
+    """Peak memory in words."""
+    unit = 1 if sys.platform == 'darwin' else 1024  # the systems count in different units
+    host = f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'
     if device.type == 'cuda':
-        return f'{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}, {_resident()} on the host'
-    return _resident()
-
-
-def _resident() -> str:
-    unit = 1 if sys.platform == 'darwin' else 1024  # the only place where the two differ
-    return f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB'
+        return f'{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}, {host} on the host'
+    return host

@@ -1,43 +1,45 @@
-"""What a checkpoint holds beside the weights, so that a run goes on as if it had never stopped."""
-import csv
+"""Training state in a checkpoint, for exact resume."""
 import dataclasses
-import io
 import random
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from timm.utils import unwrap_model
-from torch import nn
+from torch import Tensor, nn
 
-from timm_paf._files import whole_file
-from timm_paf.engine.config import INCIDENTAL, plain
+from timm_paf._distributed import Processes
+from timm_paf.data import LabelledImages, MixedBatches
+from timm_paf.engine.config import INCIDENTAL, TrainConfig
+from timm_paf.engine.step import TrainStep
 from timm_paf.evaluation import library_versions
 
-__all__ = ['Progress', 'capture', 'changed_settings', 'restore', 'write_summary']
+__all__ = ['Progress', 'data_sizes', 'load_run_state', 'run_state']
 
-FORMAT = 1
+FORMAT = 1  # of the training state
+HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is; the sums are those of the epoch that is in progress.
+    """Position in a run; the sums belong to the epoch in progress.
 
     Args:
-        epoch: Epochs that are finished, validated and recorded.
-        update: Updates done.
-        loss: Sum of the images' losses in this process, on its device.
-        correct: How many of them were classified correctly, int64.
-        images: How many there were.
-        seconds: Time it took.
-        waited: Part of it spent waiting for data.
-        rows: The summary, one row an epoch.
-        activations: `activation_summary` after the last update of the epoch, whose gradients are gone after a resume.
+        loss: Sum of the losses of this process's images, on its device.
+        correct: Number of them classified correctly, int64.
+        bad: The first update with a loss that is not finite, -1 for none; on the device.
+        epoch: Number of epochs that are finished, validated and recorded.
+        update: Number of updates done.
+        images: Number of images.
+        seconds: Duration.
+        waited: Seconds of it spent waiting for data.
+        rows: Summary, one row per epoch.
+        activations: `activation_summary` after the last update of the epoch; a resume has no gradients to recompute it.
     """
-    loss: torch.Tensor
-    correct: torch.Tensor
+    loss: Tensor
+    correct: Tensor
+    bad: Tensor
     epoch: int = 0
     update: int = 0
     images: int = 0
@@ -48,116 +50,145 @@ class Progress:
 
     @classmethod
     def start(cls, device: torch.device) -> 'Progress':
-        """Of a run that has not begun."""
-        wide = torch.float32 if device.type == 'mps' else torch.float64  # which has no wider one
-        return cls(torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.int64, device=device))
+        """Progress of a run that has not begun."""
+        wide = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
+        return cls(
+            torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.int64, device=device),
+            torch.full((), -1, device=device))
+
+    def record(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Add an update: sum of losses and number of correct images, tensors on the device, and number of images."""
+        self.bad = torch.where((self.bad < 0) & ~torch.isfinite(loss), self.update, self.bad)
+        self.loss += loss
+        self.correct += correct
+        self.images += images
+        self.update += 1
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Means over the images of all processes: loss, accuracy under attack in %, images/s, waiting for data in %."""
+        sums = [self.loss, self.correct.to(self.loss), torch.full_like(self.loss, self.images)]
+        loss, correct, images = processes.all_reduce_sum(torch.stack(sums)).tolist()
+        return {
+            'loss': loss / images, 'robust': 100 * correct / images, 'images_per_second': images / self.seconds,
+            'data_wait': 100 * self.waited / self.seconds}
 
     def next_epoch(self) -> None:
-        """Clear the sums."""
+        """Count a finished epoch and clear the sums."""
+        self.epoch += 1
         self.loss, self.correct = torch.zeros_like(self.loss), torch.zeros_like(self.correct)
+        self.bad = torch.full_like(self.bad, -1)
         self.images, self.seconds, self.waited, self.activations = 0, 0., 0., {}
 
 
-def capture(job: Any) -> dict[str, Any] | None:
-    """The state of a run; every process takes part, and the first one has it.
+def run_state(step: TrainStep, progress: Progress, *, metric: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint; every process has to call it, and all but process 0 get an empty one.
 
     Args:
-        job: The run, as `adv_train.Run`.
+        step: Holds settings, task, optimizer and gradient scaler.
+        progress: Position in the run.
+        metric: Column of the summary that ranks epochs.
+        sizes: Result of `data_sizes`.
     """
-    progress, task = job.progress, job.task
-    ranks = job.processes.gather_object({
-        'random': random_state(job.processes.device), 'attack': attack_state(task),
-        'loss': progress.loss.cpu(), 'correct': progress.correct.cpu(), 'images': progress.images,
-        'seconds': progress.seconds, 'waited': progress.waited,
-        # BatchNorm's running statistics are each process's own
-        'buffers': buffers(task.get_trainable_module()) if job.processes.is_distributed else {},
-        'buffers_ema': buffers(task.get_trainable_module(ema=True)) if job.processes.is_distributed else {},
-    })
-    if not job.processes.is_primary:
-        return None
-    rows = progress.rows
+    config, task, rows = step.config, step.task, progress.rows
+    ranks = step.processes.gather_object(rank_state(step, progress))
+    if not step.processes.is_primary:
+        return {}
+    value = rows[-1].get(metric) if rows else None
     return {
-        'epoch': progress.epoch - 1,  # the last finished one, as timm counts
-        'arch': job.config.model,
-        'args': plain(job.config),
-        'optimizer': job.optimizer.state_dict(),
+        'epoch': progress.epoch - 1,  # the last finished one, as in timm
+        'arch': config.model,
+        'args': config.to_dict(),
+        'optimizer': step.optimizer.state_dict(),
         'version': 2,
         **task.get_checkpoint_state(),
         **task.get_checkpoint_state(ema=True),
-        **({'metric': rows[-1][job.saver.metric]} if rows and rows[-1].get(job.saver.metric) is not None else {}),
-        **({'amp_scaler': job.updates.scaler.state_dict()} if job.updates.scaler is not None else {}),
+        **({} if value is None else {'metric': value}),
+        **({} if step.scaler is None else {'amp_scaler': step.scaler.state_dict()}),
         'run': {
-            'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': rows, 'ranks': ranks,
-            'activations': progress.activations, 'data': data_identity(job), 'versions': library_versions(),
+            'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': list(rows), 'ranks': ranks,
+            'activations': progress.activations, 'data': dict(sizes), 'versions': library_versions(),
         },
     }
 
 
-def restore(job: Any, state: Mapping[str, Any], *, changed: Iterable[str] = ()) -> list[str]:
-    """Bring a run that is freshly made to a captured state.
-
-    Args:
-        job: The run.
-        state: What `capture` gave.
-        changed: Names of settings that differ from those of the state.
-
-    Returns:
-        What keeps it from going on exactly as it would have, as lines to show.
+def load_run_state(
+        state: Mapping[str, Any], step: TrainStep, progress: Progress, *, sizes: Mapping[str, Any]) -> list[str]:
+    """Load a `run_state`; returns lines about what may keep the run from continuing exactly.
 
     Raises:
-        ValueError: If the state does not fit the run.
+        ValueError: If settings or data differ and `resume_changed` is not set, or the state does not fit.
     """
-    task, run, processes = job.task, state['run'], job.processes
-    notes = []
+    run, config, task, optimizer = state['run'], step.config, step.task, step.optimizer
+    changed = changed_settings(config, sizes, state)
+    listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
+    if changed and not config.resume_changed:
+        raise ValueError(f'the run was started with other settings: {listed}. Give it those, or --resume-changed.')
     if run['format'] != FORMAT:
         raise ValueError(
             f'the checkpoint has format {run["format"]}, expected {FORMAT}; resume it with the version that wrote it.')
+    asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups]
     try:
         task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
         if task.has_ema():
             task.load_checkpoint_state(
                 state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
-        fresh = [dict(group) for group in job.optimizer.param_groups]
-        job.optimizer.load_state_dict(state['optimizer'])
+        optimizer.load_state_dict(state['optimizer'])
     except (RuntimeError, KeyError) as error:
         raise ValueError(f'the checkpoint does not fit the run: {str(error)[:200]}') from None
     if changed:
-        for group, asked in zip(job.optimizer.param_groups, fresh, strict=True):
-            group.update({name: asked[name] for name in HYPERPARAMETERS if name in asked})
-    if job.updates.scaler is not None and 'amp_scaler' in state:
-        job.updates.scaler.load_state_dict(state['amp_scaler'])
-    progress = job.progress
+        for group, values in zip(optimizer.param_groups, asked, strict=True):
+            group.update(values)
+    if step.scaler is not None and 'amp_scaler' in state:
+        step.scaler.load_state_dict(state['amp_scaler'])
     progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
     progress.activations = dict(run['activations'])
-    if job.scheduler is not None:  # a function of how far the run is
-        job.scheduler.step_update(progress.update)
-        job.scheduler.step(progress.epoch)
-    if len(run['ranks']) != processes.world_size:
+    if step.schedule is not None:
+        step.schedule.step_update(progress.update)
+        step.schedule.step(progress.epoch)
+    load_rank_state(run['ranks'], step, progress)
+    notes = [f'changed settings: {listed}'] if changed else []
+    if len(run['ranks']) != step.processes.world_size:
         notes.append(
-            f'number of processes: {len(run["ranks"])} before, {processes.world_size} now; the images are the same, '
-            'random numbers are not')
-        restore_sums(progress, run['ranks'], processes)
-    else:
-        restore_rank(job, run['ranks'][processes.rank])
+            f'number of processes: {len(run["ranks"])} before, {step.processes.world_size} now; the images are the '
+            f'same, random numbers are not')
     versions = library_versions()
-    differing = [f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items()
-                 if versions.get(name) != old]
+    differing = [
+        f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items() if versions.get(name) != old]
     if differing:
         notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
     return notes
 
 
-HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
+def rank_state(step: TrainStep, progress: Progress) -> dict[str, Any]:
+    """The part of the state that differs between processes."""
+    task, attack, processes = step.task, cast(Any, step.task.attack), step.processes
+    several = processes.is_distributed  # BatchNorm's running statistics are local to each process
+    return {
+        'random': random_state(processes.device),
+        'attack': attack.state_dict() if hasattr(attack, 'state_dict') else {},
+        'loss': progress.loss.cpu(), 'correct': progress.correct.cpu(), 'images': progress.images,
+        'seconds': progress.seconds, 'waited': progress.waited,
+        'buffers': buffers(task.get_trainable_module()) if several else {},
+        'buffers_ema': buffers(task.get_trainable_module(ema=True)) if several else {},
+    }
 
 
-def restore_rank(job: Any, rank: Mapping[str, Any]) -> None:
-    """The part of a state that is each process's own."""
-    device, progress, task = job.processes.device, job.progress, job.task
+def load_rank_state(ranks: Sequence[Mapping[str, Any]], step: TrainStep, progress: Progress) -> None:
+    """Load the state of each process; with another number of processes only the sums, all into the first one."""
+    task, attack, processes = step.task, cast(Any, step.task.attack), step.processes
+    device = processes.device
+    if len(ranks) != processes.world_size:
+        progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
+        if processes.is_primary:
+            progress.loss = torch.stack([rank['loss'] for rank in ranks]).sum().to(device)
+            progress.correct = torch.stack([rank['correct'] for rank in ranks]).sum().to(device)
+            progress.images = sum(rank['images'] for rank in ranks)
+        return
+    rank = ranks[processes.rank]
     set_random_state(rank['random'], device)
-    attack: Any = getattr(task, 'attack', None)
     if hasattr(attack, 'load_state_dict'):
         attack.load_state_dict(rank['attack'])
-    progress.loss, progress.correct = rank['loss'].to(device), rank['correct'].to(device)
+    progress.loss, progress.correct = (rank[name].to(device).clone() for name in ('loss', 'correct'))
     progress.images, progress.seconds, progress.waited = rank['images'], rank['seconds'], rank['waited']
     for module, values in ((task.get_trainable_module(), rank['buffers']),
                            (task.get_trainable_module(ema=True), rank['buffers_ema'])):
@@ -166,40 +197,25 @@ def restore_rank(job: Any, rank: Mapping[str, Any]) -> None:
             own[name].copy_(value)
 
 
-def restore_sums(progress: Progress, ranks: list[Mapping[str, Any]], processes: Any) -> None:
-    """The sums of the epoch so far, of another number of processes: all of them in the first one."""
-    progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
-    if processes.is_primary:
-        progress.loss = sum(rank['loss'] for rank in ranks).to(processes.device)
-        progress.correct = sum(rank['correct'] for rank in ranks).to(processes.device)
-        progress.images = sum(rank['images'] for rank in ranks)
-
-
-def buffers(module: nn.Module | None) -> dict[str, torch.Tensor]:
+def buffers(module: nn.Module | None) -> dict[str, Tensor]:
     """Copies of a model's buffers."""
     return {} if module is None else {
         name: value.detach().cpu().clone() for name, value in unwrap_model(module).named_buffers()}
 
 
-def attack_state(task: Any) -> dict[str, Any]:
-    """Where an attack's random numbers stand."""
-    attack: Any = getattr(task, 'attack', None)
-    return attack.state_dict() if hasattr(attack, 'state_dict') else {}
-
-
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every global random number generator, as tensors and plain values."""
-    name, keys, place, has_normal, normal = np.random.get_state(legacy=True)
+    """State of every global random number generator, as tensors and plain values."""
+    name, keys, position, has_normal, normal = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
     return {
         'python': random.getstate(), 'torch': torch.get_rng_state(),
-        'numpy': [name, torch.from_numpy(keys.astype(np.int64)), place, has_normal, normal],
+        'numpy': [name, torch.from_numpy(keys.astype(np.int64)), position, has_normal, normal],
         'cuda': torch.cuda.get_rng_state(device) if device.type == 'cuda' else None,
     }
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Go on from a `random_state`."""
+    """Load a `random_state`."""
     version, numbers, normal = state['python']
     random.setstate((version, tuple(numbers), normal))
     torch.set_rng_state(state['torch'])
@@ -209,37 +225,26 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state['cuda'], device)
 
 
-def data_identity(job: Any) -> dict[str, Any]:
-    """What the order of images is a function of, beside the settings."""
-    synthetic = job.batches.synthetic or []
+def data_sizes(batches: MixedBatches, val: LabelledImages) -> dict[str, Any]:
+    """Numbers of images; the order of training images depends on them."""
+    synthetic = batches.synthetic or []
     return {
-        'real': len(job.batches.real),
+        'real': len(batches.real),
         'synthetic': [len(source) for source in (synthetic if isinstance(synthetic, list | tuple) else [synthetic])],
-        'validation': len(job.val),
+        'validation': len(val),
     }
 
 
-def changed_settings(job: Any, state: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that differ from those of a checkpoint, each as 'old -> new'; only such that change the result."""
-    old, new = state['args'], plain(job.config)
+def changed_settings(config: TrainConfig, sizes: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
+    """Settings and sizes that differ from a checkpoint's and change the result, each as 'old -> new'."""
+    old, new = state['args'], config.to_dict()
     changed = {
         name: f'{old.get(name, "not there")} -> {value}' for name, value in new.items()
         if name not in INCIDENTAL and old.get(name, 'not there') != value}
     kinds = [str(settings.get('device')).split(':')[0] for settings in (old, new)]
     if kinds[0] != kinds[1]:
         changed['device'] = ' -> '.join(kinds)
-    for name, count in data_identity(job).items():
+    for name, count in sizes.items():
         if state['run']['data'][name] != count:
             changed[f'{name} images'] = f'{state["run"]["data"][name]} -> {count}'
     return changed
-
-
-def write_summary(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write summary.csv as timm's `update_summary` does, but whole: no row is lost or there twice."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode())

@@ -1,90 +1,102 @@
-"""Validation between epochs, and what it selects."""
-from collections.abc import Callable
+"""Validation between epochs, and the choice of the best epoch."""
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3, distribute_bn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import CompiledModel
+from timm_paf.data import LabelledImages
 from timm_paf.engine.checkpoint import best_epoch
 from timm_paf.engine.cli import RunStopped
 from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.config import TrainConfig
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
+from timm_paf.tasks import AdversarialTrainingTask
 
-__all__ = ['selection', 'validate']
+__all__ = ['selection', 'selection_lines', 'validate']
 
 
-def validate(job: Any, stop_asked: Callable[[], bool]) -> dict[str, float]:
-    """Clean accuracy and accuracy under PGD on the validation split, in percent.
+def validate(
+        task: AdversarialTrainingTask,
+        data: LabelledImages,
+        config: TrainConfig,
+        processes: Processes,
+        *,
+        precision: Callable[[], AbstractContextManager],
+        stop_requested: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Clean accuracy and accuracy under PGD, in percent.
 
-    Each process looks at its share of the images; the counts are added up as integers. If the weights are averaged,
-    'clean' and 'robust' are the average's, and the raw weights' are named '…_raw'.
+    Each process takes its share of the images; the counts are added as integers. If the run averages its weights,
+    'clean' and 'robust' belong to the average, and 'clean_raw' and 'robust_raw' to the raw weights.
 
     Args:
-        job: The run, as `adv_train.Run`.
-        stop_asked: Asked between batches whether to leave it.
-
-    Raises:
-        RunStopped: If asked to stop.
+        task: Holds the weights.
+        data: Validation images, float32.
+        config: Settings.
+        processes: Processes of the run.
+        precision: Gives the context of forward passes.
+        stop_requested: Called between batches in a run with one process; True raises RunStopped.
     """
-    processes, config = job.processes, job.config
-    checked = {}
+    found = {}
     for ema in (True, False) if config.model_ema else (False,):
         if processes.is_distributed and config.dist_bn != 'none':
-            distribute_bn(job.task.get_trainable_module(ema=ema), processes.world_size, config.dist_bn == 'reduce')
+            distribute_bn(task.get_trainable_module(ema=ema), processes.world_size, config.dist_bn == 'reduce')
+        model: nn.Module | None = task.get_eval_model(ema=ema)
+        while isinstance(model, (DistributedDataParallel, ModelEmaV3)):  # a compiled model stays compiled
+            model = model.module
+        assert model is not None
+        counts = _count(model, data, config, processes, precision, stop_requested)
         suffix = '_raw' if config.model_ema and not ema else ''
-        counts = count(job, bare(job.task.get_eval_model(ema=ema)), stop_asked)
         for name, correct in zip(('clean', 'robust'), processes.all_reduce_sum(counts).tolist(), strict=True):
-            checked[name + suffix] = 100 * correct / len(job.val)
-    return checked
+            found[name + suffix] = 100 * correct / len(data)
+    return found
 
 
 @torch.no_grad()
-def count(job: Any, model: nn.Module, stop_asked: Callable[[], bool]) -> torch.Tensor:
-    """How many images of this process's share are classified correctly, clean and attacked."""
-    processes, config = job.processes, job.config
-    share = processes.share(len(job.val))
-    images, labels = job.val.images[share], job.val.labels[share]
-    # one seed for all epochs, and one an image, so that both are compared under the same attack, whoever shares it
-    compiled = compile_settings(config, min(config.eval_batch_size, max(1, len(images))))
+def _count(
+        model: nn.Module, data: LabelledImages, config: TrainConfig, processes: Processes,
+        precision: Callable[[], AbstractContextManager], stop_requested: Callable[[], bool],
+) -> Tensor:
+    """Number of images of this process's share that are classified correctly, clean and under attack."""
+    share = processes.share(len(data))
+    images, labels = data.images[share], data.labels[share]
+    if not len(images):
+        return torch.zeros(2, dtype=torch.int64, device=processes.device)
+    # the same seeds in all epochs, one per image, so that epochs and numbers of processes compare under one attack
+    compiled = compile_settings(config, min(config.eval_batch_size, len(images)))
     attack = config.validation_attack(config.seed + 1, compile=compiled)
-    seeds = torch.arange(len(job.val))[share]
+    seeds = torch.arange(len(data))[share]
     if compiled is not None:
         model = CompiledModel(model, compile=compiled)
 
-    def watched(*arguments: Any, **more: Any) -> torch.Tensor:
-        if stop_asked() and not processes.is_distributed:  # several have to agree, at the end
+    def watched(*arguments: Any, **more: Any) -> Tensor:
+        if not processes.is_distributed and stop_requested():  # several processes agree on it at the end
             raise RunStopped
         return attack(*arguments, **more)
 
-    if not len(images):
-        return torch.zeros(2, dtype=torch.int64, device=job.processes.device)
-    arguments = dict(batch_size=config.eval_batch_size, device=processes.device)
-    with job.updates.precision():
-        clean = clean_accuracy(model, images, labels, **arguments)
-        robust = accuracy_under_attack(model, images, labels, attack=watched, seeds=seeds, **arguments)
+    with precision():
+        clean = clean_accuracy(model, images, labels, batch_size=config.eval_batch_size, device=processes.device)
+        robust = accuracy_under_attack(
+            model, images, labels, attack=watched, seeds=seeds, batch_size=config.eval_batch_size,
+            device=processes.device)
     return torch.tensor([clean.correct, robust.correct], device=processes.device)
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """A model without the wrappers of averages and processes; a compiled one stays compiled."""
-    while isinstance(model, (DistributedDataParallel, ModelEmaV3)):
-        model = model.module
-    return model
-
-
-def selection(job: Any) -> dict[str, Any]:
-    """What was chosen on the validation split, and how far the last epoch is behind: robust overfitting.
+def selection(rows: Sequence[Mapping[str, Any]], *, metric: str, averaged: bool) -> dict[str, Any]:
+    """The best epoch by 'robust' or 'clean' accuracy, and how far the last epoch is below it: robust overfitting.
 
     Returns:
-        For 'ema' (if there is an average) and 'raw' weights the 'best' and the 'last' epoch (from 0) with their
-        accuracies in percent, and the 'gap' between these.
+        For 'ema' (if averaged) and 'raw' weights the 'best' and the 'last' epoch (from 0) with their accuracies in
+        percent, and the 'gap' between them.
     """
-    rows, metric = job.progress.rows, job.config.eval_metric
     columns = {'raw': f'eval_{metric}'}
-    if job.config.model_ema:
+    if averaged:
         columns = {'ema': f'eval_{metric}', 'raw': f'eval_{metric}_raw'}
     result: dict[str, Any] = {'metric': metric, 'selected': next(iter(columns))}
     for weights, column in columns.items():
@@ -95,3 +107,15 @@ def selection(job: Any) -> dict[str, Any]:
             'best': {'epoch': best, metric: values[best]}, 'last': {'epoch': last, metric: values[last]},
             'gap': values[best] - values[last]}
     return result
+
+
+def selection_lines(found: Mapping[str, Any], measured: str) -> list[str]:
+    """A line of a `selection` for averaged and for raw weights; `measured` names the metric, such as 'under PGD-10'."""
+    lines = []
+    for weights, words in (('ema', ', averaged weights'), ('raw', ', raw weights' if 'ema' in found else '')):
+        if weights in found:
+            best, gap = found[weights]['best'], found[weights]['gap']
+            lines.append(
+                f'best on the validation split{words}: epoch {best["epoch"] + 1}, {best[found["metric"]]:.1f} % '
+                f'{measured}; the last epoch is {gap:.1f} points below')
+    return lines

@@ -5,20 +5,18 @@ import shutil
 import signal
 import time
 
-import adv_train
 import pytest
 import torch
-from tiny_run import FAST, assert_same_result, launch, rows_of, stop_at, wait_for, weights_of
+from tiny_run import FAST, assert_same_result, launch, open_trainer, rows_of, stop_at, wait_for, weights_of
 
-import timm_paf.engine.checkpoint as _saver
-from timm_paf.engine.cli import run
+from timm_paf.engine import train as train_command
 
 EVERYTHING = ['--model', 'tiny_norm', '--model-ema', '--model-ema-warmup', '--sched', 'onecycle']
 
 
 def train(folder, *argv, name='run'):
     arguments = [*FAST, *EVERYTHING, '--output', str(folder), '--experiment', name, *argv]
-    return run(lambda: adv_train.prepare(arguments), adv_train.train)
+    return train_command(arguments)
 
 
 @pytest.fixture(scope='module')
@@ -87,9 +85,10 @@ def test_kill_around_every_change_of_a_file_name(whole, tmp_path, call, when):
     assert not list((tmp_path / 'run').glob('.*'))
 
 
-@pytest.mark.parametrize('writer', ['timm_paf.engine.report.write_page', 'timm_paf.evaluation.RobustnessReport.save'])
+@pytest.mark.parametrize('writer', [
+    'timm_paf.engine.report.training_page', 'timm_paf.evaluation.RobustnessReport.save'])
 def test_kill_at_the_very_end_leaves_a_run_to_finish(whole, tmp_path, writer):
-    def killed(*arguments):
+    def killed(*arguments, **more):
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +123,7 @@ def test_damaged_newest_checkpoint_falls_back(whole, tmp_path, capsys, damage):
     damage(folder / 'last.pth.tar')
     assert train(tmp_path, '--resume', 'auto') == 0
     output = ' '.join(capsys.readouterr().out.split())
-    assert 'last.pth.tar' in output and f'going on from {folder}/previous.pth.tar: epoch 2, update 6' in output
+    assert 'last.pth.tar' in output and f'resuming from {folder}/previous.pth.tar: epoch 2, update 6' in output
     assert_same_result(whole, folder)
 
 
@@ -132,7 +131,7 @@ def test_nothing_sound_starts_afresh_and_says_so(whole, tmp_path, capsys):
     folder = interrupted(tmp_path, update=2)
     tear(folder / 'last.pth.tar')
     assert train(tmp_path, '--resume', 'auto') == 0
-    assert 'so the run starts afresh' in ' '.join(capsys.readouterr().out.split())
+    assert 'so the run starts again' in ' '.join(capsys.readouterr().out.split())
     assert_same_result(whole, folder)
 
 
@@ -153,7 +152,7 @@ def test_path_brings_its_own_settings(whole, tmp_path, monkeypatch, capsys):
         again = tmp_path / f'again{len(path)}'
         shutil.copytree(folder, again / 'run')
         monkeypatch.chdir(again)
-        assert run(lambda path=path: adv_train.prepare(['--resume', path]), adv_train.train) == 0
+        assert train_command(['--resume', path]) == 0
         assert_same_result(whole, again / 'run')
 
 
@@ -163,7 +162,7 @@ def test_earlier_checkpoint_goes_back(whole, tmp_path):
     (tmp_path / 'run' / 'report.json').unlink()
     path = tmp_path / 'run' / 'previous.pth.tar'
     assert torch.load(path, weights_only=True)['epoch'] == 0
-    assert run(lambda: adv_train.prepare(['--resume', str(path)]), adv_train.train) == 0
+    assert train_command(['--resume', str(path)]) == 0
     assert_same_result(whole, tmp_path / 'run')
 
 
@@ -189,10 +188,10 @@ def test_changed_settings_hold_when_allowed(tmp_path):
     flags = ['--resume', 'auto', '--resume-changed', '--sched', 'none', '--lr', '0', '--weight-decay', '0.25',
              '--momentum', '0.5', '--epochs', '3']
     before = weights_of(folder / 'last.pth.tar')
-    job = adv_train.prepare([*FAST, *EVERYTHING, '--output', str(tmp_path), '--experiment', 'run', *flags])
-    (group,) = job.optimizer.param_groups
+    trainer = open_trainer([*FAST, *EVERYTHING, '--output', str(tmp_path), '--experiment', 'run', *flags])
+    (group,) = trainer.optimizer.param_groups
     assert (group['lr'], group['weight_decay'], group['momentum']) == (0., 0.25, 0.5)
-    adv_train.train(job)
+    trainer.fit()
     assert [row['epoch'] for row in rows_of(folder)] == ['0', '1', '2']
     assert torch.equal(weights_of(folder / 'last.pth.tar')['fc.weight'], before['fc.weight'])
 
@@ -224,7 +223,7 @@ REFUSED = {
     'no file': (['--resume', 'nowhere.pth.tar'], 'there is no such file'),
     'weights only': (['--resume', 'weights.pth'], 'holds no state of a run; start from it with --initial-checkpoint'),
     'another folder': (['--resume', 'weights.pth', '--experiment', 'x'], 'leave out --output and --experiment'),
-    'empty folder': (['--resume', '.'], 'no checkpoint to go on from'),
+    'empty folder': (['--resume', '.'], 'no checkpoint to resume from'),
 }
 
 
@@ -232,7 +231,7 @@ REFUSED = {
 def test_what_cannot_be_resumed_is_one_line(tmp_path, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
     torch.save({'state_dict': {}}, 'weights.pth')
-    assert run(lambda: adv_train.prepare(argv), adv_train.train) == 2
+    assert train_command(argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert [path.name for path in tmp_path.iterdir()] == ['weights.pth']
@@ -248,7 +247,7 @@ def test_full_disk_keeps_the_checkpoint_before(whole, tmp_path, capsys, monkeypa
             raise OSError(28, 'No space left on device')
         original(*arguments)
 
-    monkeypatch.setattr(_saver.torch, 'save', save)
+    monkeypatch.setattr('torch.save', save)
     assert train(tmp_path, '--no-model-ema') == 1
     assert 'cannot be written ([Errno 28] No space left on device)' in capsys.readouterr().err
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)['epoch'] == 0

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 
-import adv_train
 import pytest
 import torch
 from tiny_run import FAST, RECIPES, assert_same_result, launch, rows_of, wait_for, weights_of
 
-from timm_paf.engine.cli import run
+from timm_paf.engine import train as train_command
 
 
 def free_port():
@@ -54,7 +53,7 @@ def test_two_processes_are_one_up_to_the_order_of_sums(tmp_path, together):
     assert [process.returncode for process in processes] == [0, 0], error
     assert 'on cpu, 2 processes' in output and quiet == ''
     arguments = [*FAST, *flags, '--output', str(tmp_path), '--experiment', 'alone']
-    assert run(lambda: adv_train.prepare(arguments), adv_train.train) == 0
+    assert train_command(arguments) == 0
     for key in ('state_dict', 'state_dict_ema'):
         one, two = (weights_of(tmp_path / name / 'last.pth.tar', key) for name in ('alone', 'run'))
         for name, value in one.items():

@@ -1,16 +1,14 @@
 """Flags of the final measurement: both recipes hand them to `evaluate_robustness`, whose own tests say what it does."""
-import adv_train
-import adv_validate
 import pytest
 import timm
 import torch
-from tiny_run import FAST
+from tiny_run import FAST, open_measurement, open_trainer
 
 import timm_paf
-import timm_paf.engine.report as _report
 from timm_paf.activations import PSSiLU
 from timm_paf.attacks import CompileSettings, ThreatModel
-from timm_paf.engine.cli import run
+from timm_paf.engine import train as train_command
+from timm_paf.engine import validate as validate_command
 from timm_paf.tasks import AdversarialTrainingTask
 
 MEASURED = {
@@ -34,7 +32,7 @@ def told(monkeypatch, module):
         kept.update(settings)
         raise ValueError('enough.')
 
-    monkeypatch.setattr(module, 'evaluate_robustness', evaluate)
+    monkeypatch.setattr(f'timm_paf.engine.{module}.evaluate_robustness', evaluate)
     return kept
 
 
@@ -45,8 +43,8 @@ def trained(tmp_path_factory):
     argv = [*FAST, '--model', 'tiny_smooth', '--epochs', '1', '--updates-per-epoch', '1', '--output',
             str(tmp_path_factory.mktemp('run')), *flags]
     with pytest.MonkeyPatch.context() as patch:
-        kept = told(patch, _report)
-        assert run(lambda: adv_train.prepare(argv), adv_train.train) == 1
+        kept = told(patch, 'report')
+        assert train_command(argv) == 1
     return kept
 
 
@@ -63,7 +61,7 @@ def checkpoint(tmp_path_factory):
 
 
 def prepared(checkpoint, *argv):
-    return adv_validate.prepare(['--checkpoint', str(checkpoint), '--device', 'cpu', *argv])
+    return open_measurement(['--checkpoint', str(checkpoint), '--device', 'cpu', *argv])
 
 
 @pytest.mark.parametrize('flags, name, expected', [
@@ -79,19 +77,19 @@ def test_training_measures_as_told(trained, flags, name, expected):
 ])
 def test_validation_measures_as_told(checkpoint, tmp_path, monkeypatch, flags, name, expected):
     monkeypatch.chdir(tmp_path)
-    kept = told(monkeypatch, adv_validate)
-    assert run(lambda: prepared(checkpoint, *flags), adv_validate.measure) == 1
+    kept = told(monkeypatch, 'measurement')
+    assert validate_command(['--checkpoint', str(checkpoint), '--device', 'cpu', *flags]) == 1
     assert kept[name] == expected
 
 
 def test_compilation_of_training_is_as_told(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(AdversarialTrainingTask, 'compile', lambda self, **settings: kept.append(settings))
-    job = adv_train.prepare([
+    trainer = open_trainer([
         *FAST, '--model', 'tiny_smooth', '--output', str(tmp_path), '--torchcompile', 'inductor', '--torchcompile-mode',
         'reduce-overhead'])
     assert kept == [{'backend': 'inductor', 'mode': 'reduce-overhead', 'dynamic': False}]
-    settings = job.task.attack.compile
+    settings = trainer.task.attack.compile
     assert (settings.backend, settings.mode) == ('inductor', 'reduce-overhead')
 
 
@@ -99,9 +97,9 @@ def test_compilation_of_training_is_as_told(tmp_path, monkeypatch):
     ([], 1, 'state_dict_ema'), (['--use-ema'], 1, 'state_dict_ema'), (['--no-use-ema'], 0, 'state_dict')],
     ids=['unset', 'averaged', 'raw'])
 def test_averaged_or_raw_weights(checkpoint, flags, added, name):
-    job = prepared(checkpoint, *flags)
+    trainer = prepared(checkpoint, *flags)
     raw = torch.load(checkpoint, weights_only=True)['state_dict']['fc.weight']
-    assert torch.equal(job.model.fc.weight, raw + added) and job.weights == name
+    assert torch.equal(trainer.model.fc.weight, raw + added) and trainer.weights == name
 
 
 def test_averaged_weights_are_not_made_up(checkpoint, tmp_path):
@@ -114,7 +112,7 @@ def test_averaged_weights_are_not_made_up(checkpoint, tmp_path):
 
 
 def test_arguments_of_the_model(checkpoint, monkeypatch):
-    monkeypatch.setattr(adv_validate, 'load_weights', lambda *_, **__: 'nothing')
+    monkeypatch.setattr('timm_paf.engine.measurement.load_weights', lambda *_, **__: 'nothing')
     assert prepared(checkpoint).model.drop_rate == 0
     model = prepared(checkpoint, '--model', 'wrn10_2_pssilu', '--model-kwargs', 'drop_rate=0.3').model
     assert model.drop_rate == 0.3 and isinstance(model.layer1[0].act1, PSSiLU)

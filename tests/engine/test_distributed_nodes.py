@@ -8,7 +8,7 @@ import pytest
 import timm
 import tiny_run
 import torch
-from test_adv_train_processes import free_port
+from test_distributed import free_port
 from tiny_run import FAST, RECIPES, assert_same_result, wait_for
 
 from timm_paf.engine.distributed import StopSignals, signal_name
@@ -92,7 +92,7 @@ def test_killed_torchrun_ends_both_nodes_and_the_run_goes_on(tmp_path, nodes, nu
     (tmp_path / '1' / 'run').mkdir(parents=True)
     (tmp_path / '1' / 'run' / 'last.pth.tar').write_text('of another run')
     results = ended(nodes(tmp_path, *LONG))
-    assert 'going on from' in results[0][0] and 'finished' not in results[0][0], results
+    assert 'resuming from' in results[0][0] and 'finished' not in results[0][0], results
     ended([torchrun(
         '--standalone', '--nproc-per-node', '2', tiny_run.__file__, *FAST, *ARGV, *LONG, '--output',
         str(tmp_path / 'whole'))])

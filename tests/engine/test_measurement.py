@@ -1,16 +1,14 @@
-"""What adv_validate measures and writes beside the attacks, and how it refuses."""
+"""Measurement of a checkpoint in addition to the attacks, its files, and its errors."""
 import json
 
-import adv_validate
 import numpy as np
 import pytest
 import timm
 import torch
 
-import timm_paf.engine.measurement as _evaluation
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
-from timm_paf.engine.cli import run
+from timm_paf.engine import validate as validate_command
 from timm_paf.evaluation import file_sha256
 
 ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',
@@ -32,7 +30,7 @@ def checkpoint(tmp_path_factory):
 
 def validate(checkpoint, *argv):
     arguments = ['--checkpoint', str(checkpoint), '--pgd-steps', '2', '--autoattack', 'none', '--device', 'cpu', *argv]
-    return run(lambda: adv_validate.prepare(arguments), adv_validate.measure)
+    return validate_command(arguments)
 
 
 def corruption_folder(folder, *, shape=(8, 8, 1), top=9):
@@ -94,7 +92,7 @@ def test_signs_of_a_false_number_are_looked_for_as_told(checkpoint, monkeypatch,
         asked.append(n_trust)
         raise ValueError('enough.')
 
-    monkeypatch.setattr(_evaluation, 'check_trust', check)
+    monkeypatch.setattr('timm_paf.engine.measurement.check_trust', check)
     assert validate(checkpoint, *flags) == (0 if images is None else 1)
     assert asked == ([] if images is None else [images])
 
@@ -116,18 +114,18 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
 
 @pytest.mark.parametrize('argv, message', [
     (['--eps', '8'], 'Did you mean 8/255'), (['--eps-curve', '0,2,4'], '--eps-curve = 2: pixels are in [0, 1]'),
-    (['--eps-curve', '0.1,0.1'], 'expected each radius once'), (['--html'], '--html is written beside report.json'),
+    (['--eps-curve', '0.1,0.1'], 'expected each radius once'), (['--html'], '--html writes next to report.json'),
     (['--n-trust', '0'], '--n-trust = 0'), (['--corruptions', 'NOWHERE'], 'there is no labels.npy'),
     (['--corruptions', 'COLOUR'], 'holds images (3, 8, 8)'), (['--corruptions', 'LABELS'], 'expected 0 to 9'),
-    (['--robustbench-json', 'x.json'], 'wants --robustbench-link, --robustbench-name, --robustbench-authors, '
-     '--robustbench-venue, --robustbench-additional-data as well'),
-    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue is for --robustbench-json FILE'),
+    (['--robustbench-json', 'x.json'], 'needs --robustbench-link, --robustbench-name, --robustbench-authors, '
+     '--robustbench-venue, --robustbench-additional-data'),
+    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue needs --robustbench-json FILE'),
     (['--robustbench-json', 'x.json', *ENTRY], '--robustbench-json needs AutoAttack'),
-    (['--robustbench-json', 'TAKEN', *ENTRY], 'is there already'),
-    (['--output', 'PAGE'], 'report.html is there already'),
-    (['--output', 'TAKEN'], 'is a file, where a folder is wanted'),
+    (['--robustbench-json', 'TAKEN', *ENTRY], 'exists already'),
+    (['--output', 'PAGE'], 'report.html exists already'),
+    (['--output', 'TAKEN'], 'is a file; expected a folder'),
     (['--checkpoint', 'PAGE'], 'is a folder; give a file in it'), (['--checkpoint', 'TORN'], 'cannot be read'),
-    (['--model', 'resnet18_relu'], 'does not fit CifarResNet'), (['--device', 'abacus'], 'not to be had here'),
+    (['--model', 'resnet18_relu'], 'does not fit CifarResNet'), (['--device', 'abacus'], 'not available'),
 ], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
 def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, capsys, argv, message):
     (tmp_path / 'taken.json').write_text('mine')
@@ -154,7 +152,7 @@ def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, cap
 def test_images_and_labels_are_checked_first(checkpoint, tmp_path, capsys, monkeypatch, change, message):
     splits = digits_splits()
     change(splits.test)
-    monkeypatch.setattr(adv_validate, 'open_dataset', lambda name, config: splits)
+    monkeypatch.setattr('timm_paf.engine.measurement.open_dataset', lambda name, config: splits)
     assert validate(checkpoint, '--output', str(tmp_path / 'out')) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1 and not (tmp_path / 'out').exists()

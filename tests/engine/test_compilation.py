@@ -1,24 +1,16 @@
 """--torchcompile: what is compiled, how often, and that it changes nothing but the time."""
 import json
 
-import adv_train
-import adv_validate
 import pytest
 import torch
-from tiny_run import FAST, assert_same_result, rows_of, stop_at, weights_of
+from tiny_run import FAST, assert_same_result, open_trainer, rows_of, stop_at, train, weights_of
 from torch._dynamo.utils import counters
 
-import timm_paf.engine.validation as _validation
-from timm_paf.engine.cli import run
-from timm_paf.engine.compilation import CompiledGraphs, piece_size
-from timm_paf.engine.optim import fused_optimizer, make_optimizer
+from timm_paf.engine import Trainer
+from timm_paf.engine import validate as validate_command
+from timm_paf.engine.compilation import CompiledGraphs, micro_batch_size
 
 COMPILED = ['--torchcompile', 'aot_eager']
-
-
-def train(folder, *argv, name='run', model='tiny_smooth'):
-    arguments = [*FAST, '--model', model, '--output', str(folder), '--experiment', name, *argv]
-    return run(lambda: adv_train.prepare(arguments), adv_train.train)
 
 
 def flat(folder, key='state_dict'):
@@ -27,25 +19,24 @@ def flat(folder, key='state_dict'):
 
 def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch, capsys):
     """With all that changes in time or size: warm-up, perturbed weights, averages, partial batches in both splits."""
-    original, counted, strict = _validation.validate, [], torch._dynamo.config.patch(error_on_recompile=True)
+    original, counted, strict = Trainer.validate, [], torch._dynamo.config.patch(error_on_recompile=True)
 
-    def validate(job, stop_asked):
-        checked = original(job, stop_asked)
+    def validate(self):
+        checked = original(self)
         counted.append(counters['stats']['unique_graphs'])
         if len(counted) == 1:
             strict.__enter__()
         return checked
 
-    monkeypatch.setattr(adv_train, 'validate', validate)
+    monkeypatch.setattr(Trainer, 'validate', validate)
     before = counters['stats']['unique_graphs']
-    job = adv_train.prepare([
+    trainer = open_trainer([
         *FAST, '--output', str(tmp_path), '--model', 'tiny_norm', *COMPILED, '--task', 'trades', '--awp-gamma', '0.005',
         '--model-ema', '--eps-warmup-epochs', '2', '--epochs', '3', '--updates-per-epoch', '12', '--batch-size', '120',
         '--synthetic-fraction', '0', '--eval-batch-size', '150'])
-    assert len(job.batches) < 12 and len(job.val) == 180
-    monkeypatch.setattr(adv_train, 'report_robustness', lambda *_: None)
+    assert len(trainer.data) < 12 and len(trainer.val) == 180
     try:
-        adv_train.train(job)
+        trainer.fit()
     finally:
         strict.__exit__(None, None, None)
     assert len(counted) == 3 and counted[0] == counted[2]
@@ -71,7 +62,7 @@ def test_compiled_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     flags = [*COMPILED, '--model-ema', '--updates-per-epoch', '12', '--epochs', '1', '--batch-size', '120',
              '--synthetic-fraction', '0']
     assert train(tmp_path, *flags, name='whole') == 0
-    batches = adv_train.prepare(
+    batches = open_trainer(
         [*FAST, *flags, '--model', 'tiny_smooth', '--output', str(tmp_path)]).batches
     partial = len(batches) - 1
     assert 0 < partial < 12
@@ -93,7 +84,7 @@ def test_validate_gives_the_verdicts_of_the_eager_run(tmp_path):
             '--n-examples', '30', '--eval-batch-size', '100', '--no-trust', '--device', 'cpu', '--output',
             str(tmp_path / name), *more]
         before = CompiledGraphs()
-        assert run(lambda flags=flags: adv_validate.prepare(flags), adv_validate.measure) == 0
+        assert validate_command(flags) == 0
         assert str(before).startswith('compiled graphs: 0') is (name == 'plain')
         report = json.loads((tmp_path / name / 'report.json').read_text())
         found.append([report[part]['correct'] for part in ('clean', 'pgd', 'autoattack')])
@@ -113,42 +104,12 @@ def test_wrong_settings_are_refused(tmp_path, refused, flags, message):
 
 def test_validate_refuses_a_backend_that_is_none(tmp_path, refused):
     argv = ['--checkpoint', 'x', '--torchcompile', 'inductr']
-    refused(run(lambda: adv_validate.prepare(argv), adv_validate.measure), "backend = 'inductr'")
+    refused(validate_command(argv), "backend = 'inductr'")
 
 
-@pytest.mark.parametrize('size, world, pieces, most', [
+@pytest.mark.parametrize('size, world, steps, most', [
     (128, 1, 1, 128), (128, 3, 1, 43), (32, 1, 3, 11), (10, 4, 2, 2)])
-def test_most_images_of_a_piece(size, world, pieces, most):
+def test_most_images_of_a_micro_batch(size, world, steps, most):
     shares = [len(part) for part in torch.arange(size).tensor_split(world)]
-    assert max(len(piece) for share in shares for piece in torch.arange(share).chunk(pieces)) == most
-    assert piece_size(size, world_size=world, pieces=pieces) == most
-
-
-def settings_of(folder, *argv):
-    return adv_train.prepare([*FAST, '--model', 'tiny_smooth', '--output', str(folder), *argv])
-
-
-@pytest.mark.parametrize('flags, expected', [
-    ([], True), (['--no-opt-fused'], False), (['--opt', 'adamw'], True), (['--opt', 'lamb'], None),
-    (['--amp', '--amp-dtype', 'float16'], False), (['--amp'], True), (['--opt', 'lookahead_adam'], True)], ids=str)
-def test_fused_where_it_can_be(tmp_path, flags, expected):
-    job = settings_of(tmp_path, *flags)
-    assert fused_optimizer(job.config) is expected
-    assert job.optimizer.param_groups[0].get('fused') in (expected, expected or None)
-
-
-@pytest.mark.parametrize('opt', ['sgd', 'adamw'])
-def test_fused_step_is_the_plain_one(tmp_path, opt):
-    """In float64 against torch's loop over tensors."""
-    results = []
-    for flag in ('--opt-fused', '--no-opt-fused'):
-        job = settings_of(tmp_path, '--opt', opt, flag, '--weight-decay', '0.1')
-        model = job.task.trainable_module.double()
-        optimizer = make_optimizer(job.config, model)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(3):
-            for parameter in model.parameters():
-                parameter.grad = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-            optimizer.step()
-        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    assert max(len(part) for share in shares for part in torch.arange(share).chunk(steps)) == most
+    assert micro_batch_size(size, world_size=world, steps=steps) == most

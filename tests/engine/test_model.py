@@ -1,8 +1,7 @@
 """Losses, attacks and activations of a run by its flags: each changes what is trained, or gives what it must equal."""
-import adv_train
 import pytest
 import torch
-from test_adv_train_engine import prepared
+from tiny_run import open_trainer, prepared, updated
 
 import timm_paf
 from timm_paf.engine.step import batches_from
@@ -62,11 +61,8 @@ CHANGES = {
 
 def after(folder, *argv, updates=4, **settings):
     """Flat weights after a few updates."""
-    job = prepared(folder, *argv, **settings)
-    job.task.train()
-    for update, batch in enumerate(batches_from(job.batches, 0, updates)):
-        job.updates(batch, update)
-    return torch.cat([p.detach().flatten() for p in job.task.get_trainable_module().parameters()])
+    trainer = updated(prepared(folder, *argv, **settings), updates)
+    return torch.cat([p.detach().flatten() for p in trainer.task.get_trainable_module().parameters()])
 
 
 @pytest.mark.parametrize('base, flags, settings', CHANGES.values(), ids=CHANGES.keys())
@@ -95,18 +91,18 @@ def test_trades_climbs_the_divergence_unless_told_otherwise(tmp_path):
 
 @pytest.mark.parametrize('sharing, modules', [('network', 1), ('stage', 4), ('layer', 7), ('channel', 7)])
 def test_sharing_of_activations(tmp_path, sharing, modules):
-    job = adv_train.prepare([
+    trainer = open_trainer([
         '--model', 'wrn10_2_pssilu', '--act-sharing', sharing, '--output', str(tmp_path), '--num-synthetic', '100'])
-    parameters = timm_paf.paf_parameters(job.task.get_trainable_module())
+    parameters = timm_paf.paf_parameters(trainer.task.get_trainable_module())
     assert len(parameters) == 2 * modules  # two in each of three blocks, and the last one
     assert all((p.numel() > 1) == (sharing == 'channel') for p in parameters.values())
 
 
 def test_the_bound_holds(tmp_path):
-    job = prepared(
+    trainer = prepared(
         tmp_path, '--beta-penalty', '0', '--beta-grad-clip', 'none', '--paf-lr', '100', '--beta-bound', '0.3')
-    for update, batch in enumerate(batches_from(job.batches, 0, 4)):
-        job.updates(batch, update)
-        beta = timm_paf.paf_parameters(job.task.get_trainable_module())['act.beta']
+    for update, batch in enumerate(batches_from(trainer.data, 0, 4)):
+        trainer.step(batch, update)
+        beta = timm_paf.paf_parameters(trainer.task.get_trainable_module())['act.beta']
         assert abs(float(beta.detach())) <= 0.3 + 1e-7
     assert abs(float(beta.detach())) > 0.01

@@ -1,4 +1,4 @@
-"""Networks that train in a second, registered in timm; as a command it is adv_train.py with them."""
+"""Networks that train in a second, registered in timm, and runs of them; as a script it is the command `train`."""
 import os
 import signal
 import subprocess
@@ -11,6 +11,9 @@ from timm.models import register_model
 from torch import nn
 
 import timm_paf
+from timm_paf.engine import Measurement, Trainer, TrainStep, parse_train_config, parse_validate_config
+from timm_paf.engine import train as train_command
+from timm_paf.engine.step import batches_from
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 FAST = [
@@ -45,8 +48,43 @@ def tiny_norm(pretrained=False, num_classes=10, in_chans=1, **kwargs):
     return Tiny(num_classes, in_chans, norm=True)
 
 
+def open_trainer(argv):
+    """The run of a command line, as the command opens it."""
+    return Trainer(parse_train_config(argv))
+
+
+def open_measurement(argv):
+    """The measurement of a command line, as the command opens it."""
+    return Measurement(parse_validate_config(argv))
+
+
+def train(folder, *argv, name='run', model='tiny_smooth'):
+    """Exit status of a short run in folder/name."""
+    return train_command([*FAST, '--model', model, '--output', str(folder), '--experiment', name, *argv])
+
+
+def prepared(folder, *argv, model='tiny_smooth'):
+    """A short run that has not started."""
+    return open_trainer([*FAST, '--model', model, '--output', str(folder), *argv])
+
+
+def updated(trainer, count):
+    """The run after some updates, without an epoch around them."""
+    trainer.task.train()
+    for update, batch in enumerate(batches_from(trainer.data, 0, count)):
+        trainer.step(batch, update)
+    return trainer
+
+
+def trained(folder, *argv, key='state_dict', model='tiny_smooth'):
+    """Flat weights after a run."""
+    name = f'run{len(list(folder.iterdir()))}'
+    assert train(folder, *argv, name=name, model=model) == 0
+    return torch.cat([value.flatten() for value in weights_of(folder / name / 'last.pth.tar', key).values()])
+
+
 def launch(*argv, rank=None, port=None, world_size=2):
-    """A process of adv_train.py with these networks; one of several if a rank is given."""
+    """A process of the command `train` with these networks; one of several if a rank is given."""
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(RECIPES.parent), *sys.path]))
     if rank is not None:
         environment |= dict(
@@ -72,8 +110,7 @@ def wait_for(process, text, timeout=120):
 
 def stop_at(monkeypatch, update, number=signal.SIGTERM):
     """Send this process a signal just after an update of the run that trains in it."""
-    import timm_paf.engine.step as _update
-    original = _update.Updates.__call__
+    original = TrainStep.__call__
 
     def call(self, batch, number_of_update):
         result = original(self, batch, number_of_update)
@@ -81,7 +118,7 @@ def stop_at(monkeypatch, update, number=signal.SIGTERM):
             os.kill(os.getpid(), number)
         return result
 
-    monkeypatch.setattr(_update.Updates, '__call__', call)
+    monkeypatch.setattr(TrainStep, '__call__', call)
 
 
 TIMES = {'train_images_per_second', 'train_data_wait'}
@@ -114,8 +151,4 @@ def assert_same_result(one, other):
 
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(RECIPES))
-    import adv_train
-
-    from timm_paf.engine.cli import run
-    sys.exit(run(adv_train.prepare, adv_train.train))
+    sys.exit(train_command())

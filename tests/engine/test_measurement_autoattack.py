@@ -1,18 +1,18 @@
-"""AutoAttack as a user of the recipe meets it: kept, taken up again, shared between processes."""
+"""AutoAttack in a measurement: saved, resumed, shared between processes."""
 import csv
 import json
 import os
 import subprocess
 import sys
 
-import adv_validate
 import numpy as np
 import pytest
 import timm
 import torch
+from tiny_run import RECIPES
 
 from timm_paf.data import open_dataset
-from timm_paf.engine.cli import run
+from timm_paf.engine import validate as validate_command
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +40,7 @@ def argv(checkpoint, *more):
 
 
 def validate(checkpoint, *more):
-    return run(lambda: adv_validate.prepare(argv(checkpoint, *more)), adv_validate.measure)
+    return validate_command(argv(checkpoint, *more))
 
 
 @pytest.fixture
@@ -72,12 +72,12 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(adv_validate.AttackView, 'progress', interrupt)
+        patch.setattr('timm_paf.engine.progress.AttackView.progress', interrupt)
         assert validate(checkpoint, *more) == 130
     assert sorted(path.name for path in output.iterdir()) == ['autoattack'] and not images.exists()
 
     assert validate(checkpoint, *more) == 2
-    assert 'go on with it with --resume' in capsys.readouterr().err
+    assert 'continue it with --resume' in capsys.readouterr().err
     before = {path: path.read_bytes() for path in (output / 'autoattack').iterdir()}
     capsys.readouterr()
     for change, message in ((['--seed', '5'], 'seed 0 instead of 5'), (['--n-examples', '5'], 'other images')):
@@ -98,10 +98,10 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
 
 
 @pytest.mark.parametrize('more, message', [
-    (['--resume'], 'give the --output folder'), (['--save-adv', 'HERE/old.npz'], 'is there already'),
+    (['--resume'], '--resume needs --output'), (['--save-adv', 'HERE/old.npz'], 'exists already'),
     (['--save-adv', 'HERE/none/adv.npz'], 'no such folder'),
-    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv takes'),
-    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv takes'),
+    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv needs AutoAttack'),
+    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv needs AutoAttack'),
     (['--attack', 'fgsm'], 'expected one of pgd, autoattack'), (['--norm', 'l7'], '--norm'),
     (['--norm', 'linf', '--eps', '8'], 'Did you mean 8/255'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
@@ -136,7 +136,8 @@ def test_torchrun_gives_the_same_report(checkpoint, tmp_path):
         command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)]
         output, images = tmp_path / str(count), tmp_path / f'{count}.npz'
         result = subprocess.run(
-            [*command, adv_validate.__file__, *argv(checkpoint, *more, '--output', output, '--save-adv', images)],
+            [*command, str(RECIPES / 'adv_validate.py'),
+             *argv(checkpoint, *more, '--output', output, '--save-adv', images)],
             capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         assert result.returncode == 0, result.stderr
         assert result.stdout.count('AutoAttack rand') == 1

@@ -1,16 +1,21 @@
-"""Flags that say where images come from, by what both recipes have opened with and without them."""
+"""Images of a run: flags of both commands by what they open, own images, and what is shown while they are opened."""
 import contextlib
+import io
 from types import SimpleNamespace
 
-import adv_train
-import adv_validate
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
-from tiny_run import FAST
+from tiny_run import FAST, open_measurement, open_trainer
+
+from timm_paf.data import MixedBatches, open_archive, to_unit_range
+from timm_paf.engine.config import DataConfig
+from timm_paf.engine.data import as_source, own_splits, reading_bar, source_lines
+from timm_paf.engine.data import open_dataset as open_splits
 
 # images of each class in the splits of the folder
 SPLITS = {'train': 10, 'validation': 4, 'practice': 8, 'holdout': 2, 'exam': 3}
@@ -37,12 +42,12 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def opened(files, tmp_path, monkeypatch):
-    """Runs a recipe up to its beginning; gives the splits that it has opened, and with how many workers."""
-    def start(recipe, argv):
-        seen, original, read = SimpleNamespace(workers=set()), recipe.open_dataset, torch.utils.data.DataLoader.__iter__
+    """Opens a run or a measurement; gives the splits that it has opened, and with how many workers."""
+    def start(command, argv):
+        seen, read = SimpleNamespace(workers=set()), torch.utils.data.DataLoader.__iter__
 
         def open_dataset(*arguments, **more):
-            splits = original(*arguments, **more)
+            splits = open_splits(*arguments, **more)
             seen.train, seen.val, seen.test = splits
             return splits
 
@@ -52,13 +57,14 @@ def opened(files, tmp_path, monkeypatch):
 
         argv = [word.replace('FILES', str(files)) for word in argv]
         with monkeypatch.context() as patch:
-            patch.setattr(recipe, 'open_dataset', open_dataset)
+            for module in ('data', 'measurement'):
+                patch.setattr(f'timm_paf.engine.{module}.open_dataset', open_dataset)
             patch.setattr(torch.utils.data.DataLoader, '__iter__', iterate)
-            patch.setattr(adv_validate, 'load_weights', lambda *_, **__: 'nothing')
-            if recipe is adv_train:
-                recipe.prepare([*FAST, '--synthetic-fraction', '0', '--output', str(tmp_path), *argv])
+            patch.setattr('timm_paf.engine.measurement.load_weights', lambda *_, **__: 'nothing')
+            if command == 'train':
+                open_trainer([*FAST, '--synthetic-fraction', '0', '--output', str(tmp_path), *argv])
             else:
-                recipe.prepare(['--checkpoint', str(files / 'nothing.pth'), '--eps', '0.1', '--device', 'cpu', *argv])
+                open_measurement(['--checkpoint', str(files / 'nothing.pth'), '--eps', '0.1', '--device', 'cpu', *argv])
         return seen
     return start
 
@@ -103,38 +109,38 @@ def words(flags):
     return [word for flag, value in flags.items() for word in (flag, value)]
 
 
-@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
+@pytest.mark.parametrize('command', ['train', 'validate'])
 @pytest.mark.parametrize('observe, before, flags, after', CHANGES.values(), ids=CHANGES.keys())
-def test_the_flag_decides_what_is_opened(opened, recipe, observe, before, flags, after):
+def test_the_flag_decides_what_is_opened(opened, command, observe, before, flags, after):
     for given, expected in ((FOLDER, before), ({**FOLDER, **flags}, after)):
-        assert observe(opened(recipe, [*MODEL, *ARCHIVES, *words(given)])) == expected
+        assert observe(opened(command, [*MODEL, *ARCHIVES, *words(given)])) == expected
 
 
-@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
+@pytest.mark.parametrize('command', ['train', 'validate'])
 @pytest.mark.parametrize('flags', [{'--split-seed': '1'}, {'--crop-pct': '0.5'}], ids=['split-seed', 'crop-pct'])
-def test_the_flag_decides_which_pixels_validation_sees(opened, recipe, flags):
+def test_the_flag_decides_which_pixels_validation_sees(opened, command, flags):
     one, again, other = (
-        pixels(opened(recipe, [*MODEL, *ARCHIVES, *words(given)]).val) for given in (FOLDER, FOLDER, FOLDER | flags))
+        pixels(opened(command, [*MODEL, *ARCHIVES, *words(given)]).val) for given in (FOLDER, FOLDER, FOLDER | flags))
     assert torch.equal(one, again) and one.shape == other.shape and not torch.equal(one, other)
 
 
 def test_every_way_of_cropping_is_another(opened):
-    modes = [training_pixels(opened(adv_train, [*MODEL, *words({**FOLDER, '--train-crop-mode': mode})]))
+    modes = [training_pixels(opened('train', [*MODEL, *words({**FOLDER, '--train-crop-mode': mode})]))
              for mode in ('resize', 'rrc', 'rkrc', 'rkrr', 'rrc')]
     assert torch.equal(modes.pop(), modes[1])
     assert len({tuple(images.flatten().tolist()) for images in modes}) == 4
 
 
-@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
-def test_archives_are_those_named(opened, recipe):
+@pytest.mark.parametrize('command', ['train', 'validate'])
+def test_archives_are_those_named(opened, command):
     argv = [*MODEL, '--dataset', 'FILES/train.npz', '--in-chans', '1', '--val-size', '9', '--num-classes']
     for test, count, classes in (('test', 20, 3), ('more', 30, 5)):
-        seen = opened(recipe, [*argv, str(classes), '--test-data', f'FILES/{test}.npz'])
+        seen = opened(command, [*argv, str(classes), '--test-data', f'FILES/{test}.npz'])
         assert (len(seen.test), seen.train.num_classes) == (count, classes)
 
 
-@pytest.mark.parametrize('recipe', [adv_train, adv_validate], ids=['train', 'validate'])
-def test_a_data_set_is_downloaded_only_when_asked_for(opened, recipe, monkeypatch):
+@pytest.mark.parametrize('command', ['train', 'validate'])
+def test_a_data_set_is_downloaded_only_when_asked_for(opened, command, monkeypatch):
     asked = []
 
     def cifar(root, *, train, download):
@@ -149,5 +155,56 @@ def test_a_data_set_is_downloaded_only_when_asked_for(opened, recipe, monkeypatc
     for flags, downloads in (([], False), (['--dataset-download'], True), (['--no-dataset-download'], False)):
         asked.clear()
         with contextlib.nullcontext() if downloads else pytest.raises(FileNotFoundError, match='--dataset-download'):
-            assert len(opened(recipe, [*argv, *flags]).train) == 30
+            assert len(opened(command, [*argv, *flags]).train) == 30
         assert set(asked) == {downloads}
+
+
+@pytest.mark.parametrize('terminal', [True, False], ids=['terminal', 'file'])
+def test_a_bar_while_an_archive_is_unpacked(tmp_path, terminal):
+    path, out = tmp_path / 'a.npz', io.StringIO()
+    np.savez_compressed(path, image=np.zeros((50, 8, 8, 3), np.uint8), label=np.arange(50) % 10)
+    with reading_bar(Console(file=out, force_terminal=terminal, width=100)) as progress:
+        source = open_archive(path, num_classes=10, mapped=True, cache_dir=tmp_path / 'cache', progress=progress)
+    assert ('unpacking' in out.getvalue()) == terminal
+    lines = list(source_lines(MixedBatches(source, [source], batch_size=4, synthetic_fraction=0.5, seed=0)))
+    for kind, line in zip(('training images', 'synthetic images'), lines, strict=True):
+        assert line.startswith(f'{kind}: a.npz: 50 images 3x8x8 uint8')
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Pairs of an image and a label; image n has pixels n."""
+
+    def __init__(self, convert):
+        self.convert = convert
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return self.convert(np.full((8, 8), index, np.uint8)), index % 4
+
+
+OWN = {
+    'tensors': lambda: (torch.arange(40.)[:, None, None, None].expand(40, 1, 8, 8) / 255, torch.arange(40) % 4),
+    'float64 arrays': lambda: (np.full((40, 1, 8, 8), np.arange(40)[:, None, None, None] / 255), np.arange(40) % 4),
+    'data set of PIL images': lambda: Pairs(Image.fromarray),
+    'data set of tensors': lambda: Pairs(lambda pixels: torch.from_numpy(pixels)[None] / 255),
+}
+
+
+@pytest.mark.parametrize('images', OWN.values(), ids=OWN.keys())
+def test_own_images_become_a_source_and_its_splits(images):
+    source, val, test = own_splits(images(), None, images(), DataConfig(val_size=8))
+    assert (len(source), len(val), len(test), source.num_classes, source.image_shape) == (32, 8, 40, 4, (1, 8, 8))
+    assert val.images.dtype == test.images.dtype == torch.float32
+    held_out, trained = val.images[:, 0, 0, 0], to_unit_range(source.take(torch.arange(32))[0])[:, 0, 0, 0]
+    assert torch.allclose(torch.cat([held_out, trained]).sort().values, torch.arange(40.) / 255)  # disjoint, complete
+    assert torch.equal((held_out * 255).round().long() % 4, val.labels)
+
+
+@pytest.mark.parametrize('images, message', [
+    ((np.zeros((4, 1, 8, 8)),), 'expected .images, labels.'), ((np.zeros((4, 8, 8)), np.zeros(4)), 'own'),
+    ((np.full((4, 1, 8, 8), 255.), np.zeros(4)), 'own')], ids=['labels missing', 'no channels', 'bytes as floats'])
+def test_own_images_that_are_not_as_expected(images, message):
+    with pytest.raises(ValueError, match=message):
+        as_source(images)

@@ -1,0 +1,43 @@
+"""The optimizer of the settings."""
+import pytest
+import torch
+from tiny_run import prepared
+
+from timm_paf.engine.optim import fused_optimizer, make_optimizer
+
+
+def test_optimizer_options(tmp_path):
+    flags = ['--opt', 'adamw', '--opt-eps', '1e-3', '--opt-betas', '0.8', '0.9', '--weight-decay', '0.1']
+    (group,) = prepared(tmp_path, *flags).optimizer.param_groups
+    assert (group['eps'], group['betas'], group['weight_decay']) == (1e-3, (0.8, 0.9), 0.1)
+
+
+def test_layer_decay(tmp_path):
+    trainer = prepared(tmp_path, '--layer-decay', '0.5', model='wrn10_2_relu')
+    assert len({group['lr_scale'] for group in trainer.optimizer.param_groups}) > 2
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ([], True), (['--no-opt-fused'], False), (['--opt', 'adamw'], True), (['--opt', 'lamb'], None),
+    (['--amp', '--amp-dtype', 'float16'], False), (['--amp'], True), (['--opt', 'lookahead_adam'], True)], ids=str)
+def test_fused_where_it_can_be(tmp_path, flags, expected):
+    trainer = prepared(tmp_path, *flags)
+    assert fused_optimizer(trainer.config) is expected
+    assert trainer.optimizer.param_groups[0].get('fused') in (expected, expected or None)
+
+
+@pytest.mark.parametrize('opt', ['sgd', 'adamw'])
+def test_fused_step_is_the_plain_one(tmp_path, opt):
+    """In float64 against torch's loop over tensors."""
+    results = []
+    for flag in ('--opt-fused', '--no-opt-fused'):
+        trainer = prepared(tmp_path, '--opt', opt, flag, '--weight-decay', '0.1')
+        model = trainer.task.trainable_module.double()
+        optimizer = make_optimizer(trainer.config, model)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,78 @@
+"""Schedules of the learning rate."""
+import math
+
+import pytest
+import torch
+from tiny_run import prepared
+from torch import nn
+
+from timm_paf.engine.schedule import OneCycle
+from timm_paf.engine.step import batches_from
+
+
+def rates(folder, *argv, updates=12):
+    """Rate and momentum before each update."""
+    trainer, found = prepared(folder, '--task', 'plain', '--lr', '0.1', *argv), []
+    for update, batch in enumerate(batches_from(trainer.data, 0, updates)):
+        found.append((trainer.optimizer.param_groups[0]['lr'], trainer.optimizer.param_groups[0].get('momentum')))
+        trainer.step(batch, update)
+        if (update + 1) % trainer.updates_per_epoch == 0:
+            trainer.schedule.step((update + 1) // trainer.updates_per_epoch)
+    return found
+
+
+def cosine(start, end, share):
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def test_onecycle_is_that_of_its_formula(tmp_path):
+    found = rates(tmp_path, '--sched', 'onecycle', '--onecycle-pct-start', '0.25')
+    for update, (lr, momentum) in enumerate(found):
+        peak = 0.25 * 12 - 1
+        if update <= peak:
+            expected = cosine(0.1 / 25, 0.1, update / peak), cosine(0.95, 0.85, update / peak)
+        else:
+            share = (update - peak) / (11 - peak)
+            expected = cosine(0.1, 0.1 / 25 / 1e4, share), cosine(0.85, 0.95, share)
+        assert (lr, momentum) == pytest.approx(expected, rel=1e-6)
+
+
+def test_onecycle_by_epochs_and_without_momentum(tmp_path):
+    flags = ['--sched', 'onecycle', '--no-sched-on-updates', '--epochs', '4', '--updates-per-epoch', '3',
+             '--onecycle-momentum', '--onecycle-pct-start', '0.5']
+    found = rates(tmp_path, *flags)
+    assert [found[i][0] for i in range(12)] == [found[i - i % 3][0] for i in range(12)]
+    assert found[3][0] == pytest.approx(0.1) and {momentum for _, momentum in found} == {0.9}
+
+
+@pytest.mark.parametrize('flags, expected', [
+    (['--sched', 'multistep', '--decay-milestones', '1'], [0.1] * 5 + [0.01] * 7),
+    (['--sched', 'multistep', '--decay-milestones', '1', '--decay-rate', '0.5', '--no-sched-on-updates'],
+     [0.1] * 6 + [0.05] * 6),
+    (['--sched', 'step', '--warmup-epochs', '1', '--warmup-lr', '0.04'],
+     [0.04 + 0.01 * i for i in range(6)] + [0.1] * 6),
+    (['--sched', 'cosine', '--min-lr', '0', '--epochs', '1', '--cooldown-epochs', '1'],
+     [cosine(0.1, 0, i / 6) for i in range(6)] + [0.] * 6),
+], ids=['multistep', 'by epochs', 'warm-up', 'cool-down'])
+def test_timms_schedules(tmp_path, flags, expected):
+    """Timm's multistep decays one step before the milestone, as the schedule of Rice et al. does at update scale."""
+    assert [lr for lr, _ in rates(tmp_path, *flags)] == pytest.approx(expected)
+
+
+def test_cool_down_comes_after_the_other_epochs(tmp_path):
+    jobs = [prepared(tmp_path, '--epochs', '3', '--cooldown-epochs', count) for count in ('0', '2')]
+    assert [trainer.epochs for trainer in jobs] == [3, 5]
+
+
+def test_onecycle_can_be_entered_anywhere():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4, momentum=0.9)
+    cycle = OneCycle(
+        optimizer, total=50, on_updates=True, pct_start=0.1, div_factor=25, final_div_factor=1e4,
+        momentum=(0.85, 0.95))
+    along = []
+    for update in range(51):
+        cycle.step_update(update)
+        along.append((optimizer.param_groups[0]['lr'], optimizer.param_groups[0]['momentum']))
+    for update in (30, 3, 50, 0):
+        cycle.step_update(update)
+        assert (optimizer.param_groups[0]['lr'], optimizer.param_groups[0]['momentum']) == along[update]

@@ -1,0 +1,132 @@
+"""The commands `train` and `validate`: command line to settings to a run, with exit statuses."""
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import yaml
+from torch import nn
+
+from timm_paf.activations import paf_parameters
+from timm_paf.engine.cli import parse_config, run
+from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.data import source_lines
+from timm_paf.engine.measurement import Measurement
+from timm_paf.engine.progress import memory
+from timm_paf.engine.resume import RunFinished, settings_of_run
+from timm_paf.engine.step import batches_from
+from timm_paf.engine.trainer import Trainer
+from timm_paf.engine.validate_config import ValidateConfig
+
+__all__ = ['dry_run', 'open_run', 'parse_train_config', 'parse_validate_config', 'train', 'validate']
+
+WARM, MEASURED = 1, 3
+
+
+def parse_train_config(argv: Sequence[str] | None = None, *, description: str = 'Adversarial training.') -> TrainConfig:
+    """Settings of a training run: flags override the YAML file of -c, which overrides the defaults.
+
+    Without -c the embedded digits take the file digits.yaml; other data sets take the defaults.
+
+    Args:
+        argv: Arguments; those of the process if None.
+        description: First line of --help.
+
+    Raises:
+        ValueError: If a flag, key or value is not as expected.
+    """
+    return parse_config(
+        TrainConfig, None if argv is None else list(argv), description=description,
+        default_config=lambda given: 'digits' if given.get('dataset', 'digits') == 'digits' else None,
+        base=settings_of_run)
+
+
+def parse_validate_config(
+        argv: Sequence[str] | None = None, *, description: str = 'Measurement of a checkpoint.') -> ValidateConfig:
+    """Settings of a measurement; see `parse_train_config`."""
+    return parse_config(ValidateConfig, None if argv is None else list(argv), description=description)
+
+
+def open_run(config: TrainConfig) -> Trainer | None:
+    """The run of the settings; None, with a message, if it is finished already.
+
+    Raises:
+        ValueError: If settings, data and model do not fit together.
+        OSError: If files are missing, or the folder cannot be used.
+    """
+    try:
+        return Trainer(config)
+    except RunFinished as finished:
+        if str(finished):  # of several processes one has the message
+            print(finished)
+        return None
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; returns the exit status (0, 1, 2, 3 or 130, see docs/training.md)."""
+    def execute(trainer: Trainer | None) -> None:
+        if trainer is None:
+            return
+        if trainer.config.dry_run:
+            dry_run(trainer)
+            return
+        trainer.fit()
+        if trainer.is_primary:
+            trainer.evaluate()
+
+    return run(lambda: open_run(parse_train_config(argv)), execute)
+
+
+def validate(argv: Sequence[str] | None = None) -> int:
+    """Measure a checkpoint as the command line says; returns the exit status."""
+    return run(
+        lambda: Measurement(parse_validate_config(argv)), lambda measurement: measurement.write(measurement.run()))
+
+
+def dry_run(trainer: Trainer) -> None:
+    """Show settings and sizes of a run, and estimate time and memory from a few updates; writes nothing.
+
+    The updates change the weights of this trainer.
+    """
+    config, batches = trainer.config, trainer.data
+    for line in (
+            yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), '', *source_lines(batches),
+            trainer.description(),
+            *_parameter_lines(trainer.task.trainable_module),
+            f'{trainer.updates_per_epoch * trainer.epochs:,} updates of {config.batch_size} images; a pass over the '
+            f'real images has {len(batches)} updates of {batches.real_per_batch} real and '
+            f'{batches.synthetic_per_batch} synthetic images; {len(trainer.val):,} images to validate on, '
+            f'{len(trainer.test) if trainer.test is not None else 0:,} to test on'):
+        trainer.say(line)
+    trainer.say(trainer.time_estimate(_seconds_per_image(trainer)))
+    trainer.say(f'memory: {memory(trainer.processes.device)}')
+    trainer.processes.close()
+
+
+def _parameter_lines(model: nn.Module) -> list[str]:
+    """Numbers of parameters, and the parameters of the activations if there are few."""
+    pafs = paf_parameters(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [f'{trained:,} trained parameters, {sum(p.numel() for p in pafs.values()):,} parameters of activations']
+    if 0 < len(pafs) <= 8:
+        lines += [
+            f'  {name}: {", ".join(f"{value:g}" for value in p.detach().flatten().tolist()[:4])}'
+            f'{"" if p.requires_grad else " (fixed)"}' for name, p in pafs.items()]
+    return lines
+
+
+def _seconds_per_image(trainer: Trainer) -> float:
+    """Time of a few updates."""
+    device = trainer.processes.device
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    started, images = 0., 0
+    trainer.task.train()
+    for number, batch in enumerate(batches_from(trainer.data, 0, WARM + MEASURED)):
+        if number == WARM:
+            wait()
+            started = time.perf_counter()
+        trainer.step(batch, number)
+        images += len(batch) if number >= WARM else 0
+    wait()
+    return (time.perf_counter() - started) / images
+
+

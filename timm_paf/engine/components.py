@@ -1,0 +1,167 @@
+"""The parts of a training run, opened and checked, and their state."""
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from timm_paf.engine.callbacks import Callback
+from timm_paf.engine.checkpoint import CheckpointFiles, read_run
+from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.data import Images, open_training_data
+from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
+from timm_paf.engine.ema import make_ema
+from timm_paf.engine.loggers import make_loggers
+from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
+from timm_paf.engine.optim import learning_rate, make_optimizer
+from timm_paf.engine.progress import TrainingView, time_estimate
+from timm_paf.engine.resume import RunFinished, find_start
+from timm_paf.engine.schedule import make_schedule
+from timm_paf.engine.state import Progress, data_sizes, load_run_state, run_state
+from timm_paf.engine.step import TrainStep
+
+__all__ = ['Run']
+
+
+class Run:
+    """The parts of a training run: data, model, task, optimizer, schedule, average, files; `Trainer` trains with them.
+
+    Arguments and errors are those of `Trainer`.
+    """
+
+    def __init__(
+            self,
+            config: TrainConfig,
+            *,
+            model: nn.Module | None = None,
+            train: Images | None = None,
+            val: Images | None = None,
+            test: Images | None = None,
+            callbacks: Sequence[Callback] = (),
+            console: Console | None = None,
+    ) -> None:
+        if model is not None and config.model == TrainConfig.model:
+            config = dataclasses.replace(config, model=type(model).__name__)
+        if train is not None and config.dataset == TrainConfig.dataset:
+            config = dataclasses.replace(config, dataset='own data')
+        self.processes = processes = start_processes(config.device)
+        self.console = console or Console()
+        if not processes.is_primary:
+            self.console = Console(quiet=True)
+        self.stop = StopSignals()
+        with peer_failure(processes, 'nothing has been written.'):
+            start = processes.broadcast_object(lambda: find_start(config))
+            if start.finished:
+                processes.close()
+                raise RunFinished(f'{start.folder} is finished; nothing to do.' if processes.is_primary else '')
+            self.folder = start.folder
+            self.config = config = dataclasses.replace(
+                config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
+                experiment=start.folder.name)
+            self.data, self.val, self.test = open_training_data(
+                config, processes, self.console, train=train, val=val, test=test)
+            self.updates_per_epoch = config.updates_per_epoch or len(self.data)
+            torch.manual_seed(config.seed)
+            self._untrained = copy.deepcopy(model)
+            model = prepare_model(config, self._new_model(model), processes)
+            self.task = make_task(config, model, processes, self.updates_per_epoch)
+            self.optimizer = make_optimizer(config, model)
+            self.task.attach_optimizer(self.optimizer)
+            self.schedule, self.epochs = make_schedule(config, self.optimizer, self.updates_per_epoch)
+            # averages the plain model, so it comes before compiling and before DistributedDataParallel
+            self.ema = make_ema(config, self.task, self.epochs * self.updates_per_epoch)
+            start_task(config, self.task, processes)
+            self.step = TrainStep(
+                config, task=self.task, optimizer=self.optimizer, schedule=self.schedule, ema=self.ema,
+                processes=processes)
+            metric = f'eval_{config.eval_metric}'
+            self.files = CheckpointFiles(
+                self.folder, metric=metric, hist=config.checkpoint_hist,
+                raw_metric=f'{metric}_raw' if config.model_ema else None)
+            self.callbacks: list[Callback] = []
+            if processes.is_primary:
+                view = TrainingView(
+                    self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
+                self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
+            self.progress = Progress.start(processes.device)
+            self.notes = list(start.notes)
+            if (path := start.checkpoint) is not None:
+                # of several nodes only the first needs to see the file
+                state = processes.broadcast_object(lambda: read_run(path)) if processes.nodes > 1 else read_run(path)
+                notes = self.load_state_dict(state)
+                self.notes += [f'resuming from {path}: epoch {self.epoch + 1}, update {self.progress.update}', *notes]
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs, which is the number of the epoch in progress, from 0."""
+        return self.progress.epoch
+
+    @property
+    def model(self) -> nn.Module:
+        """The network in training."""
+        return self.task.bare_module
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.processes.is_primary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and training state, for exact resume; tensors are not copied.
+
+        Every process has to call it. The state is complete in process 0 and empty in the others.
+        """
+        return run_state(self.step, self.progress, metric=self.files.metric, sizes=data_sizes(self.data, self.val))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Load the state of a run into this one, which has just been made.
+
+        Args:
+            state: Result of `state_dict`; every process needs it.
+
+        Returns:
+            Reasons why the run may not continue exactly, as lines to show.
+
+        Raises:
+            ValueError: If settings or data differ and `config.resume_changed` is not set, or the state does not fit.
+        """
+        return load_run_state(state, self.step, self.progress, sizes=data_sizes(self.data, self.val))
+
+    def fresh_model(self) -> nn.Module:
+        """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            return self._new_model(copy.deepcopy(self._untrained))
+
+    def description(self) -> str:
+        """The run in one line."""
+        config, data = self.config, self.data
+        parameters = sum(p.numel() for p in self.task.trainable_module.parameters())
+        attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
+        several = f', {self.processes.world_size} processes' if self.processes.is_distributed else ''
+        return (
+            f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images, '
+            f'{data.synthetic_per_batch} of {config.batch_size} per batch synthetic, {self.epochs} epochs of '
+            f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}; settings: '
+            f'{config.config or "defaults"}')
+
+    def time_estimate(self, seconds_per_image: float) -> str:
+        """Time of the rest of the run in words, from the time of one process for one training image."""
+        return time_estimate(
+            self.config, seconds_per_image, updates=self.epochs * self.updates_per_epoch - self.progress.update,
+            world_size=self.processes.world_size, test_images=len(self.test) if self.test is not None else 0)
+
+    def say(self, text: str) -> None:
+        """Pass a line to the callbacks, which show it."""
+        self._notify(lambda callback: callback.on_message(text))
+
+    def _notify(self, call: Callable[[Callback], None]) -> None:
+        for callback in self.callbacks:
+            call(callback)
+
+    def _new_model(self, own: nn.Module | None) -> nn.Module:
+        real = self.data.real
+        return untrained_model(self.config, own, num_classes=real.num_classes, in_chans=real.image_shape[0])

@@ -1,0 +1,319 @@
+"""Images of a run: data sets by name, one's own arrays and data sets, synthetic archives, and the batches of them."""
+import contextlib
+import dataclasses
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from timm_paf._distributed import Processes
+from timm_paf.data import (
+    Augment,
+    DataSplits,
+    ImageSource,
+    ImagesWithout,
+    LabelledImages,
+    MixedBatches,
+    all_labels,
+    cached_synthetic_digits,
+    free_bytes,
+    held_out,
+    open_archives,
+    place_on_device,
+    sample_report,
+    to_unit_range,
+    verify_archive,
+)
+from timm_paf.data import open_dataset as open_splits
+from timm_paf.engine.config import DataConfig, TrainConfig
+
+__all__ = [
+    'DATASETS', 'DatasetImages', 'Images', 'as_source', 'in_memory', 'make_batches', 'memory_budget', 'open_dataset',
+    'open_training_data', 'own_splits', 'source_lines']
+
+DATASETS = ('digits',)
+
+Images: TypeAlias = ImageSource | tuple[Tensor | np.ndarray, Tensor | np.ndarray] | Dataset[Any]
+"""Images with labels: a source, arrays (images, labels), or a map-style `torch.utils.data.Dataset` of pairs."""
+
+
+def open_dataset(name: str, config: DataConfig | None = None, *, console: Console | None = None) -> DataSplits:
+    """Train, validation and test split of a data set; the last two as float32 images.
+
+    Args:
+        name: Name of the data set.
+        config: Its place and its splits; the defaults if None.
+        console: Where to show a bar while an archive is unpacked.
+
+    Raises:
+        ValueError: If there is no such data set, or it is not as expected.
+        FileNotFoundError: If its files are missing.
+    """
+    try:
+        with reading_bar(console) as progress:
+            train, val, test = open_splits(name, (config or DataConfig()).dataset_options(progress))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error}; see --data-dir and --dataset-download.') from error
+    except ValueError as error:
+        end = '' if str(error)[-1:] in '.?' else '.'
+        raise ValueError(f'--dataset = {name!r}: {error}{end}') from error
+    return DataSplits(train, in_memory(val), in_memory(test))
+
+
+class DatasetImages:
+    """A map-style `torch.utils.data.Dataset` as an image source; each batch reads its items when it needs them.
+
+    Args:
+        dataset: Gives pairs (image, label) for indices 0 to len - 1. An image is a tensor (C, H, W) in [0, 1] or
+            uint8, or a PIL image; a label is a class number.
+        num_classes: Number of classes; by default those of `dataset.classes`, else the largest label + 1.
+        name: Name for messages.
+
+    Raises:
+        ValueError: If the data set is empty.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, num_classes: int | None = None, name: str = 'own data') -> None:
+        self.dataset = dataset
+        self.name = name
+        count = len(cast(Any, dataset))
+        if not count:
+            raise ValueError(f'{name}: the data set is empty; expected at least one image.')
+        labels = getattr(dataset, 'targets', None)
+        if labels is None:
+            labels = [int(dataset[index][1]) for index in range(count)]
+        self.labels = torch.as_tensor(labels).long()
+        self.num_classes = _class_count(self.labels, num_classes or len(getattr(dataset, 'classes', ())) or None)
+        _, channels, height, width = self.take(torch.zeros(1, dtype=torch.int64))[0].shape
+        self.image_shape = channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W), uint8 or float32, and labels (B,) int64 at `indices` (B,)."""
+        items = [self.dataset[index] for index in indices.tolist()]
+        return torch.stack([_pixels(image) for image, _ in items]), torch.tensor([int(label) for _, label in items])
+
+
+def _pixels(image: Any) -> Tensor:
+    """Pixels (C, H, W) of a tensor, an array or a PIL image."""
+    if isinstance(image, Tensor):
+        return image if image.dtype == torch.uint8 else image.float()
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _class_count(labels: Tensor, num_classes: int | None) -> int:
+    return num_classes or (labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)
+
+
+def as_source(images: Images, *, num_classes: int | None = None, name: str = 'own data') -> ImageSource:
+    """One's own images as an image source.
+
+    Args:
+        images: An image source, arrays (images, labels), or a map-style data set. Arrays of images are
+            (N, C, H, W), uint8 or float in [0, 1]; labels are class numbers (N,) or probabilities (N, K).
+        num_classes: Number of classes; by default as in the data, or the largest label + 1.
+        name: Name for messages.
+
+    Raises:
+        ValueError: If images or labels are not as expected.
+    """
+    if isinstance(images, Dataset):
+        return DatasetImages(images, num_classes=num_classes, name=name)
+    if not isinstance(images, tuple):
+        return images
+    if len(images) != 2:
+        raise ValueError(f'{name}: got a tuple of {len(images)}; expected (images, labels).')
+    pixels, labels = (torch.as_tensor(values) for values in images)
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+    labels = labels.float() if labels.ndim == 2 else labels.long()
+    return LabelledImages(pixels, labels, _class_count(labels, num_classes), name)
+
+
+def in_memory(source: ImageSource) -> LabelledImages:
+    """The images as float32 in memory, as measurements need them."""
+    if not isinstance(source, LabelledImages):
+        images, labels = source.take(torch.arange(len(source)))
+        source = LabelledImages(images, labels, source.num_classes, source.name)
+    return dataclasses.replace(source, images=to_unit_range(source.images))
+
+
+def own_splits(
+        train: Images,
+        val: Images | None,
+        test: Images | None,
+        config: DataConfig,
+) -> tuple[ImageSource, LabelledImages, LabelledImages | None]:
+    """Splits of one's own images; without `val`, `config.val_size` training images are held out.
+
+    Raises:
+        ValueError: If the images are not as expected.
+    """
+    source = as_source(train, num_classes=config.num_classes, name='own training images')
+
+    def measured(images: Images, name: str) -> LabelledImages:
+        return in_memory(as_source(images, num_classes=source.num_classes, name=name))
+
+    tested = None if test is None else measured(test, 'own test images')
+    if val is not None:
+        return source, measured(val, 'own validation images'), tested
+    chosen = held_out(all_labels(source), config.val_size, seed=config.split_seed)
+    images, labels = source.take(chosen)
+    return (
+        ImagesWithout(source, chosen, name=source.name),
+        in_memory(LabelledImages(images, labels, source.num_classes, 'held-out images')), tested)
+
+
+def open_training_data(
+        config: TrainConfig,
+        processes: Processes,
+        console: Console,
+        *,
+        train: Images | None = None,
+        val: Images | None = None,
+        test: Images | None = None,
+) -> tuple[MixedBatches, LabelledImages, LabelledImages | None]:
+    """Batches to train on, validation images and test images, of `config.dataset` or of one's own images.
+
+    Raises:
+        ValueError: If data or settings are not as expected.
+        FileNotFoundError: If files are missing.
+    """
+    splits: tuple[ImageSource, LabelledImages, LabelledImages | None]
+    synthetic: list[ImageSource] = []
+    with processes.rank_zero_first():
+        if train is None:
+            named = open_dataset(config.dataset, config, console=console)
+            splits = (
+                named.train, named.val if val is None else in_memory(as_source(val)),
+                named.test if test is None else in_memory(as_source(test)))
+        else:
+            splits = own_splits(train, val, test, config)
+        if config.synthetic_fraction:
+            synthetic = open_synthetic(config, splits[0], console)
+    if config.verify_data and processes.is_primary:
+        verify([*([splits[0]] if Path(config.dataset).exists() else []), *synthetic], console)
+    return make_batches(config, splits[0], synthetic, processes), *splits[1:]
+
+
+def open_synthetic(config: TrainConfig, real: ImageSource, console: Console) -> list[ImageSource]:
+    """The sources of synthetic images, with the classes and channels of the real ones.
+
+    A path with * or ? names the parts of one source; 'generated' makes digits from the training split.
+    Without `--synthetic-weights` all paths are one source.
+
+    Raises:
+        ValueError: If a path is no archive, or 'generated' comes with a data set other than the digits.
+        FileNotFoundError: If a file is missing or a pattern matches none.
+    """
+    groups: list[list[str]] = []
+    for path in config.synthetic:
+        if path == 'generated':
+            if config.dataset != 'digits':
+                raise ValueError(
+                    f'--synthetic generated makes digits, not {config.dataset}; make an archive with '
+                    f'recipes/make_synthetic.py and give its path.')
+            groups.append([str(cached_synthetic_digits(config.num_synthetic))])
+        elif glob.has_magic(path) and not Path(path).exists():
+            groups.append(sorted(glob.glob(path)))
+            if not groups[-1]:
+                raise FileNotFoundError(f'--synthetic {path}: no file fits this pattern.')
+        else:
+            groups.append([path])
+    if groups and not config.synthetic_weights:
+        groups = [[path for group in groups for path in group]]
+    with reading_bar(console) as progress:
+        return [
+            open_archives(group, num_classes=real.num_classes, channels=real.image_shape[0], progress=progress)
+            for group in groups]
+
+
+def make_batches(
+        config: TrainConfig, real: ImageSource, synthetic: Sequence[ImageSource], processes: Processes) -> MixedBatches:
+    """Mixed batches for one process, with images on the device where the settings allow it.
+
+    Raises:
+        ValueError: If settings and images do not fit together.
+    """
+    budget = memory_budget(config.data_on_device_budget, processes.device)
+    sources = [real, *synthetic]
+    if config.data_on_device != 'no':
+        sources = place_on_device(
+            sources, processes.device, budget=budget, required=config.data_on_device == 'yes')
+    return MixedBatches(
+        sources[0], sources[1:], batch_size=config.batch_size, synthetic_fraction=config.synthetic_fraction or 0.,
+        seed=config.seed, synthetic_weights=config.synthetic_weights or None, real_augment=config.augment(),
+        synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
+        smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, rank=processes.rank,
+        world_size=processes.world_size, device=processes.device)
+
+
+def memory_budget(text: str, device: torch.device) -> int:
+    """Bytes of '25%' of the device's free memory, or of '4' GiB.
+
+    Raises:
+        ValueError: If the text is neither.
+    """
+    try:
+        share = text.endswith('%')
+        number = float(text.removesuffix('%'))
+        if not 0 <= number < float('inf') or (share and number > 100):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f'--data-on-device-budget = {text!r}: expected a number of GiB such as 4, or a share of the free memory '
+            f'such as 25%.') from None
+    return int(number / 100 * free_bytes(device)) if share else int(number * 2**30)
+
+
+def verify(sources: Sequence[ImageSource], console: Console) -> None:
+    """Read archives completely and check every image and label.
+
+    Raises:
+        ValueError: At the first fault; the message names its place.
+    """
+    for source in sources:
+        with console.status(f'checking {source.name}') as status:
+            def progress(what: str, done: int, total: int) -> None:
+                status.update(f'checking {what}: {done}/{total}')
+
+            verify_archive(source, progress=progress)
+
+
+@contextlib.contextmanager
+def reading_bar(console: Console | None) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar while archives are unpacked, on a terminal; yields the `progress` argument of `open_archive`."""
+    if console is None or not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn('left'),
+        console=console, transient=True,
+    ) as progress:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield show
+
+
+def source_lines(batches: MixedBatches) -> Iterator[str]:
+    """One line per source with a sample of its content, so that a wrong file is noticed before hours of training."""
+    synthetic = batches.synthetic or ()
+    sources = [synthetic] if not isinstance(synthetic, Sequence) else synthetic
+    for kind, source in (('training images', batches.real), *(('synthetic images', source) for source in sources)):
+        if report := sample_report(source):
+            yield f'{kind}: {source.name}: {report}'

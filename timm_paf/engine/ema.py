@@ -1,0 +1,52 @@
+"""Exponential moving average of the weights."""
+import math
+from typing import cast
+
+from timm.task import TrainingTask
+from timm.utils import ModelEmaV3
+
+from timm_paf.engine.config import TrainConfig
+
+__all__ = ['EMA', 'make_ema']
+
+
+class EMA:
+    """timm's ModelEmaV3 with the decay of Gowal et al. (arXiv 2010.03593).
+
+    Over the first `copied` updates the average is a copy of the weights. After n more its decay is `decay`, or with
+    `warmup` min(decay, (1 + n) / (10 + n)). Buffers, such as BatchNorm's statistics, are always copied.
+
+    Args:
+        task: The task whose model is averaged.
+        decay: Share of the old average that stays, 0 to below 1.
+        warmup: See above.
+        copied: See above.
+    """
+
+    def __init__(self, task: TrainingTask, *, decay: float, warmup: bool, copied: int) -> None:
+        self.task = task
+        self.decay = decay
+        self.warmup = warmup
+        self.copied = copied
+        self.average = cast(ModelEmaV3, task.setup_ema(decay=decay, exclude_buffers=True))
+
+    def decay_at(self, update: int) -> float:
+        """Decay after an update, counted from 0."""
+        n = update - self.copied
+        if n < 0:
+            return 0.
+        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+
+    def update(self, update: int) -> None:
+        """Average the weights after an update, counted from 0."""
+        self.average.decay = self.decay_at(update)
+        self.task.update_ema()
+
+
+def make_ema(config: TrainConfig, task: TrainingTask, total_updates: int) -> EMA | None:
+    """The average of the settings; None without --model-ema."""
+    if not config.model_ema:
+        return None
+    return EMA(
+        task, decay=config.model_ema_decay, warmup=config.model_ema_warmup,
+        copied=math.ceil(config.model_ema_copy * total_updates))

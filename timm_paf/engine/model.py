@@ -1,0 +1,123 @@
+"""The network of a run, its training attack and its task."""
+import difflib
+import inspect
+from typing import Any
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm, set_reentrant_ckpt
+from timm.utils import random_seed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import timm_paf  # noqa: F401  (registers the models)
+from timm_paf._distributed import Processes
+from timm_paf.activations import fix_parameters
+from timm_paf.attacks import PGD
+from timm_paf.data import derive_seed
+from timm_paf.engine.cli import assignments
+from timm_paf.engine.compilation import compile_settings, micro_batch_size
+from timm_paf.engine.config import TrainConfig
+from timm_paf.models import load_weights
+from timm_paf.tasks import AdversarialTrainingTask, create_task
+
+__all__ = ['build_model', 'make_task', 'prepare_model', 'start_task', 'untrained_model']
+
+
+def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) -> nn.Module:
+    """Create a model by its name in timm's registry.
+
+    Args:
+        name: Name, such as 'resnet18_pssilu'.
+        num_classes: Number of classes.
+        in_chans: Number of image channels.
+        **kwargs: Further arguments of the model.
+
+    Raises:
+        ValueError: If timm knows no such model (the message names similar ones), or it takes no such argument.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f'did you mean {" or ".join(near)}?' if near else 'timm.list_models("*_pssilu") lists ours.'
+        raise ValueError(f'--model = {name!r}: timm knows no such model; {hint}')
+    try:
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
+
+
+def untrained_model(config: TrainConfig, own: nn.Module | None, *, num_classes: int, in_chans: int) -> nn.Module:
+    """The network that training starts from, on the CPU: `own`, changed in place, or `config.model`.
+
+    Raises:
+        ValueError: If the model cannot be built, or a setting does not fit it.
+    """
+    model = build_model(
+        config.model, num_classes=num_classes, in_chans=in_chans, **config.model_arguments()) if own is None else own
+    if config.initial_checkpoint is not None:
+        load_weights(model, config.initial_checkpoint)
+    if config.act_fixed:
+        try:
+            fix_parameters(model, assignments(config.act_fixed, '--act-fixed'))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'--act-fixed {" ".join(config.act_fixed)}: {error}') from None
+    return model
+
+
+def prepare_model(config: TrainConfig, model: nn.Module, processes: Processes) -> nn.Module:
+    """The network on the device, with gradient checkpointing, SyncBatchNorm and memory format as the settings say.
+
+    Raises:
+        ValueError: If the model does not support a setting.
+    """
+    if config.grad_checkpointing:
+        try:
+            set_reentrant_ckpt(False)  # reentrant checkpointing and a shared activation exclude each other under DDP
+            enable: Any = model.set_grad_checkpointing  # timm's models have it
+            enable(True)
+        except (AttributeError, AssertionError) as error:
+            raise ValueError(f'--grad-checkpointing: {config.model} does not support it ({error}).') from None
+    if config.sync_bn:
+        if not processes.is_distributed or processes.device.type == 'cpu':
+            raise ValueError('--sync-bn is for several processes on GPUs; start them with torchrun, or leave it out.')
+        model = convert_sync_batchnorm(model)
+    model.to(processes.device)
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
+
+
+def make_task(
+        config: TrainConfig, model: nn.Module, processes: Processes, updates_per_epoch: int) -> AdversarialTrainingTask:
+    """The task, which computes the loss of a batch; each process draws its own random starts of the attack."""
+    attack = PGD(
+        eps=config.eps, norm=config.norm, step_size=config.attack_step_size, steps=config.attack_steps,
+        step_rule=config.attack_step_rule, mode=config.attack_mode, random_start=config.attack_random_start,
+        loss=config.attack_loss or ('kl' if config.task == 'trades' else 'ce'),
+        seed=config.seed if processes.is_primary else derive_seed('attack', config.seed, processes.rank),
+        compile=compile_settings(config, micro_batch_size(
+            config.batch_size, world_size=processes.world_size, steps=config.grad_accum_steps)))
+    return create_task(
+        config.task, model, attack, options=config.task_options(updates_per_epoch), device=processes.device)
+
+
+def start_task(config: TrainConfig, task: AdversarialTrainingTask, processes: Processes) -> None:
+    """Compile the model of a task if asked, and let several processes average their gradients.
+
+    BatchNorm's running statistics stay local to each process until validation.
+
+    Raises:
+        ValueError: If torch knows no such backend.
+    """
+    if config.torchcompile is not None:
+        try:
+            # one graph per batch size: with symbolic sizes, the result of a batch depends on the batches before it
+            task.compile(backend=config.torchcompile, mode=config.torchcompile_mode, dynamic=False)
+        except RuntimeError as error:  # only about names; torch compiles later
+            raise ValueError(f'--torchcompile {config.torchcompile}: {error}') from None
+    if processes.is_distributed:
+        known = inspect.signature(DistributedDataParallel).parameters
+        keep_buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'  # torch<2.14
+        devices = [processes.local_rank] if processes.device.type == 'cuda' else None
+        task.prepare_distributed(device_ids=devices, **{keep_buffers: False})
+        random_seed(config.seed, processes.rank)

@@ -1,0 +1,102 @@
+"""Learning rate schedules of timm, and torch's one-cycle schedule in the same form."""
+import warnings
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler import create_scheduler_v2
+from torch.optim.lr_scheduler import OneCycleLR
+
+from timm_paf.engine.config import TrainConfig
+
+__all__ = ['OneCycle', 'Schedule', 'make_schedule']
+
+
+class Schedule(Protocol):
+    """A schedule as timm writes them: a function of the number of updates or epochs, without a state to save."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rate for the update after the first `num_updates`."""
+
+    def step(self, epoch: int) -> None:
+        """Set the rate for an epoch, counted from 0."""
+
+
+def make_schedule(
+        config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Schedule | None, int]:
+    """The schedule of the settings (None for 'none'), and the number of epochs with it, cool-down included.
+
+    Raises:
+        ValueError: If there is no such schedule, or it is not supported.
+    """
+    if config.sched == 'plateau':
+        raise ValueError('--sched plateau follows the validation and is not supported; try multistep.')
+    if config.sched == 'onecycle':
+        return OneCycle(
+            optimizer, total=config.epochs * (updates_per_epoch if config.sched_on_updates else 1),
+            on_updates=config.sched_on_updates, pct_start=config.onecycle_pct_start,
+            div_factor=config.onecycle_div_factor, final_div_factor=config.onecycle_final_div_factor,
+            momentum=config.onecycle_momentum), config.epochs
+    # timm's multistep moves one step before its milestones: negligible for an update, but not for an epoch
+    milestones = [milestone if config.sched_on_updates else milestone + 1 for milestone in config.decay_milestones]
+    schedule, epochs = create_scheduler_v2(
+        optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr, min_lr=config.min_lr, cooldown_epochs=config.cooldown_epochs,
+        decay_epochs=config.decay_epochs, decay_milestones=milestones, decay_rate=config.decay_rate,
+        step_on_epochs=not config.sched_on_updates, updates_per_epoch=updates_per_epoch)
+    if schedule is None and config.sched != 'none':
+        raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')
+    return schedule, epochs
+
+
+class OneCycle:
+    """torch's OneCycleLR in the form of timm's schedules: it is passed the position in the run and counts no calls.
+
+    The rate rises from lr / div_factor to lr over the first `pct_start` of the run and falls to its start divided by
+    `final_div_factor`, along half cosines; momentum moves the other way (Rebuffi et al., arXiv 2103.01946, whose code
+    moves it once per epoch).
+
+    Args:
+        optimizer: The learning rates of its groups are the highest ones.
+        total: Number of updates, or epochs, of the run.
+        on_updates: Whether `total` counts updates.
+        pct_start: Share of the run in which the rate rises, 0 to 1.
+        div_factor: See above.
+        final_div_factor: See above.
+        momentum: Lowest and highest momentum; empty leaves momentum unchanged.
+    """
+
+    def __init__(
+            self,
+            optimizer: torch.optim.Optimizer,
+            *,
+            total: int,
+            on_updates: bool,
+            pct_start: float,
+            div_factor: float,
+            final_div_factor: float,
+            momentum: tuple[float, ...],
+    ) -> None:
+        cycled: dict[str, Any] = {'cycle_momentum': False}
+        if momentum:
+            cycled = dict(base_momentum=momentum[0], max_momentum=momentum[1])
+        self.total = total
+        self.on_updates = on_updates
+        self.torch = OneCycleLR(
+            optimizer, max_lr=[group['lr'] * group.get('lr_scale', 1.) for group in optimizer.param_groups],
+            total_steps=total, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor, **cycled)
+
+    def step_update(self, num_updates: int) -> None:
+        """Set rate and momentum for the update after the first `num_updates`."""
+        if self.on_updates:
+            self._move(num_updates)
+
+    def step(self, epoch: int) -> None:
+        """Set rate and momentum for an epoch, counted from 0."""
+        if not self.on_updates:
+            self._move(epoch)
+
+    def _move(self, position: int) -> None:
+        self.torch.last_epoch = min(position, self.total - 1) - 1
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch warns about a schedule that starts in the middle
+            self.torch.step()
