@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from timm_paf._files import file_sha256
 from timm_paf.attacks import PGD, ThreatModel, check_images
 from timm_paf.data import LabelledImages
 from timm_paf.data.files import whole_file
@@ -22,7 +23,6 @@ from timm_paf.evaluation import (
     check_trust,
     corruption_accuracy,
     curve_radius,
-    file_sha256,
     robustbench_info,
     robustbench_obstacles,
     robustness_curve,

@@ -12,9 +12,9 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_paf._versions import library_versions
 from timm_paf.data.files import whole_file
 from timm_paf.engine.config import INCIDENTAL, plain
-from timm_paf.evaluation import library_versions
 
 __all__ = ['Progress', 'capture', 'changed_settings', 'restore', 'write_summary']
 
