@@ -129,12 +129,12 @@ def _parameters_png(rows: Sequence[Row]) -> bytes:
 def _lines(axes: 'Axes', rows: Sequence[Row], names: Mapping[str, str], *, ylabel: str) -> None:
     """Draw columns of the summary by epoch; missing and infinite values are left out."""
     for number, (name, label) in enumerate(names.items()):
-        points = [(row['epoch'] + 1, row[name]) for row in rows if row.get(name) is not None]
-        points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
-        if points:
+        values = {row['epoch'] + 1: row[name] for row in rows if row.get(name) is not None}
+        finite = {epoch: value for epoch, value in values.items() if math.isfinite(value)}
+        if finite:
             axes.plot(
-                *zip(*points, strict=True), label=label, color=COLOURS[number % 4], marker=MARKERS[number % 4],
-                markersize=4, markevery=max(1, len(points) // 12))
+                list(finite), list(finite.values()), label=label, color=COLOURS[number % 4],
+                marker=MARKERS[number % 4], markersize=4, markevery=max(1, len(finite) // 12))
     axes.locator_params(axis='x', integer=True)
     axes.set(xlabel='epoch', ylabel=ylabel)
     if len(names) > 1:

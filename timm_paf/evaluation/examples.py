@@ -10,7 +10,7 @@ from timm_paf.evaluation.correct import Attack, model_device
 __all__ = ['Example', 'adversarial_examples']
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Example:
     """An image and its attacked version.
 
@@ -60,8 +60,5 @@ def adversarial_examples(
         x_adv = attack(model, x, y, **({} if seeds is None else {'seeds': seeds[:n].to(device)}))
         clean, attacked = model(x).argmax(1).tolist(), model(x_adv).argmax(1).tolist()
     return tuple(
-        Example(
-            original=original, adversarial=adversarial, label=label, clean_prediction=before, prediction=after,
-            attack=title)
-        for original, adversarial, label, before, after in
+        Example(original, adversarial, label, before, after, title) for original, adversarial, label, before, after in
         zip(x.float().cpu(), x_adv.float().cpu(), y.tolist(), clean, attacked, strict=True))

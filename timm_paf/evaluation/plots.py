@@ -3,6 +3,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from timm_paf.evaluation.accuracy import Accuracy
 from timm_paf.evaluation.corruptions import CorruptionReport
 from timm_paf.evaluation.curves import ClassAccuracy, RobustnessCurve
@@ -29,8 +31,9 @@ def curve_png(curve: RobustnessCurve) -> bytes:
     lines = [('s--', _ORANGE, f'{curve.attack} at this eps only', alone)] if alone else []
     lines.append(('o-', _BLUE, 'at this or a smaller eps', [point.worst for point in curve.points]))
     for style, colour, label, accuracies in lines:
-        axes.plot(eps, [accuracy.percent for accuracy in accuracies], style, color=colour, label=label)
-        axes.fill_between(eps, *_intervals(accuracies), color=colour, alpha=0.15, linewidth=0)
+        percents, ends = _percents(accuracies)
+        axes.plot(eps, percents, style, color=colour, label=label)
+        axes.fill_between(eps, *ends, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=f'{curve.norm} eps', ylabel='accuracy, %', ylim=(-2, 102))
     axes.set_xticks(eps, [point.eps for point in curve.points], rotation=30 if len(eps) > 8 else 0)
     axes.legend(frameon=False)
@@ -40,16 +43,14 @@ def curve_png(curve: RobustnessCurve) -> bytes:
 def class_png(by_class: Sequence[ClassAccuracy]) -> bytes:
     """Clean and robust accuracy per class, with 95 % intervals."""
     figure, (axes,) = new_figure(7, 3.2)
+    places = np.arange(len(by_class))
     for offset, colour, label in ((-0.2, _BLUE, 'clean'), (0.2, _ORANGE, 'robust')):
-        accuracies: list[Accuracy] = [getattr(entry, label) for entry in by_class]
-        percents, (low, high) = [accuracy.percent for accuracy in accuracies], _intervals(accuracies)
-        errors = [[p - end for p, end in zip(percents, low, strict=True)],
-                  [end - p for p, end in zip(percents, high, strict=True)]]
+        percents, ends = _percents([getattr(entry, label) for entry in by_class])
         axes.bar(
-            [place + offset for place in range(len(by_class))], percents, 0.4, color=colour, label=label, yerr=errors,
-            ecolor='0.4', capsize=2)
+            places + offset, percents, 0.4, color=colour, label=label, yerr=abs(ends - percents), ecolor='0.4',
+            capsize=2)
     if len(by_class) <= 20:
-        axes.set_xticks(range(len(by_class)), [str(entry.label) for entry in by_class])
+        axes.set_xticks(places, [str(entry.label) for entry in by_class])
     axes.set(xlabel='class', ylabel='accuracy, %', ylim=(0, 105))
     figure.legend(frameon=False, ncols=2, loc='outside upper center')
     return png(figure)
@@ -58,13 +59,12 @@ def class_png(by_class: Sequence[ClassAccuracy]) -> bytes:
 def corruption_png(report: CorruptionReport) -> bytes:
     """Accuracy by corruption and severity, as a map."""
     names = list(report.accuracies)
+    values = np.array([[cell.percent for cell in report.accuracies[name]] for name in names])
     figure, (axes,) = new_figure(6, 0.9 + 0.28 * len(names))
-    values = [[cell.percent for cell in report.accuracies[name]] for name in names]
     axes.imshow(values, vmin=0, vmax=100, cmap='viridis', aspect='auto')
-    for row, cells in enumerate(values):
-        for column, value in enumerate(cells):
-            axes.text(column, row, f'{value:.0f}', ha='center', va='center', color='white' if value < 60 else 'black')
-    axes.set_xticks(range(len(values[0])), [str(severity + 1) for severity in range(len(values[0]))])
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, f'{value:.0f}', ha='center', va='center', color='white' if value < 60 else 'black')
+    axes.set_xticks(range(values.shape[1]), [str(1 + severity) for severity in range(values.shape[1])])
     axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
     axes.set(xlabel='severity')
     axes.grid(False)
@@ -72,16 +72,7 @@ def corruption_png(report: CorruptionReport) -> bytes:
 
 
 def new_figure(width: float, height: float, panels: int = 1) -> tuple['Figure', Sequence['Axes']]:
-    """A figure with a grid that pyplot does not manage, and the axes of its panels from left to right.
-
-    Args:
-        width: In inches.
-        height: In inches.
-        panels: Number of panels.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """A figure of this size in inches, unknown to pyplot, and the axes of its panels from left to right."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -101,9 +92,7 @@ def png(figure: 'Figure') -> bytes:
     return stream.getvalue()
 
 
-def _intervals(accuracies: Sequence[Accuracy]) -> tuple[list[float], list[float]]:
-    """Lower and upper ends of the 95 % intervals, in percent."""
-    ends = [accuracy.interval() for accuracy in accuracies]
-    return (
-        [min(100 * low, accuracy.percent) for (low, _), accuracy in zip(ends, accuracies, strict=True)],
-        [max(100 * high, accuracy.percent) for (_, high), accuracy in zip(ends, accuracies, strict=True)])
+def _percents(accuracies: Sequence[Accuracy]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracies (N,), and lower and upper ends of their 95 % intervals (2, N), in percent."""
+    ends = np.transpose([accuracy.interval() for accuracy in accuracies])
+    return np.array([accuracy.percent for accuracy in accuracies]), 100 * ends
