@@ -6,7 +6,7 @@
 """
 import sys
 
-from timm_paf._versions import versions
+from timm_paf._versions import device_names, library_versions
 
 USAGE = 'usage: python -m timm_paf [train|validate] [flags]'
 
@@ -22,8 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        for name, version in versions().items():
+        for name, version in library_versions().items():
             print(f'{name} {version}')
+        print('devices:', '; '.join(device_names()))
         return 0
     command, *flags = argv
     if command in ('train', 'validate'):

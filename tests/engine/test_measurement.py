@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
+from timm_paf._files import file_sha256
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
 from timm_paf.engine import validate as validate_command
-from timm_paf.evaluation import file_sha256
 
 ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',
          '--robustbench-authors', 'A B, C D', '--robustbench-venue', 'arXiv, Oct 2021',

@@ -1,10 +1,10 @@
-"""Networks that hide their gradients in the ways that have fooled evaluations."""
+"""Networks with masked gradients, of the kinds that have misled evaluations."""
 import torch
 from torch import nn
 
 
 class Round(torch.autograd.Function):
-    """Rounds; has a gradient, which is zero."""
+    """Rounds; its gradient is zero."""
 
     @staticmethod
     def forward(ctx, x):
@@ -16,7 +16,7 @@ class Round(torch.autograd.Function):
 
 
 class Quantised(nn.Module):
-    """Pixels rounded to a few levels in front of a network."""
+    """A network after rounding of the pixels to a few levels."""
 
     def __init__(self, network, levels=8):
         super().__init__()
@@ -48,7 +48,7 @@ class SignFeatures(nn.Module):
 
 
 class Saturated(nn.Module):
-    """Logits times a number at which softmax is 0 and 1 exactly."""
+    """Logits times a factor at which softmax is exactly 0 or 1."""
 
     def __init__(self, network, scale=1e5):
         super().__init__()
@@ -59,7 +59,7 @@ class Saturated(nn.Module):
 
 
 class Noisy(nn.Module):
-    """Random noise on the pixels at every pass."""
+    """Random noise on the pixels in every pass."""
 
     def __init__(self, network, sigma=0.2):
         super().__init__()
@@ -70,7 +70,7 @@ class Noisy(nn.Module):
 
 
 class Detached(nn.Module):
-    """A step outside of autograd, as a call of another library would be."""
+    """An operation outside of autograd, like a call of another library."""
 
     def __init__(self, network):
         super().__init__()
@@ -81,7 +81,7 @@ class Detached(nn.Module):
 
 
 class NaNSlope(nn.Module):
-    """A root whose slope at 0 is infinite, times 0."""
+    """Adds 0 times a root whose slope at 0 is infinite."""
 
     def __init__(self, network):
         super().__init__()
@@ -92,7 +92,7 @@ class NaNSlope(nn.Module):
 
 
 class Shattered(nn.Module):
-    """A fast ripple on the pixels: gradients are there, and point nowhere."""
+    """A fast ripple on the pixels: gradients exist but do not point to adversarial images."""
 
     def __init__(self, network, amplitude=0.02, frequency=3000.):
         super().__init__()

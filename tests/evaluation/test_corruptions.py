@@ -53,7 +53,7 @@ def test_every_cell_is_counted(tmp_path, repeated):
     assert report.to_dict()['correct'] == report.mean.correct
 
 
-def test_the_benchmarks_mean_leaves_the_extra_ones_out(tmp_path):
+def test_mean_is_over_the_benchmark_only(tmp_path):
     make(tmp_path, [*BENCHMARK_CORRUPTIONS, 'spatter'][::-1], n=24)  # spatter is the least corrupted
     report = corruption_accuracy(Brightness(), CorruptionArchive(tmp_path))
     assert report.averaged == BENCHMARK_CORRUPTIONS and len(report.accuracies) == 16
@@ -67,7 +67,7 @@ def test_first_images_of_each_severity(tmp_path):
         Accuracy(8 - max(0, severity - 4), 8) for severity in range(1, 6)]
 
 
-def test_archives_are_not_read_whole(tmp_path):
+def test_archives_are_memory_mapped(tmp_path):
     shape = (5 * 40_000, 32, 32, 3)  # 614 MB, of which nothing is on the disk
     np.lib.format.open_memmap(tmp_path / 'fog.npy', 'w+', np.uint8, shape).flush()
     np.save(tmp_path / 'labels.npy', np.zeros(40_000, np.uint8))
@@ -103,5 +103,5 @@ def test_damage_is_named(tmp_path, damage, error, message):
 def test_labels_beyond_the_models_classes(tmp_path):
     make(tmp_path, ['fog'])
     np.save(tmp_path / 'labels.npy', np.full(N, 10))
-    with pytest.raises(ValueError, match='labels from 10 to 10, the model has 10 classes'):
+    with pytest.raises(ValueError, match='labels from 10 to 10; expected 0 to 9'):
         corruption_accuracy(Brightness(), CorruptionArchive(tmp_path))

@@ -11,7 +11,7 @@ DISTANCE = (X[:, 0, 0, 0] - 0.5).abs()
 
 
 class Threshold(nn.Module):
-    """Two classes by the mean pixel: images at mean 1/2 + d stand while eps < d."""
+    """Two classes by the mean pixel: images at mean 1/2 + d are robust while eps < d."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Gap(Threshold):
         return torch.where(hole[:, None], -logits, logits)
 
 
-@pytest.mark.parametrize('early_stop', [False, True], ids=['each anew', 'early stop'])
+@pytest.mark.parametrize('early_stop', [False, True], ids=['all images', 'early stop'])
 def test_curve_is_the_closed_form(early_stop):
     radii = ['0.105', '0/255', 0.015, '14/255']
     curve = robustness_curve(Threshold(), X, Y, eps=radii, steps=5, early_stop=early_stop)
@@ -43,7 +43,7 @@ def test_curve_is_the_closed_form(early_stop):
     assert (curve.attack, curve.norm, curve.steps, curve.seed) == ('PGD-5', 'linf', 5, 0)
 
 
-def test_fallen_images_stay_fallen_in_the_worst_case_alone():
+def test_worst_case_includes_smaller_radii():
     # the gradient never points into the hole: only the first step of a small radius lands there
     x = torch.full((1, 1, 4, 4), 0.58)
     curve = robustness_curve(Gap(), x, torch.ones(1, dtype=torch.int64), eps=['0.03', '0.07'], steps=1)
@@ -52,7 +52,7 @@ def test_fallen_images_stay_fallen_in_the_worst_case_alone():
     assert large.worst == Accuracy(0, 1) and large.alone == Accuracy(1, 1)
 
 
-def test_early_stop_attacks_only_who_stands():
+def test_early_stop_attacks_only_robust_images():
     seen, model = [], Threshold()
     model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     counts = []
@@ -60,19 +60,19 @@ def test_early_stop_attacks_only_who_stands():
         seen.clear()
         robustness_curve(model, X, Y, eps=['0.105', '0.155', '0.3'], steps=4, early_stop=early_stop)
         counts.append(sum(seen))
-    standing = [41, int((DISTANCE > 0.105).sum()), int((DISTANCE > 0.155).sum())]
-    assert (counts[1] - 2) * 3 * 41 == (counts[0] - 2) * sum(standing)  # 2 to look at the logits' shape
+    robust = [41, int((DISTANCE > 0.105).sum()), int((DISTANCE > 0.155).sum())]
+    assert (counts[1] - 2) * 3 * 41 == (counts[0] - 2) * sum(robust)  # 2 to check the logits' shape
 
 
 @pytest.mark.parametrize('eps, message', [
-    ([], 'expected one or more'), (['0.1', '0.1'], 'each once'), (['8'], 'Did you mean 8/255'), (['x'], "eps = 'x'"),
-    (['-0.1'], 'greater than 0')], ids=['none', 'twice', 'unit', 'text', 'negative'])
+    ([], 'expected one or more'), (['0.1', '0.1'], 'different radii'), (['8'], 'Did you mean 8/255'),
+    (['x'], "eps = 'x'"), (['-0.1'], 'greater than 0')], ids=['none', 'twice', 'unit', 'text', 'negative'])
 def test_radii_are_checked(eps, message):
     with pytest.raises(ValueError, match=message):
         robustness_curve(Threshold(), X, Y, eps=eps)
 
 
-def test_classes_are_counted_apart():
+def test_accuracy_per_class():
     y = torch.tensor([0, 2, 2, 0, 2])
     found = accuracy_by_class(
         y, clean=torch.tensor([1, 1, 0, 1, 1]).bool(), robust=torch.tensor([0, 1, 0, 1, 0]).bool())

@@ -1,7 +1,6 @@
-"""Honest networks give no warning; each way of hiding gradients gives those that it should."""
+"""Networks with usable gradients give no warning; each way of masking gradients gives the expected ones."""
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +9,14 @@ from torch import nn
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
 from timm_paf.evaluation import Accuracy, check_trust
-from timm_paf.evaluation._probe import Probe
+from timm_paf.evaluation.trust_probe import Probe
 
 _spec = importlib.util.spec_from_file_location('_masked', Path(__file__).with_name('masked.py'))
 masked = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(masked)
 
 THREAT = ThreatModel(eps='0.1')
-SIGNS = {
+MASKED = {
     'quantised': (masked.Quantised, {'gradients', 'more steps', 'unbounded attack', 'black box'}),
     'saturated': (masked.Saturated, {'gradients', 'more steps', 'unbounded attack'}),
     'noisy': (masked.Noisy, {'deterministic logits'}),
@@ -52,9 +51,9 @@ def test_honest_networks_give_no_warning(network, eps, digits, request):
 
 
 @pytest.mark.usefixtures('short_autoattack')
-@pytest.mark.parametrize('name', SIGNS)
+@pytest.mark.parametrize('name', MASKED)
 def test_masked_gradients_are_seen(name, digits, plain_network):
-    build, expected = SIGNS[name]
+    build, expected = MASKED[name]
     report = check_trust(build(plain_network), *digits, threat=THREAT, n_trust=96, n_square=16)
     assert warnings(report) >= expected
     if name != 'noisy':
@@ -62,7 +61,7 @@ def test_masked_gradients_are_seen(name, digits, plain_network):
 
 
 @pytest.mark.usefixtures('short_autoattack')
-def test_a_network_of_signs_is_seen(digits):
+def test_sign_features_are_seen(digits):
     train = digits_splits().train
     model = masked.SignFeatures().fit(torch.as_tensor(train.images), torch.as_tensor(train.labels))
     assert (model(digits[0]).argmax(1) == digits[1]).float().mean() > 0.85
@@ -123,13 +122,13 @@ def test_cost_is_what_the_model_was_asked(plain_network, digits):
         lambda module, args, output: seen.append((len(args[0]), torch.is_grad_enabled())))
     report = check_trust(plain_network, *digits, threat=ThreatModel(eps=0.5), n_trust=32, batch_size=10)
     handle.remove()
-    assert report.square_images == 0  # none stands at this radius, so that all passes are the checks' own
+    assert report.square_images == 0  # no image is robust at this radius, so all passes are those of the checks
     assert report.backwards == sum(n for n, grad in seen if grad)
-    assert report.forwards == sum(n for n, grad in seen if not grad) - 2  # two images to look at the logits' shape
+    assert report.forwards == sum(n for n, grad in seen if not grad) - 2  # two images to check the logits' shape
     assert f'{report.backwards / 32:.0f} forward and backward' in report.cost
 
 
-def test_nothing_right_is_nothing_to_attack(plain_network, digits):
+def test_checks_are_skipped_without_a_correct_image(plain_network, digits):
     wrong = (plain_network(digits[0]).argmax(1) + 1) % 10
     report = check_trust(plain_network, digits[0], wrong, threat=THREAT, n_trust=16)
     assert {check.name: check.status for check in report.checks}['gradients'] == 'skip'
@@ -142,10 +141,9 @@ def test_settings_are_checked(change, message, plain_network, digits):
         check_trust(plain_network, *digits, threat=THREAT, **change)
 
 
-
 @pytest.mark.parametrize('norm, order', [('linf', float('inf')), ('l2', 2), ('l1', 1)])
 def test_noise_has_the_length_of_the_radius(norm, order):
-    threat = SimpleNamespace(norm=norm, radius=0.3)  # the norms are the checks' own business
+    threat = ThreatModel(eps=0.3, norm=norm)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     x = torch.full((50, 3, 2, 2), 0.5)
     probe = Probe(

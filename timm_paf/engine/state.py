@@ -10,10 +10,10 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
+from timm_paf._versions import library_versions
 from timm_paf.data import LabelledImages, MixedBatches
 from timm_paf.engine.config import INCIDENTAL, TrainConfig
 from timm_paf.engine.step import TrainStep
-from timm_paf.evaluation import library_versions
 
 __all__ = ['Progress', 'data_sizes', 'load_run_state', 'run_state']
 

@@ -1,4 +1,6 @@
-"""Robustness measurement: counts of images under attacks, signs of a false number, and the report that holds them."""
+"""Robustness measurement: accuracy under attacks and corruptions, trust checks, and the report with all results."""
+from timm_paf._versions import library_versions
+from timm_paf.evaluation.accuracy import Accuracy, Measurement
 from timm_paf.evaluation.corruptions import (
     BENCHMARK_CORRUPTIONS,
     CorruptionArchive,
@@ -14,16 +16,15 @@ from timm_paf.evaluation.curves import (
     robustness_curve,
 )
 from timm_paf.evaluation.examples import Example, adversarial_examples
-from timm_paf.evaluation.page import report_page, report_sections
-from timm_paf.evaluation.report import Accuracy, Measurement, RobustnessReport, file_sha256, library_versions
+from timm_paf.evaluation.report import RobustnessReport
 from timm_paf.evaluation.robustbench import robustbench_info, robustbench_obstacles
 from timm_paf.evaluation.robustness import accuracy_under_attack, clean_accuracy, evaluate_robustness
 from timm_paf.evaluation.trust import TrustCheck, TrustReport, check_trust
 
 __all__ = [
     'Accuracy', 'Measurement', 'RobustnessReport', 'accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness',
-    'file_sha256', 'library_versions', 'TrustCheck', 'TrustReport', 'check_trust', 'CurvePoint', 'RobustnessCurve',
-    'robustness_curve', 'curve_radius', 'ClassAccuracy', 'accuracy_by_class', 'BENCHMARK_CORRUPTIONS',
-    'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy', 'Example', 'adversarial_examples', 'report_page',
-    'report_sections', 'robustbench_info', 'robustbench_obstacles',
+    'library_versions', 'TrustCheck', 'TrustReport', 'check_trust', 'CurvePoint', 'RobustnessCurve', 'robustness_curve',
+    'curve_radius', 'ClassAccuracy', 'accuracy_by_class', 'BENCHMARK_CORRUPTIONS', 'CorruptionArchive',
+    'CorruptionReport', 'corruption_accuracy', 'Example', 'adversarial_examples', 'robustbench_info',
+    'robustbench_obstacles',
 ]

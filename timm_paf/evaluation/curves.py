@@ -1,4 +1,4 @@
-"""Robust accuracy over the radius, and by class."""
+"""Robust accuracy as a function of eps, and accuracy per class."""
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import PGD, check_images, parse_eps
 from timm_paf.attacks.threat import Eps
-from timm_paf.evaluation._verdicts import Ranks, verdicts
-from timm_paf.evaluation.report import Accuracy
+from timm_paf.evaluation.accuracy import Accuracy
+from timm_paf.evaluation.correct import correct_mask, model_device
 
 __all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'curve_radius', 'robustness_curve']
 
@@ -21,10 +22,10 @@ class CurvePoint:
     """One radius of a `RobustnessCurve`.
 
     Args:
-        eps: Radius as it was written.
+        eps: Radius as the user wrote it.
         eps_value: Radius as a number; 0 for no attack.
-        alone: Under the attack at this radius; None where images that fell before were left out.
-        worst: Under the attacks at this radius and at all smaller ones of the list.
+        alone: Accuracy under the attack at this radius; None with `early_stop`.
+        worst: Accuracy under the attacks at this radius and at all smaller ones.
     """
     eps: str
     eps_value: float
@@ -34,15 +35,15 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessCurve:
-    """What `robustness_curve` measured.
+    """Result of `robustness_curve`.
 
     Args:
-        points: By rising radius.
+        points: One per radius, from the smallest to the largest.
         attack: Name and strength of the attack.
         norm: Norm of the ball.
-        steps: Gradient steps.
+        steps: Number of gradient steps.
         seed: Seed of the attack.
-        seconds: Time it took.
+        seconds: Duration.
     """
     points: tuple[CurvePoint, ...]
     attack: str
@@ -65,8 +66,8 @@ class ClassAccuracy:
 
     Args:
         label: The class.
-        clean: Without an attack.
-        robust: Under all attacks that the image was given.
+        clean: Accuracy without an attack.
+        robust: Accuracy under all attacks that were run on an image.
     """
     label: int
     clean: Accuracy
@@ -92,62 +93,65 @@ def robustness_curve(
         rank: int = 0,
         world_size: int = 1,
 ) -> RobustnessCurve:
-    """Accuracy under PGD at several radii; each image starts where its place among the images says.
+    """Accuracy under PGD at several radii.
+
+    The random start of PGD depends on the seed and on the index of the image, not on its batch.
 
     Args:
-        model: Maps images in [0, 1] to logits; left as found.
+        model: Maps images in [0, 1] to logits; it is not changed.
         x: Images (N, C, H, W) in [0, 1].
         y: Labels (N,), int64.
-        eps: Radii as `curve_radius` reads them, in any order.
+        eps: Radii that `curve_radius` accepts, in any order.
         norm: Norm of the balls.
-        steps: Steps of PGD, each 2.5 eps / steps long.
-        early_stop: Leave out images that fell at a smaller radius: faster, and only `worst` can be told.
-        batch_size: Images a batch.
+        steps: Number of steps of PGD; each has length 2.5 eps / steps.
+        early_stop: Do not attack images again that were broken at a smaller radius. This is faster, but gives only
+            `worst`, not `alone`.
+        batch_size: Images per batch.
         seed: Seed of the attack.
-        device: Where the model is; its first parameter's if None.
-        rank: Number of this process among those that share the work, as `evaluate_robustness` has it.
-        world_size: How many they are; each has all images.
+        device: Device of the model; that of its first parameter if None.
+        rank: Number of this process, as in `evaluate_robustness`.
+        world_size: Number of processes; each needs all images.
 
     Returns:
-        A point for each radius. An attack at a larger radius is weaker now and then than one at a smaller, although
-        every image of the smaller ball is in the larger; `alone` shows that, `worst` does not.
+        One point per radius. The ball of a larger radius contains that of a smaller one, yet an attack can miss at the
+        larger radius what it found at the smaller one: `alone` shows this, `worst` corrects it.
 
     Raises:
         ValueError: As `timm_paf.attacks.check_images` and `curve_radius`, or if a radius is given twice.
     """
     started = time.monotonic()
-    device = device or next((p.device for p in model.parameters()), x.device)
+    device = device or model_device(model, x.device)
     radii = sorted((curve_radius(value, norm=norm), str(value)) for value in eps)
     if not radii or len({radius for radius, _ in radii}) < len(radii):
-        raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more radii, each once.')
-    standing = torch.ones(len(x), dtype=torch.bool)
+        raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more different radii.')
+    robust = torch.ones(len(x), dtype=torch.bool)
     points = []
-    with Ranks(rank, world_size) as ranks:
-        ranks.together(lambda: check_images(model, x, y, device=device))
+    with Processes.from_rank(rank, world_size, device=device).patient() as processes:
+        processes.run_together(lambda: check_images(model, x, y, device=device))
         for radius, text in radii:
             attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed) if radius else None
-            chosen = standing.nonzero().flatten() if early_stop else torch.arange(len(x))
+            chosen = robust.nonzero().flatten() if early_stop else torch.arange(len(x))
             alone = torch.zeros(len(x), dtype=torch.bool)
             if len(chosen):
-                alone[chosen] = verdicts(
+                alone[chosen] = correct_mask(
                     model, x[chosen.to(x.device)], y[chosen.to(y.device)], attack=attack, batch_size=batch_size,
-                    device=device, seeds=chosen, ranks=ranks)
-            standing &= alone
+                    device=device, seeds=chosen, processes=processes)
+            robust &= alone
             points.append(CurvePoint(
                 eps=text, eps_value=radius, alone=None if early_stop else Accuracy.of(alone),
-                worst=Accuracy.of(standing)))
+                worst=Accuracy.of(robust)))
     return RobustnessCurve(
         points=tuple(points), attack=f'PGD-{steps}', norm=norm, steps=steps, seed=seed,
         seconds=time.monotonic() - started)
 
 
 def accuracy_by_class(y: Tensor, *, clean: Tensor, robust: Tensor) -> tuple[ClassAccuracy, ...]:
-    """Verdicts to counts for each class that has an image.
+    """Accuracy per class; classes without images are left out.
 
     Args:
         y: Labels (N,), int64.
-        clean: (N,) bool: classified correctly without an attack.
-        robust: (N,) bool: classified correctly under the attacks as well.
+        clean: Correct mask without an attack, (N,) bool.
+        robust: Correct mask under the attacks, (N,) bool.
     """
     y, clean, robust = y.cpu(), clean.cpu(), robust.cpu()
     return tuple(
@@ -156,12 +160,12 @@ def accuracy_by_class(y: Tensor, *, clean: Tensor, robust: Tensor) -> tuple[Clas
 
 
 def curve_radius(eps: Eps, *, norm: str = 'linf', label: str = 'eps') -> float:
-    """A radius as `parse_eps` reads it, or 0 for no attack.
+    """A radius as a number; accepts what `parse_eps` accepts, and 0 for no attack.
 
     Args:
-        eps: Text or number.
+        eps: Text such as '8/255', or a number.
         norm: Norm of the ball.
-        label: What to call it in an error.
+        label: Name of the value in an error.
 
     Raises:
         ValueError: As `parse_eps`, except for 0.
@@ -170,5 +174,5 @@ def curve_radius(eps: Eps, *, norm: str = 'linf', label: str = 'eps') -> float:
         if Fraction(eps) == 0:
             return 0.
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        pass  # parse_eps says what is wrong
+        pass  # parse_eps reports the error
     return parse_eps(eps, norm=norm, label=label)

@@ -1,179 +1,104 @@
-"""A robustness report as a page for people: what was found, how far it can be believed, with what it was measured."""
-from collections.abc import Iterator
+"""Report pages, rendered by templates/report.html.j2: the place for what a page says and how it looks.
+
+Styles and images are inside the page; it has no scripts and loads nothing. The template escapes all text.
+"""
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from timm_paf.evaluation import html
-from timm_paf.evaluation.examples import Example
-from timm_paf.evaluation.html import Html
-from timm_paf.evaluation.plots import class_png, corruption_png, curve_png
-from timm_paf.evaluation.report import Accuracy, RobustnessReport
+import jinja2
+import torch
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
 
-__all__ = ['report_page', 'report_sections']
+from timm_paf.evaluation import plots
 
-_MARKS = {'pass': 'good', 'warn': 'bad', 'skip': 'none'}
+__all__ = ['Section', 'figure', 'image_uri', 'render']
 
 
-def report_page(report: RobustnessReport) -> str:
-    """The text of an HTML file that needs no other.
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A further section of a page, with its parts in this order.
 
     Args:
-        report: The parts that were measured are shown; figures need matplotlib, and without it a line says so.
+        title: The heading.
+        text: Paragraphs.
+        figures: Plots from `figure`.
+        header: Titles of the table's columns.
+        rows: Rows of the table; None is an empty cell.
+        columns: One letter per column: 's' short text, 't' long text, 'n' number, 'c' code.
+        note: A paragraph in small print.
     """
-    return html.page(
-        f'Robustness of {report.model or "a model"}', report_sections(report),
-        subtitle=' · '.join(filter(None, (report.dataset, report.split, report.created))))
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[Markup] = ()
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | None]]
+    columns: str
+    note: str = ''
 
 
-def report_sections(report: RobustnessReport) -> Iterator[Html]:
-    """The parts of a report, for pages that hold more."""
-    yield _accuracies(report)
-    if report.trust is not None:
-        yield _trust(report)
-    if report.curve is not None:
-        yield _curve(report)
-    if report.by_class:
-        yield _classes(report)
-    if report.corruptions is not None:
-        yield _corruptions(report)
-    if report.examples:
-        yield _examples(report)
-    yield _source(report)
+def render(**content: Any) -> str:
+    """The text of an HTML file.
+
+    Args:
+        content: Variables of the template: `title`, `subtitle`, `report` (a `RobustnessReport`) and `sections`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('timm_paf.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(image_uri=image_uri, settings=_settings)
+    environment.globals.update(figure=figure, plots=plots)
+    return environment.get_template('report.html.j2').render(content)
 
 
-def _accuracies(report: RobustnessReport) -> Html:
-    entries = [
-        (_title(m), m.accuracy.correct / m.accuracy.total, _counts(m.accuracy)) for m in report.measurements.values()]
-    rows = []
-    for m in report.measurements.values():
-        details = dict(m.details)
-        details.pop('runs', None)  # component by component, for programs
-        notes = [*details.pop('warnings', ())]
-        notes += [f'{key} {_plain(value)}' for key, value in details.items() if value not in (None, [], {})]
-        rows.append((
-            m.attack, m.norm, m.eps, m.steps, m.seed, *_cells(m.accuracy),
-            None if m.seconds is None else f'{m.seconds:.0f} s', '; '.join(notes)))
-    return html.section(
-        'Accuracy', html.tiles(entries),
-        html.table(rows, columns='   nnnnnnt', header=(
-            'attack', 'norm', 'eps', 'steps', 'seed', 'accuracy', '95 % interval', 'images', 'time', 'settings')),
-        html.paragraph(
-            'An accuracy counts the images that are classified correctly as the attack leaves them. Intervals are '
-            "Wilson's, for the population that the images are a sample of.", soft=True))
+def figure(alt: str, plot: Callable[..., bytes], *arguments: Any) -> Markup:
+    """A plot as HTML; a line with the reason if a package is not installed.
+
+    Args:
+        alt: Description of the plot, for screen readers.
+        plot: Returns the bytes of a PNG file.
+        arguments: Arguments of `plot`.
+    """
+    try:
+        png = plot(*arguments)
+    except ImportError as error:
+        return Markup('<p class="soft">No figure: {}. The table has the same numbers.</p>').format(error)
+    return Markup('<figure><img src="{}" alt="{}"></figure>').format(_data_uri(png), alt)
 
 
-def _trust(report: RobustnessReport) -> Html:
-    trust = report.trust
-    assert trust is not None
-    warned = len(trust.warnings)
-    verdict = (
-        f'{warned} of {len(trust.checks)} checks warn: the robust accuracy above may be too high.' if warned else
-        'No check warns.')
-    return html.section(
-        'Can it be believed?', html.paragraph(verdict),
-        html.table(
-            [(html.badge(c.status, _MARKS[c.status]), c.name, c.finding, c.meaning) for c in trust.checks],
-            header=('', 'check', 'found', 'means'), columns='  tt', stacked=True),
-        html.paragraph(f'{trust.norm} eps {trust.eps}, seed {trust.seed}; {trust.cost}', soft=True))
+def image_uri(image: Tensor) -> str:
+    """An image as the `src` of an HTML image.
+
+    Args:
+        image: (C, H, W) in [0, 1]; if C is not 1 or 3, the mean over channels is shown.
+    """
+    if image.shape[0] not in (1, 3):
+        image = image.mean(0, keepdim=True)
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(stream, format='PNG')
+    return _data_uri(stream.getvalue())
 
 
-def _curve(report: RobustnessReport) -> Html:
-    curve = report.curve
-    assert curve is not None
-    both = all(point.alone is not None for point in curve.points)
-    rows = [
-        (p.eps, *(_cells(p.alone)[:2] if p.alone is not None else ()), *_cells(p.worst)) for p in curve.points]
-    header = (
-        'eps', *(('at this eps alone', '95 % interval') if both else ()), 'worst of this and smaller', '95 % interval',
-        'images')
-    remark = (
-        'An image that fell at a smaller eps counts as fallen in the column of the worst case; '
-        + ('in the other, each eps is attacked anew.' if both else 'it was not attacked again.'))
-    return html.section(
-        'Robust accuracy over eps', html.drawn(lambda: curve_png(curve), 'accuracy over eps'),
-        html.table(rows, header=header, columns='nnnnnn'),
-        html.paragraph(f'{curve.attack}, {curve.norm}, seed {curve.seed}, {curve.seconds:.0f} s. {remark}', soft=True))
+def _data_uri(png: bytes) -> str:
+    return f'data:image/png;base64,{base64.b64encode(png).decode()}'
 
 
-def _classes(report: RobustnessReport) -> Html:
-    attacks = ' and '.join(m.attack for name, m in report.measurements.items() if name != 'clean')
-    ball = next((f' ({m.norm} eps {m.eps})' for m in report.measurements.values() if m.norm), '')
-    rows = [(str(e.label), *_cells(e.clean)[:2], *_cells(e.robust)) for e in report.by_class]
-    worst = min(report.by_class, key=lambda entry: entry.robust.correct / entry.robust.total)
-    return html.section(
-        'By class', html.paragraph(f'Least robust: class {worst.label}, {worst.robust}.'),
-        html.drawn(lambda: class_png(report.by_class), 'clean and robust accuracy of every class'),
-        html.table(rows, columns='nnnnnn', header=(
-            'class', 'clean', '95 % interval', 'robust', '95 % interval', 'images')),
-        html.paragraph(
-            f'Robust: correct without an attack and under {attacks}{ball}, each where it attacked the image.',
-            soft=True))
-
-
-def _corruptions(report: RobustnessReport) -> Html:
-    found = report.corruptions
-    assert found is not None
-    rows = [
-        (name.replace('_', ' '), *(f'{cell.percent:.1f}' for cell in row), f'{found.of(name).percent:.1f}')
-        for name, row in found.accuracies.items()]
-    rows.append((
-        'mean', *(f'{found.at_severity(severity).percent:.1f}' for severity in range(1, 6)),
-        f'{found.mean.percent:.1f}'))
-    over = f'the {len(found.averaged)} corruptions' + (
-        ' of the benchmark' if len(found.averaged) < len(found.accuracies) else '')
-    return html.section(
-        'Common corruptions', html.paragraph(f'Mean over {over} and five severities: {found.mean}.'),
-        html.drawn(lambda: corruption_png(found), 'accuracy by corruption and severity'),
-        html.table(rows, columns=' nnnnnn', header=('accuracy, %', '1', '2', '3', '4', '5', 'mean')),
-        html.paragraph(
-            f'{next(iter(found.accuracies.values()))[0].total} images a cell, from {found.archive}.', soft=True))
-
-
-def _examples(report: RobustnessReport) -> Html:
-    shown = []
-    for example in report.examples:
-        shown.append(_picture(example, example.original, example.clean_prediction, 'original'))
-        shown.append(_picture(example, example.adversarial, example.prediction, 'attacked'))
-    return html.section(
-        'Examples', html.paragraph(
-            f'The first {len(report.examples)} images, each beside what {report.examples[0].attack} makes of it; in '
-            'colour, whether the model is right.'),
-        html.pictures(shown, together=2))
-
-
-def _picture(example: Example, image, prediction: int, kind: str) -> html.Picture:
-    right = prediction == example.label
-    return html.Picture(
-        html.image_png(image), f'{kind} image of class {example.label}',
-        f'{kind}: {example.label}' + (' is recognised' if right else f' is taken for {prediction}'),
-        'good' if right else 'bad')
-
-
-def _source(report: RobustnessReport) -> Html:
-    rows = [
-        ('model', report.model), ('data set', report.dataset), ('split', report.split),
-        ('checkpoint', report.checkpoint), ('SHA-256 of the checkpoint', report.checkpoint_sha256),
-        ('measured', report.created), *report.versions.items()]
-    return html.section('What was measured with what', html.table(
-        [row for row in rows if row[1] is not None], header=('', ''), columns=' c'))
-
-
-def _title(m) -> str:
-    return 'clean' if m.norm is None else f'{m.attack}, {m.norm} {m.eps}'
-
-
-def _counts(accuracy: Accuracy) -> str:
-    low, high = (100 * end for end in accuracy.interval())
-    return f'{accuracy.correct} of {accuracy.total} images; {low:.1f} to {high:.1f} %'
-
-
-def _cells(accuracy: Accuracy) -> tuple[str, str, str]:
-    low, high = (100 * end for end in accuracy.interval())
-    return f'{accuracy.percent:.1f} %', f'{low:.1f} to {high:.1f}', f'{accuracy.correct} / {accuracy.total}'
+def _settings(details: Mapping[str, Any]) -> str:
+    """Details of an attack in one line, its warnings first; results per component are only in report.json."""
+    facts = [
+        f'{name.replace("_", " ")}: {_plain(value)}' for name, value in details.items()
+        if name not in ('runs', 'warnings') and value not in (None, [], {})]
+    return '; '.join([*details.get('warnings', ()), *facts])
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ', '.join(f'{key} {_plain(entry)}' for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
+        return ', '.join(f'{name} {_plain(entry)}' for name, entry in value.items())
+    if isinstance(value, list):
         return ', '.join(map(_plain, value))
     return f'{value:g}' if isinstance(value, float) else str(value)

@@ -1,12 +1,13 @@
-"""A report as an entry of RobustBench: the model-info file of their repository, `model_info/<dataset>/<threat>/`."""
+"""A report as a RobustBench entry: the JSON file in `model_info/<dataset>/<threat>/` of their repository."""
 from collections.abc import Sequence
 from typing import Any
 
-from timm_paf.evaluation.report import Accuracy, RobustnessReport
+from timm_paf.evaluation.accuracy import Accuracy
+from timm_paf.evaluation.report import RobustnessReport
 
 __all__ = ['robustbench_info', 'robustbench_obstacles']
 
-# what the leaderboard is about: images of the test set that it counts on, and radii as its files write them
+# for each leaderboard: number of test images, and radii as its files write them
 _BOARDS = {
     'cifar10': (10_000, {'linf': '8/255', 'l2': '0.5'}),
     'cifar100': (10_000, {'linf': '8/255'}),
@@ -27,32 +28,32 @@ def robustbench_info(
         footnote: str | None = None,
         number_forward_passes: int = 1,
 ) -> dict[str, Any]:
-    """What the model-info file holds; accuracies are texts in percent with at most two decimals, as there.
+    """Content of the model-info file; accuracies are texts in percent with at most two decimals.
 
     Args:
-        report: With clean accuracy and AutoAttack.
-        link: Address of the paper.
-        name: Its title.
-        authors: Their names, separated by commas, or a list.
-        venue: Such as 'NeurIPS 2025', or 'arXiv, Oct 2021'.
-        additional_data: Whether data beyond the data set were used in training. The leaderboard counts synthetic images
-            of a generator that saw nothing else as none, and says so in a footnote.
-        architecture: What the leaderboard shows; the report's model if None.
-        reported: Robust accuracy in percent that the paper states; the measured one if None.
-        footnote: Remark that the leaderboard shows.
-        number_forward_passes: Passes that one prediction takes.
+        report: A report with clean accuracy and AutoAttack.
+        link: URL of the paper.
+        name: Title of the paper.
+        authors: Names of the authors: a list, or a text with commas.
+        venue: Venue and date, such as 'NeurIPS 2025' or 'arXiv, Oct 2021'.
+        additional_data: Whether training used data beyond the data set. Synthetic images do not count if their
+            generator was trained on the data set alone; the leaderboard names them in a footnote.
+        architecture: Architecture as the leaderboard shows it; the report's model if None.
+        reported: Robust accuracy in the paper, in percent; the measured one if None.
+        footnote: Footnote of the leaderboard entry.
+        number_forward_passes: Number of forward passes per prediction.
 
     Raises:
-        ValueError: If the report lacks a measurement, or a text is empty.
+        ValueError: If a measurement is missing from the report, or a text is empty.
     """
     texts = {
         'link': link, 'name': name, 'venue': venue, 'architecture': architecture or report.model or '',
         'authors': authors if isinstance(authors, str) else ', '.join(authors)}
     if missing := [key for key, text in texts.items() if not text.strip()]:
-        raise ValueError(f'{", ".join(missing)}: expected a text that is not empty.')
+        raise ValueError(f'{", ".join(missing)}: expected a non-empty text.')
     if missing := [key for key in ('clean', 'autoattack') if key not in report.measurements]:
-        raise ValueError(f'the report has no measurement {" and ".join(missing)}; RobustBench wants clean accuracy and '
-                         'AutoAttack.')
+        raise ValueError(
+            f'the report has no measurement {" and ".join(missing)}; RobustBench needs clean accuracy and AutoAttack.')
     attacked = report.measurements['autoattack']
     robust = _percent(attacked.accuracy)
     return {
@@ -66,31 +67,32 @@ def robustbench_info(
 
 
 def robustbench_obstacles(report: RobustnessReport) -> list[str]:
-    """Why the leaderboard would not take these numbers, a sentence each; empty if nothing is in the way.
+    """Reasons why the leaderboard would reject these results, one sentence each; empty if there are none.
 
     Args:
-        report: As `robustbench_info`.
+        report: A report with clean accuracy and AutoAttack.
     """
     dataset, found = _dataset(report), []
     attacked = report.measurements['autoattack']
     if dataset not in _BOARDS:
-        found.append(f'{dataset} is none of its data sets ({", ".join(_BOARDS)}).')
+        found.append(f'it has no data set {dataset}; it has {", ".join(_BOARDS)}.')
     else:
         images, radii = _BOARDS[dataset]
         eps = radii.get(attacked.norm or '')
         if eps is None:
-            found.append(f'it has no board for {dataset} in {attacked.norm}.')
+            found.append(f'it has no leaderboard for {dataset} in {attacked.norm}.')
         elif attacked.eps != eps:
-            found.append(f'its radius on {dataset} in {attacked.norm} is {eps}, not {attacked.eps}.')
+            found.append(f'it uses eps {eps} for {dataset} in {attacked.norm}, not {attacked.eps}.')
         if attacked.accuracy.total != images:
-            found.append(f'it attacks {images} images, not {attacked.accuracy.total}.')
+            found.append(f'it uses {images} test images, not {attacked.accuracy.total}.')
     clean = report.measurements['clean'].accuracy
     if clean.total != attacked.accuracy.total:
-        found.append(f'clean accuracy is of {clean.total} images, that under AutoAttack of {attacked.accuracy.total}.')
+        found.append(
+            f'clean accuracy is measured on {clean.total} images, AutoAttack accuracy on {attacked.accuracy.total}.')
     if attacked.details.get('version') != 'standard':
-        found.append(f'it wants AutoAttack standard, not {attacked.details.get("version")}.')
+        found.append(f'it uses AutoAttack standard, not {attacked.details.get("version")}.')
     if report.split not in (None, 'test'):
-        found.append(f'it measures on the test split, not on {report.split}.')
+        found.append(f'it uses the test split, not {report.split}.')
     if report.trust is not None and report.trust.warnings:
         found.append('trust checks warn: ' + ', '.join(check.name for check in report.trust.warnings) + '.')
     return found

@@ -1,4 +1,4 @@
-"""Measurement of clean and robust accuracy."""
+"""Clean accuracy, accuracy under PGD, and AutoAttack."""
 import dataclasses
 import os
 import time
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_paf._distributed import Processes
+from timm_paf._files import file_sha256
 from timm_paf.attacks import (
     PGD,
     AutoAttackResult,
@@ -22,9 +24,10 @@ from timm_paf.attacks import (
 )
 from timm_paf.attacks.autoattack_subject import check_pixels
 from timm_paf.attacks.compiled import Compile
-from timm_paf.evaluation._verdicts import Attack, Ranks, verdicts
+from timm_paf.evaluation.accuracy import Accuracy, Measurement
+from timm_paf.evaluation.correct import Attack, correct_mask, model_device
 from timm_paf.evaluation.curves import accuracy_by_class
-from timm_paf.evaluation.report import Accuracy, Measurement, RobustnessReport, file_sha256
+from timm_paf.evaluation.report import RobustnessReport
 
 __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
 
@@ -37,20 +40,20 @@ def clean_accuracy(
         batch_size: int = 250,
         device: torch.device | None = None,
 ) -> Accuracy:
-    """Accuracy without an attack, in eval mode; the model is left as found.
+    """Accuracy without an attack, in eval mode; the model is not changed.
 
     Args:
         model: Maps images to logits.
-        x: Images (N, C, H, W), on any device.
+        x: Images (N, C, H, W) in [0, 1], on any device.
         y: Labels (N,).
-        batch_size: Images a batch.
-        device: Where the model is; its first parameter's if None.
+        batch_size: Images per batch.
+        device: Device of the model; that of its first parameter if None.
 
     Raises:
-        ValueError: If images leave [0, 1].
+        ValueError: If pixels are outside [0, 1].
     """
     check_pixels(x)
-    return Accuracy.of(verdicts(model, x, y, attack=None, batch_size=batch_size, device=device))
+    return Accuracy.of(correct_mask(model, x, y, attack=None, batch_size=batch_size, device=device))
 
 
 def accuracy_under_attack(
@@ -63,23 +66,23 @@ def accuracy_under_attack(
         device: torch.device | None = None,
         seeds: Tensor | None = None,
 ) -> Accuracy:
-    """Accuracy on the images that an attack makes, in eval mode; the model is left as found.
+    """Accuracy under an attack, in eval mode; the model is not changed.
 
     Args:
         model: Maps images to logits.
         x: Images (N, C, H, W) in [0, 1], on any device.
         y: Labels (N,).
-        attack: Called batch by batch as attack(model, x, y), with `seeds=` of the batch if they are given.
-        batch_size: Images a batch.
-        device: Where the model is; its first parameter's if None.
-        seeds: A seed of each image, (N,), int64, as `PGD` takes them: with 0, 1, 2, … as an image's place in its data
-            set, the result depends neither on `batch_size` nor on which images are looked at together.
+        attack: Called per batch as attack(model, x, y), with `seeds=` of the batch if seeds are given.
+        batch_size: Images per batch.
+        device: Device of the model; that of its first parameter if None.
+        seeds: One seed per image, (N,) int64, for the random start of `PGD`. If the seed is the index of the image in
+            its data set, the result depends neither on `batch_size` nor on the other images.
 
     Raises:
-        ValueError: If images leave [0, 1], or the attack makes NaN.
+        ValueError: If pixels are outside [0, 1], or the attack returns NaN.
     """
     check_pixels(x)
-    return Accuracy.of(verdicts(model, x, y, attack=attack, batch_size=batch_size, device=device, seeds=seeds))
+    return Accuracy.of(correct_mask(model, x, y, attack=attack, batch_size=batch_size, device=device, seeds=seeds))
 
 
 def evaluate_robustness(
@@ -106,65 +109,67 @@ def evaluate_robustness(
         checkpoint: str | os.PathLike | None = None,
         compile: Compile = False,
 ) -> RobustnessReport:
-    """Clean accuracy, accuracy under PGD, and under AutoAttack.
+    """Clean accuracy, accuracy under PGD, and accuracy under AutoAttack.
 
-    Each image starts PGD where its place among the images says, whatever batch it is in. Processes that share the
-    measurement take batches in turn and count what one process would.
+    The random start of PGD depends on the seed and on the index of the image, not on its batch. Several processes take
+    batches in turn and find the same counts as one.
 
     Args:
-        model: Maps images in [0, 1] to logits; left as found.
+        model: Maps images in [0, 1] to logits; it is not changed.
         x: Images (N, C, H, W) in [0, 1].
         y: Labels (N,), int64.
         threat: Norm and radius.
-        pgd_steps: Steps of PGD, each 2.5 eps / pgd_steps long.
-        autoattack_version: 'standard', 'rand', or None to leave AutoAttack out.
-        n_examples: AutoAttack attacks the first n images; all if None or if there are fewer.
-        batch_size: Images a batch.
+        pgd_steps: Number of steps of PGD; each has length 2.5 eps / pgd_steps.
+        autoattack_version: 'standard', 'rand', or None to skip AutoAttack.
+        n_examples: Number of images for AutoAttack, from the first; all if None or larger than N.
+        batch_size: Images per batch.
         seed: Seed of the attacks.
-        device: Where the model is; its first parameter's if None.
-        progress: Called by AutoAttack as progress(component, images done, images in all, standing, seconds left).
-        state: Folder in which AutoAttack keeps what it finds and goes on after an interrupt.
-        rank: Number of this process among those that share the work through `torch.distributed`; only the first
-            writes files.
-        world_size: How many they are; each has all images.
-        save_adv: Archive for AutoAttack's images (`AutoAttackResult.save`); classifying them gives its accuracy.
-        save_verdicts: CSV for the verdicts on the images that AutoAttack attacked, one row an image.
-        model_name: For the report, as the next ones.
-        dataset: Name of the data set.
-        split: Part of the data set.
-        checkpoint: File that the weights came from.
-        compile: Compile passes and steps for batches of one size, as `timm_paf.attacks.PGD` has it.
+        device: Device of the model; that of its first parameter if None.
+        progress: Called during AutoAttack as progress(component, images done, all images, robust images, seconds left).
+        state: Folder for the intermediate results of AutoAttack, from which an interrupted run resumes.
+        rank: Number of this process, from 0, in the process group of `torch.distributed`; process 0 writes files.
+        world_size: Number of processes; each needs all images.
+        save_adv: Archive for the images that AutoAttack returns (see `AutoAttackResult.save`); the accuracy on them is
+            that under AutoAttack.
+        save_verdicts: CSV file with one row per image that AutoAttack attacked: 1 if it is correct under an attack,
+            else 0.
+        model_name: Name of the model, for the report.
+        dataset: Name of the data set, for the report.
+        split: Split of the data set, for the report.
+        checkpoint: File of the weights, for the report.
+        compile: Compile the model and the attack steps for batches of one size, as in `timm_paf.attacks.PGD`.
 
     Returns:
-        The report, with measurements 'clean', 'pgd' and, unless left out, 'autoattack' and 'worst_case': of the images
-        that AutoAttack attacked, those that stand under both.
+        The report, with measurements 'clean' and 'pgd'. With AutoAttack, also 'autoattack' and 'worst_case': accuracy
+        under both attacks, on the images that AutoAttack attacked.
 
     Raises:
-        ValueError: If images, labels or logits are not as expected (`timm_paf.attacks.check_images`), if `state` is
-            that of another run, or if files are asked for that AutoAttack would fill, and it is left out.
+        ValueError: If images, labels or logits are not valid (`timm_paf.attacks.check_images`), if `state` belongs to
+            another run, or if a file for AutoAttack is given but AutoAttack is skipped.
         OSError: If a file cannot be written.
     """
     if autoattack_version is None and (asked := [p for p in (state, save_adv, save_verdicts) if p is not None]):
-        raise ValueError(f'{asked[0]} is for AutoAttack, which is left out; leave this path out too.')
-    device = device or next((p.device for p in model.parameters()), x.device)
-    compiled, judge = CompileSettings.of(compile), model
+        raise ValueError(
+            f'{asked[0]} is for AutoAttack, which is skipped; leave out this path, or set autoattack_version.')
+    device = device or model_device(model, x.device)
+    compiled, classifier = CompileSettings.of(compile), model
     if compiled is not None:
         compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
-        judge = CompiledModel(model, compile=compiled)
+        classifier = CompiledModel(model, compile=compiled)
     attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
 
-    with Ranks(rank, world_size) as ranks:
+    with Processes.from_rank(rank, world_size, device=device).patient() as processes:
         started = time.monotonic()
-        ranks.together(lambda: check_images(model, x, y, device=device))
-        shared: dict[str, Any] = dict(batch_size=batch_size, device=device, ranks=ranks)
-        clean = verdicts(judge, x, y, attack=None, **shared)
+        processes.run_together(lambda: check_images(model, x, y, device=device))
+        shared: dict[str, Any] = dict(batch_size=batch_size, device=device, processes=processes)
+        clean = correct_mask(classifier, x, y, attack=None, **shared)
         measurements['clean'] = Measurement(
             accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
 
         started = time.monotonic()
         pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled)
-        under_pgd = verdicts(judge, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
+        under_pgd = correct_mask(classifier, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
     robust = clean & under_pgd
     measurements['pgd'] = Measurement(
         accuracy=Accuracy.of(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,

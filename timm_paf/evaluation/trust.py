@@ -1,7 +1,7 @@
-"""Signs of a false robustness number, looked for on a few hundred images.
+"""Trust checks: signs that a measured robust accuracy is too high, on a few hundred images.
 
-What is looked for follows Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security" (arXiv
-1802.00420), and Carlini et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705).
+The checks follow Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security" (arXiv 1802.00420),
+and Carlini et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705).
 """
 import time
 from collections.abc import Callable
@@ -12,29 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf.attacks import ThreatModel, check_images
-from timm_paf.evaluation import _signs
-from timm_paf.evaluation._probe import Probe
-from timm_paf.evaluation._signs import TrustCheck
-from timm_paf.evaluation.report import Accuracy
+from timm_paf.evaluation.accuracy import Accuracy
+from timm_paf.evaluation.correct import model_device
+from timm_paf.evaluation.trust_checks import CHECKS, TrustCheck
+from timm_paf.evaluation.trust_probe import Probe
 
 __all__ = ['TrustCheck', 'TrustReport', 'check_trust']
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustReport:
-    """What `check_trust` found.
+    """Result of `check_trust`.
 
     Args:
-        checks: One for every sign.
-        images: How many images were looked at.
+        checks: One result per trust check.
+        images: Number of images.
         norm: Norm of the ball.
-        eps: Radius as it was written.
+        eps: Radius as the user wrote it.
         seed: Seed of attacks and noise.
-        forwards: Passes of an image through the model, those of Square not included.
-        backwards: Passes of an image forward and backward.
-        square_images: Images that APGD and Square were given: each up to 1000 passes forward and backward more, and
-            5000 forward.
-        seconds: Time it took.
+        forwards: Number of images passed forward, without those of Square.
+        backwards: Number of images passed forward and backward, without those of APGD.
+        square_images: Number of images attacked by APGD (up to 1000 passes forward and backward each) and Square (up to
+            5000 passes forward each).
+        seconds: Duration.
     """
     checks: tuple[TrustCheck, ...]
     images: int
@@ -53,7 +53,7 @@ class TrustReport:
 
     @property
     def cost(self) -> str:
-        """What the checks cost, in a sentence."""
+        """The cost of the checks, in a sentence."""
         square = f', and APGD and Square on {self.square_images} images' if self.square_images else ''
         return (
             f'{self.images} images, {self.backwards / self.images:.0f} forward and backward passes and '
@@ -79,27 +79,28 @@ def check_trust(
         device: torch.device | None = None,
         progress: Callable[[str, int, int], None] | None = None,
 ) -> TrustReport:
-    """Look for signs that gradients are masked or that a measurement cannot be repeated.
+    """Check for masked gradients and for measurements that cannot be repeated.
 
-    An image costs about 100 passes forward and backward and 25 forward. For each of a few images come up to 1000 passes
+    The cost per image is about 100 passes forward and backward and 25 forward; for `n_square` images, up to 1000 more
     forward and backward (APGD) and 5000 forward (Square).
 
     Args:
-        model: Maps images in [0, 1] to logits; left as found.
+        model: Maps images in [0, 1] to logits; it is not changed.
         x: Images (N, C, H, W) in [0, 1].
         y: Labels (N,), int64.
         threat: Norm and radius.
-        n_trust: The first so many images are looked at.
-        n_square: APGD and then Square are given so many of those that PGD leaves standing.
+        n_trust: Number of images to check, from the first.
+        n_square: Largest number of images for APGD and Square, among those that are robust to PGD.
         clean: Clean accuracy as measured now, on all images.
-        trained_clean: Clean accuracy on the same images as the training run reported it.
-        batch_size: Images a batch.
+        trained_clean: Clean accuracy on the same images in the report of the training run.
+        batch_size: Images per batch.
         seed: Seed of attacks and noise.
-        device: Where the model is; its first parameter's if None.
-        progress: Called as progress(check, checks done, checks in all).
+        device: Device of the model; that of its first parameter if None.
+        progress: Called as progress('trust checks', checks done, all checks).
 
     Returns:
-        A row for each sign. A row that warns does not prove that the number is wrong, and none that it is right.
+        One result per check. A warning does not prove that the accuracy is wrong; no warning does not prove that it is
+        right.
 
     Raises:
         ValueError: As `timm_paf.attacks.check_images`, or if n_trust or n_square is below 1.
@@ -108,18 +109,17 @@ def check_trust(
         if value < 1:
             raise ValueError(f'{name} = {value}: expected 1 or more.')
     started = time.monotonic()
-    device = device or next((p.device for p in model.parameters()), x.device)
-    check_images(model, x[:n_trust], y[:n_trust], device=device)
-    probe = Probe(model, x[:n_trust], y[:n_trust], threat=threat, batch_size=batch_size, seed=seed, device=device)
-    todo: tuple[Callable[[], TrustCheck], ...] = (
-        lambda: _signs.deterministic(probe), lambda: _signs.gradients(probe), lambda: _signs.more_steps(probe),
-        lambda: _signs.random_noise(probe), lambda: _signs.large_eps(probe), lambda: _signs.black_box(probe, n_square),
-        lambda: _signs.autocast(probe), lambda: _signs.training_report(clean, trained_clean))
+    device = device or model_device(model, x.device)
+    x, y = x[:n_trust], y[:n_trust]
+    check_images(model, x, y, device=device)
+    probe = Probe(
+        model, x, y, threat=threat, batch_size=batch_size, seed=seed, device=device, n_square=n_square, clean=clean,
+        trained_clean=trained_clean)
     checks: list[TrustCheck] = []
-    for look in todo:
+    for check in CHECKS:
         if progress is not None:
-            progress('trust checks', len(checks), len(todo))
-        checks.append(look())
+            progress('trust checks', len(checks), len(CHECKS))
+        checks.append(check(probe))
     return TrustReport(
         checks=tuple(checks), images=len(probe), norm=threat.norm, eps=str(threat.eps), seed=seed,
         forwards=probe.forwards, backwards=probe.backwards, square_images=probe.square_images,

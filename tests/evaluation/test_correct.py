@@ -1,10 +1,11 @@
-"""The verdict on an image depends on the image: not on its batch, and not on how many processes share the images."""
+"""Correct masks depend neither on the batch size nor on the number of processes."""
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import PGD, ThreatModel
 from timm_paf.evaluation import (
     CorruptionArchive,
@@ -14,16 +15,17 @@ from timm_paf.evaluation import (
     evaluate_robustness,
     robustness_curve,
 )
-from timm_paf.evaluation._verdicts import Ranks, verdicts
+from timm_paf.evaluation.correct import correct_mask
 
 N, BATCH = 40, 7
 ATTACK = dict(eps=0.2, steps=2)  # weak, so that the start decides about some
 
 
-def seeded_verdicts(model, x, y, *, batch_size=BATCH, seeds=None, seed=0, **ranks):
+def seeded_mask(model, x, y, *, batch_size=BATCH, seeds=None, seed=0, processes=None):
     seeds = torch.arange(len(x)) if seeds is None else seeds
-    return verdicts(
-        model, x, y, attack=PGD(**ATTACK, seed=seed), batch_size=batch_size, device=None, seeds=seeds, **ranks)
+    return correct_mask(
+        model, x, y, attack=PGD(**ATTACK, seed=seed), batch_size=batch_size, device=None, seeds=seeds,
+        processes=processes)
 
 
 @pytest.fixture(scope='module')
@@ -34,13 +36,13 @@ def images(digits):
 @pytest.mark.parametrize('batch_size', [1, 7, 64])
 def test_batches_do_not_matter(robust_network, images, batch_size):
     x, y = images
-    one = seeded_verdicts(robust_network, x, y, batch_size=N)
-    assert torch.equal(one, seeded_verdicts(robust_network, x, y, batch_size=batch_size))
+    one = seeded_mask(robust_network, x, y, batch_size=N)
+    assert torch.equal(one, seeded_mask(robust_network, x, y, batch_size=batch_size))
     order = torch.randperm(N)
     assert torch.equal(
-        one[order], seeded_verdicts(robust_network, x[order], y[order], batch_size=batch_size, seeds=order))
-    # the start does matter, or this would hold for any
-    assert not all(torch.equal(one, seeded_verdicts(robust_network, x, y, seed=seed)) for seed in range(1, 9))
+        one[order], seeded_mask(robust_network, x[order], y[order], batch_size=batch_size, seeds=order))
+    # another random start gives another mask, so the equality above is not trivial
+    assert not all(torch.equal(one, seeded_mask(robust_network, x, y, seed=seed)) for seed in range(1, 9))
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 64])
@@ -70,7 +72,7 @@ def work(rank, folder):
 
 
 def everything(model, x, y, folder, rank=0, world_size=1):
-    """Counts and verdicts of all that processes can share, what one of them looked at, and the error of one."""
+    """Counts and masks of all shared measurements, the images that this process classified, and the error of one."""
     shared = dict(batch_size=BATCH, rank=rank, world_size=world_size)
     seen = []
     hook = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
@@ -79,11 +81,11 @@ def everything(model, x, y, folder, rank=0, world_size=1):
     curve = robustness_curve(model, x, y, eps=[0, 0.1, 0.2], steps=2, **shared)
     corruptions = corruption_accuracy(model, CorruptionArchive(folder / 'corruptions'), **shared)
     hook.remove()
-    with Ranks(rank, world_size) as ranks:
-        single = seeded_verdicts(model, x, y, ranks=ranks)
+    with Processes.from_rank(rank, world_size, device=torch.device('cpu')).patient() as processes:
+        mask = seeded_mask(model, x, y, processes=processes)
         try:  # the last batch is that of one process
-            verdicts(
-                model, x, y, batch_size=BATCH, device=None, ranks=ranks,
+            correct_mask(
+                model, x, y, batch_size=BATCH, device=None, processes=processes,
                 attack=lambda model, images, labels: images if len(images) == BATCH else images * torch.nan)
             error = ''
         except ValueError as caught:
@@ -91,12 +93,12 @@ def everything(model, x, y, folder, rank=0, world_size=1):
     return {
         'pgd': report.measurements['pgd'].accuracy.correct, 'clean': report.measurements['clean'].accuracy.correct,
         'by_class': [entry.to_dict() for entry in report.by_class], 'curve': curve.to_dict()['points'],
-        'corruptions': corruptions.to_dict()['severities'], 'verdicts': single, 'error': error, 'seen': sum(seen)}
+        'corruptions': corruptions.to_dict()['severities'], 'mask': mask, 'error': error, 'seen': sum(seen)}
 
 
 @pytest.fixture(scope='module')
 def found(robust_network, images, tmp_path_factory):
-    """What one process finds, and what each of two and of three that share the work find."""
+    """Results of one process, and of each of two and of three processes that share the work."""
     folder = tmp_path_factory.mktemp('ranks')
     x, y = images
     torch.save((robust_network, x, y), folder / 'problem.pt')
@@ -118,7 +120,7 @@ def test_processes_find_what_one_finds(found, world_size):
     alone, several = found
     assert 0 < alone['pgd'] < alone['clean'] <= N
     for rank in several[world_size]:
-        assert torch.equal(rank['verdicts'], alone['verdicts'])
+        assert torch.equal(rank['mask'], alone['mask'])
         for name in ('pgd', 'clean', 'by_class', 'curve', 'corruptions'):
             assert rank[name] == alone[name]
 
@@ -126,15 +128,15 @@ def test_processes_find_what_one_finds(found, world_size):
 @pytest.mark.parametrize('world_size', [2, 3])
 def test_no_process_does_what_another_does(found, world_size):
     alone, several = found
-    looks = 2 * 2 * (world_size - 1)  # at the logits' shape, by each in report and curve, two images
-    assert sum(rank['seen'] for rank in several[world_size]) == alone['seen'] + looks
+    checks = 2 * 2 * (world_size - 1)  # each process checks the logits' shape on two images, in report and curve
+    assert sum(rank['seen'] for rank in several[world_size]) == alone['seen'] + checks
     assert all(rank['seen'] < alone['seen'] for rank in several[world_size])
 
 
 @pytest.mark.parametrize('world_size', [2, 3])
 def test_all_leave_where_one_meets_an_error(found, world_size):
     _, several = found
-    assert all('the attack made images of NaN' in rank['error'] for rank in several[world_size])
+    assert all('NaN' in rank['error'] for rank in several[world_size])
 
 
 @pytest.mark.parametrize('measure', [

@@ -1,4 +1,4 @@
-"""What the trust checks look at: a model on a few images, with what was computed kept and passes counted."""
+"""The model and images of the trust checks; caches results and counts forward and backward passes."""
 from collections.abc import Sequence
 
 import torch
@@ -6,30 +6,34 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timm_paf.attacks import PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
+from timm_paf.evaluation.accuracy import Accuracy
 
 __all__ = ['Probe']
 
 
 class Probe:
-    """A model and the images that it is questioned on.
+    """A model and the images on which the trust checks run it.
 
     Args:
-        model: Maps images in [0, 1] to logits; in eval mode while it is questioned.
+        model: Maps images in [0, 1] to logits; runs in eval mode.
         x: Images (N, …), on any device.
         y: Labels (N,).
         threat: Norm and radius.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         seed: Seed of attacks and noise.
-        device: Where the model is.
+        device: Device of the model.
+        n_square: Largest number of images for APGD and Square.
+        clean: Clean accuracy as measured now, on all images of the report.
+        trained_clean: Clean accuracy on the same images in the report of the training run.
 
     Attributes:
-        forwards: Images passed through the model without a gradient so far.
-        backwards: Images passed forward and backward so far.
+        forwards: Number of images passed forward without a gradient so far.
+        backwards: Number of images passed forward and backward so far.
         clean_logits: (N, K).
         correct: (N,) bool: classified correctly without an attack.
-        gradients: Of the loss to the images, at noise such as PGD starts from; None if there are none.
-        random: Whether two passes were seen to differ.
-        square_images: Images that APGD and Square were given.
+        gradients: Gradients of the loss with respect to the images plus noise, like x; None if the logits have none.
+        random: Whether two passes over the same images gave different logits.
+        square_images: Number of images attacked by APGD and Square.
     """
 
     def __init__(
@@ -42,33 +46,37 @@ class Probe:
             batch_size: int,
             seed: int,
             device: torch.device,
+            n_square: int = 32,
+            clean: Accuracy | None = None,
+            trained_clean: Accuracy | None = None,
     ) -> None:
         self.model, self.x, self.y = model, x.detach().float().to(device), y.to(device)
         self.threat, self.batch_size, self.seed, self.device = threat, batch_size, seed, device
+        self.n_square, self.clean, self.trained_clean = n_square, clean, trained_clean
         self.forwards = self.backwards = 0
         self.random = False
         self.square_images = 0
         self.clean_logits = self.logits(self.x)
         self.correct = self.clean_logits.argmax(1) == self.y
         self.gradients = self._gradients()
-        self._attacked: dict[tuple, Tensor] = {}
+        self._attacked: dict[tuple[int, str, float | None], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.x)
 
     @torch.no_grad()
     def logits(self, x: Tensor, *, autocast: torch.dtype | None = None) -> Tensor:
-        """Logits (N, K) in float32; under autocast if a dtype is given."""
+        """Logits (N, K) in float32, computed under autocast if a dtype is given."""
         self.forwards += len(x)
         with eval_mode(self.model), torch.autocast(self.device.type, autocast, enabled=autocast is not None):
             return torch.cat([self.model(batch).float() for batch in x.split(self.batch_size)])
 
-    def standing(self, x: Tensor) -> Tensor:
-        """(N,) bool: classified correctly as it is and as x."""
-        return self.correct & (self.logits(x).argmax(1) == self.y)
+    def robust(self, x_adv: Tensor) -> Tensor:
+        """(N,) bool: classified correctly both as the original image and as x_adv."""
+        return self.correct & (self.logits(x_adv).argmax(1) == self.y)
 
     def noise(self, generator: torch.Generator) -> Tensor:
-        """The images, each moved by eps in a random direction: in Linf to a corner of the ball, else evenly on it."""
+        """The images, each moved by eps in a random direction: linf to a corner of the ball, else uniformly on it."""
         direction = torch.randn(self.x.shape, generator=generator, device=self.device)
         if self.threat.norm == 'linf':
             direction = direction.sign()
@@ -79,24 +87,22 @@ class Probe:
         return (self.x + direction * (self.threat.radius / length).view(-1, *[1] * (self.x.dim() - 1))).clamp(0, 1)
 
     def pgd(self, steps: int, *, loss: str = 'ce', eps: float | None = None) -> Tensor:
-        """Images that PGD makes; where no gradient reaches an image, or it is NaN, the image itself."""
+        """Images attacked by PGD; the original image if its gradient is NaN or missing."""
         key = (steps, loss, eps)
         if key not in self._attacked:
             x_adv = self.x
             if self.gradients is not None:
                 attack = PGD(
-                    eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed,
-                    loss=loss)
-                seeds = torch.arange(len(self), device=self.device)
+                    eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed, loss=loss)
                 x_adv = torch.cat([
-                    attack(self.model, self.x[rows], self.y[rows], seeds=rows)
-                    for rows in seeds.split(self.batch_size)])
+                    attack(self.model, self.x[seeds], self.y[seeds], seeds=seeds)
+                    for seeds in torch.arange(len(self), device=self.device).split(self.batch_size)])
                 self.backwards += steps * len(self)
             self._attacked[key] = torch.where(x_adv.isfinite(), x_adv, self.x)
         return self._attacked[key]
 
     def autoattack(self, chosen: Tensor, attacks: Sequence[str]) -> Tensor:
-        """Indices (n,): which of the chosen images these components of AutoAttack leave standing."""
+        """Indices of those of the chosen images that are robust to the given components of AutoAttack, (n,) int64."""
         if not len(chosen):
             return chosen
         found = autoattack(
@@ -105,7 +111,6 @@ class Probe:
         return chosen[found.robust.to(self.device)]
 
     def _gradients(self) -> Tensor | None:
-        """Gradients of the loss like the images, at noise such as PGD starts from; None if the logits have none."""
         start = self.noise(torch.Generator(self.device).manual_seed(self.seed))
         found = []
         with eval_mode(self.model), frozen_parameters(self.model), torch.enable_grad():

@@ -1,0 +1,165 @@
+"""Report pages, parsed again by the parser of the standard library."""
+import base64
+import io
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timm_paf.evaluation import (
+    Accuracy,
+    ClassAccuracy,
+    CorruptionReport,
+    CurvePoint,
+    Example,
+    Measurement,
+    RobustnessCurve,
+    RobustnessReport,
+    TrustCheck,
+    TrustReport,
+)
+from timm_paf.evaluation.page import Section, figure, image_uri
+
+VOID = {'meta', 'img', 'br'}
+EVIL = '<script>alert("1")</script> & \'"'
+PREFIX = 'data:image/png;base64,'
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and the text; checks that every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if 'style' not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return ' '.join(' '.join(self.texts).split())
+
+    def pictures(self):
+        return [attrs['src'] for tag, attrs in self.tags if tag == 'img']
+
+
+def decoded(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(PREFIX))))
+
+
+def example(label=3, prediction=5, attack='PGD-20 (linf 0.2)'):
+    return Example(
+        original=torch.zeros(1, 8, 8), adversarial=torch.ones(1, 8, 8), label=label, clean_prediction=label,
+        prediction=prediction, attack=attack)
+
+
+def full_report(text='', **changes):
+    """A report with every part; `text` is added to each of its texts."""
+    check = TrustCheck(
+        name=f'black box{text}', status='warn', finding=f'found it{text}', meaning=f'gradients are masked{text}')
+    values = dict(
+        measurements={
+            'clean': Measurement(accuracy=Accuracy(90, 100), attack='none'),
+            'pgd': Measurement(
+                accuracy=Accuracy(50, 100), attack=f'PGD-20{text}', norm='linf', eps='8/255', steps=20, seed=0,
+                seconds=3.,
+                details={'warnings': [f'odd{text}'], 'clean_correct': 0, 'by': {'apgd-ce': 2}, 'runs': [1]})},
+        model=f'net{text}', dataset=f'digits{text}', split='test', checkpoint=f'a.pth{text}', checkpoint_sha256='ab12',
+        by_class=(ClassAccuracy(label=4, clean=Accuracy(9, 10), robust=Accuracy(2, 10)),),
+        trust=TrustReport(
+            checks=(check,), images=10, norm='linf', eps='8/255', seed=7, forwards=20, backwards=30, square_images=3,
+            seconds=1.),
+        curve=RobustnessCurve(
+            points=(CurvePoint(eps='0', eps_value=0., alone=Accuracy(9, 10), worst=Accuracy(9, 10)),
+                    CurvePoint(eps='8/255', eps_value=8 / 255, alone=Accuracy(6, 10), worst=Accuracy(5, 10))),
+            attack='PGD-20', norm='linf', steps=20, seed=7, seconds=1.),
+        corruptions=CorruptionReport(
+            accuracies={f'fog{text}': tuple(Accuracy(n, 10) for n in (9, 8, 7, 6, 5))}, archive=f'folder{text}',
+            seconds=1.),
+        examples=(example(attack=f'PGD-20{text}'), example(2, 2)))
+    return RobustnessReport(**{**values, **changes})
+
+
+def test_all_text_is_escaped():
+    section = Section(
+        title=EVIL, text=[EVIL], figures=[figure(EVIL, lambda: b'png')], header=[EVIL], rows=[[EVIL], [None]],
+        columns='t', note=EVIL)
+    text = full_report(EVIL).page(title=EVIL, subtitle=EVIL, sections=[section])
+    page = Parsed(text)
+    assert not any(tag in ('script', 'link', 'iframe') for tag, _ in page.tags) and '<script' not in text
+    assert page.text.count('<script>alert("1")</script> &') >= 20  # shown as given
+    assert EVIL in {attrs['alt'] for tag, attrs in page.tags if tag == 'img'}
+
+
+def test_every_part_is_on_the_page():
+    page = Parsed(full_report().page())
+    for words in (
+            'Robustness of net', '50 of 100 images; 40.4 to 59.6 %', 'PGD-20', '8/255', '50 / 100', 'ab12',
+            '1 of 1 checks warn', 'gradients are masked', '3 forward and backward passes and 2 forward passes each',
+            'at this or a smaller eps', 'Least robust: class 4', 'fog', 'attacked: 3, predicted 5',
+            'attacked: 2, correct', 'odd; clean correct: 0; by: apgd-ce 2', torch.__version__.split('+')[0]):
+        assert words in page.text
+    assert [tag for tag, _ in page.tags].count('img') == 3 + 4
+    assert [np.asarray(decoded(uri)).max() for uri in page.pictures()[-4:]] == [0, 255, 0, 255]
+
+
+def test_nothing_is_fetched_from_elsewhere():
+    text = full_report().page()
+    sources = [value for _, attrs in Parsed(text).tags for name, value in attrs.items() if name in ('src', 'href')]
+    assert sources and all(value.startswith(PREFIX) for value in sources)
+    assert 'url(' not in text and '@import' not in text
+
+
+@pytest.mark.parametrize('missing, words', [
+    ('trust', 'Trust checks'), ('curve', 'Robust accuracy by eps'), ('corruptions', 'Common corruptions'),
+    ('by_class', 'Accuracy by class'), ('examples', 'Examples')])
+def test_parts_that_were_not_measured_are_left_out(missing, words):
+    empty = () if missing in ('by_class', 'examples') else None
+    assert words not in Parsed(full_report(**{missing: empty}).page()).text
+
+
+def test_a_curve_with_early_stop_has_one_column(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    curve = RobustnessCurve(
+        points=(CurvePoint(eps='0.1', eps_value=0.1, alone=None, worst=Accuracy(5, 10)),), attack='PGD-20', norm='linf',
+        steps=20, seed=7, seconds=1.)
+    text = Parsed(full_report(curve=curve).page()).text
+    assert 'at this eps only' not in text and '5 / 10' in text
+
+
+def test_without_matplotlib_the_page_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    page = Parsed(full_report().page())
+    assert page.text.count("pip install 'timm-paf[plot]'") == 3
+    assert len(page.pictures()) == 4 and '5 / 10' in page.text
+
+
+def test_the_page_is_saved(tmp_path):
+    report = full_report()
+    report.save_page(tmp_path / 'report.html')
+    assert (tmp_path / 'report.html').read_text() == report.page()
+
+
+@pytest.mark.parametrize('channels, mode', [(1, 'L'), (3, 'RGB'), (2, 'L'), (5, 'L')])
+def test_images_become_png(channels, mode):
+    image = torch.rand(channels, 5, 4)
+    read = decoded(image_uri(image))
+    shown = image if channels in (1, 3) else image.mean(0, keepdim=True)
+    assert (read.mode, read.size) == (mode, (4, 5))
+    pixels = torch.from_numpy(np.asarray(read).copy()).reshape(5, 4, -1).permute(2, 0, 1)
+    torch.testing.assert_close(pixels / 255, shown, atol=0.51 / 255, rtol=0)
