@@ -10,7 +10,7 @@ from timm.layers import GELU, GELUTanh, QuickGELU, get_act_layer
 from timm.layers import PReLU as TimmPReLU
 from torch import Tensor, nn
 
-from timm_paf.activations import formulas
+from timm_paf.activations import elementary as formulas
 from timm_paf.activations.modules import REGISTERED, ParametricActivation, Softplus
 
 __all__ = ['Activation', 'Known', 'Subject', 'subject_of', 'title']

@@ -1,4 +1,5 @@
 """The fused functions as operators of torch, so that profilers, dispatch modes and fake tensors know them."""
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -44,10 +45,12 @@ class Operators:
         value: The activation.
         input_gradient: Its gradient in x.
         gradients: Its gradients in x, alpha and beta.
+        names: The activations that they compute.
     """
 
-    def __init__(self, value, input_gradient, gradients) -> None:
+    def __init__(self, value, input_gradient, gradients, names: Collection[str]) -> None:
         self._value, self._input_gradient, self._gradients = value, input_gradient, gradients
+        self.names = names
 
     def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
         """The activation, in one pass."""
@@ -63,4 +66,4 @@ class Operators:
         return self._gradients(grad, x, alpha, beta, name, channel_dim)
 
 
-CPU = Operators(torch.ops.timm_paf.value, torch.ops.timm_paf.input_gradient, torch.ops.timm_paf.gradients)
+CPU = Operators(torch.ops.timm_paf.value, torch.ops.timm_paf.input_gradient, torch.ops.timm_paf.gradients, cpu.NAMES)
