@@ -40,6 +40,10 @@ class ParameterSpec(NamedTuple):
         if not self.least <= abs(value) <= self.greatest:
             raise ValueError(f'{label} = {value}: expected {self.least:g} <= |{label}| <= {self.greatest:g}.')
 
+    def clamp(self, value: float) -> float:
+        """Move a value to the nearest one inside the range, with its sign."""
+        return math.copysign(min(max(abs(value), self.least), self.greatest), value)
+
 
 def _specified(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, ParameterSpec]]]:
     """Modules that declare `parameter_specs`, which are the parametric activations, with their first name."""

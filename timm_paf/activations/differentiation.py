@@ -1,7 +1,7 @@
 """Evaluation and differentiation of the formulas: one autograd function for all, which saves only x and parameters."""
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +91,7 @@ def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_d
     wide = widen(x)
     constants = [activation.alpha(align(alpha, wide, channel_dim))[0]]
     if activation.beta is not None:
+        assert beta is not None
         constants.append(activation.beta(align(beta, wide, channel_dim))[0])
     return activation.value(wide, *constants).to(x.dtype)
 
@@ -111,18 +112,20 @@ def _differentiate(
     a, a_slope = activation.alpha(align(alpha, wide, channel_dim))
     b, b_slope = None, None
     if activation.beta is not None:
+        assert beta is not None
         b, b_slope = activation.beta(align(beta, wide, channel_dim))
     return _Slopes(*activation.partials(wide, a, b, need_params), a_slope, b_slope)
 
 
-def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def gradients(ctx: Any, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Compute the gradients in x, alpha and beta that are needed, with differentiable operations."""
     x, alpha, beta = ctx.saved_tensors
     need_x, need_alpha, need_beta = needs
     slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
     grad = widen(grad_output)
 
-    def grad_of(parameter: Tensor, partial: Tensor, inner: Tensor) -> Tensor:
+    def grad_of(parameter: Tensor, partial: Tensor | None, inner: Tensor | None) -> Tensor:
+        assert partial is not None and inner is not None
         total = _reduce_like(grad * partial, parameter, ctx.channel_dim) * inner.reshape(parameter.shape)
         return total.to(device=parameter.device, dtype=parameter.dtype)
 
@@ -142,12 +145,12 @@ class TracedActivation(torch.autograd.Function):
         return evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, alpha, beta, ctx.name, ctx.channel_dim = inputs
         ctx.save_for_backward(x, alpha, beta)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return *gradients(ctx, grad_output, ctx.needs_input_grad[:3]), None, None
 
 
@@ -155,12 +158,14 @@ class ForwardModeActivation(TracedActivation):
     """`TracedActivation` with forward-mode differentiation, which torch.compile does not trace."""
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedActivation.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
-    def jvp(ctx, x_tangent, alpha_tangent, beta_tangent, *_):
+    def jvp(
+            ctx: Any, x_tangent: Tensor | None, alpha_tangent: Tensor | None, beta_tangent: Tensor | None, *_: Any,
+    ) -> Tensor:
         x, alpha, beta = ctx.saved_tensors
         need_params = alpha_tangent is not None or beta_tangent is not None
         slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_params)
@@ -169,6 +174,6 @@ class ForwardModeActivation(TracedActivation):
             tangent = tangent + widen(x_tangent) * slopes.x
         for inner, partial, change in (
                 (slopes.alpha, slopes.a, alpha_tangent), (slopes.beta, slopes.b, beta_tangent)):
-            if change is not None and partial is not None:
+            if change is not None and partial is not None and inner is not None:
                 tangent = tangent + partial * (inner * align(change, slopes.x, ctx.channel_dim))
         return tangent.to(x.dtype)

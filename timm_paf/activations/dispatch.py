@@ -2,7 +2,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def install_kernels(choose: Callable[..., Kernels | None]) -> None:
     _choose_kernels = choose
 
 
-def _asked_for(ctx) -> list[bool]:
+def _asked_for(ctx: Any) -> list[bool]:
     """Gradients that this backward pass needs; `needs_input_grad` says only which could be needed.
 
     An attack needs only the gradient in x, although alpha and beta are parameters. Works on results of `_inner`.
@@ -80,14 +80,16 @@ class _FusedActivation(torch.autograd.Function):
     """Autograd function for installed kernels, in the form that is fastest to call; not for torch.func."""
 
     @staticmethod
-    def forward(ctx, x, alpha, beta, name, channel_dim, kernels) -> Tensor:
+    def forward(
+            ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int, kernels: Kernels,
+    ) -> Tensor:
         ctx.name, ctx.channel_dim = name, channel_dim
         ctx.save_for_backward(x, alpha, beta)
         ctx.save_for_forward(x, alpha, beta)
         return kernels.value(name, x, alpha, beta, channel_dim)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, beta = ctx.saved_tensors
         needs = _asked_for(ctx)
         # a gradient that will be differentiated again needs differentiable operations
@@ -103,7 +105,7 @@ class _FusedActivation(torch.autograd.Function):
             None, None, None)
 
     @staticmethod
-    def jvp(ctx, *tangents):
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         return ForwardModeActivation.jvp(ctx, *tangents)
 
 

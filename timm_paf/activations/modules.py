@@ -5,11 +5,12 @@ name of the first place. Both that form and the form with a copy per place can b
 """
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from timm_paf.activations import functional
 from timm_paf.activations.constraints import ALPHA_MAX, BETA_MAX, PSOFTPLUS_ALPHA_MIN, ParameterSpec
@@ -73,6 +74,8 @@ class ParametricActivation(nn.Module):
     """
 
     name: str
+    alpha: Tensor
+    beta: Tensor
     parameter_specs: Mapping[str, ParameterSpec] = {}
 
     def __init_subclass__(cls, *, name: str = '', **kwargs: Any) -> None:
@@ -90,8 +93,8 @@ class ParametricActivation(nn.Module):
             num_parameters: int = 1,
             channel_dim: int = 1,
             inplace: bool = False,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if device is None or dtype is None:
@@ -119,12 +122,12 @@ class ParametricActivation(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.places > 1 and args and isinstance(args[0], torch.fx.Proxy):
             return self._trace(args[0].tracer, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def _trace(self, tracer, *args, **kwargs):
+    def _trace(self, tracer: Any, *args: Any, **kwargs: Any) -> Any:
         """Run forward under FX and record it under the place that calls.
 
         A tracer records every call of a module under the module's first name. For a shared activation all calls would
@@ -141,17 +144,17 @@ class ParametricActivation(nn.Module):
         finally:
             tracer.current_module_qualname = caller
 
-    def register_forward_hook(self, hook, **kwargs):
+    def register_forward_hook(self, hook: Callable[..., Any], **kwargs: Any) -> RemovableHandle:
         """Register a hook as in nn.Module; refuse that of a timm feature extractor on a shared activation."""
         self._refuse_feature_hook(hook)
         return super().register_forward_hook(hook, **kwargs)
 
-    def register_forward_pre_hook(self, hook, **kwargs):
+    def register_forward_pre_hook(self, hook: Callable[..., Any], **kwargs: Any) -> RemovableHandle:
         """Register a hook, with the same exception as `register_forward_hook`."""
         self._refuse_feature_hook(hook)
         return super().register_forward_pre_hook(hook, **kwargs)
 
-    def _refuse_feature_hook(self, hook) -> None:
+    def _refuse_feature_hook(self, hook: Callable[..., Any]) -> None:
         from timm.models import FeatureHooks
         if self.places > 1 and isinstance(getattr(getattr(hook, 'func', None), '__self__', None), FeatureHooks):
             raise ValueError(
@@ -168,7 +171,9 @@ class ParametricActivation(nn.Module):
             values.append(f'{name}={shown}{fixed}')
         return ', '.join(values)
 
-    def named_modules(self, memo: set | None = None, prefix: str = '', remove_duplicate: bool = True):
+    def named_modules(
+            self, memo: set[nn.Module] | None = None, prefix: str = '', remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, nn.Module]]:
         """Yield this module only once per walk through a network, even with `remove_duplicate=False`.
 
         `torch.func.functional_call` uses that option, treats each name of a shared module as another module, and puts
@@ -179,7 +184,7 @@ class ParametricActivation(nn.Module):
             memo.add(self)
             yield prefix, self
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         mark, first_prefix = _written.get(self, (None, prefix))
         first_key = first_prefix + next(iter(self.parameter_specs))
         if first_prefix != prefix and first_key in destination and _is_marked(mark, destination):
@@ -188,7 +193,9 @@ class ParametricActivation(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
-            self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+            self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+            missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:
         record = _loading.get(self)
         if record is None or record.call is not error_msgs:
             _loading[self] = _LoadRecord(error_msgs, prefix)

@@ -106,7 +106,8 @@ def _takes_names(architecture: str, key: str) -> bool:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device('meta'):
         warnings.simplefilter('ignore')
         try:
-            model = timm.create_model(architecture, **{key: 'shared_pssilu'})
+            arguments: dict[str, Any] = {key: 'shared_pssilu'}
+            model = timm.create_model(architecture, **arguments)
         except Exception:  # architectures fail in many ways
             return False
     return any(isinstance(module, ParametricActivation) for module in model.modules())
