@@ -39,8 +39,8 @@ def construction(skip: nn.Module | None = None) -> Construction:
     while frame is not None:
         values = frame.f_locals
         if frame.f_code is timm.create_model.__code__:
-            kwargs = values['kwargs']
-            return _placed(found, kwargs)._replace(arguments=kwargs, architecture=values['model_name'])
+            kwargs = values.get('kwargs', {})
+            return _placed(found, kwargs)._replace(arguments=kwargs, architecture=values.get('model_name'))
         module = values.get('self') if frame.f_code.co_name == '__init__' else None
         if isinstance(module, nn.Module) and module is not skip:
             found = _placed(found, values)._replace(model=module)
