@@ -1,6 +1,7 @@
 """Conversion of any network to a parametric activation."""
 import copy
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -333,7 +334,7 @@ def _functions(site: Site) -> list[Function]:
         held = torch.full((1,), 0.25) if weight.is_meta else weight.detach().double()
         slopes = [float(slope) for slope in (held.mean(), held.min(), held.max())]
     if slopes:
-        return [lambda x, slope=slope: torch.where(x > 0, x, slope * x) for slope in slopes]
+        return [functools.partial(nn.functional.leaky_relu, negative_slope=slope) for slope in slopes]
 
     def call(x: Tensor) -> Tensor:
         try:

@@ -3,7 +3,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,9 @@ def _fit(name: str, points: tuple[float, ...], targets: tuple[float, ...], first
     initial = {label: spec.init for label, spec in specs.items()}
 
     def fit(values: dict[str, float]) -> Fit:
+        arguments: dict[str, Any] = {**values, 'device': 'cpu', 'dtype': torch.float64}
         with torch.no_grad():
-            y = cls(**values, device='cpu', dtype=torch.float64)(x)
+            y = cls(**arguments)(x)
         return Fit(values, float((y - target).abs().max()))
 
     def better(one: Fit, other: Fit) -> Fit:
@@ -103,7 +104,7 @@ def _refined(fit: Callable[[dict[str, float]], Fit], values: dict[str, float], l
 
 def _grid(label: str, spec: ParameterSpec) -> list[float]:
     """Values to try: both signs where the formula does not take the absolute value."""
-    signed = math.isinf(spec.greatest)
+    signed = math.isinf(spec.greatest) and not spec.least
     least, greatest = max(spec.least, 1e-8), min(spec.greatest, FIT_ALPHA_MAX)
     positive = [min(max(value, 0. if signed else least), greatest) for value in _STARTS[label]]
     return list(dict.fromkeys([*positive, *(-value for value in positive if signed)]))
