@@ -1,29 +1,24 @@
 """Which of timm's architectures take a parametric activation, and how.
 
-    python recipes/survey_act_layers.py --output docs/tables/act_layers.md --json output/act_layers.json
+    python recipes/survey_act_layers.py --output docs/tables/act_layers.md
     python recipes/survey_act_layers.py --filter 'vit_*' 'swin*'
 
 Every model of timm is built on the meta device, without weights: with `act_layer='pssilu'`, with
-`act_layer=timm_paf.shared('pssilu')`, and plainly to be converted by `timm_paf.convert_activations`. The converted one
-runs once, and the activation functions that still run are noted. Nothing is downloaded.
+`act_layer=timm_paf.shared('pssilu')`, and without either for `timm_paf.convert_activations`. The converted model runs
+once, to see which activation functions still run. Nothing is downloaded.
 """
 import dataclasses
 import logging
+import platform
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from json import dumps
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from _survey_report import markdown, versions
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,187 +27,128 @@ import timm_paf
 from timm_paf.activations import ACTIVATIONS, ParametricActivation
 from timm_paf.activations.sites import ACTIVATION_TYPES, attribute_sites, module_sites, nearest_type
 from timm_paf.engine.cli import parse_config, run, setting
-from timm_paf.engine.progress import duration
 
-# what torch runs for an activation, by the name to report
-OPERATIONS = {
-    'relu': 'relu', 'leaky_relu': 'leaky_relu', 'elu': 'elu', 'gelu': 'gelu', 'silu': 'silu', 'mish': 'mish',
-    'softplus': 'softplus', 'hardswish': 'hardswish', '_prelu_kernel': 'prelu', 'hardtanh': 'hardtanh',
-    'sigmoid': 'sigmoid', 'hardsigmoid': 'hardsigmoid', 'tanh': 'tanh', 'glu': 'glu', 'maximum': 'maximum',
+# the ways to a parametric activation, in the order of the table's columns
+OUTCOMES = {
+    'keyword': "`act_layer='{name}'` puts it at every place",
+    'keyword in part': "`act_layer='{name}'` puts it at some places; conversion replaces the rest",
+    'function': "a name is refused, `act_layer=timm_paf.shared('{name}')` works",
+    'function in part': 'the same at some places; conversion replaces the rest',
+    'conversion': '`timm_paf.convert_activations` after building',
+    'untouched': 'none: there is nothing to replace',
+    'fails': 'the model cannot be built on the meta device',
 }
+# torch's operations that are activation functions; the gates are left on purpose
+GATES = {'sigmoid', 'hardsigmoid', 'tanh', 'glu', 'hardtanh'}
+OPERATIONS = GATES | {
+    'relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'mish', 'softplus', 'hardswish', '_prelu_kernel', 'maximum'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SurveyConfig:
-    """What to look at and where to write."""
-    filter: tuple[str, ...] = setting((), "names or patterns such as 'vit_*'; all of timm if unset")
-    activation: str = setting('pssilu', 'the parametric activation to put', choices=tuple(ACTIVATIONS))
-    output: str = setting('', 'Markdown file to write, NAME.md; printed if unset')
-    json: str = setting('', 'file for the result of every model, NAME.json')
+    """Models to look at and the file to write."""
+    filter: tuple[str, ...] = setting((), "names or patterns such as 'vit_*'; default: all models of timm")
+    activation: str = setting('pssilu', 'parametric activation to use', choices=tuple(ACTIVATIONS))
+    output: str = setting('', 'Markdown file to write, NAME.md; default: print to the terminal')
 
     def __post_init__(self) -> None:
-        for flag, name, suffix in (('--output', self.output, '.md'), ('--json', self.json, '.json')):
-            if name and Path(name).suffix != suffix:
-                raise ValueError(f'{flag} = {name}: expected a name that ends in {suffix}.')
-            if name and not Path(name).parent.is_dir():
-                raise ValueError(f'{flag} = {name}: there is no folder {Path(name).parent}; make it first.')
+        if self.output and Path(self.output).suffix != '.md':
+            raise ValueError(f'--output = {self.output}: expected a name that ends in .md.')
+        if self.output and not Path(self.output).parent.is_dir():
+            raise ValueError(f'--output = {self.output}: there is no folder {Path(self.output).parent}; make it first.')
 
 
 @dataclasses.dataclass(kw_only=True)
 class ModelResult:
-    """What was found for one model; an error is its first line, '' if there was none.
-
-    Attributes:
-        name: timm's name.
-        family: The module of timm that declares it.
-        error: Why it cannot be built as it is.
-        keyword_error: Why it cannot be built with `act_layer=` and a name.
-        keyword_places: Places with the activation when built so.
-        keyword_stay: Activations that stay then, though conversion would replace them.
-        shared_error: Why it cannot be built with `act_layer=timm_paf.shared(...)`.
-        shared_places: Places with the activation when built so.
-        shared_stay: Activations that stay then.
-        convert_error: Why conversion failed.
-        convert_places: Places that conversion of the plain model replaced.
-        left: What the report of the conversion names as left, and how often, by its reason.
-        running: Activation functions that still ran in the converted model, as 'sigmoid in Sigmoid', and how often;
-            of several models that consist of the same classes, the first one's.
-        run_error: Why the converted model did not run on the meta device.
-    """
+    """Result for one model: the easiest way that works, places that conversion replaced, what still runs, errors."""
     name: str
     family: str
-    error: str = ''
-    keyword_error: str = ''
-    keyword_places: int = 0
-    keyword_stay: int = 0
-    shared_error: str = ''
-    shared_places: int = 0
-    shared_stay: int = 0
-    convert_error: str = ''
-    convert_places: int = 0
-    left: dict[str, int] = dataclasses.field(default_factory=dict)
-    running: dict[str, int] = dataclasses.field(default_factory=dict)
-    run_error: str = ''
-
-    @property
-    def outcome(self) -> str:
-        """The easiest way that works, one of `OUTCOMES`."""
-        if self.error:
-            return 'fails'
-        if self.keyword_places:
-            return 'keyword in part' if self.keyword_stay else 'keyword'
-        if self.shared_places:
-            return 'function in part' if self.shared_stay else 'function'
-        return 'conversion' if self.convert_places else 'untouched'
+    outcome: str = 'fails'
+    places: int = 0
+    running: list[str] = dataclasses.field(default_factory=list)
+    refusal: str = ''
+    errors: list[str] = dataclasses.field(default_factory=list)
 
 
 class RunningActivations(TorchDispatchMode):
-    """Notes the activation functions that run outside of parametric activations, with the module that runs them."""
+    """Record activation functions that run outside of parametric activations, and the class of the module."""
 
     def __init__(self) -> None:
         super().__init__()
         self.modules: list[nn.Module] = []
-        self.seen: Counter[str] = Counter()
-
-    def __enter__(self) -> 'RunningActivations':
-        self.handles = [
-            register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave, always_call=True)]
-        return super().__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        for handle in self.handles:
-            handle.remove()
-
-    def _enter(self, module: nn.Module, inputs: tuple) -> None:
-        self.modules.append(module)
-
-    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        self.modules.pop()
+        self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        name = OPERATIONS.get(func.overloadpacket.__name__.removesuffix('_'))
-        if name and self.modules and not isinstance(self.modules[-1], ParametricActivation):
-            self.seen[f'{name} in {type(self.modules[-1]).__name__}'] += 1
+        name = func.overloadpacket.__name__.removesuffix('_')
+        if name in OPERATIONS and self.modules and not isinstance(self.modules[-1], ParametricActivation):
+            self.seen.add(f'{name.strip("_").removesuffix("_kernel")} in {type(self.modules[-1]).__name__}')
         return func(*args, **(kwargs or {}))
 
 
+def running_activations(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """The activation functions of one forward pass, as 'relu in Block'; gates last."""
+    mode = RunningActivations()
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        mode.modules.pop()
+
+    hooks = [register_module_forward_pre_hook(lambda module, inputs: mode.modules.append(module)),
+             register_module_forward_hook(leave, always_call=True)]
+    try:
+        with torch.no_grad(), mode:
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(mode.seen, key=lambda kind: (is_gate(kind), kind))
+
+
+def is_gate(kind: str) -> bool:
+    return kind.split(' ')[0] in GATES
+
+
 def first_line(error: Exception) -> str:
-    """An error as a line for a table."""
     return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
-def places_of(model: nn.Module) -> int:
-    """How many places of a model hold a parametric activation."""
-    return sum(1 for _ in module_sites(model, lambda module: isinstance(module, ParametricActivation)))
-
-
-def survey_model(name: str, activation: str, ran: dict[Any, Any]) -> ModelResult:
-    """Build, convert and run one model on the meta device.
-
-    Args:
-        name: timm's name.
-        activation: Registered name of a parametric activation.
-        ran: What ran in earlier models, by their classes; models of the same classes run the same functions.
-    """
+def survey_model(name: str, activation: str) -> ModelResult:
+    """Build, convert and run one model on the meta device; a model that fails is a row of the page."""
     result = ModelResult(name=name, family=timm.model_entrypoint(name).__module__.rsplit('.', 1)[-1])
     with torch.device('meta'):
-        # a model may fail in any way, and is a row then
         try:
             model = timm.create_model(name).eval()
         except Exception as error:
-            result.error = first_line(error)
+            result.errors.append(first_line(error))
             return result
-        classes = frozenset(type(module) for module in model.modules())
-        for argument, kind in ((activation, 'keyword'), (timm_paf.shared(activation), 'shared')):
+        result.outcome = 'untouched'
+        for argument, way in ((activation, 'keyword'), (timm_paf.shared(activation), 'function')):
             try:
                 built = timm.create_model(name, act_layer=argument)
             except Exception as error:
-                setattr(result, f'{kind}_error', first_line(error))
+                if way == 'keyword':
+                    result.refusal = first_line(error)
                 continue
-            setattr(result, f'{kind}_places', places_of(built))
-            stay = module_sites(built, lambda module: nearest_type(module) in ACTIVATION_TYPES)
-            setattr(result, f'{kind}_stay', len([*stay, *attribute_sites(built)]))
+            stay = [*module_sites(built, lambda module: nearest_type(module) in ACTIVATION_TYPES),
+                    *attribute_sites(built)]
+            if any(isinstance(module, ParametricActivation) for module in built.modules()):
+                result.outcome = f'{way} in part' if stay else way
+                break
         try:
-            report = timm_paf.convert_activations(model, activation, preserve=False)
+            result.places = len(timm_paf.convert_activations(model, activation, preserve=False).replaced)
+            if result.outcome == 'untouched':
+                result.outcome = 'conversion'
         except Exception as error:
-            result.convert_error = first_line(error)
-        else:
-            result.convert_places = len(report.replaced)
-            result.left = dict(Counter(f'{item.old}: {item.reason}' for item in report.left))
-        if classes not in ran:
-            ran[classes] = run_once(model)
-        result.running, result.run_error = ran[classes]
+            if result.outcome != 'untouched':
+                result.errors.append(first_line(error))
+        try:
+            result.running = running_activations(model, torch.zeros(2, *model.pretrained_cfg['input_size']))
+        except Exception as error:
+            result.errors.append(f'did not run: {first_line(error)}')
     return result
 
 
-def run_once(model: nn.Module) -> tuple[dict[str, int], str]:
-    """The activation functions of one forward pass, and the error if it failed."""
-    mode = RunningActivations()
-    try:
-        with torch.no_grad(), mode:
-            model(torch.zeros(2, *model.pretrained_cfg['input_size']))
-    except Exception as error:  # as above
-        return {}, first_line(error)
-    return dict(mode.seen), ''
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of models that are deprecated or renamed."""
-    logger = logging.getLogger('timm')
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
 def model_names(patterns: tuple[str, ...]) -> list[str]:
-    """Timm's own models that match, in timm's order.
+    """List timm's own models that match.
 
     Raises:
         ValueError: If a pattern matches none.
@@ -227,44 +163,68 @@ def model_names(patterns: tuple[str, ...]) -> list[str]:
     return own
 
 
-def survey(names: list[str], activation: str, console: Console) -> list[ModelResult]:
-    """Look at models one after the other, with a bar on a terminal and a line now and then elsewhere."""
-    results: list[ModelResult] = []
-    ran: dict[Any, Any] = {}
-    progress = Progress(
-        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('left'),
-        console=console, transient=True, disable=not console.is_terminal)
-    with quiet(), progress:
-        bar = progress.add_task('', total=len(names))
-        for name in names:
-            progress.update(bar, description=f'{name:40.40}')
-            results.append(survey_model(name, activation, ran))
-            progress.advance(bar)
-            if not console.is_terminal and len(results) % 100 == 0:
-                console.print(f'{len(results)}/{len(names)} models', highlight=False)
-    return results
+def shown(kinds: list[str]) -> str:
+    return ', '.join(f'*{kind}*' if is_gate(kind) else kind for kind in dict.fromkeys(kinds))
 
 
-def write(prepared: tuple[SurveyConfig, list[str]]) -> None:
-    """Survey, then print or write the results."""
+def markdown(results: list[ModelResult], activation: str, command: str) -> str:
+    """The page: totals, a row per family, and the models that differ from the rest of their family."""
+    versions = (f'python {platform.python_version()}, torch {torch.__version__.split("+")[0]}, '
+                f'timm {timm.__version__}, timm_paf {timm_paf.__version__}')
+    counts = Counter(result.outcome for result in results)
+    families: dict[str, list[ModelResult]] = {}
+    for result in sorted(results, key=lambda result: result.family):
+        families.setdefault(result.family, []).append(result)
+    lines = [
+        "# timm's architectures and parametric activations", '',
+        f'`{command}`, {date.today().isoformat()}, {versions}: {len(results)} models on the meta device.', '',
+        '| way | models | what works |', '| --- | ---: | --- |',
+        *(f'| {way} | {counts[way]} | {text.format(name=activation)} |' for way, text in OUTCOMES.items()),
+        '', '"Places" is the number of activations that conversion replaces, from the fewest to the most in a family. '
+        '"Still running" are the activation functions of one forward pass of the converted models: functions called in '
+        "a method's code, and in italics gates (squeeze-and-excitation, attention), which are left on purpose.", '',
+        '## Families', '', '| family | models | ways | places | still running |', '| --- | ---: | --- | ---: | --- |']
+    differing, refused = [], []
+    for family, members in families.items():
+        ways = Counter(result.outcome for result in members)
+        cell = ', '.join(f'{way} {ways[way]}' if len(ways) > 1 else way for way in OUTCOMES if ways[way])
+        span = '–'.join(str(n) for n in dict.fromkeys(f(r.places for r in members) for f in (min, max)))
+        running = sorted({kind for r in members for kind in r.running}, key=lambda kind: (is_gate(kind), kind))
+        lines.append(f'| {family} | {len(members)} | {cell} | {span} | {shown(running)} |')
+        (common, _), *rest = ways.most_common()
+        if rest:
+            differing += [f'- **{family}** (else: {common})', *(
+                f'  - {way}: ' + ', '.join(f'`{r.name}`' for r in members if r.outcome == way) for way, _ in rest)]
+        errors = Counter(result.refusal for result in members if result.refusal)
+        refused += [f'- {family} ({count}): `{error}`' for error, count in errors.items()]
+    untouched = [f'- `{r.name}`: {shown(r.running) or "nothing"}' for r in results if r.outcome == 'untouched']
+    failed = [f'- {result.name}: `{error}`' for result in results for error in result.errors]
+    for title, items in (
+            ('Models that differ from the rest of their family', differing), ('Why a name is refused', refused),
+            ('What runs where nothing can be replaced', untouched), ('Errors', failed)):
+        lines += ['', f'## {title}', '', *items] if items else []
+    return '\n'.join(lines) + '\n'
+
+
+def survey(prepared: tuple[SurveyConfig, list[str]]) -> None:
+    """Look at the models one after the other, then print or write the page."""
     config, names = prepared
-    console = Console(stderr=True)
-    started = time.perf_counter()
-    results = survey(names, config.activation, console)
-    flags = [*(['--filter', *(repr(pattern) for pattern in config.filter)] if config.filter else [])]
+    logging.getLogger('timm').setLevel(logging.CRITICAL)  # notes on deprecated and renamed models
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for name in names:
+            results.append(survey_model(name, config.activation))
+            if len(results) % 100 == 0 or len(results) == len(names):
+                print(f'{len(results)}/{len(names)} models', file=sys.stderr)
+    flags = ['--filter', *map(repr, config.filter)] if config.filter else []
     flags += [] if config.activation == 'pssilu' else ['--activation', config.activation]
     flags += ['--output', config.output] if config.output else []
-    command = ' '.join([f'python recipes/{Path(__file__).name}', *flags])
-    text = markdown(results, activation=config.activation, command=command)
+    text = markdown(results, config.activation, ' '.join([f'python recipes/{Path(__file__).name}', *flags]))
     if config.output:
         Path(config.output).write_text(text)
     else:
         print(text)
-    if config.json:
-        models = [{**dataclasses.asdict(result), 'outcome': result.outcome} for result in results]
-        Path(config.json).write_text(dumps(
-            {'activation': config.activation, 'versions': versions(), 'models': models}, indent=1))
-    console.print(f'{len(results)} models in {duration(time.perf_counter() - started)}', highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -273,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_config(SurveyConfig, argv, description=(__doc__ or '').splitlines()[0])
         return config, model_names(config.filter)
 
-    return run(prepare, write)
+    return run(prepare, survey)
 
 
 if __name__ == '__main__':

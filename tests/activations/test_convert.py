@@ -207,7 +207,7 @@ def test_kinds_of_modules(module, match, converted):
 
 def test_an_activation_by_hand_is_named_then_fitted():
     report = convert_activations(nn.Sequential(QuickGELU(), nn.ReLU()), 'psilu')
-    assert [(item.name, item.old) for item in report.left] == [('0', 'torch.sigmoid')]
+    assert [(item.name, item.old) for item in report.left] == [('0', 'sigmoid')]
     model = nn.Sequential(QuickGELU())
     report = convert_activations(model, 'psilu', match=lambda m: isinstance(m, QuickGELU))
     assert model[0].alpha.item() == pytest.approx(1.702) and not report.left

@@ -1,4 +1,4 @@
-"""The parametric activation functions: mathematics, modules, sharing, and their place in timm's tables."""
+"""Parametric activation functions: mathematics, modules, sharing, conversion of networks, shape."""
 from timm_paf.activations import functional, shape
 from timm_paf.activations.constraints import BETA_BOUND, check_parameters, fix_parameters, project_parameters
 from timm_paf.activations.convert import SHARING, ConversionReport, LeftAlone, Replacement, convert_activations
@@ -20,7 +20,6 @@ from timm_paf.activations.modules import (
 )
 from timm_paf.activations.registry import register_activations
 from timm_paf.activations.sharing import (
-    SHARED,
     activation_class,
     paf_modules,
     paf_parameters,
@@ -32,7 +31,7 @@ from timm_paf.activations.summary import activation_summary
 __all__ = [
     'ACTIVATIONS', 'REGISTERED', 'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU',
     'PSoftplus', 'ReBLU', 'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'functional', 'shape', 'register_activations',
-    'SHARED', 'activation_class', 'paf_modules', 'paf_parameters', 'shared', 'shared_activations',
+    'activation_class', 'paf_modules', 'paf_parameters', 'shared', 'shared_activations',
     'activation_summary', 'BETA_BOUND', 'check_parameters', 'fix_parameters', 'project_parameters',
     'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations', 'SHARING',
 ]

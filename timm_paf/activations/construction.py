@@ -1,64 +1,53 @@
-"""Which model is being built, and where: what timm does not tell an activation layer.
+"""The model under construction, read from the running constructors.
 
-timm calls `act_layer(inplace=True)`, without the model, its `device` and its `dtype`. They decide what an activation
-must be (a shared one belongs to one model; parameters must lie with the weights), so they are read from the
-constructors that are running. Nothing here is consulted once a model is built.
+timm calls `act_layer(inplace=True)` without the model, its `device` or its `dtype`, and no hook sees a constructor at
+work. A shared activation must belong to one model, and parameters must be on the device of the weights, so the call
+stack is the only source. Nothing reads it after a model is built.
 """
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
+import timm
 from torch import nn
 
 __all__ = ['Construction', 'construction']
 
 
 class Construction(NamedTuple):
-    """What the running constructors say.
+    """The state of the running constructors.
 
     Attributes:
-        model: The outermost nn.Module whose `__init__` is running, up to the nearest `timm.create_model`; None outside.
-        device: The `device` of the innermost of them that has one.
-        dtype: The `dtype` likewise.
-        arguments: The keyword arguments of that `timm.create_model`, which timm will store for saving the model; None
-            outside.
-        architecture: Name of the architecture that it was asked for; None outside.
+        model: The outermost module whose `__init__` is running inside the nearest `timm.create_model`, or None.
+        device: `device` argument of the innermost constructor that has one.
+        dtype: `dtype` argument, in the same way.
+        arguments: Keyword arguments of that `timm.create_model`, which timm stores for `save_for_hf`; None outside.
+        architecture: Its model name; None outside.
     """
-    model: nn.Module | None
-    device: Any
-    dtype: Any
-    arguments: dict[str, Any] | None
-    architecture: str | None
+    model: nn.Module | None = None
+    device: Any = None
+    dtype: Any = None
+    arguments: dict[str, Any] | None = None
+    architecture: str | None = None
 
 
 def construction(skip: nn.Module | None = None) -> Construction:
-    """Read the constructors that are running, from the inside out.
-
-    Args:
-        skip: A module whose own constructor does not count.
-    """
-    import timm
-    model: nn.Module | None = None
-    placement: dict[str, Any] = {}
-    arguments: dict[str, Any] | None = None
-    architecture: str | None = None
+    """Read the running constructors, except that of the module `skip`."""
+    found = Construction()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
+        values = frame.f_locals
         if frame.f_code is timm.create_model.__code__:
-            arguments = frame.f_locals.get('kwargs') or {}
-            architecture = frame.f_locals.get('model_name')
-            _note(placement, arguments)
-            break
-        if frame.f_code.co_name == '__init__':
-            candidate = frame.f_locals.get('self')
-            if isinstance(candidate, nn.Module) and candidate is not skip:
-                model = candidate
-                _note(placement, frame.f_locals)
+            kwargs = values.get('kwargs', {})
+            return _placed(found, kwargs)._replace(arguments=kwargs, architecture=values.get('model_name'))
+        module = values.get('self') if frame.f_code.co_name == '__init__' else None
+        if isinstance(module, nn.Module) and module is not skip:
+            found = _placed(found, values)._replace(model=module)
         frame = frame.f_back
-    return Construction(model, placement.get('device'), placement.get('dtype'), arguments, architecture)
+    return found
 
 
-def _note(placement: dict[str, Any], names: dict[str, Any]) -> None:
-    for name in ('device', 'dtype'):
-        if names.get(name) is not None:
-            placement.setdefault(name, names[name])
+def _placed(found: Construction, values: Mapping[str, Any]) -> Construction:
+    """Take device and dtype where no inner constructor has them."""
+    return found._replace(**{name: values.get(name) for name in ('device', 'dtype') if getattr(found, name) is None})

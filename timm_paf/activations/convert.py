@@ -1,7 +1,7 @@
-"""Put a parametric activation into any network."""
+"""Conversion of any network to a parametric activation."""
 import copy
 import dataclasses
-import itertools
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,22 +30,30 @@ if TYPE_CHECKING:
 
 __all__ = ['SHARING', 'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations']
 
+Function = Callable[[Tensor], Tensor]
 Match = type | tuple[type, ...] | Callable[[nn.Module], bool] | None
 SHARING = ('network', 'stage', 'layer', 'channel')
-# floating-point types that a parameter can be trained in
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_TRAINABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_UNCHANGEABLE = {  # by name, because these modules take long to import
+    'torch.nn.parallel.distributed.DistributedDataParallel':
+        'it would not average the gradients of new parameters; convert the model before it is wrapped',
+    'torch.distributed.fsdp.': 'it would not know the new parameters; convert the model before it is wrapped',
+    'torch.ao.nn.quantized.modules.': 'activations on quantised tensors have no parameters; convert before quantising',
+    'torch.ao.nn.intrinsic.quantized.modules.':
+        'activations on quantised tensors have no parameters; convert before quantising',
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """One place that has a new activation.
+    """One place with a new activation.
 
     Attributes:
         name: Dotted name of the place.
-        old: What was there.
-        group: Name of the first place that shares the new module with this one.
+        old: The activation before.
+        group: Name of the first place that shares the new module.
         values: Initial values of the new parameters.
-        deviation: Greatest |new(x) - old(x)| over |x| <= 8; None if the function was not to be preserved.
+        deviation: Largest |new(x) - old(x)| over |x| <= 8; None with `preserve=False`.
     """
     name: str
     old: str
@@ -59,9 +67,9 @@ class LeftAlone:
     """One place that looks like an activation and was not replaced.
 
     Attributes:
-        name: Dotted name of the place, or of the module whose forward calls the function.
-        old: What is there.
-        reason: Why it was left.
+        name: Dotted name of the place, or of the module whose code calls the function.
+        old: The activation there.
+        reason: Why it was not replaced.
     """
     name: str
     old: str
@@ -70,7 +78,7 @@ class LeftAlone:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """What `convert_activations` did.
+    """Result of `convert_activations`.
 
     Attributes:
         activation: Name of the new activation.
@@ -90,12 +98,12 @@ class ConversionReport:
 
     @property
     def max_deviation(self) -> float | None:
-        """Greatest deviation of any new activation from the one it replaces; None if not asked to preserve."""
+        """Largest deviation of a new activation from the one it replaces; None with `preserve=False`."""
         deviations = [replacement.deviation for replacement in self.replaced if replacement.deviation is not None]
         return max(deviations, default=None)
 
     def table(self) -> 'Table':
-        """The report for a terminal."""
+        """Format the report as a table for a terminal."""
         from rich.table import Table
         title = f'{len(self.replaced)} places now {self.activation}, {self.modules} modules ({self.sharing})'
         table = Table('place', 'was', 'now', 'deviation', title=title)
@@ -113,7 +121,7 @@ class ConversionReport:
 
 
 class _FunctionSite(nn.Module):
-    """An activation at a place that was called as a function, with arguments that torch's functions take."""
+    """An activation module in place of a function, which accepts the arguments of torch's functions."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -137,35 +145,36 @@ def convert_activations(
 ) -> ConversionReport:
     """Replace the activations of a network, in place.
 
-    Replaced are modules, wherever they stand (inside timm's norm-act layers as well), and functions kept as attributes
-    (`self.activation = F.relu`, also in a `functools.partial`). Calls written into a method cannot be replaced from
-    outside; the report names the modules that make them. Gates (sigmoid, tanh, softmax) are left unless `match` asks
-    for them. Convert before the optimizer is made, which would not know the new parameters, and before wrappers such as
-    DistributedDataParallel. A compiled model is compiled anew at its next call.
+    It replaces modules, also inside timm's norm-act layers, and functions kept as attributes (`self.activation =
+    F.relu`, also in a `functools.partial`). It cannot replace calls inside the code of a method; the report names the
+    modules that make them. Gates (sigmoid, tanh, softmax) stay unless `match` selects them. Convert before you create
+    an optimizer, which would not know the new parameters, and before wrappers such as DistributedDataParallel. A
+    compiled model is compiled again at its next call.
 
     Args:
         model: Any network; changed in place.
         name: Registered name of a parametric activation.
-        sharing: One module for the whole 'network'; one for each 'stage' (the level of the module tree that divides the
-            activations, see `sites.stages`); one for each place ('layer'); or one value for each channel of each place
-            ('channel'), which needs an `example_input` or a timm model that says its input size.
-        match: What to replace: a type or tuple of types, or a predicate on modules, which also takes activations that
-            are written by hand. None replaces what usually stands between layers: ReLU, LeakyReLU, ELU, GELU, SiLU,
-            Mish, Softplus and their relatives. Subclasses count as what they derive from; ReLU6 is no Hardtanh.
-        preserve: Start where the new function equals the old one, or comes closest to it; places that share a module
-            are fitted to the commonest activation among them. False starts at the paper's initial values.
-        example_input: Input for one forward pass, for 'channel' only.
-        **settings: Arguments of the activation, e.g. `learnable=False`; initial values here go before `preserve`.
+        sharing: One module for the whole 'network', per 'stage' (the level of the module tree that divides the
+            activations, see `sites.stages`) or per place ('layer'); or one value per channel of each place ('channel'),
+            which needs `example_input` or a timm model that states its input size.
+        match: What to replace: a type, a tuple of types, or a predicate on modules, which can also select activations
+            written by hand. None selects the usual activations between layers: ReLU, LeakyReLU, ELU, GELU, SiLU, Mish,
+            Softplus and their relatives. A subclass counts as its base class; ReLU6 does not count as Hardtanh.
+        preserve: Start with parameters that make the new function equal to the old one, or as close as possible. Places
+            that share a module are fitted to the most common activation among them. False starts at the paper's
+            initial values.
+        example_input: Input for one forward pass, only for 'channel'.
+        **settings: Arguments of the activation, e.g. `learnable=False`; initial values here override `preserve`.
 
     Returns:
-        What was replaced and what was left, and why.
+        The places that were replaced, and those that were not, with the reason.
 
     Raises:
         ValueError: If the name or the sharing is unknown, the activation has no parameters, nothing matches, an
-            activation has hooks, which would be lost, or the channels of a place cannot be found. The model is
-            unchanged then.
-        TypeError: If the model is no nn.Module, a TorchScript module, whose code is fixed, statically quantised, or
-            already wrapped for distributed training.
+            activation has hooks (which would be lost), or the channels of a place are unknown. The model is then
+            unchanged.
+        TypeError: If the model is not an nn.Module, or it is a TorchScript module, statically quantised, or wrapped for
+            distributed training.
 
     Example:
         >>> model = timm.create_model('swin_tiny_patch4_window7_224')
@@ -173,27 +182,17 @@ def convert_activations(
     """
     cls = _checked(model, name, sharing)
     name = name.lower()
-    wanted = _predicate(match)
-    if wanted(model):
-        raise ValueError(
-            f'{_describe(model)} is itself the activation, and a module cannot be replaced in place; build '
-            f'{cls.__name__} instead, or pass the network that holds it.')
-    places = [*module_sites(model, wanted), *(site for site in attribute_sites(model) if wanted(site.module))]
+    places = _places(model, match, cls)
     left = _left_alone(model, places)
     if not places:
         seen = sorted({item.old for item in left}) or ['none']
         raise ValueError(
             f'{type(model).__name__} has nothing to convert: no activation matches {match or "the usual types"}. '
-            f'Activations found: {", ".join(seen)}. Pass match=... for others.')
-    hooked = next((site for site in places if _hooks(site.module)), None)
-    if hooked is not None:
-        raise ValueError(
-            f'{hooked.name} = {_describe(hooked.module)} has hooks, which would be lost with it; convert the model '
-            'before hooks are registered, or remove them.')
+            f'Activations found: {", ".join(seen)}. Pass match=... to select others.')
     channels = channels_of(model, places, example_input) if sharing == 'channel' else {}
     placement = _placement(model)
 
-    planned: list[tuple[Site, ParametricActivation]] = []  # nothing is put before all is known to fit
+    planned: list[tuple[Site, ParametricActivation]] = []  # the model changes only after everything is known to fit
     replaced: dict[str, Replacement] = {}
     for members in _groups(places, sharing):
         first = members[0]
@@ -201,31 +200,24 @@ def convert_activations(
         if preserve:
             common, _ = Counter(_describe(site.module) for site in members).most_common(1)[0]
             typical = next(site for site in members if _describe(site.module) == common)
-            fitted = fit_activation(name, _functions(typical)[0]).values
+            fitted = fit_activation(name, _functions(typical)[0], typical.module).values
         arguments: dict[str, Any] = {**placement, **channels.get(first.name, {}), **fitted, **settings}
         new = cls(**arguments).train(model.training)
         new.places = len(members)
         values = {label: float(arguments.get(label, spec.init)) for label, spec in cls.parameter_specs.items()}
-        if preserve and sharing == 'channel' and name == 'prelu0' and 'alpha' not in settings:
-            _copy_slopes(first.module, new)
+        slopes = getattr(first.module, 'weight', None)
+        if (preserve and sharing == 'channel' and name == 'prelu0' and 'alpha' not in settings
+                and isinstance(slopes, Tensor) and slopes.shape == new.alpha.shape):
+            with torch.no_grad():
+                new.alpha.copy_(slopes)
         for site in members:
             deviation = _deviation(new, values, site) if preserve else None
             replaced[site.name] = Replacement(site.name, _describe(site.module), first.name, values, deviation)
             planned.append((site, new))
     for site, new in planned:
         _put(site, new)
-    _forgo_nested_tensors(model)
+    _disable_nested_tensors(model)
     return ConversionReport(name, sharing, tuple(replaced[site.name] for site in places), left)
-
-
-def _groups(places: list[Site], sharing: str) -> list[list[Site]]:
-    """The places that will hold one module, group by group."""
-    stage_of = stages([site.name for site in places]) if sharing == 'stage' else {}
-    groups: dict[Any, list[Site]] = {}
-    for site in places:  # an aliased module stays one module, whatever the sharing
-        key = {'network': '', 'stage': stage_of.get(site.name)}.get(sharing, id(site.module))
-        groups.setdefault(key, []).append(site)
-    return list(groups.values())
 
 
 def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActivation]:
@@ -234,8 +226,9 @@ def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActiva
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is of type {type(model).__name__}; expected an nn.Module.')
     for label, module in model.named_modules():
+        bases = [f'{base.__module__}.{base.__name__}' for base in type(module).__mro__]
         for prefix, reason in _UNCHANGEABLE.items():
-            if any(f'{base.__module__}.{base.__name__}'.startswith(prefix) for base in type(module).__mro__):
+            if any(base.startswith(prefix) for base in bases):
                 raise TypeError(f'{label or "model"} is of type {type(module).__name__}: {reason}.')
     if sharing not in SHARING:
         raise ValueError(f'sharing = {sharing!r}: expected one of {", ".join(SHARING)}.')
@@ -245,28 +238,22 @@ def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActiva
     return cls
 
 
-_UNCHANGEABLE = {  # by name, since importing them takes long
-    'torch.nn.parallel.distributed.DistributedDataParallel':
-        'it would not average the gradients of new parameters; convert the model before it is wrapped',
-    'torch.distributed.fsdp.': 'it would not know the new parameters; convert the model before it is wrapped',
-    'torch.ao.nn.quantized.modules.': 'activations on quantised tensors have no parameters; convert before quantising',
-    'torch.ao.nn.intrinsic.quantized.modules.':
-        'activations on quantised tensors have no parameters; convert before quantising',
-}
-
-
-def _hooks(module: nn.Module) -> bool:
-    return any((
-        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
-def _placement(model: nn.Module) -> dict[str, Any]:
-    """Device and dtype of the first parameter that could be one of an activation."""
-    parameters = list(model.parameters())
-    reference = next((p for p in parameters if p.dtype in _DTYPES), None)
-    if reference is None:
-        return {'device': parameters[0].device if parameters else torch.get_default_device(), 'dtype': None}
-    return {'device': reference.device, 'dtype': reference.dtype}
+def _places(model: nn.Module, match: Match, cls: type[nn.Module]) -> list[Site]:
+    """The places to replace."""
+    wanted = _predicate(match)
+    if wanted(model):
+        raise ValueError(
+            f'{_describe(model)} is itself the activation, and a module cannot be replaced in place; build '
+            f'{cls.__name__} instead, or pass the network that contains it.')
+    places = [*module_sites(model, wanted), *(site for site in attribute_sites(model) if wanted(site.module))]
+    for site in places:
+        module = site.module
+        if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks):
+            raise ValueError(
+                f'{site.name} = {_describe(module)} has hooks, which would be lost; convert the model before you '
+                'register hooks, or remove them.')
+    return places
 
 
 def _predicate(match: Match) -> Callable[[nn.Module], bool]:
@@ -288,17 +275,31 @@ def _left_alone(model: nn.Module, places: list[Site]) -> tuple[LeftAlone, ...]:
             site.name, _describe(site.module), 'a gate' if nearest_type(site.module) in GATE_TYPES else 'not matched')
         for site in found if site.name not in taken]
     left += [LeftAlone(site.name, _describe(site.module), reason) for site, reason in unreachable_sites(model)]
-    # a module is named where its class was first seen: twelve equal blocks are one fact
-    matched = {type(site.module) for site in places}
-    seen: dict[type, list[LeftAlone]] = {}
-    for prefix, module in model.named_modules():
-        if type(module) not in seen and type(module) not in matched:
-            seen[type(module)] = [
-                LeftAlone(
-                    prefix or type(model).__name__, ', '.join(calls.functions),
-                    f'{"a gate, " if calls.gates else ""}called in the code of {", ".join(calls.methods)}')
-                for calls in function_calls(module)]
-    return (*left, *(item for items in seen.values() for item in items))
+    seen = {type(site.module) for site in places}
+    for prefix, module in model.named_modules():  # one entry per class, at its first place
+        if type(module) not in seen:
+            seen.add(type(module))
+            left += [LeftAlone(prefix or type(model).__name__, *call) for call in function_calls(module)]
+    return tuple(left)
+
+
+def _groups(places: list[Site], sharing: str) -> list[list[Site]]:
+    """The places that share one module, per group."""
+    stage_of = stages([site.name for site in places]) if sharing == 'stage' else {}
+    groups: dict[Any, list[Site]] = {}
+    for site in places:  # an aliased module stays one module, with every kind of sharing
+        key = {'network': '', 'stage': stage_of.get(site.name)}.get(sharing, id(site.module))
+        groups.setdefault(key, []).append(site)
+    return list(groups.values())
+
+
+def _placement(model: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the first parameter of a dtype that can be trained."""
+    parameters = list(model.parameters())
+    reference = next((p for p in parameters if p.dtype in _TRAINABLE), None)
+    if reference is None:
+        return {'device': parameters[0].device if parameters else torch.get_default_device(), 'dtype': None}
+    return {'device': reference.device, 'dtype': reference.dtype}
 
 
 def _put(site: Site, module: nn.Module) -> None:
@@ -308,11 +309,11 @@ def _put(site: Site, module: nn.Module) -> None:
         setattr(site.parent, site.attribute, _FunctionSite(module))
     if hasattr(site.parent, 'activation_relu_or_gelu'):
         # torch's TransformerEncoderLayer would otherwise run its fused ReLU or GELU in eval mode
-        site.parent.activation_relu_or_gelu = 0
+        setattr(site.parent, 'activation_relu_or_gelu', 0)  # noqa: B010
 
 
-def _forgo_nested_tensors(model: nn.Module) -> None:
-    """Let torch's encoders keep padded tensors: nested ones are for its fused layers, which only know ReLU and GELU."""
+def _disable_nested_tensors(model: nn.Module) -> None:
+    """Keep padded tensors in torch's encoders: nested ones need their fused layers, which know only ReLU and GELU."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(
                 getattr(layer, 'activation_relu_or_gelu', 1) == 0 for layer in module.layers):
@@ -323,29 +324,26 @@ def _describe(module: nn.Module) -> str:
     return repr(module).replace(', inplace=True', '').replace('inplace=True', '')
 
 
-def _functions(site: Site) -> list[Callable[[Tensor], Tensor]]:
-    """An activation as functions of float64 tensors on the CPU: the typical one first, then the extremes it holds."""
-    def leaky(slope: float) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.where(x > 0, x, slope * x)
-
-    module = site.module
-    weight = getattr(module, 'weight', None)
+def _functions(site: Site) -> list[Function]:
+    """An activation as functions of float64 tensors on the CPU: the typical one, then the extremes of its slopes."""
+    module, weight = site.module, getattr(site.module, 'weight', None)
+    slopes: list[float] = []
     if isinstance(module, nn.RReLU):
-        return [leaky(slope) for slope in ((module.lower + module.upper) / 2, module.lower, module.upper)]
-    if type(module).__name__ == 'PReLU' and isinstance(weight, Tensor):  # torch's or timm's
-        if weight.is_meta:
-            return [leaky(0.25)]
-        slopes = weight.detach().double()
-        return [leaky(float(slope)) for slope in (slopes.mean(), slopes.min(), slopes.max())]
+        slopes = [(module.lower + module.upper) / 2, module.lower, module.upper]
+    elif type(module).__name__ == 'PReLU' and isinstance(weight, Tensor):  # torch's or timm's
+        held = torch.full((1,), 0.25) if weight.is_meta else weight.detach().double()
+        slopes = [float(slope) for slope in (held.mean(), held.min(), held.max())]
+    if slopes:
+        return [functools.partial(nn.functional.leaky_relu, negative_slope=slope) for slope in slopes]
 
     def call(x: Tensor) -> Tensor:
         try:
             function = module
-            if next(itertools.chain(module.parameters(), module.buffers()), None) is not None:
+            if [*module.parameters(), *module.buffers()]:
                 function = copy.deepcopy(module).to('cpu', torch.float64)
             y = function(x.clone())  # the module may work in place
             fits = isinstance(y, Tensor) and y.shape == x.shape and not y.is_meta
-        except Exception as error:  # whatever a predicate matched may fail in any way
+        except Exception as error:  # a module selected by a predicate can fail in any way
             raise ValueError(_UNFIT.format(site.name, _describe(module), error)) from error
         if not fits:
             raise ValueError(_UNFIT.format(site.name, _describe(module), 'its output is not of that kind'))
@@ -355,23 +353,16 @@ def _functions(site: Site) -> list[Callable[[Tensor], Tensor]]:
 
 
 _UNFIT = (
-    '{} = {} cannot be imitated: it is not a function of single float64 numbers on the CPU ({}); leave it out with '
+    '{} = {} cannot be imitated: it is not a function of single float64 numbers on the CPU ({}); exclude it with '
     'match=..., or pass preserve=False.')
 
 
-def _copy_slopes(old: nn.Module, new: ParametricActivation) -> None:
-    weight = getattr(old, 'weight', None)
-    if isinstance(weight, Tensor) and weight.shape == new.alpha.shape:
-        with torch.no_grad():
-            new.alpha.copy_(weight)
-
-
 def _deviation(new: ParametricActivation, values: dict[str, Any], site: Site) -> float:
-    """Greatest |new - old| over |x| <= FIT_RANGE, and over the channels where they differ."""
+    """Largest |new - old| over |x| <= FIT_RANGE, and over the channels where they differ."""
+    weight = getattr(site.module, 'weight', None)
+    if isinstance(new, PReLU0) and isinstance(weight, Tensor) and not weight.is_meta and torch.equal(weight, new.alpha):
+        return 0.  # the slopes are equal per channel
     x = torch.linspace(-FIT_RANGE, FIT_RANGE, 3201, dtype=torch.float64, device='cpu')
-    weight, alpha = getattr(site.module, 'weight', None), getattr(new, 'alpha', None)
-    if isinstance(new, PReLU0) and isinstance(weight, Tensor) and not weight.is_meta and torch.equal(weight, alpha):
-        return 0.  # slope by slope, see _copy_slopes
     with torch.no_grad():
         y = type(new)(**values, device='cpu', dtype=torch.float64)(x)
         return max(float((y - function(x)).abs().max()) for function in _functions(site))

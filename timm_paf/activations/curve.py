@@ -1,8 +1,8 @@
-"""An activation as a curve: where it breaks, where it changes sign, how it bends and how it ends.
+"""Properties of an activation's graph: breaks, changes of sign, curvature, limits.
 
-Derivatives come from autograd in float64 and are sampled on a grid that is geometric around 0, so that a sharpness of
-1e4 and one of 1e-3 are resolved alike. Where the places of the kinks or the limits of the slopes are known in closed
-form, they are used; for other functions they are searched. An extremum or a zero is located to about 1e-12 relative.
+Derivatives come from autograd in float64, on a grid that is geometric around 0, so that sharpness 1e4 and 1e-3 have the
+same resolution. Kinks and limits of slopes are those of the closed form where it is known, and are searched otherwise.
+A zero is exact to about 1e-12 relative, a greatest curvature too (its place to 1e-6).
 """
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_paf.activations.subject import Subject
+from timm_paf.activations.elementwise import Elementwise
 
 __all__ = ['Break', 'Curve', 'Interval', 'intervals']
 
@@ -20,20 +20,20 @@ Interval = tuple[float, float]
 
 _EPS = 2.**-52
 _DECADES, _PER_DECADE = (-12, 9), 48  # of the grid, in units of the activation's own scale
-_BREAK_RANGE = 1e3  # breaks of unknown functions are searched for |x| up to this
-_LEAST_JUMP = 1e-6  # of unknown functions, relative to their size: torch's softplus jumps by 2e-9 where it turns linear
-_MOST_RUNS = 64  # of one sign
-_PARTS, _ROUNDS = 256, 6  # cuts of an interval in a search: 48 bits beyond the grid, down to neighbouring floats
+_BREAK_RANGE = 1e3  # limit of |x| in the search for breaks
+_LEAST_JUMP = 1e-6  # in that search, relative to the function: torch's softplus jumps by 2e-9 where it becomes linear
+_MOST_RUNS = 64  # intervals of one sign
+_PARTS, _ROUNDS = 256, 6  # divisions of an interval in that search: 48 bits, down to neighbouring floats
 
 
 @dataclasses.dataclass(frozen=True)
 class Break:
-    """A place where a function or one of its first two derivatives jumps.
+    """A jump of a function or one of its first two derivatives.
 
     Attributes:
         x: The place.
         order: 0 if the value jumps, 1 for a kink (the slope jumps), 2 if only the second derivative jumps.
-        jump: What that derivative gains there, from left to right.
+        jump: Value on the right minus value on the left.
     """
     x: float
     order: int
@@ -48,7 +48,7 @@ class _Run(NamedTuple):
 
 
 class _Bracket(NamedTuple):
-    """Points next to a suspected break on both sides, and what f, f' and f'' must jump by to count."""
+    """Points on both sides of a suspected break, and the smallest jumps of f, f' and f'' that count."""
     x: float
     left: float
     right: float
@@ -56,7 +56,7 @@ class _Bracket(NamedTuple):
 
 
 def intervals(runs: Iterable[_Run], sign: int, end: float = math.inf) -> tuple[Interval, ...]:
-    """The runs of one sign up to `end`, those that meet joined."""
+    """Select the runs of one sign up to `end`; runs that meet are joined."""
     found: list[Interval] = []
     for run in runs:
         if run.sign == sign and run.left < run.right:
@@ -68,13 +68,13 @@ def intervals(runs: Iterable[_Run], sign: int, end: float = math.inf) -> tuple[I
 class Curve:
     """f, f' and f'' of one activation on a grid, and searches between its points.
 
-    The grid leaves 0 out, since a kink there gives autograd's derivatives any value between the sides.
+    The grid excludes 0, because at a kink autograd returns any value between those of the two sides.
     """
 
-    def __init__(self, subject: Subject) -> None:
-        self.function, self.known = subject.function, subject.known
-        self.scale = subject.known.scale if subject.known else 1.
-        self.name = subject.name
+    def __init__(self, activation: Elementwise) -> None:
+        self.function, self.known = activation.function, activation.known
+        self.scale = activation.known.scale if activation.known else 1.
+        self.name = activation.name
         low, high = _DECADES
         positive = torch.logspace(low, high, (high - low) * _PER_DECADE + 1, dtype=torch.float64, device='cpu')
         x = torch.cat([-positive.flip(0), positive]) * self.scale
@@ -84,7 +84,7 @@ class Curve:
         self.x, self.y = x[finite], derivatives[:, finite]
         self.breaks = self._breaks()
         measured = (self._slope_limit(0), self._slope_limit(-1))
-        slopes = subject.known.slopes if subject.known and subject.known.slopes else measured
+        slopes = activation.known.slopes if activation.known and activation.known.slopes else measured
         self.slopes = (slopes[0] + 0., slopes[1] + 0.)  # no -0
 
     def value(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Curve:
             return self.function(x.clone())
 
     def derivatives(self, x: Tensor, order: int = 2) -> Tensor:
-        """f, f' and, for order 2, f'' at x of shape (N,): (order + 1, N)."""
+        """Compute f, f' and, for order 2, f'' at x of shape (N,), as a tensor of shape (order + 1, N)."""
         x = x.detach().clone().requires_grad_()
         y = self.function(x.clone())  # a copy, since the activation may work in place
         if not y.requires_grad:
@@ -123,7 +123,7 @@ class Curve:
     # breaks
 
     def _breaks(self) -> tuple[Break, ...]:
-        """Where f, f' or f'' jumps."""
+        """Find the jumps of f, f' and f''."""
         found: list[Break] = []
         self.sides: dict[float, tuple[float, float]] = {}
         for x, left, right, least in self._known_brackets() if self.known else self._suspects():
@@ -140,13 +140,13 @@ class Curve:
             step = 4 * _EPS * max(abs(x), self.scale)
             sides = torch.tensor([x - step, x + step], dtype=torch.float64, device='cpu')
             size = self.derivatives(sides).abs().amax(dim=1).tolist()
-            # a learned number that is 1e-9 off the one without a kink does make a kink
+            # a learned number that differs by 1e-9 from the one without a kink makes a kink
             least = (1e-9 * self.scale * size[1] + 1e-12 * size[0], 1e-12 * (size[1] + size[2]), 1e-12 * size[2])
             brackets.append(_Bracket(x, x - step, x + step, least))
         return brackets
 
     def _suspects(self) -> list[_Bracket]:
-        """Intervals of the grid across which f, f' or f'' changes otherwise than its neighbours do, narrowed down."""
+        """Search cells of the grid in which f, f' or f'' changes unlike in its neighbours, and narrow them down."""
         near = self.x.abs() <= 10
         floor = _LEAST_JUMP * self.y[:, near].abs().amax(dim=1, keepdim=True)
         steps = self.y.diff(dim=1)
@@ -163,31 +163,31 @@ class Curve:
             x = left[:, None] + (right - left)[:, None] * fractions
             y = self.derivatives(x.flatten()).reshape(3, *x.shape)[orders, rows]
             change, part = y.diff(dim=1).abs().nan_to_num(0.).max(dim=1)
-            # what is smooth changes less and less
+            # a smooth function changes less and less
             stays = change > torch.maximum(floor[orders, 0], _LEAST_JUMP * y.abs().amin(dim=1))
             left, right, orders = x[rows, part][stays], x[rows, part + 1][stays], orders[stays]
         brackets: list[_Bracket] = []
         for low, high in sorted(zip(left.tolist(), right.tolist(), strict=True)):
             margin = 4 * _EPS * max(abs(low), abs(high), self.scale)
             if brackets and low - brackets[-1].right <= 1e-9 * max(abs(low), self.scale):
-                low = brackets.pop().left + margin  # one place, seen by several derivatives or from both sides
-            x = self._rounded((low + high) / 2)
-            brackets.append(_Bracket(x, low - margin, high + margin, tuple(floor[:, 0].tolist())))
+                low = brackets.pop().left + margin  # one place, found by several derivatives or from both sides
+            place = self._rounded((low + high) / 2)
+            brackets.append(_Bracket(place, low - margin, high + margin, tuple(floor[:, 0].tolist())))
         return brackets
 
     def _rounded(self, x: float) -> float:
-        """A place that was searched, as exact as the search is: 0 and 6, not 1e-26 and 5.9999999999999991."""
+        """Round a place to the precision of the search: 0 and 6, not 1e-26 and 5.9999999999999991."""
         return 0. if abs(x) < 1e-11 * self.scale else float(f'{x:.13g}')
 
     def _is_break(self, x: float, order: int = 2) -> bool:
         return any(abs(x - spot.x) <= 1e-9 * max(abs(x), self.scale) for spot in self.breaks if spot.order <= order)
 
     def first_kink(self) -> float | None:
-        """The place of the first derivative's jumps that is nearest to 0."""
+        """Find the kink or jump that is nearest to 0."""
         return min((spot.x for spot in self.breaks if spot.order < 2), key=abs, default=None)
 
     def smoothness(self) -> str:
-        """The class of differentiability."""
+        """Classify the differentiability."""
         if self.breaks:
             return ('discontinuous', 'C0', 'C1')[min(spot.order for spot in self.breaks)]
         return 'smooth' if self.known else 'C2+'
@@ -195,10 +195,10 @@ class Curve:
     # signs
 
     def runs(self, order: int) -> list[_Run]:
-        """The intervals on which f (order 0) or f' (order 1) keeps its sign, from -inf to inf.
+        """Divide (-inf, inf) into intervals on which f (order 0) or f' (order 1) keeps its sign.
 
-        A function that fades out in rounding, as SiLU does at -800, keeps its sign there. It is 0 on an interval only
-        if something breaks at the interval's end.
+        A function that underflows, as SiLU at -800, keeps its sign there. It counts as 0 on an interval only if there
+        is a break at the end of the interval.
         """
         signs = self._signs(order, self.x, self.y)
         cells = signs.diff().nonzero()[:, 0]
@@ -214,21 +214,21 @@ class Curve:
             runs[-2:] = [runs[-2]._replace(right=math.inf)]
         for n in range(1, len(runs) - 1):
             left, right, sign = runs[n]
-            if not sign and not self._is_break(left) and not self._is_break(right):  # a point, in noise
+            if not sign and not self._is_break(left) and not self._is_break(right):  # a point, because of rounding
                 middle = self._rounded((left + right) / 2)
                 runs[n - 1], runs[n], runs[n + 1] = (
                     runs[n - 1]._replace(right=middle), _Run(middle, middle, 0), runs[n + 1]._replace(left=middle))
         return runs
 
     def _signs(self, order: int, x: Tensor, y: Tensor) -> Tensor:
-        """Signs, 0 where a function that is not one of ours may have no correct digit left."""
+        """Signs; 0 where a function of others may have no correct digit left."""
         exact = self.known is not None and self.known.slopes is not None
         noise = 0. if exact else 4 * _EPS
         unit = x.abs() * y[1].abs().clamp(min=1) if order == 0 else torch.ones_like(x)
         return torch.where(y[order].abs() <= noise * unit, torch.zeros_like(x), y[order].sign())
 
     def _boundaries(self, order: int, cells: Tensor, signs: Tensor) -> list[float]:
-        """Where the sign changes inside cells of the grid."""
+        """Find the changes of sign inside cells of the grid."""
         left, right, before = self.x[cells], self.x[cells + 1], signs[cells]
         fractions = torch.linspace(0, 1, _PARTS + 1, dtype=torch.float64, device='cpu')
         rows = torch.arange(len(cells), device='cpu')
@@ -242,7 +242,7 @@ class Curve:
         return [self._rounded(x) for x in ((left + right) / 2).tolist()]
 
     def zeros(self, runs: list[_Run]) -> tuple[tuple[float, ...], tuple[Interval, ...]]:
-        """Isolated zeros, and intervals of them."""
+        """Find the isolated zeros, and the intervals of zeros."""
         zero_on = intervals(runs, 0)
         places = {run.left for run in runs[1:] if not self._is_break(run.left, order=0)}
         if float(self.value(torch.zeros(1, dtype=torch.float64, device='cpu'))) == 0:
@@ -252,7 +252,7 @@ class Curve:
     # numbers
 
     def _slope_limit(self, end: int) -> float:
-        """F' at an end of the grid, where the last decade tells whether it grows, dies, or swings."""
+        """F' at an end of the grid; the last decade shows if it grows, vanishes or oscillates."""
         inward = self.y[1] if end == 0 else self.y[1].flip(0)
         last, middle, inner = (float(inward[n]) for n in (0, _PER_DECADE // 2, _PER_DECADE))
         if abs(last) > 2 * abs(inner) and abs(last) >= abs(middle) >= abs(inner):
@@ -262,31 +262,35 @@ class Curve:
         return last if abs(last - inner) <= 1e-3 * max(abs(last), abs(inner)) else math.nan
 
     def greatest_curvature(self) -> tuple[float, float]:
-        """The supremum of |f''| away from kinks, and where; the place nearest to 0 if there are several."""
+        """Find the supremum of |f''| away from kinks and its place, the nearest to 0 if there are several."""
         sides = [x for pair in self.sides.values() for x in pair]
         grid, curvature = self.x, self.y[2].abs()
         if sides:
-            beside = torch.tensor(sides, dtype=torch.float64, device='cpu')
-            grid, order = torch.cat([grid, beside]).sort()
-            curvature = torch.cat([curvature, self.derivatives(beside)[2].abs()])[order]
+            extra = torch.tensor(sides, dtype=torch.float64, device='cpu')
+            grid, order = torch.cat([grid, extra]).sort()
+            curvature = torch.cat([curvature, self.derivatives(extra)[2].abs()])[order]
         best = float(curvature.max())
         among = (curvature >= best * (1 - 1e-9)).nonzero()[:, 0]
         at = int(among[grid[among].abs().argmin()])
         if at in (0, len(grid) - 1) and best > 2 * float(curvature[_PER_DECADE if at == 0 else -1 - _PER_DECADE]):
             return math.inf, math.copysign(math.inf, float(grid[at]))
-        place, low, high = float(grid[at]), float(grid[max(at - 1, 0)]), float(grid[min(at + 1, len(grid) - 1)])
-        for _ in range(4):
-            x = torch.linspace(low, high, _PARTS + 1, dtype=torch.float64, device='cpu')
-            inside = self.derivatives(x)[2].abs().nan_to_num(0.)
-            top = int(inside.argmax())
-            if float(inside[top]) > best * (1 + 1e-14):
-                best, place = float(inside[top]), float(x[top])
-            low, high = float(x[max(top - 1, 0)]), float(x[min(top + 1, _PARTS)])
-        beside_break = next((spot for spot, pair in self.sides.items() if place in pair), None)
-        return best, self._rounded(place) if beside_break is None else beside_break
+        place = float(grid[at])
+        low, high = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, len(grid) - 1)])
+
+        def bend(x: float) -> float:
+            point = torch.tensor([x], dtype=torch.float64, device='cpu')
+            return -float(self.derivatives(point)[2].abs().nan_to_num(0.))
+
+        if high - low > 1e-9 * self.scale:  # else it is at 0, next to which the grid is fine enough
+            from scipy.optimize import minimize_scalar  # imported here because it takes longer than this package
+            found = minimize_scalar(bend, bounds=(low, high), method='bounded', options={'xatol': 1e-9 * (high - low)})
+            if -float(found.fun) > best * (1 + 1e-14):
+                best, place = -float(found.fun), float(found.x)
+        at_break = next((spot for spot, pair in self.sides.items() if place in pair), None)
+        return best, self._rounded(place) if at_break is None else at_break
 
     def extent_on_negative(self, falling: list[_Run]) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Infimum and supremum of f on x < 0, each with its place; the place nearest to 0 if there are several."""
+        """Find infimum and supremum of f on x < 0 with their places, the nearest to 0 if there are several."""
         inner = {run.left for run in falling[1:] if run.left < 0} | {spot.x for spot in self.breaks if spot.x < 0}
         pairs = [(x, side) for x in inner for side in self.sides.get(x, (x,))]
         pairs.append((0., self.sides[0.][0] if self._is_break(0., order=0) else 0.))
@@ -303,7 +307,7 @@ class Curve:
         return last + 0. if abs(last - inner) <= 1e-3 * max(abs(last), 1.) else math.copysign(math.inf, last)
 
     def mean_on_negative(self, length: float) -> float:
-        """The mean of f over [-length, 0], by Gauss's rule on cells that shrink towards 0 and end at breaks."""
+        """Compute the mean of f over [-length, 0] by Gauss's rule on cells that shrink towards 0 and end at breaks."""
         import numpy as np
         nodes, weights = np.polynomial.legendre.leggauss(10)
         inner = [spot.x for spot in self.breaks if -length < spot.x < 0]

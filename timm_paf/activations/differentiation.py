@@ -1,63 +1,72 @@
-"""How the formulas are evaluated and differentiated: one autograd function for all of them, that keeps x alone."""
+"""Evaluation and differentiation of the formulas: one autograd function for all, which saves only x and parameters."""
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from timm_paf.activations import formulas
-from timm_paf.activations.formulas import ALPHA_MAX
+from timm_paf.activations.constraints import ALPHA_MAX
+from timm_paf.activations.elementary import squared_sharpness
 
-__all__ = ['ForwardModeActivation', 'TracedActivation', 'align', 'evaluate', 'gradients', 'widen']
+__all__ = [
+    'FORMULAS', 'Formula', 'ForwardModeActivation', 'TracedActivation', 'absolute', 'align', 'compute_dtype',
+    'evaluate', 'gradients', 'square', 'widen',
+]
 
-def _identity(parameter: Tensor) -> tuple[Tensor, Tensor]:
+Transform = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def identity(parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """A parameter that enters the formula as it is, and the derivative 1."""
     return parameter, torch.ones_like(parameter)
 
 
-def _absolute(bounded: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def absolute(bounded: Callable[[Tensor], Tensor]) -> Transform:
+    """A parameter that enters as its absolute value, limited by `bounded`, and its sign (+1 at 0)."""
     def transform(parameter: Tensor) -> tuple[Tensor, Tensor]:
         sign = torch.where(parameter < 0, -torch.ones_like(parameter), torch.ones_like(parameter))
         return bounded(parameter), sign
     return transform
 
 
-def _square(parameter: Tensor) -> tuple[Tensor, Tensor]:
+def square(parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """A parameter that enters as its square, and the derivative 2 p."""
     edge = math.sqrt(ALPHA_MAX)
-    return formulas.squared_sharpness(parameter), 2 * parameter.clamp(-edge, edge)
+    return squared_sharpness(parameter), 2 * parameter.clamp(-edge, edge)
 
 
-class _Activation(NamedTuple):
-    """value(x, a[, b]), its partials, and how the parameters enter: p -> (number in the formula, its derivative)."""
+class Formula(NamedTuple):
+    """One activation for autograd.
+
+    Attributes:
+        value: f(x, a) or f(x, a, b).
+        partials: (x, a, b, need_params) -> df/dx, df/da, df/db; the last two may be None if not `need_params`.
+        alpha: alpha -> a, da/dalpha.
+        beta: beta -> b, db/dbeta; None for an activation without beta.
+    """
     value: Callable[..., Tensor]
     partials: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
-    alpha: Callable[[Tensor], tuple[Tensor, Tensor]] = _identity
-    beta: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    alpha: Transform = identity
+    beta: Transform | None = None
 
 
-_ACTIVATIONS = {
-    'prelu0': _Activation(formulas.prelu0, formulas.prelu0_partials),
-    'preluplus': _Activation(formulas.preluplus, formulas.preluplus_partials),
-    'pelu': _Activation(formulas.pelu, formulas.pelu_partials),
-    'peluplus': _Activation(formulas.peluplus, formulas.peluplus_partials),
-    'psilu': _Activation(formulas.psilu, formulas.psilu_partials, _absolute(formulas.sharpness)),
-    'psoftplus': _Activation(
-        formulas.psoftplus, formulas.psoftplus_partials, _absolute(formulas.softplus_sharpness)),
-    'reblu': _Activation(formulas.reblu, formulas.reblu_partials),
-    'pssilu_fixed': _Activation(formulas.pssilu, formulas.pssilu_partials, _square, _absolute(formulas.shift)),
-    'pssilu': _Activation(
-        formulas.pssilu, formulas.pssilu_partials, _absolute(formulas.sharpness), _absolute(formulas.shift)),
-}
+FORMULAS: dict[str, Formula] = {}  # by name; `functional` adds one for each activation
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Dtype in which the formulas are computed: float32 for half precision, else x's own."""
+    return torch.float32 if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x.dtype
 
 
 def widen(x: Tensor) -> Tensor:
-    """X in the dtype that the formulas are computed in."""
-    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+    """Convert x to the dtype of the computation."""
+    return x.to(compute_dtype(x))
 
 
 def align(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
-    """The parameter in x's dtype and device, shaped to broadcast against x."""
-    parameter = parameter.to(device=x.device, dtype=x.dtype)
+    """Convert a parameter to the dtype of the computation and x's device, in a shape that broadcasts against x."""
+    parameter = parameter.to(device=x.device, dtype=compute_dtype(x))
     if parameter.numel() == 1:
         return parameter.reshape(())
     shape = [1] * x.dim()
@@ -66,7 +75,7 @@ def align(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
 
 
 def _reduce_like(gradient: Tensor, parameter: Tensor, channel_dim: int) -> Tensor:
-    """Sum an elementwise gradient over everything that the parameter is shared by, in the gradient's dtype."""
+    """Sum an elementwise gradient over all elements that share the parameter, in the gradient's dtype."""
     if parameter.numel() == 1:
         gradient = gradient.sum()
     else:
@@ -77,17 +86,18 @@ def _reduce_like(gradient: Tensor, parameter: Tensor, channel_dim: int) -> Tenso
 
 
 def evaluate(name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
-    """The value in x's dtype, made of torch's own operations."""
-    activation = _ACTIVATIONS[name]
+    """Compute the value in x's dtype with torch's own operations."""
+    activation = FORMULAS[name]
     wide = widen(x)
     constants = [activation.alpha(align(alpha, wide, channel_dim))[0]]
     if activation.beta is not None:
+        assert beta is not None
         constants.append(activation.beta(align(beta, wide, channel_dim))[0])
     return activation.value(wide, *constants).to(x.dtype)
 
 
 class _Slopes(NamedTuple):
-    """Elementwise df/dx, df/da, df/db in the computation's dtype, and da/dalpha, db/dbeta beside them."""
+    """Elementwise df/dx, df/da, df/db in the computation's dtype, and da/dalpha, db/dbeta."""
     x: Tensor
     a: Tensor | None
     b: Tensor | None
@@ -97,23 +107,25 @@ class _Slopes(NamedTuple):
 
 def _differentiate(
         name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int, need_params: bool) -> _Slopes:
-    activation = _ACTIVATIONS[name]
+    activation = FORMULAS[name]
     wide = widen(x)
     a, a_slope = activation.alpha(align(alpha, wide, channel_dim))
     b, b_slope = None, None
     if activation.beta is not None:
+        assert beta is not None
         b, b_slope = activation.beta(align(beta, wide, channel_dim))
     return _Slopes(*activation.partials(wide, a, b, need_params), a_slope, b_slope)
 
 
-def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients in x, alpha and beta that are needed, made of differentiable operations."""
+def gradients(ctx: Any, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Compute the gradients in x, alpha and beta that are needed, with differentiable operations."""
     x, alpha, beta = ctx.saved_tensors
     need_x, need_alpha, need_beta = needs
     slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_alpha or need_beta)
     grad = widen(grad_output)
 
-    def grad_of(parameter: Tensor, partial: Tensor, inner: Tensor) -> Tensor:
+    def grad_of(parameter: Tensor, partial: Tensor | None, inner: Tensor | None) -> Tensor:
+        assert partial is not None and inner is not None
         total = _reduce_like(grad * partial, parameter, ctx.channel_dim) * inner.reshape(parameter.shape)
         return total.to(device=parameter.device, dtype=parameter.dtype)
 
@@ -124,7 +136,7 @@ def gradients(ctx, grad_output: Tensor, needs: Sequence[bool]) -> tuple[Tensor |
 
 
 class TracedActivation(torch.autograd.Function):
-    """Keeps x and the parameters, nothing else; backward is made of differentiable operations."""
+    """Autograd function that saves only x and the parameters; its backward pass can be differentiated again."""
 
     generate_vmap_rule = True
 
@@ -133,25 +145,27 @@ class TracedActivation(torch.autograd.Function):
         return evaluate(name, x, alpha, beta, channel_dim)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, alpha, beta, ctx.name, ctx.channel_dim = inputs
         ctx.save_for_backward(x, alpha, beta)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return *gradients(ctx, grad_output, ctx.needs_input_grad[:3]), None, None
 
 
 class ForwardModeActivation(TracedActivation):
-    """The same with forward-mode differentiation, which torch.compile does not trace."""
+    """`TracedActivation` with forward-mode differentiation, which torch.compile does not trace."""
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedActivation.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
-    def jvp(ctx, x_tangent, alpha_tangent, beta_tangent, *_):
+    def jvp(
+            ctx: Any, x_tangent: Tensor | None, alpha_tangent: Tensor | None, beta_tangent: Tensor | None, *_: Any,
+    ) -> Tensor:
         x, alpha, beta = ctx.saved_tensors
         need_params = alpha_tangent is not None or beta_tangent is not None
         slopes = _differentiate(ctx.name, x, alpha, beta, ctx.channel_dim, need_params)
@@ -160,6 +174,6 @@ class ForwardModeActivation(TracedActivation):
             tangent = tangent + widen(x_tangent) * slopes.x
         for inner, partial, change in (
                 (slopes.alpha, slopes.a, alpha_tangent), (slopes.beta, slopes.b, beta_tangent)):
-            if change is not None and partial is not None:
+            if change is not None and partial is not None and inner is not None:
                 tangent = tangent + partial * (inner * align(change, slopes.x, ctx.channel_dim))
         return tangent.to(x.dtype)

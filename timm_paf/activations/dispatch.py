@@ -1,14 +1,20 @@
-"""An activation by name: its arguments checked, and the implementation of it chosen."""
+"""Evaluation of an activation by name: check its arguments, choose the implementation."""
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._functorch import eager_transforms  # torch says nowhere else how deep forward mode is nested
+from torch._functorch import eager_transforms  # the only place with the nesting depth of forward mode
 
-from timm_paf.activations.differentiation import ForwardModeActivation, TracedActivation, evaluate, gradients, widen
+from timm_paf.activations.differentiation import (
+    ForwardModeActivation,
+    TracedActivation,
+    compute_dtype,
+    evaluate,
+    gradients,
+)
 from timm_paf.activations.recomputation import keeping
 
 __all__ = ['Kernels', 'Number', 'apply', 'install_kernels']
@@ -19,16 +25,16 @@ _OLD_COMPILER = torch.__version__.startswith('2.6')  # it does not trace a custo
 
 
 class Kernels(Protocol):
-    """Another implementation of value and gradients, with results that differ by rounding alone."""
+    """Another implementation of value and gradients; results differ only by rounding."""
 
     def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
-        """The value, as `functional` has it."""
+        """Compute the value, as in `functional`."""
 
     def gradients(
             self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
             need_params: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The gradient in x and, if asked for, those in alpha and beta in the dtype of the computation."""
+        """Compute the gradient in x and, if `need_params`, those in alpha and beta in the dtype of the computation."""
 
 
 def _no_kernels(name: str, x: Tensor, *others: Tensor | None) -> Kernels | None:
@@ -39,21 +45,21 @@ _choose_kernels: Callable[..., Kernels | None] = _no_kernels
 
 
 def install_kernels(choose: Callable[..., Kernels | None]) -> None:
-    """Have another implementation used where it can be.
+    """Install another implementation.
 
     Args:
-        choose: Called with the name of the activation, x and the other tensors before every eager value and gradient;
-            returns what is to compute it, or None for the operations of torch that stand here. It has to return None
-            inside torch.func's transforms.
+        choose: Called before every eager value and gradient with the activation's name, x and the other tensors.
+            Returns the implementation to use, or None for torch's operations. Must return None inside transforms of
+            torch.func.
     """
     global _choose_kernels
     _choose_kernels = choose
 
 
-def _asked_for(ctx) -> list[bool]:
-    """Which gradients this backward pass wants, where `needs_input_grad` says which could be wanted.
+def _asked_for(ctx: Any) -> list[bool]:
+    """Gradients that this backward pass needs; `needs_input_grad` says only which could be needed.
 
-    An attack wants that in x alone, while alpha and beta are parameters. Needs inputs that `_inner` has gone over.
+    An attack needs only the gradient in x, although alpha and beta are parameters. Works on results of `_inner`.
     """
     needs = list(ctx.needs_input_grad[:3])
     for index in (1, 2):
@@ -64,27 +70,29 @@ def _asked_for(ctx) -> list[bool]:
 
 
 def _inner(parameter: Tensor | None) -> Tensor | None:
-    """The parameter as the result of an operation: torch does not say of a leaf whether its gradient is wanted."""
+    """Make a leaf parameter the result of an operation: for a leaf, torch cannot say if its gradient is needed."""
     if parameter is None or not (parameter.requires_grad and parameter.is_leaf):
         return parameter
     return parameter.view_as(parameter)
 
 
 class _FusedActivation(torch.autograd.Function):
-    """The same by other kernels, in the form of a Function that is called fastest; not for torch.func."""
+    """Autograd function for installed kernels, in the form that is fastest to call; not for torch.func."""
 
     @staticmethod
-    def forward(ctx, x, alpha, beta, name, channel_dim, kernels) -> Tensor:
+    def forward(
+            ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int, kernels: Kernels,
+    ) -> Tensor:
         ctx.name, ctx.channel_dim = name, channel_dim
         ctx.save_for_backward(x, alpha, beta)
         ctx.save_for_forward(x, alpha, beta)
         return kernels.value(name, x, alpha, beta, channel_dim)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, beta = ctx.saved_tensors
         needs = _asked_for(ctx)
-        # a gradient that will be differentiated is made of differentiable operations
+        # a gradient that will be differentiated again needs differentiable operations
         kernels = None if torch.is_grad_enabled() else _choose_kernels(ctx.name, x, alpha, beta, grad_output)
         if kernels is None:
             return *gradients(ctx, grad_output, needs), None, None, None
@@ -97,17 +105,17 @@ class _FusedActivation(torch.autograd.Function):
             None, None, None)
 
     @staticmethod
-    def jvp(ctx, *tangents):
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         return ForwardModeActivation.jvp(ctx, *tangents)
 
 
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
-    """The parameter as a tensor that fits x."""
-    if isinstance(parameter, (int, float)):  # made where x is: bringing it there would wait for the device
-        parameter = torch.full((), parameter, dtype=widen(x).dtype, device=x.device)
+    """Convert a parameter to a tensor and check that it fits x."""
+    if isinstance(parameter, (int, float)):  # created on x's device: a copy would wait for the device
+        parameter = torch.full((), parameter, dtype=compute_dtype(x), device=x.device)
     elif not isinstance(parameter, Tensor):
         try:
-            parameter = torch.as_tensor(parameter, dtype=widen(x).dtype)
+            parameter = torch.as_tensor(parameter, dtype=compute_dtype(x))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f'{name}: {label} is {type(parameter).__name__} {parameter!r}; expected a real number or a tensor.'
@@ -120,7 +128,7 @@ def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim:
         return parameter
     if parameter.dim() != 1:
         raise ValueError(
-            f'{name}: {label} has shape {tuple(parameter.shape)}; expected (), (1,) or (C,) with C the channels of x.')
+            f'{name}: {label} has shape {tuple(parameter.shape)}; expected (), (1,) or (C,), where x has C channels.')
     if not -x.dim() <= channel_dim < x.dim() or x.shape[channel_dim] != parameter.numel():
         raise ValueError(
             f'{name}: {label} holds {parameter.numel()} values, but x of shape {tuple(x.shape)} does not have '
@@ -142,19 +150,19 @@ def _inside_torch_func() -> bool:
 
 
 def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim: int) -> Tensor:
-    """An activation by name, with everything checked; arguments and errors as in `functional`."""
+    """Evaluate an activation by name; arguments and errors are those of `functional`."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = f'a {x.dtype} tensor' if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f'{name}: x is {what}; expected a floating-point tensor (convert it with x.float()).')
-    if torch.jit.is_tracing():  # a traced custom Function would be an opaque Python operator
+    if torch.jit.is_tracing():  # a custom Function would be traced as an opaque Python operator
         with warnings.catch_warnings():
-            # how many values a parameter holds is a constant of the trace, and is meant to be
+            # the number of values of a parameter is a constant of the trace, on purpose
             warnings.simplefilter('ignore', torch.jit.TracerWarning)
             return evaluate(name, x, *_parameters(name, x, alpha, beta, channel_dim), channel_dim)
     alpha, beta = _parameters(name, x, alpha, beta, channel_dim)
     if eager_transforms.JVP_NESTING > 1:  # forward mode over forward mode does not see into a custom Function
         return evaluate(name, x, alpha, beta, channel_dim)
-    if torch.compiler.is_compiling():  # a compiler fuses torch's operations with their neighbours
+    if torch.compiler.is_compiling():  # the compiler fuses torch's operations with their neighbours
         if _OLD_COMPILER and _inside_torch_func():
             return evaluate(name, x, alpha, beta, channel_dim)
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)

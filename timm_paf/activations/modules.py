@@ -1,68 +1,39 @@
 """Modules that hold alpha and beta; the mathematics is in `functional`.
 
-A module may stand at many places of a network (see `sharing`). Its tensors then appear once in a state dict, under the
-first name the module is reached by, and both that form and the form with a copy per place can be loaded.
+One module may be at many places of a network (see `sharing`). A state dict then contains its tensors once, under the
+name of the first place. Both that form and the form with a copy per place can be loaded.
 """
 import math
 import weakref
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from timm_paf.activations import functional
+from timm_paf.activations.constraints import ALPHA_MAX, BETA_MAX, PSOFTPLUS_ALPHA_MIN, ParameterSpec
 from timm_paf.activations.construction import construction
-from timm_paf.activations.functional import (
-    ALPHA_MAX,
-    BETA_MAX,
-    PSOFTPLUS_ALPHA_MIN,
-    pelu,
-    peluplus,
-    prelu0,
-    preluplus,
-    psilu,
-    psoftplus,
-    pssilu,
-    pssilu_fixed,
-    reblu,
-    ssilu,
-)
 
 __all__ = [
-    'ParametricActivation', 'ParameterSpec', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU', 'PSoftplus', 'ReBLU',
+    'ParametricActivation', 'PReLU0', 'PReLUPlus', 'PELU', 'PELUPlus', 'PSiLU', 'PSoftplus', 'ReBLU',
     'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'ACTIVATIONS', 'REGISTERED',
 ]
 
-# torch.fx then records a call of the function instead of running its checks on symbols
-for _name in (
-    'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'ssilu', 'pssilu_fixed', 'pssilu',
-):
-    torch.fx.wrap(_name)
+# by registered name; each class adds itself
+ACTIVATIONS: dict[str, type['ParametricActivation']] = {}
+REGISTERED: dict[str, type[nn.Module]] = {}  # the same and what timm lacks to compare with
 
 
-class ParameterSpec(NamedTuple):
-    """Initial value of a parameter, whether it learns by default, and the range of its absolute value."""
-    init: float
-    learnable: bool = True
-    least: float = 0.
-    greatest: float = math.inf
-
-    def check(self, value: float, label: str) -> None:
-        """Raise ValueError if a value is not a finite number inside the range."""
-        if not math.isfinite(value):
-            raise ValueError(f'{label} = {value}: expected a finite number.')
-        if not self.least <= abs(value) <= self.greatest:
-            raise ValueError(f'{label} = {value}: expected {self.least:g} <= |{label}| <= {self.greatest:g}.')
-
-
-# The destination of the state_dict() call, and the key prefix, under which a module was last written; and for loading,
-# what has been seen of a module's places so far. Kept outside the modules so that copies and pickles do not carry them.
+# For saving: destination and key prefix of the last state_dict() call that wrote a module. For loading: the places seen
+# so far. Both are outside the modules, so that copies and pickles do not contain them.
 _written: 'weakref.WeakKeyDictionary[ParametricActivation, tuple]' = weakref.WeakKeyDictionary()
 _loading: 'weakref.WeakKeyDictionary[ParametricActivation, _LoadRecord]' = weakref.WeakKeyDictionary()
 
 
 def _mark(destination: dict) -> Any:
-    """What a dictionary is known by later, without keeping it alive; a plain one cannot be referred to weakly."""
+    """Identify a dictionary without keeping it alive; a plain dict has no weak references."""
     return id(destination) if type(destination) is dict else weakref.ref(destination)
 
 
@@ -71,35 +42,47 @@ def _is_marked(mark: Any, destination: dict) -> bool:
 
 
 class _LoadRecord:
-    """One load_state_dict() call as one module sees it."""
+    """State of one load_state_dict() call for one module."""
 
     def __init__(self, call: list, prefix: str) -> None:
-        self.call = call  # the call's list of error messages stands for the call: one list per call, shared by all
+        self.call = call  # the list of error messages identifies the call: it is one list per call
         self.first_prefix = prefix
-        self.repeated = False  # a place after the first brought a copy
-        self.absent: list[str] = []  # keys of later places that brought none
+        self.repeated = False  # whether a later place has a copy in the file
+        self.absent: list[str] = []  # keys of later places without a copy
 
 
 class ParametricActivation(nn.Module):
-    """Base of the activations: tensors `alpha` and/or `beta` of shape (1,) or (C,), learnable or constant.
+    """Base class of the activations: tensors `alpha` and/or `beta` of shape (1,) or (C,), learnable or constant.
+
+    A subclass sets `parameter_specs` and defines `forward`. `class PSiLU(ParametricActivation, name='psilu')` registers
+    it under a name, for `act_layer=`, `shared`, `convert_activations`, `shape` and the names of models.
 
     Args:
         alpha: Initial value; default as in the paper.
         beta: Initial value; default as in the paper.
         learnable: True or False for all parameters, or a mapping such as `{'alpha': True, 'beta': False}`. A parameter
-            that does not learn is a buffer: saved, moved and cast with the module, not seen by optimizers. None takes
-            the paper's choice.
+            that does not learn is a buffer: saved, moved and cast with the module, not seen by optimizers. Default: the
+            paper's choice.
         num_parameters: 1, or the number of channels for one value per channel.
-        channel_dim: Dimension of the input that the channels run along, when there is one value per channel.
-        inplace: Accepted because timm passes it; the input is needed for the gradient and never overwritten.
-        device: Device of the parameters; by default that of the model under construction, else torch's default.
-        dtype: Dtype of the parameters; likewise.
+        channel_dim: Dimension of the channels in the input, for one value per channel.
+        inplace: Accepted because timm passes it, and ignored: the gradient needs the input.
+        device: Device of the parameters. Default: that of the model under construction, else torch's default.
+        dtype: Dtype of the parameters, with the same default.
 
     Raises:
-        ValueError: If an initial value lies outside its range, or a parameter is named that the activation lacks.
+        ValueError: If an initial value is outside its range, or the activation lacks a parameter that is named.
     """
 
+    name: str
+    alpha: Tensor
+    beta: Tensor
     parameter_specs: Mapping[str, ParameterSpec] = {}
+
+    def __init_subclass__(cls, *, name: str = '', **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name:
+            cls.name = name
+            ACTIVATIONS[name] = REGISTERED[name] = cls
 
     def __init__(
             self,
@@ -110,8 +93,8 @@ class ParametricActivation(nn.Module):
             num_parameters: int = 1,
             channel_dim: int = 1,
             inplace: bool = False,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if device is None or dtype is None:
@@ -122,7 +105,7 @@ class ParametricActivation(nn.Module):
             raise ValueError(f'num_parameters = {num_parameters!r}: expected 1, or the number of channels.')
         self.num_parameters = num_parameters
         self.channel_dim = channel_dim
-        self.places = 1  # of a network that hold this module; `shared` and `convert_activations` count
+        self.places = 1  # places in the network with this module, as counted by `shared` and `convert_activations`
         given = {name: value for name, value in (('alpha', alpha), ('beta', beta)) if value is not None}
         asked = learnable if isinstance(learnable, Mapping) else {}
         for name in (*given, *asked):
@@ -139,44 +122,44 @@ class ParametricActivation(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.places > 1 and args and isinstance(args[0], torch.fx.Proxy):
             return self._trace(args[0].tracer, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def _trace(self, tracer, *args, **kwargs):
-        """Forward under FX, recorded where it is called.
+    def _trace(self, tracer: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run forward under FX and record it under the place that calls.
 
-        A tracer names what a module computes by the module's first name, so that of a shared one everything would
-        belong to the first place, and `layer1` would end before its last activation.
+        A tracer records every call of a module under the module's first name. For a shared activation all calls would
+        be recorded at the first place, and `layer1` would seem to end before its last activation.
         """
-        caller = getattr(tracer, 'current_module_qualname', None)  # of torchvision's tracer, which features come from
+        caller = getattr(tracer, 'current_module_qualname', None)  # only torchvision's tracer has it
         if caller is None:
             return self.forward(*args, **kwargs)
         here = [name for name, child in tracer.root.get_submodule(caller)._modules.items() if child is self]
         try:
-            if len(here) == 1:  # of several, FX does not say which is called
+            if len(here) == 1:  # with several, FX does not say which one is called
                 tracer.current_module_qualname = f'{caller}.{here[0]}' if caller else here[0]
             return self.forward(*args, **kwargs)
         finally:
             tracer.current_module_qualname = caller
 
-    def register_forward_hook(self, hook, **kwargs):
-        """As nn.Module; refuses the hook of a timm feature extractor if the activation stands at several places."""
+    def register_forward_hook(self, hook: Callable[..., Any], **kwargs: Any) -> RemovableHandle:
+        """Register a hook as in nn.Module; refuse that of a timm feature extractor on a shared activation."""
         self._refuse_feature_hook(hook)
         return super().register_forward_hook(hook, **kwargs)
 
-    def register_forward_pre_hook(self, hook, **kwargs):
-        """As `register_forward_hook`."""
+    def register_forward_pre_hook(self, hook: Callable[..., Any], **kwargs: Any) -> RemovableHandle:
+        """Register a hook, with the same exception as `register_forward_hook`."""
         self._refuse_feature_hook(hook)
         return super().register_forward_pre_hook(hook, **kwargs)
 
-    def _refuse_feature_hook(self, hook) -> None:
+    def _refuse_feature_hook(self, hook: Callable[..., Any]) -> None:
         from timm.models import FeatureHooks
         if self.places > 1 and isinstance(getattr(getattr(hook, 'func', None), '__self__', None), FeatureHooks):
             raise ValueError(
-                f'a feature map is to be read by a hook on {type(self).__name__}, one activation at {self.places} '
-                "places: the hook would see the last of them. Pass feature_cls='getter', 'list' or 'fx' in place of "
+                f'feature map by a hook on {type(self).__name__}, one activation at {self.places} places: the hook '
+                "would return the output at the last place. Pass feature_cls='getter', 'list' or 'fx' instead of "
                 "'hook', or out_indices without this map.")
 
     def extra_repr(self) -> str:
@@ -188,18 +171,20 @@ class ParametricActivation(nn.Module):
             values.append(f'{name}={shown}{fixed}')
         return ', '.join(values)
 
-    def named_modules(self, memo: set | None = None, prefix: str = '', remove_duplicate: bool = True):
-        """This module, once in a walk through a network, also when duplicates are asked for.
+    def named_modules(
+            self, memo: set[nn.Module] | None = None, prefix: str = '', remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield this module only once per walk through a network, even with `remove_duplicate=False`.
 
-        `torch.func.functional_call` asks for them, takes each name of a shared module for a place of its own, and puts
-        the wrong tensors back when it is done.
+        `torch.func.functional_call` uses that option, treats each name of a shared module as another module, and puts
+        back the wrong tensors at the end.
         """
         memo = set() if memo is None else memo
         if self not in memo:
             memo.add(self)
             yield prefix, self
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         mark, first_prefix = _written.get(self, (None, prefix))
         first_key = first_prefix + next(iter(self.parameter_specs))
         if first_prefix != prefix and first_key in destination and _is_marked(mark, destination):
@@ -208,15 +193,17 @@ class ParametricActivation(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
-            self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+            self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+            missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:
         record = _loading.get(self)
         if record is None or record.call is not error_msgs:
             _loading[self] = _LoadRecord(error_msgs, prefix)
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
             return
-        # A later place of a module that the first place has loaded: either nothing of it is in the file, or the same
-        # values are. Some places with copies and some without means that the file is damaged or of another network.
+        # A later place of a module that is already loaded: the file has no copy for it, or an equal one. If only some
+        # places have copies, the file is damaged or belongs to another network.
         for name in self.parameter_specs:
             key = prefix + name
             copy, held = state_dict.get(key), getattr(self, name)
@@ -231,77 +218,77 @@ class ParametricActivation(nn.Module):
                 if not same:
                     error_msgs.append(
                         f'{key} = {copy.flatten()[:4].tolist()} contradicts {record.first_prefix}{name} = '
-                        f'{held.flatten()[:4].tolist()}: both are copies of one shared activation.')
+                        f'{held.flatten()[:4].tolist()}: both are copies of one shared activation and must be equal.')
         if record.repeated and record.absent:
             missing_keys.extend(record.absent)
             record.absent = []
 
 
-class PReLU0(ParametricActivation):
-    """PReLU that starts as ReLU, `functional.prelu0` (timm's own `prelu` starts at 0.25)."""
+class PReLU0(ParametricActivation, name='prelu0'):
+    """PReLU that starts as ReLU (timm's own `prelu` starts at 0.25), `functional.prelu0`."""
     parameter_specs = {'alpha': ParameterSpec(0.)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return prelu0(x, self.alpha, self.channel_dim)
+        return functional.prelu0(x, self.alpha, self.channel_dim)
 
 
-class PReLUPlus(ParametricActivation):
+class PReLUPlus(ParametricActivation, name='preluplus'):
     """PReLU+, a learned slope on positive inputs, `functional.preluplus`."""
     parameter_specs = {'alpha': ParameterSpec(1.)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return preluplus(x, self.alpha, self.channel_dim)
+        return functional.preluplus(x, self.alpha, self.channel_dim)
 
 
-class PELU(ParametricActivation):
+class PELU(ParametricActivation, name='pelu'):
     """PELU, ELU with a learned depth, `functional.pelu`."""
     parameter_specs = {'alpha': ParameterSpec(1.)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return pelu(x, self.alpha, self.channel_dim)
+        return functional.pelu(x, self.alpha, self.channel_dim)
 
 
-class PELUPlus(ParametricActivation):
+class PELUPlus(ParametricActivation, name='peluplus'):
     """PELU+, ELU with a learned slope on positive inputs, `functional.peluplus`."""
     parameter_specs = {'alpha': ParameterSpec(1.)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return peluplus(x, self.alpha, self.channel_dim)
+        return functional.peluplus(x, self.alpha, self.channel_dim)
 
 
-class PSiLU(ParametricActivation):
+class PSiLU(ParametricActivation, name='psilu'):
     """PSiLU, SiLU with a learned sharpness, `functional.psilu`."""
     parameter_specs = {'alpha': ParameterSpec(1., greatest=ALPHA_MAX)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return psilu(x, self.alpha, self.channel_dim)
+        return functional.psilu(x, self.alpha, self.channel_dim)
 
 
-class PSoftplus(ParametricActivation):
+class PSoftplus(ParametricActivation, name='psoftplus'):
     """PSoftplus, Softplus with a learned sharpness, `functional.psoftplus`."""
     parameter_specs = {'alpha': ParameterSpec(1., least=PSOFTPLUS_ALPHA_MIN, greatest=ALPHA_MAX)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return psoftplus(x, self.alpha, self.channel_dim)
+        return functional.psoftplus(x, self.alpha, self.channel_dim)
 
 
-class ReBLU(ParametricActivation):
+class ReBLU(ParametricActivation, name='reblu'):
     """ReBLU, ReLU with a learned bend, `functional.reblu`."""
     parameter_specs = {'alpha': ParameterSpec(0.)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return reblu(x, self.alpha, self.channel_dim)
+        return functional.reblu(x, self.alpha, self.channel_dim)
 
 
-class SSiLU(ParametricActivation):
-    """SSiLU, the shifted SiLU; its shift is constant, `functional.ssilu`."""
+class SSiLU(ParametricActivation, name='ssilu'):
+    """SSiLU, the shifted SiLU with a constant shift, `functional.ssilu`."""
     parameter_specs = {'beta': ParameterSpec(0.3, learnable=False, greatest=BETA_MAX)}
 
     def forward(self, x: Tensor) -> Tensor:
-        return ssilu(x, self.beta, self.channel_dim)
+        return functional.ssilu(x, self.beta, self.channel_dim)
 
 
-class PSSiLUFixed(ParametricActivation):
+class PSSiLUFixed(ParametricActivation, name='pssilu_fixed'):
     """PSSiLU with a learned alpha and a constant shift, `functional.pssilu_fixed`."""
     parameter_specs = {
         'alpha': ParameterSpec(1., greatest=math.sqrt(ALPHA_MAX)),
@@ -309,13 +296,13 @@ class PSSiLUFixed(ParametricActivation):
     }
 
     def forward(self, x: Tensor) -> Tensor:
-        return pssilu_fixed(x, self.alpha, self.beta, self.channel_dim)
+        return functional.pssilu_fixed(x, self.alpha, self.beta, self.channel_dim)
 
 
-class PSSiLU(ParametricActivation):
+class PSSiLU(ParametricActivation, name='pssilu'):
     """PSSiLU with learned sharpness and shift, `functional.pssilu`.
 
-    beta starts at 1e-8 as in the published models: the absolute value there has a derivative of 0 at 0.
+    beta starts at 1e-8 as in the published models, where |beta| has the derivative 0 at 0.
     """
     parameter_specs = {
         'alpha': ParameterSpec(1., greatest=ALPHA_MAX),
@@ -323,28 +310,14 @@ class PSSiLU(ParametricActivation):
     }
 
     def forward(self, x: Tensor) -> Tensor:
-        return pssilu(x, self.alpha, self.beta, self.channel_dim)
-
-
-ACTIVATIONS: Mapping[str, type[ParametricActivation]] = {
-    'prelu0': PReLU0,
-    'preluplus': PReLUPlus,
-    'pelu': PELU,
-    'peluplus': PELUPlus,
-    'psilu': PSiLU,
-    'psoftplus': PSoftplus,
-    'reblu': ReBLU,
-    'ssilu': SSiLU,
-    'pssilu_fixed': PSSiLUFixed,
-    'pssilu': PSSiLU,
-}
+        return functional.pssilu(x, self.alpha, self.beta, self.channel_dim)
 
 
 class Softplus(nn.Module):
-    """torch's softplus under the signature that timm calls activations with (nn.Softplus takes no `inplace`).
+    """torch's softplus with the signature that timm expects (nn.Softplus has no `inplace`).
 
     Args:
-        inplace: Accepted and without effect.
+        inplace: Accepted and ignored.
     """
 
     def __init__(self, inplace: bool = False) -> None:
@@ -354,5 +327,4 @@ class Softplus(nn.Module):
         return nn.functional.softplus(x)
 
 
-# by the names that timm finds them under
-REGISTERED: dict[str, type[nn.Module]] = {**ACTIVATIONS, 'softplus': Softplus}
+REGISTERED['softplus'] = Softplus

@@ -46,7 +46,7 @@ def set_recomputed(y: Tensor, affine: Affine) -> None:
     """
     y._timm_paf_recomputed = (affine, y._version)  # type: ignore[attr-defined]
     # the name of a shortcut, of which a sum knows the node; weak, since a graph outlives what it keeps
-    y.grad_fn.metadata[_OUTPUT] = weakref.ref(y)
+    y.grad_fn.metadata[_OUTPUT] = weakref.ref(y)  # type: ignore[union-attr, index]
 
 
 def keeping(x: Tensor) -> AbstractContextManager:
@@ -77,7 +77,7 @@ def _sum(branch: Affine, x: Tensor) -> _Sum | None:
     if node is None or type(node).__name__ != 'AddBackward0' or node._saved_alpha != 1:  # type: ignore[attr-defined]
         return None
     norm, edge = node.next_functions
-    output = norm[0].metadata.get(_OUTPUT) if norm[0] is not None else None
+    output = norm[0].metadata.get(_OUTPUT) if norm[0] is not None else None  # type: ignore[attr-defined]
     if output is None or output() is not x or edge[0] is None:
         return None
     shortcut = _shortcut(norm[0], edge)

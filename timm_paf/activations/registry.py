@@ -1,25 +1,25 @@
-"""Entry of the activations into timm's tables: the one file that touches them."""
+"""Registration of the activations in timm's tables: the only file that touches them."""
 from types import ModuleType
 
 from timm.layers import create_act
 
 from timm_paf.activations.modules import REGISTERED
-from timm_paf.activations.sharing import SHARED
+from timm_paf.activations.sharing import shared_layers
 
 __all__ = ['register_activations']
 
 
 def register_activations(tables: ModuleType = create_act) -> None:
-    """Add every name of `REGISTERED` and `SHARED` to timm's activation layers; existing names stay as they are.
+    """Add every name of `REGISTERED` and its `shared_` form to timm's activation layers; existing names stay.
 
-    `softplus` is added because the paper compares with it and timm has none. timm looks layers up in
-    `_ACT_LAYER_DEFAULT` when exporting or scripting, and there second otherwise, so that one table suffices.
+    `softplus` is included because the paper compares with it and timm has none. One table is enough: timm looks in
+    `_ACT_LAYER_DEFAULT` first when exporting or scripting, and second otherwise.
 
     Args:
         tables: timm's module with the tables.
 
     Raises:
-        RuntimeError: If the tables are not what this version of timm_paf knows.
+        RuntimeError: If this release of timm has other tables.
     """
     default = getattr(tables, '_ACT_LAYER_DEFAULT', None)
     efficient = getattr(tables, '_ACT_LAYER_ME', None)
@@ -28,7 +28,7 @@ def register_activations(tables: ModuleType = create_act) -> None:
         raise RuntimeError(
             f'timm {timm.__version__} does not keep its activation layers where timm_paf expects them '
             '(the dicts _ACT_LAYER_DEFAULT and _ACT_LAYER_ME of timm.layers.create_act); '
-            'install a release of timm that this version of timm_paf names as supported.')
-    for name, layer in {**REGISTERED, **SHARED}.items():
+            'install a release of timm that this version of timm_paf supports.')
+    for name, layer in {**REGISTERED, **shared_layers()}.items():
         if name not in efficient:
             default.setdefault(name, layer)

@@ -1,8 +1,8 @@
 """The shape of an activation function: curvature, output on negative inputs, slopes, and a plot of them.
 
 Dai, Mahloujifar and Mittal, arXiv 2110.05626, explain the robustness that an activation brings by two properties of its
-graph: positive outputs on negative inputs, and a high but finite curvature. `describe` measures both, and what else
-tells two activations apart, for a registered name, a module with learned parameters, or any elementwise function.
+graph: positive outputs on negative inputs, and a high but finite curvature. `describe` measures both and other
+properties, for a registered name, a module with learned parameters, or any elementwise function.
 """
 import dataclasses
 import math
@@ -12,47 +12,47 @@ from typing import TYPE_CHECKING
 import torch
 
 from timm_paf.activations.curve import Break, Curve, Interval, intervals
+from timm_paf.activations.elementwise import Activation, elementwise, title
 from timm_paf.activations.shape_plot import plot
-from timm_paf.activations.subject import Activation, subject_of, title
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ['Activation', 'ActivationShape', 'Break', 'MEAN_RANGE', 'describe', 'plot']
 
-MEAN_RANGE = 8.  # the mean on negative inputs is taken over [-8, 0], where nearly all normalised pre-activations lie
+MEAN_RANGE = 8.  # the mean on negative inputs is over [-8, 0], the range of nearly all normalised pre-activations
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActivationShape:
-    """What `describe` finds. Places may be -inf or inf; an extremum that is a limit counts.
+    """Result of `describe`. A place can be -inf or inf: an extremum can be a limit.
 
     Attributes:
-        name: Registered name, or what the activation prints as.
+        name: Registered name, or the text of the module.
         parameters: Its parameters.
-        curvature: Greatest |f''|; inf at a kink.
-        curvature_at: Where; the place nearest to 0 if there are several.
-        finite_curvature: Greatest |f''| away from kinks, one-sided limits at them included.
-        finite_curvature_at: Where.
-        negative_sign: 'positive', 'negative', 'zero' or 'mixed': the output on x < 0. A function that is nowhere
-            negative there and somewhere positive is 'positive'.
+        curvature: Largest |f''|; inf at a kink.
+        curvature_at: Its place, the nearest to 0 if there are several.
+        finite_curvature: Largest |f''| away from kinks, including the one-sided limits at kinks.
+        finite_curvature_at: Its place.
+        negative_sign: Sign of the output on x < 0: 'positive' (somewhere positive, nowhere negative), 'negative',
+            'zero' or 'mixed'.
         positive_on: Intervals of x < 0 with positive output.
         negative_on: Intervals of x < 0 with negative output.
         negative_max: Supremum of the output on x < 0.
-        negative_max_at: Where.
+        negative_max_at: Its place.
         negative_min: Infimum of the output on x < 0.
-        negative_min_at: Where.
-        negative_mean: Mean output over -mean_range <= x <= 0, all x alike.
-        mean_range: As asked for.
+        negative_min_at: Its place.
+        negative_mean: Mean output over -mean_range <= x <= 0, with equal weight for all x.
+        mean_range: Length of that interval.
         slope_left: Limit of f' at -inf; infinite if it is unbounded, NaN if there is none.
-        slope_right: Limit of f' at inf; likewise.
-        monotonicity: 'increasing' or 'decreasing' (both in the wide sense), 'constant', or 'neither'.
-        falls_on: Intervals of falling output; one of no length is a downward jump.
-        zeros: Isolated zeros; one that is touched and not crossed is seen at x = 0 only.
+        slope_right: Limit of f' at inf, in the same way.
+        monotonicity: 'increasing' or 'decreasing' (not strictly), 'constant', or 'neither'.
+        falls_on: Intervals of falling output; an interval of length 0 is a downward jump.
+        zeros: Isolated zeros. A zero without a change of sign is found only at x = 0.
         zero_on: Intervals of zero output.
-        smoothness: 'discontinuous', 'C0' (kinks), 'C1' (f'' jumps), 'C2+' (at least two continuous derivatives, as far
-            as could be seen) or 'smooth' (all of them).
-        breaks: Where it is not smooth.
+        smoothness: 'discontinuous', 'C0' (kinks), 'C1' (f'' jumps), 'C2+' (no break found up to the second derivative)
+            or 'smooth' (all derivatives, by the formula).
+        breaks: Jumps of f, f' and f''.
     """
     name: str
     parameters: Mapping[str, float]
@@ -79,9 +79,9 @@ class ActivationShape:
     breaks: tuple[Break, ...]
 
     def to_dict(self) -> dict[str, float | str]:
-        """One level of numbers and texts, for a row of CSV or JSON; intervals are texts such as '(-inf, -1.27846)'.
+        """Convert to a flat dictionary of numbers and texts, for a row of CSV or JSON.
 
-        A number may be inf, which `json.dumps` writes as Infinity.
+        Intervals become texts such as '(-inf, -1.27846)'. A number can be inf, which `json.dumps` writes as Infinity.
         """
         plain: dict[str, float | str] = {'name': self.name, **self.parameters}
         for field in dataclasses.fields(self):
@@ -91,7 +91,7 @@ class ActivationShape:
         return plain
 
     def table(self) -> 'Table':
-        """The shape for a terminal."""
+        """Format the shape as a table for a terminal."""
         from rich.table import Table
         table = Table('property', 'value', title=title(self.name, self.parameters))
 
@@ -154,8 +154,8 @@ def describe(activation: Activation, *, mean_range: float = MEAN_RANGE, **parame
     if not (math.isfinite(mean_range) and mean_range > 0):
         raise ValueError(f'mean_range = {mean_range}: expected a positive finite number.')
     with torch.inference_mode(False), torch.enable_grad():
-        subject = subject_of(activation, parameters)
-        curve = Curve(subject)
+        function = elementwise(activation, parameters)
+        curve = Curve(function)
         falling, values = curve.runs(1), curve.runs(0)
         negative = [run for run in values if run.left < 0]
         on_negative = {sign: intervals(negative, sign, 0.) for sign in (-1, 1)}
@@ -166,8 +166,8 @@ def describe(activation: Activation, *, mean_range: float = MEAN_RANGE, **parame
         finite, kink = curve.greatest_curvature(), curve.first_kink()
         extent = curve.extent_on_negative(falling)
         return ActivationShape(
-            name=subject.name,
-            parameters=subject.parameters,
+            name=function.name,
+            parameters=function.parameters,
             curvature=finite[0] if kink is None else math.inf,
             curvature_at=finite[1] if kink is None else kink,
             finite_curvature=finite[0],

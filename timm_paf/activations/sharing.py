@@ -1,4 +1,5 @@
-"""One activation module for a whole network."""
+"""One activation module for a whole network, and the list of parametric activations of a model."""
+import difflib
 import functools
 import warnings
 import weakref
@@ -13,19 +14,18 @@ from torch import nn
 from timm_paf.activations.construction import construction
 from timm_paf.activations.modules import ACTIVATIONS, REGISTERED, ParametricActivation
 
-__all__ = ['SHARED', 'shared', 'paf_parameters', 'paf_modules', 'shared_activations', 'activation_class']
+__all__ = ['shared', 'shared_layers', 'paf_parameters', 'paf_modules', 'shared_activations', 'activation_class']
 
 
 def activation_class(name: str) -> type[nn.Module]:
-    """The class of an activation by its registered name.
+    """Look up the class of an activation.
 
     Args:
-        name: A name of `timm_paf.activations.REGISTERED`, in any case.
+        name: A name in `timm_paf.activations.REGISTERED`, in upper or lower case.
 
     Raises:
-        ValueError: If there is none of that name; the message names the nearest ones.
+        ValueError: If the name is unknown; the message suggests the nearest ones.
     """
-    import difflib
     if not isinstance(name, str):
         raise TypeError(f'activation {name!r} is of type {type(name).__name__}; expected a name such as "pssilu".')
     found = REGISTERED.get(name.lower())
@@ -36,19 +36,19 @@ def activation_class(name: str) -> type[nn.Module]:
 
 
 def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
-    """An `act_layer` that puts one and the same activation module at every place of a model.
+    """Create an `act_layer` that puts the same activation module at every place of a model.
 
-    Two models built with one such factory get a module each: the factory asks which model is being constructed.
-    Outside of any constructor it keeps handing out one module. `act_layer='shared_pssilu'` is `shared('pssilu')` as a
-    name, for configuration files. A model built with the function is saved by timm's `save_for_hf` under that name, if
-    its architecture takes names and `settings` ask for no more than initial values; otherwise timm refuses.
+    Each model built with it gets a module of its own. Outside of any constructor, all calls return one module.
+    `act_layer='shared_pssilu'` is `shared('pssilu')` by name, for configuration files. timm's `save_for_hf` stores a
+    model built with `shared` under that name, if its architecture takes names and `settings` are only initial values;
+    otherwise timm refuses to save.
 
     Args:
         name: Registered name, e.g. 'pssilu'.
         **settings: Arguments of the activation, e.g. `alpha=2., learnable=False`, `device=`, `dtype=`.
 
     Returns:
-        A partial function with the signature that timm calls activation layers with; it can be pickled.
+        A partial function with the signature that timm expects of an activation layer. It can be pickled.
 
     Raises:
         ValueError: If the name is unknown.
@@ -59,27 +59,30 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
     return functools.partial(_at_next_place, _Sharing(name, settings))
 
 
+def shared_layers() -> dict[str, Callable[..., nn.Module]]:
+    """`shared(name)` for every activation with parameters, by the name under which timm finds it ('shared_pssilu')."""
+    return {f'shared_{name}': functools.partial(_at_next_place, _Sharing(name, {}, False)) for name in ACTIVATIONS}
+
+
 class _Sharing:
-    """The modules that one factory has made: one for each model, and one for all that is built outside of models."""
+    """The modules made by one `shared(...)`: one for each model, and one outside of models (if `outside`)."""
 
     def __init__(self, name: str, settings: dict[str, Any], outside: bool = True) -> None:
         self.layer = activation_class(name)
-        self.name = name.lower()
-        self.settings = settings
-        self.outside = outside  # whether it may be used there
+        self.name, self.settings, self.outside = name.lower(), settings, outside
         self.modules: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
         self.module: nn.Module | None = None
 
-    def __reduce__(self):
-        return _Sharing, (self.name, self.settings, self.outside)  # the modules belong to models that exist
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Sharing, (self.name, self.settings, self.outside)  # the modules belong to existing models
 
 
 def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> nn.Module:
     model, _, _, arguments, architecture = construction()
     if model is None and not sharing.outside:
         raise RuntimeError(
-            f"'shared_{sharing.name}' was asked for outside of the constructor of a model, so there is nothing to "
-            f'share it; use one timm_paf.shared({sharing.name!r}) at all its places.')
+            f"'shared_{sharing.name}' was requested outside of the constructor of a model, so there is no model to "
+            f'share it in; use one timm_paf.shared({sharing.name!r}) at all its places.')
     module = sharing.module if model is None else sharing.modules.get(model)
     if module is not None:
         if isinstance(module, ParametricActivation):
@@ -90,8 +93,8 @@ def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> n
         sharing.module = module
         return module
     sharing.modules[model] = module
-    if arguments is not None and architecture is not None and set(sharing.settings) <= {'alpha', 'beta'}:
-        for key, value in arguments.items():  # initial values are in the state dict, and the rest is in the name
+    if arguments is not None and architecture is not None and sharing.settings.keys() <= {'alpha', 'beta'}:
+        for key, value in arguments.items():  # initial values are in the state dict; the name says the rest
             if isinstance(value, functools.partial) and sharing in value.args and _takes_names(architecture, key):
                 arguments[key] = f'shared_{sharing.name}'
     return module
@@ -99,44 +102,39 @@ def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> n
 
 @functools.cache
 def _takes_names(architecture: str, key: str) -> bool:
-    """Whether an architecture of timm takes an activation by name; some call what they are given. Found by trying."""
+    """Whether an architecture of timm accepts an activation by name (some call what they get), found by a trial."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device('meta'):
         warnings.simplefilter('ignore')
         try:
-            model = timm.create_model(architecture, **{key: 'shared_pssilu'})
-        except Exception:  # in any way there is
+            arguments: dict[str, Any] = {key: 'shared_pssilu'}
+            model = timm.create_model(architecture, **arguments)
+        except Exception:  # architectures fail in many ways
             return False
     return any(isinstance(module, ParametricActivation) for module in model.modules())
 
 
-# `shared(name)` for every activation with parameters, by the names that timm finds them under
-SHARED: dict[str, Callable[..., nn.Module]] = {
-    f'shared_{name}': functools.partial(_at_next_place, _Sharing(name, {}, outside=False)) for name in ACTIVATIONS
-}
-
-
 def paf_modules(model: nn.Module) -> Iterator[tuple[str, ParametricActivation]]:
-    """Every parametric activation of a model once, with the first name it is registered under."""
+    """Yield each parametric activation of a model once, with its first name."""
     for name, module in model.named_modules():
         if isinstance(module, ParametricActivation):
             yield name, module
 
 
 def shared_activations(model: nn.Module) -> dict[str, ParametricActivation]:
-    """The parametric activations that stand at more than one place of a model, by the first name of each.
+    """Find the parametric activations at more than one place of a model, by the first name of each.
 
-    However they came there: also where one module was put at several places by hand.
+    Also finds a module that the caller put at several places without `shared`.
     """
-    # by parent: a walk over names shows a shared activation once
+    # counted by parent: a walk over names yields a shared activation only once
     places = Counter(child for parent in model.modules() for child in parent._modules.values())
     return {name: module for name, module in paf_modules(model) if places[module] > 1}
 
 
 def paf_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The learnable alpha and beta of a model, each once, by the first name it is registered under.
+    """List the learnable alpha and beta of a model, each once, by its first name.
 
     Args:
-        model: Any module; wrappers such as DistributedDataParallel are part of the names.
+        model: Any module; the names include wrappers such as DistributedDataParallel.
 
     Returns:
         Names such as 'act1.alpha' to parameters, in order of registration; empty if there are none.

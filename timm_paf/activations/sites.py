@@ -1,9 +1,7 @@
-"""Where the activations of a network are: modules, functions kept as attributes, and calls in methods."""
-import ast
+"""Places of activations in a network: modules, functions kept as attributes, and calls in methods."""
 import functools
 import inspect
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,8 +15,8 @@ from torch.nn import functional as F
 from timm_paf.activations.modules import ParametricActivation, Softplus
 
 __all__ = [
-    'ACTIVATION_TYPES', 'GATE_TYPES', 'FUNCTIONS', 'Calls', 'Site', 'attribute_sites', 'function_calls',
-    'module_sites', 'nearest_type', 'stages', 'unreachable_sites',
+    'ACTIVATION_TYPES', 'GATE_TYPES', 'FUNCTIONS', 'Site', 'attribute_sites', 'function_calls', 'module_sites',
+    'nearest_type', 'stages', 'unreachable_sites',
 ]
 
 
@@ -27,18 +25,18 @@ def _timm_classes(*names: str) -> tuple[type[nn.Module], ...]:
     return tuple(cls for cls in found if isinstance(cls, type))
 
 
-# what networks put between layers
+# activations between layers
 ACTIVATION_TYPES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Softplus, nn.Hardswish, Softplus,
     *_timm_classes(
         'Swish', 'Mish', 'PReLU', 'HardSwish', 'HardMish', 'GELU', 'GELUTanh', 'QuickGELU', 'SwishMe', 'MishMe',
         'HardSwishMe', 'HardMishMe'))
-# what networks use as gates and in attention: replacing them would change what the network is
+# gates and attention: another function there would be another network
 GATE_TYPES: tuple[type[nn.Module], ...] = (
     nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softmax, nn.GLU,
     *_timm_classes('Sigmoid', 'Tanh', 'HardSigmoid', 'HardSigmoidMe'))
-# functions that stand for an activation, by the module that `match` is asked about
+# functions that modules keep as attributes -> the equal module, which `match` gets
 FUNCTIONS: dict[Callable, Callable[..., nn.Module]] = {
     F.relu: nn.ReLU, F.relu_: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.leaky_relu: nn.LeakyReLU,
     F.elu: nn.ELU, F.celu: nn.CELU, F.selu: nn.SELU, F.gelu: nn.GELU, F.silu: nn.SiLU, F.mish: nn.Mish,
@@ -53,7 +51,7 @@ _KNOWN = frozenset((*ACTIVATION_TYPES, *GATE_TYPES))
 
 
 def nearest_type(module: nn.Module, types: tuple[type, ...] = ()) -> type | None:
-    """The first class that a module is of, itself or by inheritance, which is a known activation, a gate or in `types`.
+    """Find the first class of a module, itself or inherited, that is a known activation, a gate or in `types`.
 
     A subclass of nn.ReLU is a ReLU; nn.ReLU6, which derives from the gate nn.Hardtanh, is a ReLU6.
     """
@@ -61,13 +59,13 @@ def nearest_type(module: nn.Module, types: tuple[type, ...] = ()) -> type | None
 
 
 class Site(NamedTuple):
-    """A place in a network that holds an activation.
+    """A place in a network with an activation.
 
     Attributes:
         name: Dotted name of the place.
-        parent: The module that holds it.
-        attribute: Its name there.
-        module: The activation, or a module that stands for the function that is there.
+        parent: The module that contains it.
+        attribute: Its name in the parent.
+        module: The activation; for a function, the equal module.
     """
     name: str
     parent: nn.Module
@@ -76,7 +74,7 @@ class Site(NamedTuple):
 
 
 def module_sites(model: nn.Module, match: Callable[[nn.Module], bool]) -> Iterator[Site]:
-    """Every place whose module matches; an aliased module has several, a shared parent is entered once."""
+    """Yield every place whose module matches: several for an aliased module; a shared parent is entered once."""
     for prefix, parent in model.named_modules():
         if isinstance(parent, ParametricActivation):
             continue
@@ -86,106 +84,71 @@ def module_sites(model: nn.Module, match: Callable[[nn.Module], bool]) -> Iterat
 
 
 def attribute_sites(model: nn.Module) -> Iterator[Site]:
-    """Functions that modules keep as attributes and call, as `self.activation = F.relu`, with or without a partial."""
+    """Yield functions that modules keep as attributes, as `self.activation = F.relu`, with or without a partial."""
     for prefix, parent in model.named_modules():
         for attribute, value in list(vars(parent).items()):
-            if not attribute.startswith('_') and (module := _stand_in(value)) is not None:
+            if not attribute.startswith('_') and (module := _as_module(value)) is not None:
                 yield Site(_join(prefix, attribute), parent, attribute, module)
 
 
-def _stand_in(value: Any) -> nn.Module | None:
-    """The module that computes what a function does, if it is one of `FUNCTIONS`."""
-    keywords: dict[str, Any] = {}
+def _as_module(value: Any) -> nn.Module | None:
+    """The module that computes the same as a function of `FUNCTIONS`; None for other values."""
+    settings: dict[str, Any] = {}
     if isinstance(value, functools.partial) and not value.args:
-        value, keywords = value.func, {name: item for name, item in value.keywords.items() if name != 'inplace'}
+        value, settings = value.func, {name: item for name, item in value.keywords.items() if name != 'inplace'}
     if not inspect.isroutine(value) or value not in FUNCTIONS:
         return None
-    return FUNCTIONS[value](**keywords)  # torch's functions and modules give their settings the same names
+    return FUNCTIONS[value](**settings)  # torch's functions and modules have the same names for their settings
 
 
 def unreachable_sites(model: nn.Module) -> Iterator[tuple[Site, str]]:
-    """Activations that stand where no module can be put for them, with the reason."""
-    def wanted(value: Any) -> bool:
-        return isinstance(value, nn.Module) and nearest_type(value) in ACTIVATION_TYPES
-
+    """Yield activations that cannot be replaced, with the reason."""
+    scripted = {cls.__name__ for cls in ACTIVATION_TYPES}
     for prefix, parent in model.named_modules():
-        for attribute, value in vars(parent).items():
-            if attribute.startswith('_'):
-                continue
-            held = {f'[{key!r}]': item for key, item in value.items()} if isinstance(value, dict) else (
-                {f'[{i}]': item for i, item in enumerate(value)} if isinstance(value, (list, tuple)) else {'': value})
-            for key, item in held.items():
-                if wanted(item):
-                    reason = 'kept outside of the module tree (in a list, tuple, dict or plain attribute)'
-                    yield Site(_join(prefix, attribute + key), parent, attribute, item), reason
-        if isinstance(parent, torch.jit.RecursiveScriptModule) and parent.original_name in _SCRIPTED:
+        if isinstance(parent, torch.jit.RecursiveScriptModule) and parent.original_name in scripted:
             yield Site(prefix, parent, '', parent), 'TorchScript, whose code is fixed'
+        for attribute, value in vars(parent).items():
+            items: dict[str, Any] = {'': value}
+            if isinstance(value, dict):
+                items = {f'[{key!r}]': item for key, item in value.items()}
+            elif isinstance(value, (list, tuple)):
+                items = {f'[{i}]': item for i, item in enumerate(value)}
+            for key, item in items.items():
+                if (not attribute.startswith('_') and isinstance(item, nn.Module)
+                        and nearest_type(item) in ACTIVATION_TYPES):
+                    yield (Site(_join(prefix, attribute + key), parent, attribute, item),
+                           'outside of the module tree (in a list, tuple, dict or plain attribute)')
 
 
-_SCRIPTED = frozenset(cls.__name__ for cls in ACTIVATION_TYPES)
+def function_calls(module: nn.Module) -> list[tuple[str, str]]:
+    """Activation functions that the methods of a module's class call, as (functions, reason) for a report.
 
-
-class Calls(NamedTuple):
-    """Activation functions that the methods of a class call.
-
-    Attributes:
-        methods: Methods with such calls, as 'Block.forward'.
-        functions: What they call, as 'F.relu'.
-        gates: Whether all of them are gates.
+    The names come from the compiled methods, so that no example input is needed. A name that the module has as an
+    attribute of its own (`self.relu`) is not a call of the function.
     """
-    methods: tuple[str, ...]
-    functions: tuple[str, ...]
-    gates: bool
-
-
-def function_calls(module: nn.Module) -> list[Calls]:
-    """Calls of activation functions in the methods of a module's class: activations first, then gates.
-
-    Found in the source, so that no example input is needed; modules without source (TorchScript) give none.
-    """
-    if nearest_type(module) is not None or isinstance(module, ParametricActivation):
+    cls = type(module)
+    if nearest_type(module) is not None or isinstance(module, ParametricActivation | torch.jit.ScriptModule):
         return []
-    if type(module).__module__.startswith('torch.nn.modules.'):
-        return []
-    return _calls_of(type(module))  # type: ignore[arg-type]  # a class is hashable
-
-
-@functools.lru_cache(maxsize=1024)
-def _calls_of(cls: type) -> list[Calls]:
-    found: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
-    for name, method in inspect.getmembers(cls, inspect.isfunction):
-        if name.startswith('__') or (method.__module__ or '').startswith('torch.'):
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and (called := _activation_called(node.func)):
-                label, gate = called
-                found[gate].append((f'{cls.__name__}.{name}', label))
-    return [
-        Calls(tuple(dict.fromkeys(m for m, _ in calls)), tuple(dict.fromkeys(label for _, label in calls)), gate)
-        for gate, calls in found.items() if calls]
-
-
-def _activation_called(function: ast.expr) -> tuple[str, bool] | None:
-    """The source of a called activation function, and whether it is a gate; calls through self are modules."""
-    name = getattr(function, 'id', None) or getattr(function, 'attr', None)
-    if name not in _CALLS and name not in _GATE_CALLS:
-        return None
-    source = ast.unparse(function)
-    if source.startswith('self.') and source.count('.') == 1:
-        return None
-    return source, name in _GATE_CALLS
+    found = []
+    for names, prefix in ((_CALLS, ''), (_GATE_CALLS, 'a gate, ')):
+        calls = {
+            f'{cls.__name__}.{label}': [name for name in method.__code__.co_names
+                                        if name in names and not hasattr(module, name)]
+            for label, method in inspect.getmembers(cls, inspect.isfunction)
+            if not label.startswith('__') and not (method.__module__ or '').startswith('torch.')}
+        calls = {label: functions for label, functions in calls.items() if functions}
+        if calls:
+            functions = dict.fromkeys(name for functions in calls.values() for name in functions)
+            found.append((', '.join(functions), f'{prefix}called in the code of {", ".join(calls)}'))
+    return found
 
 
 def stages(names: list[str]) -> dict[str, str]:
-    """The stage of each place, as the prefix of its name.
+    """Assign each place to a stage, as the prefix of its name.
 
-    The first level of the module tree divides the places. Where one prefix holds more than half of them it is taken
-    for a container of stages (`layers`, `blocks`, `features`) and divided in turn, unless it is one of a numbered row
-    (`layer3`) or a row of equal blocks (a vision transformer's).
+    The first level of the module tree divides the places. A prefix with more than half of them is taken for a container
+    of stages (`layers`, `blocks`, `features`) and divided in turn, unless it is one of a numbered row (`layer3`) or
+    contains a row of equal blocks (as in a vision transformer).
     """
     prefixes = {name: name.split('.')[0] for name in names}
     while True:
@@ -204,7 +167,7 @@ def stages(names: list[str]) -> dict[str, str]:
 
 
 def _are_blocks(parts: dict[str, str]) -> bool:
-    """Whether the parts of a container are layers or repeated blocks rather than stages, which hold numbered blocks."""
+    """Whether the parts of a container are layers or repeated blocks; stages contain numbered blocks."""
     if len(set(parts.values())) == len(parts):  # every place would be a stage of its own
         return True
     inside: dict[str, set[str]] = {}

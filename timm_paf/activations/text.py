@@ -6,7 +6,7 @@ __all__ = ['table_text']
 
 
 def table_text(table: Table) -> str:
-    """A rich table as lines of up to 120 characters without colour, whatever the terminal."""
+    """Format a rich table as lines of up to 120 characters without colour, for every terminal."""
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
         console.print(table)

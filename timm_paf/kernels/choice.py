@@ -87,7 +87,10 @@ def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators'
             return None
         operators, reason = _gpu(device)
     else:
-        operators, reason = _cpu(), cpu.available(name, x.dtype)
+        operators = _cpu()
+        reason = cpu.available(name, x.dtype) if name in operators.names else None
+    if operators is not None and name not in operators.names:
+        return None  # this activation has no kernel
     if reason is None:
         return operators
     if _mode == 'fused':
@@ -117,4 +120,4 @@ def _gpu(device: torch.device) -> tuple[Optional['Operators'], str | None]:
         gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
     except Exception as error:  # Triton, its compiler and the driver each have their own
         return None, f'Triton does not work here ({type(error).__name__}: {(str(error).splitlines() or [""])[0]})'
-    return Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients), None
+    return Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients, gpu.NAMES), None

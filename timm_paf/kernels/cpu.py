@@ -8,8 +8,11 @@ from torch import Tensor
 
 from timm_paf.kernels.compiler import BuildError, build
 
-__all__ = ['available', 'gradients', 'input_gradient', 'value']
+__all__ = ['NAMES', 'available', 'gradients', 'input_gradient', 'value']
 
+# activations with a function in cpp/formulas.h
+NAMES = frozenset((
+    'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu_fixed', 'pssilu'))
 _DTYPES = {  # dtype -> names of storage and computation type in C++, dtype of the computation
     torch.float32: ('float', 'float', torch.float32),
     torch.float64: ('double', 'double', torch.float64),

@@ -1,6 +1,6 @@
 """Activations on a GPU by Triton, in one pass over memory for the value and one for the gradient.
 
-The formulas are those of `timm_paf.activations.formulas`, in float32. exp and log1p are polynomials as on the CPU,
+The formulas are those of `timm_paf.activations.functional`, in float32. exp and log1p are polynomials as on the CPU,
 since the GPU's own exp loses digits for large arguments. Each block writes one partial sum, and these are added in
 float64 in a fixed order.
 """
@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ['triton_gradients', 'triton_input_gradient', 'triton_value']
+__all__ = ['NAMES', 'triton_gradients', 'triton_input_gradient', 'triton_value']
 
 _CODES = {name: code for code, name in enumerate((
     'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu_fixed', 'pssilu'))}
+NAMES = frozenset(_CODES)
 _BLOCK = 2048
 
 

@@ -1,5 +1,5 @@
 """The fused functions as operators of torch, for profilers, dispatch modes and fake tensors."""
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -47,10 +47,12 @@ class Operators:
         value: The activation.
         input_gradient: Its gradient in x.
         gradients: Its gradients in x, alpha and beta.
+        names: The activations that they compute.
     """
 
-    def __init__(self, value: Callable, input_gradient: Callable, gradients: Callable) -> None:
+    def __init__(self, value: Callable, input_gradient: Callable, gradients: Callable, names: Collection[str]) -> None:
         self._value, self._input_gradient, self._gradients = value, input_gradient, gradients
+        self.names = names
 
     def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
         """The activation, in one pass."""
@@ -66,4 +68,4 @@ class Operators:
         return self._gradients(grad, x, alpha, beta, name, channel_dim)
 
 
-CPU = Operators(torch.ops.timm_paf.value, torch.ops.timm_paf.input_gradient, torch.ops.timm_paf.gradients)
+CPU = Operators(torch.ops.timm_paf.value, torch.ops.timm_paf.input_gradient, torch.ops.timm_paf.gradients, cpu.NAMES)

@@ -1,0 +1,56 @@
+"""Activations that the kernels do not know run by their formula, on every device."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from timm_paf import kernels
+from timm_paf.activations.differentiation import FORMULAS, Formula
+from timm_paf.activations.dispatch import apply
+from timm_paf.kernels import choice
+
+
+@pytest.fixture
+def new_activation(monkeypatch):
+    """`parabola`, x + alpha x^2, which no kernel computes."""
+    def partials(x, alpha, beta, need_params):
+        return 1 + 2 * alpha * x, x.square(), None
+
+    monkeypatch.setitem(FORMULAS, 'parabola', Formula(lambda x, alpha: x + alpha * x.square(), partials))
+    return 'parabola'
+
+
+@pytest.mark.parametrize('mode', kernels.choice.MODES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_new_activation_needs_no_kernel(new_activation, mode, dtype):
+    x = torch.tensor([-1., 0.5, 2.], dtype=dtype, requires_grad=True)
+    alpha = torch.tensor([0.5], requires_grad=True)
+    with kernels.use(mode):
+        y = apply(new_activation, x, alpha, None, 1)
+        grad_x, grad_alpha = torch.autograd.grad(y.sum(), [x, alpha])
+    assert y.tolist() == [-0.5, 0.625, 4.] and grad_x.tolist() == [0., 1.5, 3.] and grad_alpha.tolist() == [5.25]
+
+
+@pytest.mark.gpu
+def test_a_new_activation_needs_no_kernel_on_a_gpu(new_activation):
+    x = torch.tensor([-1., 0.5, 2.], device='cuda', requires_grad=True)
+    alpha = torch.tensor([0.5], device='cuda', requires_grad=True)
+    with kernels.use('fused'):
+        y = apply(new_activation, x, alpha, None, 1)
+        grad_x, grad_alpha = torch.autograd.grad(y.sum(), [x, alpha])
+    assert y.tolist() == [-0.5, 0.625, 4.] and grad_x.tolist() == [0., 1.5, 3.] and grad_alpha.tolist() == [5.25]
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_kernels_are_chosen_by_name(device, monkeypatch):
+    """With a stand-in for a tensor on a GPU and for its kernels."""
+    operators = SimpleNamespace(names={'pssilu'})
+    monkeypatch.setattr(choice, '_PLAIN', (SimpleNamespace,))
+    monkeypatch.setattr(choice, '_gpu', lambda device: (operators, None))
+    monkeypatch.setattr(choice, '_cpu', lambda: operators)
+    monkeypatch.setattr(choice.cpu, 'available', lambda name, dtype: None)
+    x = SimpleNamespace(
+        device=torch.device(device), layout=torch.strided, dtype=torch.float32, numel=lambda: 3)
+    with kernels.use('fused'):
+        assert choice.choose('pssilu', x) is operators
+        assert choice.choose('parabola', x) is None
