@@ -6,6 +6,12 @@ import torch
 from torch import nn
 
 from recipes.benchmarks import attack as benchmark
+from recipes.benchmarks.attack import processor_time_added
+
+
+@pytest.fixture(autouse=True)
+def no_processor_time(monkeypatch):  # its radii are for images of more than one pixel
+    monkeypatch.setattr(benchmark, 'processor_time_added', lambda *_: 0.01)
 
 
 @pytest.fixture
@@ -63,3 +69,12 @@ def test_tables_of_networks(tmp_path, monkeypatch, subject):
         str(path)]) == 0
     found = {(f['row'], f['column']): f['median'] for f in json.loads(path.read_text())['figures']}
     assert found['timm_paf', '÷ floor'] > 0 and found['timm_paf', 'eps 0.1'] <= 3
+
+
+def test_processor_time_that_the_loop_adds():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    subject = benchmark.Subject('convolution', model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), ['0.1'])
+    with torch.no_grad():
+        model(subject.x)
+    assert 0 < processor_time_added(subject, 'l2', 0.5, 2, 2) < 5

@@ -35,8 +35,7 @@ def test_rounds_take_the_next_images_and_count_passes(tmp_path, capsys):
     assert '2 rounds of 3 images, linf 0.3 (pixels), 3 robust, 0 verdicts differ' in capsys.readouterr().out
     assert found['all, s', 'here ÷ package']['rounds'] == 2
     assert 0 < found['backward passes, images', 'here ÷ package']['median'] < 1  # fooled images leave
-    broken = found['apgd-ce, s', 'images broken']
-    assert broken['low'] + broken['high'] == 3
+    assert found['apgd-ce, s', 'images broken']['median'] == 3
 
 
 @pytest.mark.parametrize('allowed, status', [('0', 2), ('1', 0)])
@@ -67,6 +66,6 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 
 def test_a_model_that_is_trained_first(tmp_path):
     assert benchmark.main([
-        '--trained', 'wrn10_2_relu', '--epochs', '1', '--attacks', 'apgd-ce', '--n-examples', '2', '--eps', '0.01',
+        '--trained', 'wrn10_2_relu', '--epochs', '0', '--attacks', 'apgd-ce', '--n-examples', '2', '--eps', '0.01',
         '--json', str(tmp_path / 'a.json')]) == 0
     assert ('all, s', 'package') in figures(tmp_path / 'a.json')
