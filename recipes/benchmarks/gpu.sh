@@ -36,9 +36,10 @@ benchmark() {
 }
 
 # sizes: shape of the activations (by default the first stage of wrn28_10), networks, images
-shape=(256 160 32 32) wide=wrn28_10 narrow=resnet18 size=32 batch=128 images=200000 examples=64 backend=inductor
+shape=(256 160 32 32) wide=wrn28_10 narrow=resnet18 size=32 batch=128 images=200000 examples=64 backend=inductor attacks=()
 if [[ $QUICK == 1 ]]; then
     shape=(4 8 8 8) wide=wrn10_2 narrow=wrn10_2 size=16 batch=4 images=2000 examples=4 backend=aot_eager
+    attacks=(--attacks apgd-ce)
 fi
 step=(--channels-last --image-size "$size" --batch-size "$batch" --updates 1)
 
@@ -48,13 +49,13 @@ benchmark activations 45 activations --activations pssilu psoftplus --ways fused
     --dtype bfloat16 --rounds 9
 benchmark step_wide 160 train_step --models "${wide}_relu" "${wide}_pssilu" --precisions bf16 --ways eager compiled \
     --backend "$backend" --no-passes --rounds 3 "${step[@]}"
-benchmark autoattack 90 autoattack --trained "${narrow}_pssilu" --image-size "$size" --epochs 4 --n-examples "$examples" \
-    --attacks apgd-ce square --batch-size 64 --rounds 2 --differing 1
+benchmark autoattack 90 autoattack --trained "${narrow}_pssilu" --image-size "$size" --epochs 4 \
+    --n-examples "$examples" "${attacks[@]}" --batch-size 64 --rounds 2 --differing 1
 benchmark step_narrow 120 train_step --models "${narrow}_relu" "${narrow}_pssilu" --precisions fp32 bf16 \
     --rounds 3 "${step[@]}"
 benchmark attack 30 attack --subjects model --model "${narrow}_relu" --timing-images "$batch" --no-counts --rounds 5
-benchmark data 60 data --archive "$OUTPUT/images.npz" --images "$images" --batches 200 --rounds 1 --measures ours device \
-    training --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
+benchmark data 60 data --archive "$OUTPUT/images.npz" --images "$images" --batches 200 --rounds 1 \
+    --measures ours device training --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
 
 "$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" || failed=1
 exit $failed
