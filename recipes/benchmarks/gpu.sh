@@ -36,7 +36,8 @@ benchmark() {
 }
 
 # sizes: shape of the activations (by default the first stage of wrn28_10), networks, images
-shape=(256 160 32 32) wide=wrn28_10 narrow=resnet18 size=32 batch=128 images=200000 examples=64 backend=inductor attacks=()
+shape=(256 160 32 32) wide=wrn28_10 narrow=resnet18 size=32 batch=128 images=200000 examples=64
+backend=inductor attacks=()
 if [[ $QUICK == 1 ]]; then
     shape=(4 8 8 8) wide=wrn10_2 narrow=wrn10_2 size=16 batch=4 images=2000 examples=4 backend=aot_eager
     attacks=(--attacks apgd-ce)
