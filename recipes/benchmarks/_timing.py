@@ -176,18 +176,18 @@ def run(
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
     words = ['python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)]
-    facts = {
-        'command': shlex.join(words), 'date': str(datetime.date.today()), 'device': _device_name(args.device),
-        'versions': {name: version for name, version in library_versions().items() if version != 'unknown'}}
-    versions = ', '.join(f'{name} {version.split("+")[0]}' for name, version in facts['versions'].items())
+    versions = {name: version for name, version in library_versions().items() if version != 'unknown'}
+    facts = {'command': shlex.join(words), 'date': str(datetime.date.today()), 'device': _device_name(args.device)}
+    listed = ', '.join(f'{name} {version.split("+")[0]}' for name, version in versions.items())
     text = '\n'.join([*(table.markdown() for table in tables),
-                      f'`{facts["command"]}`, {facts["date"]}, {versions}, {facts["device"]}.'])
+                      f'`{facts["command"]}`, {facts["date"]}, {listed}, {facts["device"]}.'])
     print(text)
     figures = [
         {'row': f.row, 'column': f.column, 'unit': f.unit, 'median': statistics.median(f.values),
          'low': min(f.values), 'high': max(f.values), 'rounds': len(f.values)}
         for table in tables for f in table.figures]
-    for path, content in ((args.output, text), (args.json, json.dumps({**facts, 'figures': figures}, indent=2))):
+    written = json.dumps({**facts, 'versions': versions, 'figures': figures}, indent=2)
+    for path, content in ((args.output, text), (args.json, written)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content + '\n', encoding='utf-8')
