@@ -1,334 +1,247 @@
-"""What an update of adv_train.py costs: beside a plain loop, its bare passes, and what the machine can do.
+"""Training updates of the engine compared with a plain loop, with their bare passes and with the device's peak rate.
 
     python recipes/benchmarks/train_step.py --models wrn10_2_pssilu
-    python recipes/benchmarks/train_step.py --models wrn28_10_relu wrn28_10_pssilu --precisions fp32 tf32 bf16 \
+    python recipes/benchmarks/train_step.py --models wrn28_10_relu wrn28_10_pssilu --precisions fp32 bf16 \
         --ways eager compiled --channels-last --image-size 32 --device cuda
 
-Flags that are not its own, --channels-last among them, go to the recipe, and hold for the bare passes as well where
-these are of the model. For each model, precision and way (eager, or compiled by the recipe's --torchcompile) PGD-10
-updates are timed in turn with those of a loop written as the paper's authors train (`recipes/_plain_loop.py`):
-activations by their formulas in eager operations, float32, one more forward pass in training mode on the clean images
-to log their accuracy; and with the passes through the network that PGD-10 needs, 12 forward and 11 backward, and
-nothing else. Making the batches and the optimizer are part of an update.
+For each model, precision and way (eager or compiled), PGD-10 updates of the engine are timed; making the batches and
+the optimizer are part of them. They take turns with
 
-Before anything is timed, the attack of the recipe has to raise the loss as far as that of the plain loop, from the same
-weights without a random start, and an update on the same attacked images has to change the weights alike. All take
-turns in every round, on batches that rotate; figures are medians over rounds with half the distance of the quartiles,
-ratios are taken within a round, with their range. The roofline is the longer of two times: that of the FLOPs of the
-convolutions and matrix products in the passes at the rate of a large matrix product in the same precision, and that of
-the bytes that these layers read and write at the bandwidth of a copy, both measured in the same rounds; given is its
-share of the time of an update. On a GPU the most that an update allocates is given as well.
+- the plain loop (`_plain_loop.py`), written as the paper's authors train: activations by their formulas in torch's
+  operations, float32, one more forward pass on the clean images to log their accuracy;
+- the bare passes: 12 forward and 11 backward passes through the network, as PGD-10 needs, and nothing else;
+- a large matrix product in each precision. `of peak` is the rate of the convolutions and matrix products of the bare
+  passes within the time of an update, as a share of it.
 
-Images are the embedded digits, half of them synthetic; with --image-size N the digits as colour images of that size.
+Before anything is timed, the engine is compared with the plain loop from the same weights: its attack must raise the
+loss as far, without a random start, and an update on the same attacked images must change the weights in the same way.
+
+Images are the embedded digits, half of them synthetic; with --image-size N real digits alone, as colour images.
 """
 import argparse
+import copy
 import dataclasses
+import functools
 import itertools
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
 import torch
+from _plain_loop import EPS, STEP_SIZE, STEPS, attacked, plain_formulas, plain_update
+from _timing import Table, new_parser, peak_bytes, ratios, run, take_turns
+from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import adv_train
-from _benchmark_runs import WAYS, colour_archives, endless, flags_of, job_of
-from _benchmarking import (
-    Figure,
-    chosen_device,
-    kept_bytes,
-    peak_bytes,
-    range_text,
-    ratios,
-    seconds,
-    spread,
-    summary_line,
-    write_figures,
-)
-from _plain_loop import STEPS, attacked, plain_formulas, plain_update
-from _roofline import PRECISIONS, Machine, Work, math_mode, work_of
+from timm_paf.attacks import PGD
+from timm_paf.data import Batch, digits_splits, save_archive
+from timm_paf.engine import TrainConfig, Trainer
 
-from timm_paf.data import Batch
-from timm_paf.engine.settings import build_model
-from timm_paf.engine.step import batches_from
-
-PLAIN, BARE = 'plain loop', ', bare passes'
-PASSES = (STEPS + 2, STEPS, 1)  # forward, back to the input, back to the weights
-# largest differences from the plain loop, as shares: of what the attack gains, and of how the weights change
+PLAIN = 'plain loop'
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+# largest differences from the plain loop: share of what the attack gains, share of the change of the weights
 TOLERANCE = {'fp32': (0.02, 0.01), 'tf32': (0.1, 0.1), 'bf16': (0.1, 0.3)}
 
 
-class Contestant(NamedTuple):
-    """Something that is timed; `precision` is that of its matrix products."""
-    model: str
-    precision: str
-    way: str
-    action: Callable[[], object]
+def make_trainer(args: argparse.Namespace, folder: Path, model: str, precision: str, way: str) -> Trainer:
+    """Trainer of the engine, with an epoch that does not end during the benchmark."""
+    if args.image_size:
+        data = dict(
+            dataset=str(folder / 'train.npz'), test_data=(str(folder / 'test.npz'),), val_size=100, num_classes=10,
+            synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True)
+    else:
+        data = dict(synthetic=('generated',), synthetic_fraction=0.5, crop_padding=1)
+    return Trainer(TrainConfig(
+        model=model, model_kwargs=tuple(args.model_kwargs), batch_size=args.batch_size, device=args.device,
+        attack_steps=STEPS, eps=str(EPS), attack_step_size=str(STEP_SIZE), updates_per_epoch=10**6, epochs=1,
+        amp=precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None,
+        channels_last=args.channels_last, opt_fused=args.opt_fused, output=str(folder), autoattack='none',
+        **data), console=Console(quiet=True))
 
-    def __str__(self) -> str:
-        return f'{self.model}, {self.precision}, {self.way}'
+
+def write_colour_digits(folder: Path, size: int) -> None:
+    """Write the digits as archives of colour images (3, size, size)."""
+    splits = digits_splits()
+    for name, split in (('train', splits.train), ('test', splits.test)):
+        images = F.interpolate(split.images, size=(size, size), mode='bilinear').expand(-1, 3, -1, -1)
+        save_archive(folder / f'{name}.npz', dataclasses.replace(
+            split, images=(255 * images).round().to(torch.uint8)))
 
 
-def bare_passes(model: nn.Module, batch: Batch) -> None:
-    """12 forward and 11 backward passes: those of the attack's steps, the update's, and one forward pass alone."""
+def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Network and optimizer of the plain loop, with the weights and settings of a trainer."""
+    model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
+    plain_formulas(model)
+    settings = trainer.optimizer.param_groups[0]
+    return model, torch.optim.SGD(model.parameters(), nesterov=True, **{
+        name: settings[name] for name in ('lr', 'momentum', 'weight_decay')})
+
+
+def layout(args: argparse.Namespace) -> torch.memory_format:
+    return torch.channels_last if args.channels_last else torch.contiguous_format
+
+
+def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespace) -> None:
+    """Raise ValueError if the trainer's attack or update differs from the plain loop; makes one update."""
+    task, attack = trainer.task, cast(PGD, trainer.task.attack)
+    plain, optimizer = plain_copy(trainer)
+    judge = copy.deepcopy(plain).eval()
+    x_adv = attacked(plain.eval(), batch.x, batch.y, random_start=False)
+    expected = change_of(plain, lambda: plain_update(plain, optimizer, batch, x_adv))
+    attack.random_start = False
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=precision == 'bf16'):
+        x_ours = attack(task.trainable_module, batch.x.contiguous(memory_format=layout(args)), batch.y)
+    attack.random_start = True
+    task.attack = lambda model, x, y: x_adv.contiguous(memory_format=layout(args))
+    change = change_of(trainer.model, lambda: trainer.train_step(batch))
+    task.attack = attack
+    with torch.no_grad():
+        clean, theirs, ours = (float(F.cross_entropy(judge(x), batch.y)) for x in (batch.x, x_adv, x_ours))
+    off = abs(ours - theirs) / (theirs - clean), float((change - expected).norm() / expected.norm())
+    limits = TOLERANCE['tf32' if args.tf32 and precision == 'fp32' else precision]
+    if not all(value <= most for value, most in zip(off, limits, strict=True)):
+        raise ValueError(
+            f'{trainer.config.model}, {precision}: differs from the plain loop by {off[0]:.2%} of what the attack '
+            f'gains and {off[1]:.2%} of the change of the weights; nothing was timed.')
+
+
+def change_of(model: nn.Module, update: Callable[[], object]) -> Tensor:
+    """Change of all weights by an update."""
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    update()
+    return torch.cat([(p.detach() - old).flatten().double() for p, old in zip(model.parameters(), before, strict=True)])
+
+
+def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Passes of an update: those of the attack's steps, one forward pass alone, and those of the loss."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    x = batch.x.detach().clone().requires_grad_()
-    model.eval()
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    x = x.detach().clone().requires_grad_()
+    model.eval().requires_grad_(False)
     for _ in range(STEPS):
-        torch.autograd.grad(functional.cross_entropy(model(x), batch.y), x)
+        torch.autograd.grad(F.cross_entropy(model(x), y), x)
     with torch.no_grad():
         model(x)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    model.train()
-    torch.autograd.grad(functional.cross_entropy(model(batch.x), batch.y), parameters)
+    torch.autograd.grad(F.cross_entropy(model.train()(x.detach()), y), parameters)
 
 
-def check(engine: adv_train.Run, plain: adv_train.Run, precision: str, label: str) -> None:
-    """Raise ValueError if the recipe does not do what the plain loop does, from the same weights.
+def flops_of_update(model: nn.Module, x: Tensor) -> int:
+    """Operations of convolutions and matrix products in the bare passes.
 
-    Without a random start both attacks have to raise the loss as far (the signs of small gradients differ by rounding,
-    so the images themselves need not agree), and on the same attacked images an update has to change the weights alike.
+    A backward pass to the input takes as many as a forward pass, one to the weights as well.
     """
-    batch, model, attack = next(endless(plain)), plain.task.trainable_module.eval(), engine.task.attack
-    layout = torch.channels_last if engine.config.channels_last else torch.contiguous_format
-    with math_mode('fp32'):
-        x_adv = attacked(model, batch.x, batch.y, random_start=False)
-        change = change_of(plain, lambda: plain_update(model, plain.optimizer, batch, x_adv))
-    with math_mode(precision):
-        attack.random_start = False
-        with engine.updates.precision():
-            other = attack(engine.task.trainable_module, batch.x.contiguous(memory_format=layout), batch.y)
-        attack.random_start = True
-        engine.task.attack = lambda model, x, y: x_adv.contiguous(memory_format=layout)
-        other_change = change_of(engine, lambda: engine.updates(batch, 0))
-        engine.task.attack = attack
-    with math_mode('fp32'), torch.no_grad():
-        clean, theirs, ours = (
-            float(functional.cross_entropy(model.eval()(x), batch.y)) for x in (batch.x, x_adv, other))
-    model.train()
-    off = abs(ours - theirs) / (theirs - clean), float((other_change - change).norm() / change.norm())
-    if not all(value <= most for value, most in zip(off, TOLERANCE[precision], strict=True)):
-        raise ValueError(
-            f'{label}: differs from the plain loop by {off[0]:.2%} of what the attack gains and {off[1]:.2%} of the '
-            'change of the weights; nothing was timed.')
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).to('meta').eval()(x.to('meta'))
+    return counter.get_total_flops() * (STEPS + 2 + STEPS + 2)
 
 
-def change_of(job: adv_train.Run, update: Callable[[], object]) -> Tensor:
-    """What an update changes in the weights, which are put back."""
-    model = job.task.trainable_module.train()
-    parameters = list(model.parameters())
-    before = [p.detach().clone() for p in parameters]
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    update()
-    change = torch.cat([(p.detach() - old).flatten().double() for p, old in zip(parameters, before, strict=True)])
-    model.load_state_dict(state)
-    job.optimizer.state.clear()
-    return change
+class Contestants:
+    """Functions to time, by model, precision and way, each checked; `flops` by model."""
 
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args = args
+        self.functions: dict[tuple[str, str, str], Callable[[int], object]] = {}
+        self.flops: dict[str, int] = {}
+        for model in args.models:
+            for precision, way in itertools.product(args.precisions, args.ways):
+                self._add(model, precision, way, folder)
+        self.size = 8192 if args.device != 'cpu' else 1024
+        for precision in args.precisions:
+            a = torch.randn(self.size, self.size, device=args.device, dtype=DTYPES[precision])
+            self.functions['matrix product', precision, ''] = functools.partial(_product, a)
 
-def contestants(name: str, args: argparse.Namespace, data: Sequence[str], flags: Sequence[str]) -> list[Contestant]:
-    """Everything that is timed of one model, checked; the plain loop comes last."""
-    plain = job_of(name, args.batch_size, args.device, data)
-    plain_formulas(plain.task.trainable_module)
-    kept = list(batches_from(plain.batches, 0, 4 * args.updates))
-    found = []
-    for precision, way in itertools.product(args.precisions, args.ways):
-        own = [*data, *flags_of(precision, way, args.backend), *flags]
-        engine = job_of(name, args.batch_size, args.device, own)
+    def _add(self, model: str, precision: str, way: str, folder: Path) -> None:
+        args, trainer = self.args, make_trainer(self.args, folder, model, precision, way)
+        batches = trainer.batches()
+        first = next(batches)
+        if model not in self.flops:
+            self.flops[model] = flops_of_update(trainer.model, first.x)
+            network, optimizer = plain_copy(trainer)
+            self.functions[model, 'fp32', PLAIN] = self._several(
+                functools.partial(plain_update, network, optimizer, first))
         if args.check:
-            check(engine, plain, precision, f'{name}, {precision}, {way}')
-        found.append(Contestant(name, precision, way, several(args.updates, updates_of(engine))))
+            check(trainer, first, precision, args)
+        else:
+            trainer.train_step(first)
         if args.passes:
-            bare = job_of(name, args.batch_size, args.device, own)
-            found.append(Contestant(
-                name, precision, f'{way}{BARE}', several(args.updates, passes_of(bare, kept))))
-    batches = itertools.cycle(kept)
-    loop = several(args.updates, lambda: plain_update(plain.task.trainable_module, plain.optimizer, next(batches)))
-    modes = ['tf32', 'fp32'] if 'tf32' in args.precisions else ['fp32']
-    return [*found, *(Contestant(name, mode, PLAIN, loop) for mode in modes)]
+            network = copy.deepcopy(trainer.model)
+            x = first.x.contiguous(memory_format=layout(args))
+            self.functions[model, precision, f'{way}, bare passes'] = self._several(functools.partial(
+                _in_precision, precision, network, x, first.y))
+        self.functions[model, precision, way] = self._several(functools.partial(_next_update, trainer, batches))
+
+    def _several(self, action: Callable[[], object]) -> Callable[[int], object]:
+        return lambda number: [action() for _ in range(self.args.updates)]
 
 
-def several(number: int, action: Callable[[], object]) -> Callable[[], object]:
-    """An action so many times."""
-    return lambda: [action() for _ in range(number)]
+def _product(a: Tensor, number: int) -> Tensor:
+    with torch.no_grad():
+        return a @ a
 
 
-def updates_of(job: adv_train.Run) -> Callable[[], object]:
-    """The next update of the recipe at every call."""
-    stream, numbers = endless(job), itertools.count()
-    return lambda: job.updates(next(stream), next(numbers))
+def _in_precision(precision: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'):
+        bare_passes(model, x, y)
 
 
-def passes_of(job: adv_train.Run, kept: Sequence[Batch]) -> Callable[[], object]:
-    """The bare passes of an update at every call, in the recipe's precision and layout."""
-    layout = torch.channels_last if job.config.channels_last else torch.contiguous_format
-    stream = itertools.cycle([dataclasses.replace(b, x=b.x.contiguous(memory_format=layout)) for b in kept])
-
-    def action() -> None:
-        with job.updates.precision():
-            bare_passes(job.task.trainable_module, next(stream))
-    return action
+def _next_update(trainer: Trainer, batches: Iterator[Batch]) -> None:
+    trainer.train_step(next(batches))
 
 
-@dataclasses.dataclass
-class Results:
-    """Seconds of every contestant in every round, the most that each allocates, and what the machine did meanwhile."""
-    times: dict[Contestant, list[float]]
-    peaks: dict[Contestant, int | None]
-    machine: Machine
-
-
-def measure(found: Sequence[Contestant], device: torch.device, precisions: Sequence[str], rounds: int) -> Results:
-    """Let all take turns in every round, after two turns each to warm up."""
-    peaks = {}
-    for one in found:
-        with math_mode(one.precision):
-            one.action()
-            peaks[one] = peak_bytes(one.action, device)
-    results = Results({one: [] for one in found}, peaks, Machine(device, precisions))
-    for number in range(rounds):
-        results.machine.round()
-        for one in [*found[number % len(found):], *found[:number % len(found)]]:
-            with math_mode(one.precision):
-                results.times[one].append(seconds(one.action, device))
-    return results
-
-
-def work(name: str, batch: Tensor) -> Work:
-    """The work of a model on images like those of a batch."""
-    return work_of(build_model(name, num_classes=10, in_chans=batch.shape[1]), batch.shape[1:])
-
-
-def figures(results: Results, works: dict[str, Work], images: int, updates: int) -> list[Figure]:
-    """Everything that is measured, by name; `images` are those of a batch."""
-    times, found = results.times, []
-    loops = {(one.model, one.precision): one for one in times if one.way == PLAIN}
-    passes = {(one.model, one.precision, one.way.removesuffix(BARE)): one for one in times if one.way.endswith(BARE)}
-    for one, taken in times.items():
-        found.append(Figure(f'{one}: images/s', [updates * images / t for t in taken], 'images/s'))
-        flops, moved = works[one.model].floor(images, PASSES, PRECISIONS[one.precision].itemsize)
-        found.append(Figure(f'{one}: share of the roofline', [
-            100 * share for share in results.machine.shares(taken, updates * flops, updates * moved, one.precision)],
-            '%'))
-        peak = results.peaks[one]
-        if peak is not None:
-            found.append(Figure(f'{one}: most allocated', [peak / 2**20], 'MiB'))
-        if one.way == PLAIN or one.way.endswith(BARE):
+def measure(args: argparse.Namespace) -> list[Table]:
+    if min(args.updates, args.batch_size) < 1:
+        raise ValueError('expected --updates and --batch-size of 1 or more.')
+    with tempfile.TemporaryDirectory() as folder:
+        if args.image_size:
+            write_colour_digits(Path(folder), args.image_size)
+        found = Contestants(args, Path(folder))
+        times = take_turns(found.functions, args.rounds)
+    table = Table(f'PGD-{STEPS}, batches of {args.batch_size}, {args.rounds} rounds of {args.updates} updates')
+    rates = {precision: [2 * found.size**3 / t for t in times['matrix product', precision, '']]
+             for precision in args.precisions}
+    for (model, precision, way), taken in times.items():
+        row = ', '.join(filter(None, (model, precision, way)))
+        if model == 'matrix product':
+            table.add(row, 'rate', [rate / 1e12 for rate in rates[precision]], 'TFLOP/s')
             continue
-        for mode in ('fp32', 'tf32'):
-            if (one.model, mode) in loops:
-                found.append(Figure(
-                    f'{one}: over the plain loop in {mode}', ratios(times[loops[one.model, mode]], taken), 'times'))
-        if (one.model, one.precision, one.way) in passes:
-            over = ratios(taken, times[passes[one.model, one.precision, one.way]])
-            found.append(Figure(f'{one}: overhead over the passes', [100 * (r - 1) for r in over], '%'))
-        for other, others in times.items():
-            relu = one.model.rsplit('_', 1)[0] + '_relu'
-            if one.model != relu and other[:3] == (relu, one.precision, one.way):
-                found.append(Figure(f'{one}: over {relu}', ratios(others, taken), 'times'))
-    return [*found, *results.machine.figures()]
-
-
-def kept_figures(names: Sequence[str], x: Tensor) -> list[Figure]:
-    """What a forward pass in training keeps for the backward pass, with and with BatchNorm computed anew."""
-    found = []
-    for name in names:
-        for option in ({}, {'fuse_bn_act': True}):
-            if option and name.endswith('_relu'):
-                continue
-            try:
-                model = build_model(name, num_classes=10, in_chans=x.shape[1], **option)
-            except (ValueError, TypeError, RuntimeError):  # no network of this package, or torch is too old
-                continue
-            label = f'{name}, BatchNorm computed anew' if option else name
-            kept = kept_bytes(model.to(x.device).train(), x) / len(x) / 2**20
-            found.append(Figure(f'{label}: kept for the backward pass', [kept], 'MiB'))
-    return found
-
-
-def table(results: Results, measured: Sequence[Figure]) -> list[str]:
-    """Markdown: a row for each contestant."""
-    by_name = {figure.name: figure for figure in measured}
-
-    def cell(one: Contestant, what: str, form: Callable[[Sequence[float]], str]) -> str:
-        figure = by_name.get(f'{one}: {what}')
-        return '' if figure is None else form(figure.values)
-
-    lines = [
-        '| model | precision | | images/s | ÷ plain loop, fp32 | over the passes, % | ÷ its ReLU twin '
-        '| of the roofline, % | most allocated, MiB |', '| --- | --- | --- |' + ' ---: |' * 6]
-    for one in results.times:
-        relu = one.model.rsplit('_', 1)[0] + '_relu'
-        lines.append(' | '.join([
-            f'| `{one.model}`', one.precision, one.way, cell(one, 'images/s', spread),
-            cell(one, 'over the plain loop in fp32', range_text),
-            cell(one, 'overhead over the passes', lambda v: range_text(v, '.1f')),
-            cell(one, f'over {relu}', range_text),
-            cell(one, 'share of the roofline', lambda v: f'{statistics.median(v):.0f}'),
-            cell(one, 'most allocated', lambda v: f'{statistics.median(v):.0f}')]) + ' |')
-    return lines
-
-
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Own flags, and those of the recipe."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'])
-    parser.add_argument('--precisions', nargs='+', default=['fp32'], choices=tuple(PRECISIONS))
-    parser.add_argument('--ways', nargs='+', default=['eager'], choices=WAYS)
-    parser.add_argument('--backend', default='inductor', help='of torch.compile, for --ways compiled')
-    parser.add_argument('--image-size', type=int, metavar='N', help='colour images of this size; digits if not given')
-    parser.add_argument('--batch-size', type=int, default=128)
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--updates', type=int, default=3, help='updates a round')
-    parser.add_argument('--passes', action=argparse.BooleanOptionalAction, default=True, help='time the bare passes')
-    parser.add_argument('--check', action=argparse.BooleanOptionalAction, default=True, help='compare before timing')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there as well')
-    parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the table there as well')
-    args, flags = parser.parse_known_args(argv)
-    if 'tf32' in args.precisions and not args.device.startswith('cuda'):
-        raise ValueError('--precisions tf32 is of GPUs; leave it out, or give --device cuda.')
-    if min(args.rounds, args.updates, args.batch_size) < 1:
-        raise ValueError('expected --rounds, --updates and --batch-size of 1 or more.')
-    return args, flags
+        table.add(row, 'speed', [args.updates * args.batch_size / t for t in taken], 'images/s')
+        table.add(row, 'rate', [args.updates * found.flops[model] / t / 1e12 for t in taken], 'TFLOP/s')
+        if way in args.ways:
+            table.add(row, '÷ plain loop', ratios(times[model, 'fp32', PLAIN], taken))
+            if args.passes:
+                over = ratios(taken, times[model, precision, f'{way}, bare passes'])
+                table.add(row, 'over the passes', [100 * (ratio - 1) for ratio in over], '%')
+            if model != args.models[0]:
+                table.add(row, f'÷ {args.models[0]}', ratios(times[args.models[0], precision, way], taken))
+            table.add(row, 'of peak', [
+                100 * args.updates * found.flops[model] / t / rate
+                for t, rate in zip(taken, rates[precision], strict=True)], '%')
+        if args.device != 'cpu':
+            action = functools.partial(found.functions[model, precision, way], 0)
+            table.add(row, 'most allocated', [peak_bytes(action, torch.device(args.device)) / 2**20], 'MiB')
+    return [table]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        args, flags = parse(argv)
-        device = chosen_device(args.device)
-        with tempfile.TemporaryDirectory() as folder:
-            data = colour_archives(Path(folder), args.image_size) if args.image_size else []
-            found = [one for name in args.models for one in contestants(name, args, data, flags)]
-            first = next(endless(job_of(args.models[0], args.batch_size, args.device, data)))
-            results = measure(found, device, [*args.precisions, 'fp32'], args.rounds)
-            works = {name: work(name, first.x) for name in args.models}
-            measured = [
-                *figures(results, works, args.batch_size, args.updates), *kept_figures(args.models, first.x[:4])]
-    except (ValueError, TypeError, OSError) as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    command = None if argv is None else [__file__, *argv]
-    lines = [
-        f'PGD-{STEPS}, batches of {args.batch_size}, {args.rounds} rounds of {args.updates} updates; '
-        f'{results.machine}.', '', *table(results, measured), '',
-        *(f'{figure.name}: {figure.values[0]:.2f} MiB an image' for figure in measured if ': kept' in figure.name), '',
-        summary_line(device, command)]
-    print('\n'.join(lines))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    if args.json:
-        write_figures(args.json, measured, device, command)
-    return 0
+    parser = new_parser(__file__, __doc__, rounds=7)
+    parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'], help='models to train')
+    parser.add_argument('--model-kwargs', nargs='+', default=[], metavar='NAME=VALUE', help='arguments of the models')
+    parser.add_argument('--precisions', nargs='+', default=['fp32'], choices=tuple(DTYPES), help='precisions to use')
+    parser.add_argument('--ways', nargs='+', default=['eager'], choices=('eager', 'compiled'), help='ways to run them')
+    parser.add_argument('--backend', default='inductor', help='backend of torch.compile for --ways compiled')
+    parser.add_argument('--channels-last', action='store_true', help='memory format of the engine')
+    parser.add_argument('--opt-fused', action=argparse.BooleanOptionalAction, help='setting of the engine')
+    parser.add_argument('--image-size', type=int, metavar='N', help='colour images of this size; unset: 8x8 digits')
+    parser.add_argument('--batch-size', type=int, default=128, help='images per update')
+    parser.add_argument('--updates', type=int, default=3, help='updates per round')
+    parser.add_argument('--passes', action=argparse.BooleanOptionalAction, default=True, help='time the bare passes')
+    parser.add_argument('--check', action=argparse.BooleanOptionalAction, default=True, help='compare before timing')
+    return run(parser, measure, argv)
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
-from recipes.benchmarks import accuracy
+from tests.activations import accuracy
 from timm_paf import kernels
 from timm_paf.activations import ACTIVATIONS, functional
 from timm_paf.kernels import cpu

@@ -1,4 +1,4 @@
-"""The data benchmark on a small archive: what it makes, what it prints, and that its readers give what they say."""
+"""Benchmark of the data on a small archive: what it makes, reads and prints."""
 import itertools
 import json
 
@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import timm_paf.data
-from recipes.benchmarks import data as recipe
+from recipes.benchmarks import data as benchmark
 from timm_paf.data import open_archive
 
 
-def test_the_archive_is_a_plain_sorted_one(tmp_path):
+def test_the_archive_is_stored_and_sorted(tmp_path):
     path = tmp_path / 'a.npz'
-    recipe.make_archive(path, 1003)
+    benchmark.make_archive(path, 1003)
     held = np.load(path)
     assert held['image'].shape == (1003, 32, 32, 3) and held['image'].dtype == np.uint8
     assert (np.diff(held['label']) >= 0).all() and np.bincount(held['label']).min() >= 100
-    images, labels = recipe.mapped(path)
+    images, labels = benchmark.mapped(path)
     assert np.array_equal(images, held['image']) and np.array_equal(labels, held['label'])
     x, y = open_archive(path, num_classes=10, mapped=True).take(torch.tensor([1002, 5]))
     assert np.array_equal(x.permute(0, 2, 3, 1), held['image'][[1002, 5]]) and y.tolist() == [9, 0]
@@ -25,11 +25,11 @@ def test_the_archive_is_a_plain_sorted_one(tmp_path):
 
 def test_every_reader_gives_augmented_batches(tmp_path):
     path = tmp_path / 'a.npz'
-    recipe.make_archive(path, 200)
-    recipe.make_folder(path, tmp_path / 'images', 50)
+    benchmark.make_archive(path, 200)
+    benchmark.make_folder(path, tmp_path / 'images', 50)
     readers = [
-        recipe.our_batches(path, 16), recipe.our_batches(tmp_path / 'images', 16),
-        *(recipe.peer_batches(recipe.Archive(path, loaded=loaded), 16) for loaded in (False, True))]
+        benchmark.our_batches(path, 16), benchmark.our_batches(tmp_path / 'images', 16),
+        *(benchmark.peer_batches(benchmark.PeerArchive(path, loaded=loaded), 16) for loaded in (False, True))]
     for reader in readers:
         x, y = next(reader)
         assert x.shape == (16, 3, 32, 32) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
@@ -37,8 +37,8 @@ def test_every_reader_gives_augmented_batches(tmp_path):
         assert (x[:, :, 0] == 0).all(2).all(1).any()  # padding of a shifted image
 
 
-def test_lines_and_file(tmp_path, capsys, monkeypatch):
-    class Pool:  # the processes of their own are torch's and Python's business
+def test_every_measure_and_the_ratios(tmp_path, monkeypatch):
+    class Pool:  # measures in this process
         def __enter__(self):
             return self
 
@@ -48,37 +48,18 @@ def test_lines_and_file(tmp_path, capsys, monkeypatch):
         def apply(self, function, args):
             return function(*args)
 
-    monkeypatch.setattr(recipe.multiprocessing, 'get_context', lambda kind: type('C', (), {
+    monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda kind: type('C', (), {
         'Pool': staticmethod(lambda *args, **kwargs: Pool())}))
-    recipe.main([
+    path = tmp_path / 'data.json'
+    assert benchmark.main([
         '--archive', str(tmp_path / 'a.npz'), '--images', '400', '--batches', '3', '--batch-size', '8',
         '--folder-images', '30', '--model', 'wrn10_2_relu', '--train-batch-size', '4', '--train-steps', '1',
-        '--json', str(tmp_path / 'out' / 'data.json'), '--rounds', '1'])
-    lines = capsys.readouterr().out.splitlines()
-    result = json.loads((tmp_path / 'out' / 'data.json').read_text())
-    names = [measure['name'] for measure in result['measures']]
-    assert len(lines) == len(names) + 1 and all(line.startswith(name) for line, name in zip(lines, names, strict=False))
-    values = {measure['name']: measure['value'] for measure in result['measures']}
-    assert all(value > 0 or name.startswith(('growth', 'DataLoader, loaded: growth')) for name, value in values.items())
-    assert values['timm_paf, archive, over DataLoader, memmap'] == pytest.approx(
-        values['timm_paf, archive: batches/s'] / values['DataLoader, memmap: batches/s'])
-
-
-@pytest.mark.parametrize('value, met', [(0.5, True), (2., False), (3., False)])
-def test_a_bound_that_is_missed_is_said_to_be(value, met):
-    measure = recipe.Measure('x', value, 's', 2.)
-    assert measure.met == met and ('missed' in str(measure)) != met
-
-
-def test_a_figure_is_the_median_over_rounds_and_ratios_are_taken_within_one():
-    rounds = [[recipe.Measure('timm_paf, archive: batches/s', ours, 'batches/s'),
-               recipe.Measure('DataLoader, folder: batches/s', peer, 'batches/s')]
-              for ours, peer in ((10., 5.), (40., 10.), (9., 9.))]
-    for measures in rounds:
-        measures += recipe.ratios(measures)
-    assert [(m.name, m.value) for m in recipe.over_rounds(rounds)] == [
-        ('timm_paf, archive: batches/s', 10), ('DataLoader, folder: batches/s', 9),
-        ('timm_paf, archive, over DataLoader, folder', 2)]
+        '--json', str(path), '--rounds', '1']) == 0
+    values = {f['row']: f['median'] for f in json.loads(path.read_text())['figures']}
+    assert all(value > 0 for name, value in values.items() if 'growth' not in name)
+    assert values['timm_paf, archive ÷ DataLoader, memmap'] == pytest.approx(
+        values['timm_paf, archive, batches/s'] / values['DataLoader, memmap, batches/s'])
+    assert 'timm_paf, folder ÷ DataLoader, folder' in values
 
 
 @pytest.mark.parametrize('part', ['reader', 'augmentation'])
@@ -91,6 +72,12 @@ def test_wrong_images_are_not_timed(tmp_path, monkeypatch, capsys, part):
         right, calls = timm_paf.data.Augment.apply, itertools.count()
         monkeypatch.setattr(
             timm_paf.data.Augment, 'apply', lambda self, x, draws: right(self, x, draws).roll(next(calls), 0))
-    monkeypatch.setattr(recipe.multiprocessing, 'get_context', lambda kind: pytest.fail('timed'))
-    assert recipe.main(['--archive', str(tmp_path / 'a.npz'), '--images', '600']) == 2
+    monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda kind: pytest.fail('timed'))
+    assert benchmark.main(['--archive', str(tmp_path / 'a.npz'), '--images', '600']) == 2
     assert 'nothing was timed' in capsys.readouterr().err
+
+
+def test_an_archive_of_another_size_is_an_error(tmp_path, capsys):
+    benchmark.make_archive(tmp_path / 'a.npz', 100)
+    assert benchmark.main(['--archive', str(tmp_path / 'a.npz'), '--images', '600']) == 2
+    assert 'holds 100 images, not 600' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A training loop written as the authors of arXiv 2110.05626 train, for benchmarks to compare with."""
+"""Training loop written as the authors of arXiv 2110.05626 train, to compare with."""
 from collections.abc import Callable
 
 import torch
@@ -17,7 +17,7 @@ def _sigmoid_shifted(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return x * (torch.sigmoid(a * x) - b) / (1 - b)
 
 
-# the formulas with alpha and beta as published modules write them, and values as training leaves them
+# formulas as published modules write them, and values of alpha and beta as after training
 FORMULAS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     'prelu0': (lambda x, a: torch.where(x > 0, x, a * x), (0.1,)),
     'preluplus': (lambda x, a: torch.where(x > 0, a * x, 0.), (1.2,)),
@@ -33,19 +33,19 @@ FORMULAS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
 
 
 def plain_formulas(model: nn.Module) -> None:
-    """Let every parametric activation of a model compute its formula in eager operations."""
+    """Make every parametric activation of a model compute its formula in torch's operations."""
     names = {cls: name for name, cls in ACTIVATIONS.items()}
     for module in model.modules():
         if isinstance(module, ParametricActivation):
             formula, _ = FORMULAS[names[type(module)]]
-            if names[type(module)] == 'psoftplus':  # the one that their trainer takes from torch, against overflow
+            if names[type(module)] == 'psoftplus':  # their trainer uses torch's softplus, against overflow
                 formula = lambda x, a: functional.softplus(a.abs() * x) / a.abs()  # noqa: E731
             parameters = [getattr(module, kind) for kind in ('alpha', 'beta') if hasattr(module, kind)]
             module.forward = lambda x, f=formula, parameters=parameters: f(x, *parameters)
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, *, random_start: bool = True) -> Tensor:
-    """PGD as in their trainer, the model in eval mode, its parameters asking for gradients."""
+    """PGD as in their trainer: gradients of the parameters are not switched off."""
     x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1) if random_start else x.clone()
     for _ in range(STEPS):
         x_adv.requires_grad_()
@@ -56,17 +56,16 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, *, random_start: bool = Tru
 
 
 def plain_update(
-        model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, x_adv: Tensor | None = None) -> float:
-    """An update as in their trainer, one more forward pass on the clean images to log their accuracy included.
+        model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, x_adv: Tensor | None = None) -> None:
+    """Update the weights as their trainer does.
+
+    One more forward pass on the clean images, to log their accuracy, is part of it.
 
     Args:
         model: Network; left in training mode.
-        optimizer: Its optimizer.
+        optimizer: Optimizer of the network.
         batch: Images and labels.
-        x_adv: The attacked images, where they are made already.
-
-    Returns:
-        The loss.
+        x_adv: Attacked images; made by `attacked` if None.
     """
     x, y = batch.x, batch.y
     model.eval()
@@ -83,7 +82,6 @@ def plain_update(
     for beta in betas:
         nn.utils.clip_grad_norm_([beta], 0.01)
     optimizer.step()
-    value = loss.item()
+    loss.item()
     (output.argmax(1) == y).float().mean().item()
     (model(x).argmax(1) == y).float().mean().item()
-    return value

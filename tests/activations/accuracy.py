@@ -1,38 +1,22 @@
-"""How far the activations are from the exact result, in units in the last place.
+"""Measure of the errors of the activations, in units in the last place; docs/numerics.md describes it.
 
-    python recipes/benchmarks/accuracy.py --output docs/tables/accuracy.md
-
-Values and derivatives are compared with the textbook formulas in extended precision (numpy's longdouble), from the same
-rounded x, alpha and beta. The unit is the spacing of floating-point numbers, in the format of the result, at the exact
-result r or, where that is larger, at the change of r when x, alpha or beta changes by its own size to first order:
-|x dr/dx|, |alpha dr/dalpha|, |beta dr/dbeta|. In other words, a result that hangs on the last digits of what goes in,
-near a zero of r or far out on an exponential, is not expected to know more than those digits; everywhere else the unit
-is that of r itself. Below the smallest normal number the unit is the smallest subnormal one (for d/dalpha of
-`pssilu_fixed`, which is 2 alpha times a number of its own, 2 |alpha| of them).
+Values and derivatives are compared with the formulas in extended precision (numpy's longdouble) at the same rounded x,
+alpha and beta. The unit is the spacing of floating-point numbers at the exact result r or, where it is larger, at
+|x dr/dx|, |alpha dr/dalpha| or |beta dr/dbeta|: the change of r when an argument changes by its own size, to first
+order. So a result that depends on the last digits of its arguments is not expected to be more exact than those digits.
+Below the smallest normal number the unit is the smallest subnormal number (for d/dalpha of `pssilu_fixed`, which is
+2 alpha times a number of its own, 2 |alpha| of them).
 """
-import argparse
-import datetime
-import os
-import platform
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _benchmarking import command_line
-
-from timm_paf import kernels
 from timm_paf.activations import functional
 
-LIMIT = 1e4  # |x| up to this
+LIMIT = 1e4  # largest |x|
 DTYPES = {
     'float64': torch.float64, 'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 QUANTITIES = ('value', 'd/dx', 'd/dα', 'd/dβ')
@@ -99,8 +83,8 @@ def _ssilu(x, b):
     return f, dx, db
 
 
-# name -> value and derivatives in extended precision (the derivative of |p| at p = 0 is +1), and the parameters tried:
-# initial values, learned ones, negative ones, the edges of the range
+# value and derivatives (the derivative of |p| at p = 0 is +1), and the parameters to try: initial, learned and negative
+# ones, and the ends of the range
 FORMULAS: dict[str, tuple[Callable, tuple[tuple[float, ...], ...]]] = {
     'prelu0': (_prelu0, ((0.,), (0.25,), (-1.5,))),
     'preluplus': (_preluplus, ((1.,), (0.4,), (-2.,))),
@@ -114,8 +98,8 @@ FORMULAS: dict[str, tuple[Callable, tuple[tuple[float, ...], ...]]] = {
     'pssilu': (_pssilu, ((1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.), (0., 0.3), (1e4, 0.3), (1., 0.99))),
 }
 
-# What the documentation promises of value, d/dx and the derivatives of the parameters, in float32 and float64: the
-# worst that was measured and some room for another machine's exp.
+# bounds of value, d/dx and the derivatives by the parameters in float32 and float64: the worst error that was measured,
+# and some room for the exp of another machine
 STATED: dict[str, tuple[float, ...]] = {
     'prelu0': (0.51, 0., 0.),
     'preluplus': (0.51, 0., 0.),
@@ -128,30 +112,30 @@ STATED: dict[str, tuple[float, ...]] = {
     'pssilu_fixed': (6., 6., 6., 6.),
     'pssilu': (6., 6., 6., 6.),
 }
-STATED_HALF = 0.501  # of value and d/dx in bfloat16 and float16; the parameters' derivatives are float32 there
-STATED_SUM = 1.  # of the gradient of a parameter, in the unit of `sum_error`
+STATED_HALF = 0.501  # value and d/dx in bfloat16 and float16; the derivatives by the parameters are float32 there
+STATED_SUM = 1.  # gradient of a parameter, in the unit of `sum_error`
 
 
 class Errors(NamedTuple):
-    """Errors of one function at many x, by quantity, in the unit of the module's docstring."""
+    """Errors of one function at many x, by quantity, in the unit that this file describes."""
     x: np.ndarray
     ulps: dict[str, np.ndarray]
 
 
 def quantities(name: str) -> tuple[str, ...]:
-    """What an activation returns, in the order of its formula's results."""
+    """Names of the results of a formula, in order."""
     labels = {'ssilu': ('d/dβ',), 'pssilu': ('d/dα', 'd/dβ'), 'pssilu_fixed': ('d/dα', 'd/dβ')}
     return ('value', 'd/dx', *labels.get(name, ('d/dα',)))
 
 
 def stated(name: str, dtype: torch.dtype) -> dict[str, float]:
-    """The promised bound of each quantity."""
+    """Bound of each quantity."""
     bounds = dict(zip(quantities(name), STATED[name], strict=True))
     return {**bounds, 'value': STATED_HALF, 'd/dx': STATED_HALF} if torch.finfo(dtype).bits == 16 else bounds
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that alpha, beta and their gradients have here."""
+    """Dtype of alpha, beta and their gradients."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -249,7 +233,7 @@ def _zeros(name: str, parameters: tuple[float, ...]) -> np.ndarray:
 
 
 def grid(name: str, parameters: tuple[float, ...], dtype: torch.dtype, *, per_binade: int = 128) -> Tensor:
-    """The inputs of one measurement, all within +-1e4.
+    """Inputs of one measurement, all within +-1e4.
 
     bfloat16 and float16: every number. float32 and float64: +-0, the ends, the smallest subnormal and normal numbers,
     `per_binade` random numbers of either sign in every binade that float32 has, 160 `per_binade` numbers spread evenly
@@ -274,19 +258,6 @@ def grid(name: str, parameters: tuple[float, ...], dtype: torch.dtype, *, per_bi
     return points[points.abs() <= LIMIT]
 
 
-def rows(dtypes: list[str], per_binade: int = 512) -> Iterator[tuple[str, str, dict[str, tuple[float, float]]]]:
-    """Activation, dtype, and for each quantity the worst error over all parameters and inputs with its x."""
-    for name, (_, choices) in FORMULAS.items():
-        for label in dtypes:
-            worst = dict.fromkeys(quantities(name), (0., 0.))
-            for parameters in choices:
-                errors = measure(name, grid(name, parameters, DTYPES[label], per_binade=per_binade), parameters)
-                for quantity, ulps in errors.ulps.items():
-                    at = int(ulps.argmax())
-                    worst[quantity] = max(worst[quantity], (float(ulps[at]), float(errors.x[at])))
-            yield name, label, worst
-
-
 def sum_error(dtype: torch.dtype, layout: Callable[[Tensor], Tensor], n: int = 4 * 2**20) -> float:
     """Error of PSSiLU's gradient of alpha over n elements, relative to the sum of absolute terms, in units of float32.
 
@@ -307,78 +278,3 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last),
     'sliced': lambda x: x.repeat_interleave(2, -1)[..., ::2],
 }
-
-
-def _show(error: float) -> str:
-    return f'{error:.3f}' if error < 1 else f'{error:.2f}'
-
-
-def document(table: list, sums: list, command: str) -> str:
-    """The page of the documentation."""
-    head = __doc__.split('\n\n')
-    machine = f'{os.cpu_count()} CPU cores, {platform.machine().replace("_", "-")}'
-    lines = [
-        '# Accuracy of the activations', '', ' '.join(head[2].split()), '',
-        'Each figure is the worst over all parameters and inputs tried. Inputs lie in [-1e4, 1e4]: every number of '
-        'bfloat16 and float16; for float32 and float64 +-0, subnormals, a random sample of every binade, an even one '
-        'where the exponentials live, and the neighbours of every zero of value and derivatives. Value and d/dx are in '
-        'the dtype of x. d/dα and d/dβ are the contribution of each element, in float32 (float64 for float64). '
-        'Results in half precision are rounded once: 0.5 is the best there is. In brackets is the bound that the tests '
-        'hold.', '',
-        f'`{command}`, {datetime.date.today()}, Python {platform.python_version()}, torch '
-        f'{torch.__version__.split("+")[0]}, numpy {np.__version__}, {machine}.', '',
-        '| activation | dtype | ' + ' | '.join(QUANTITIES) + ' |', '| --- | --- |' + ' ---: |' * len(QUANTITIES)]
-    for name, label, worst in table:
-        bounds = stated(name, DTYPES[label])
-        cells = [f'{_show(worst[q][0])} (≤ {bounds[q]:g})' if q in worst else '' for q in QUANTITIES]
-        lines.append(f'| `{name}` | {label} | ' + ' | '.join(cells) + ' |')
-    lines += [
-        '', 'Parameters tried:', '', '| activation | parameters |', '| --- | --- |',
-        *(f'| `{name}` | {"; ".join(", ".join(f"{p:g}" for p in c) for c in choices)} |'
-          for name, (_, choices) in FORMULAS.items()),
-        '', '## Sums', '',
-        'The gradient of alpha is a sum over all elements. Its error over 4 194 304 elements with terms of both signs, '
-        "relative to the sum of the terms' absolute values, in units of 2^-24 of that sum (one rounding in float32); "
-        f'the bound is {STATED_SUM:g}:',
-        '', '| dtype of x | layout | error |', '| --- | --- | ---: |',
-        *(f'| {label} | {layout} | {_show(error)} |' for label, layout, error in sums), '']
-    return '\n'.join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the page of the documentation as well')
-    parser.add_argument('--dtypes', nargs='+', default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument(
-        '--kernels', default='reference', choices=['reference', 'fused'], help='which implementation')
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if np.finfo(np.longdouble).nmant < 63 and 'float64' in args.dtypes:
-        print('error: float64 needs a machine whose long double has 64 bits or more; choose others with --dtypes.',
-              file=sys.stderr)
-        return 2
-    console = Console()
-    total = len(FORMULAS) * len(args.dtypes)
-    with kernels.use(args.kernels):
-        table = list(track(rows(args.dtypes), 'measuring', total=total, console=console, transient=True))
-    view = Table(title='worst error in ulp (at x)')
-    for column in ('activation', 'dtype', *QUANTITIES):
-        view.add_column(column, justify='left' if column in ('activation', 'dtype') else 'right')
-    for name, label, worst in table:
-        view.add_row(name, label, *(
-            f'{_show(worst[q][0])} ({worst[q][1]:.3g})' if q in worst else '' for q in QUANTITIES))
-    console.print(view)
-    with kernels.use(args.kernels):
-        sums = [
-            (label, layout, sum_error(DTYPES[label], change))
-            for label in args.dtypes if label != 'float64' for layout, change in LAYOUTS.items()]
-    for label, layout, error in sums:
-        console.print(f'sum of 4 194 304 terms, {label}, {layout}: {_show(error)}')
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(document(table, sums, command_line(None if argv is None else [__file__, *argv])))
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Parts that the benchmarks share: clock, memory, tables, command line; and the plain loop."""
+import importlib
+import json
+
+import _plain_loop
+import _timing
+import pytest
+import timm
+import torch
+from torch import nn
+
+import timm_paf
+from timm_paf.activations import ACTIVATIONS, functional
+
+CPU = torch.device('cpu')
+
+
+def test_contestants_take_turns_and_the_warm_up_does_not_count():
+    calls = []
+    times = _timing.take_turns({name: lambda number, name=name: calls.append((name, number)) for name in 'ab'}, 2)
+    assert calls == [('a', 0), ('b', 0), ('a', 0), ('b', 0), ('b', 1), ('a', 1)]
+    assert {name: len(values) for name, values in times.items()} == {'a': 2, 'b': 2}
+
+
+def test_a_ratio_is_within_a_round_and_a_cell_has_median_and_range():
+    table = _timing.Table('title')
+    table.add('a', 'speed', [1234., 2.5, 10.], 'images/s')
+    table.add('a', '÷ b', _timing.ratios([1., 20., 3.], [1., 10., 1.]))
+    table.add('b', 'speed', [3.], 'images/s')
+    assert table.markdown().splitlines() == [
+        'title:', '', '| | speed, images/s | ÷ b |', '| --- | ---: | ---: |',
+        '| a | 10 (2.5 … 1,234) | 2 (1 … 3) |', '| b | 3 |  |']
+
+
+def test_a_run_writes_figures_with_command_and_versions(tmp_path, capsys):
+    def measure(args):
+        table = _timing.Table('title')
+        table.add('a', 'time', [4., 1., 2.], 's')
+        return [table]
+    parser = _timing.new_parser('somewhere/x.py', 'A benchmark.', rounds=3)
+    paths = ['--output', str(tmp_path / 'folder' / 'a.md'), '--json', str(tmp_path / 'a.json')]
+    assert _timing.run(parser, measure, [*paths, '--rounds', '4']) == 0
+    written = json.loads((tmp_path / 'a.json').read_text())
+    assert written['command'].startswith('python recipes/benchmarks/x.py --output ')
+    assert written['versions']['timm'] == timm.__version__ and written['device'].startswith('CPU')
+    assert written['figures'] == [
+        {'row': 'a', 'column': 'time', 'unit': 's', 'median': 2, 'low': 1, 'high': 4, 'rounds': 3}]
+    assert (tmp_path / 'folder' / 'a.md').read_text() == capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--device', 'nowhere'], '--device nowhere'), (['--rounds', '0'], '--rounds 0')], ids=['device', 'rounds'])
+@pytest.mark.parametrize('script, required', [
+    ('activations', []), ('train_step', []), ('attack', []), ('autoattack', ['--network']),
+    ('data', ['--archive', 'a.npz'])], ids=lambda value: value if isinstance(value, str) else '')
+def test_mistakes_are_one_line(script, required, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if script == 'train_step':
+        pytest.importorskip('timm_paf.engine.trainer')
+    benchmark = importlib.import_module(f'recipes.benchmarks.{script}')
+    assert benchmark.main([*required, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and message in error and error.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('act, maps', [
+    (nn.ReLU(inplace=True), 2),  # the input of the norm, and the result of ReLU in the place of the norm's output
+    (nn.SiLU(), 3),  # the inputs of norm, activation and second convolution
+], ids=['in place', 'not in place'])
+def test_kept_memory_counts_once_and_without_weights(act, maps):
+    with torch.device('meta'):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), act, nn.Conv2d(4, 5, 1))
+        own = [*model.parameters(), *model.buffers()]
+        two, three = (_timing.kept_bytes(lambda n=n: model(torch.empty(n, 3, 8, 8)), own) for n in (2, 3))
+    assert three - two == 4 * 64 * (3 + 4 * maps)
+
+
+def test_peak_memory_is_that_at_one_time():
+    x = torch.ones(100_000)
+    assert _timing.peak_bytes(lambda: (x + 1).sum() + (x + 2).sum(), CPU) == pytest.approx(x.nbytes, rel=0.01)
+    assert _timing.peak_bytes(lambda: [x + 1, x + 2], CPU) == pytest.approx(2 * x.nbytes, rel=0.01)
+
+
+@pytest.mark.gpu
+def test_time_and_memory_on_a_gpu():
+    x = torch.randn(2048, 2048, device='cuda')
+    x @ x  # warms up
+    once, often = (_timing.seconds(lambda n=n: [x @ x for _ in range(n)]) for n in (20, 200))
+    assert 3 < often / once < 30  # waits for what is queued
+    assert _timing.peak_bytes(lambda: x + 1, torch.device('cuda')) == x.nbytes
+
+
+@pytest.mark.parametrize('name', list(ACTIVATIONS))
+def test_formulas_of_the_plain_loop_are_those_of_the_activations(name):
+    formula, values = _plain_loop.FORMULAS[name]
+    parameters = [torch.tensor([value], dtype=torch.float64) for value in values]
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    torch.testing.assert_close(formula(x, *parameters), getattr(functional, name)(x, *parameters), atol=1e-12, rtol=0)
+
+
+def test_a_network_with_plain_formulas_computes_the_same():
+    model, plain = (timm.create_model('wrn10_2_psoftplus', in_chans=1).eval() for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    _plain_loop.plain_formulas(plain)
+    x = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(plain(x), model(x), atol=1e-5, rtol=1e-5)
+    act = next(iter(timm_paf.activations.shared_activations(plain).values()))
+    assert 'Softplus' in type(act(torch.randn(5, requires_grad=True)).grad_fn.next_functions[0][0]).__name__
+
+
+@pytest.mark.parametrize('random_start', [False, True])
+def test_the_attack_of_the_plain_loop_raises_the_loss_in_the_ball(random_start):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    x_adv = _plain_loop.attacked(model, x, y, random_start=random_start)
+    assert (x_adv - x).abs().max() <= _plain_loop.EPS + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert nn.functional.cross_entropy(model(x_adv), y) > nn.functional.cross_entropy(model(x), y)
