@@ -17,7 +17,7 @@ from timm_paf.data.disk import DiskImages, SampleReport
 from timm_paf.data.errors import DataChanged
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
-from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_manifest
+from timm_paf.data.manifest import manifest_parts, read_manifest
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
 from timm_paf.data.pairs import labels_beside
@@ -45,10 +45,8 @@ __all__ = [
     'ImagesWithout',
     'IndexPermutation',
     'LabelledImages',
-    'Manifest',
     'MixedBatches',
     'NearestImages',
-    'PartRecord',
     'Prefetched',
     'Rank',
     'RealPasses',
