@@ -1,58 +1,69 @@
 """Settings for making synthetic images."""
 import dataclasses
 from collections.abc import Mapping
-from math import inf
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm_paf.data import LabelledImages
 from timm_paf.data.synthetic import DEFAULT_COMPONENTS, DEFAULT_MIXTURES
-from timm_paf.engine.cli import setting
+from timm_paf.engine.fields import Settings, flag, setting
 
 __all__ = ['SAMPLERS', 'TIMESTEPS', 'SyntheticConfig', 'first_difference']
 
 SAMPLERS = {'ddpm': 'DDPMScheduler', 'ddim': 'DDIMScheduler'}
 TIMESTEPS = 1000  # noise levels of the model that --train fits
 
+_data, _mixture, _diffusion, _train, _labels = (
+    partial(setting, group=name) for name in (
+        'data', '--method mixture', '--method diffusion', '--train', 'labels and filters of --method diffusion'))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticConfig:
+class SyntheticConfig(Settings):
     """Settings of recipes/make_synthetic.py, one field per flag; they are checked when the object is made."""
-    dataset: str = setting('digits', 'data set to learn from', choices=('digits',))
-    method: str = setting(
-        'mixture', 'mixture: a Gaussian mixture per class; diffusion: a diffusion model',
+    dataset: str = _data('digits', 'Data set to learn from.', choices=('digits',))
+    method: str = _data(
+        'mixture', 'mixture: a Gaussian mixture per class; diffusion: a diffusion model.',
         choices=('mixture', 'diffusion'))
-    num_images: int = setting(10_000, 'number of images to make, all classes together')
-    output: str = setting('', 'where to write: an archive NAME.npz (mixture) or a folder (diffusion); required')
-    seed: int = setting(0, 'random seed, any integer')
-    components: int = setting(DEFAULT_COMPONENTS, 'mixture: number of principal components per class')
-    mixtures: int = setting(DEFAULT_MIXTURES, 'mixture: number of Gaussians per class')
-    overwrite: bool = setting(False, 'mixture: replace the archive if it exists')
+    num_images: int = _data(10_000, 'Number of images, all classes together.', least=1)
+    output: str = _data('', 'Archive NAME.npz (mixture) or folder (diffusion) to write.', unset='required')
+    seed: int = _data(0, 'Random seed, any integer.')
 
-    generator: str | None = setting(None, 'diffusion: folder of a diffusers model on pixels (UNet2DModel)')
-    train: bool = setting(False, 'diffusion: first fit a small model to the training split, in OUTPUT/generator')
-    train_steps: int = setting(2000, 'optimiser steps of --train')
-    train_batch_size: int = setting(128, 'images per optimiser step of --train')
-    train_lr: float = setting(2e-3, 'initial learning rate of --train; it falls to 0 along a cosine')
-    train_width: int = setting(16, 'channels of the first level of the model of --train, a multiple of 8')
-    conditional: bool = setting(True, 'whether the model of --train is class-conditional')
-    sampler: str | None = setting(
-        None, "ddpm or ddim instead of the model's own sampler", choices=(None, *SAMPLERS))
-    sampling_steps: int | None = setting(None, 'sampling steps; unset: all training steps for ddpm, 50 for others')
-    batch_size: int = setting(256, 'diffusion: images sampled at a time')
-    part_size: int = setting(50_000, 'diffusion: images per part')
-    device: str | None = setting(None, 'cpu, cuda, …; unset: a GPU if there is one')
+    components: int = _mixture(DEFAULT_COMPONENTS, 'Principal components per class of the mixture.')
+    mixtures: int = _mixture(DEFAULT_MIXTURES, 'Gaussians per class of the mixture.')
+    overwrite: bool = _mixture(False, 'Replace the archive if it exists.')
 
-    labeller: str | None = setting(None, "name of the labelling model in timm's registry; unset: as in its checkpoint")
-    labeller_checkpoint: str | None = setting(None, 'weights of the model that gives or checks the labels')
-    min_confidence: float = setting(0., "drop images whose label's softmax probability is lower than this, 0 to 1")
-    balance: bool = setting(True, 'diffusion: make equally many images per class')
-    min_distance: float = setting(
-        0.02, 'diffusion: drop images nearer than this to a training image; root mean square of the differences of '
-        'pixels in [0,1]')
-    max_draws: int = setting(20, 'diffusion: give up when more than this many images are sampled per image kept')
+    generator: str | None = _diffusion(None, 'Folder of a diffusers model on pixels (UNet2DModel).', metavar='FOLDER')
+    sampler: str | None = _diffusion(
+        None, 'Sampler that replaces that of the model.', choices=(None, *SAMPLERS), unset="the model's own")
+    sampling_steps: int | None = _diffusion(
+        None, 'Sampling steps of the diffusion model.', least=1, unset='as in training for ddpm, 50 for others')
+    batch_size: int = _diffusion(256, 'Images sampled at a time.', least=1)
+    part_size: int = _diffusion(50_000, 'Images per part, which is one file.', least=1)
+    device: str | None = _diffusion(None, 'Device, such as cpu or cuda.', unset='a GPU if there is one')
+
+    train: bool = _train(False, 'First fit a small diffusion model to the training split, in OUTPUT/generator.')
+    train_steps: int = _train(2000, 'Optimiser steps of --train.', least=1)
+    train_batch_size: int = _train(128, 'Images per optimiser step of --train.', least=1)
+    train_lr: float = _train(2e-3, 'Initial learning rate of --train; it falls to 0 along a cosine.', above=0)
+    train_width: int = _train(16, 'Channels of the first level of the model of --train, a multiple of 8.', least=8)
+    conditional: bool = _train(True, 'Fit a class-conditional model with --train.')
+
+    labeller_checkpoint: str | None = _labels(
+        None, 'Weights of a model that gives or checks the labels.', unset='no such model', metavar='FILE')
+    labeller: str | None = _labels(
+        None, "Name of that model in timm's registry.", unset='as in the checkpoint', metavar='MODEL')
+    min_confidence: float = _labels(
+        0., 'Drop images whose label has a lower softmax probability, 0 to 1.', least=0, most=1)
+    balance: bool = _labels(True, 'Make equally many images per class.')
+    min_distance: float = _labels(
+        0.02, 'Drop images nearer than this to a training image: root mean square of pixel differences, 0 to 1.',
+        least=0, most=1)
+    max_draws: int = _labels(20, 'Give up when more than this many images are sampled per image kept.', least=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         output = Path(self.output)
         if not self.output:
             raise ValueError('--output is missing; give the archive to write, such as digits_synth.npz.')
@@ -66,7 +77,7 @@ class SyntheticConfig:
     def _check_mixture(self, output: Path) -> None:
         for name in ('generator', 'train', 'labeller', 'labeller_checkpoint', 'min_confidence'):
             if getattr(self, name):
-                raise ValueError(f'{_flag(name)} belongs to --method diffusion; add that, or remove {_flag(name)}.')
+                raise ValueError(f'{flag(name)} belongs to --method diffusion; add that, or remove {flag(name)}.')
         if output.suffix != '.npz' or output.is_dir():
             raise ValueError(f'--output = {output}: expected a file name that ends in .npz.')
         if output.exists() and not self.overwrite:
@@ -79,16 +90,10 @@ class SyntheticConfig:
             raise ValueError('--overwrite belongs to --method mixture; --method diffusion resumes an existing folder.')
         if self.train == bool(self.generator):
             raise ValueError('--method diffusion needs either --generator FOLDER or --train.')
-        at_least_1 = ('num_images', 'train_steps', 'train_batch_size', 'batch_size', 'part_size', 'max_draws')
-        ranges = {
-            **dict.fromkeys(at_least_1, (1, inf)), 'min_confidence': (0, 1), 'min_distance': (0, 1),
-            'train_lr': (1e-12, 1e12), 'sampling_steps': (1, TIMESTEPS if self.train else inf)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:  # NaN is not in any range
-                raise ValueError(f'{_flag(name)} = {value}: expected {low} to {high}.')
-        if self.train_width < 8 or self.train_width % 8:
+        if self.train_width % 8:
             raise ValueError(f'--train-width = {self.train_width}: expected a multiple of 8.')
+        if self.train and self.sampling_steps is not None and self.sampling_steps > TIMESTEPS:
+            raise ValueError(f'--sampling-steps = {self.sampling_steps}: expected at most {TIMESTEPS} with --train.')
         if self.labeller_checkpoint is None:
             if self.train and not self.conditional:
                 raise ValueError('--no-conditional needs --labeller-checkpoint, a model that labels the images.')
@@ -116,7 +121,3 @@ def first_difference(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str
         elif ours != theirs:
             return f'{prefix}{key} = {theirs!r}, now it is {ours!r}'
     return ''
-
-
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')
