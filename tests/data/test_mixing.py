@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 import torch
 
-from timm_paf.data import Augment, ConcatenatedImages, LabelledImages, MixedBatches, random_shift
+from timm_paf.data import Augment, ConcatenatedImages, LabelledImages, MixedBatches
 
 REAL, SYNTHETIC = 1, 2  # the green channel of an image says where it comes from
 
@@ -214,7 +214,7 @@ def test_augmentation_is_drawn_anew_for_each_seed_epoch_step_and_source():
             drawn += [sorted(batch.x[chosen].flatten(1).tolist()) for chosen in (batch.synthetic, ~batch.synthetic)]
     assert len(drawn) == len(set(map(str, drawn))) == 2 * 2 * 4 * 2
     # and they are the shifts that augment.py tests: images of ones with bands of zeros
-    possible = random_shift(white.images.repeat(20, 1, 1, 1), 2, generator=torch.Generator().manual_seed(0)) / 255
+    possible = shift(white.images.repeat(20, 1, 1, 1), generator=torch.Generator().manual_seed(0)) / 255
     assert set(map(tuple, drawn[0])) <= set(map(tuple, possible.flatten(1).tolist()))
 
 

@@ -9,7 +9,7 @@ from timm_paf.data.arrays import (
     label_distribution,
     to_unit_range,
 )
-from timm_paf.data.augment import Augment, random_hflip, random_shift
+from timm_paf.data.augment import Augment
 from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, all_labels, open_dataset
 from timm_paf.data.decoded import DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import DigitsSplits, digits_splits
@@ -69,8 +69,6 @@ __all__ = [
     'open_archives',
     'open_dataset',
     'place_on_device',
-    'random_hflip',
-    'random_shift',
     'read_manifest',
     'sample_report',
     'sample_synthetic',
