@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Batch:
         return len(self.x)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Part:
     """A source of images, with its augmentation and label smoothing."""
     source: ImageSource
@@ -116,7 +117,9 @@ class MixedBatches:
         world_size: int = 1,
         device: torch.device | str = 'cpu',
     ) -> None:
-        sources = _as_tuple(synthetic)
+        sources: tuple[ImageSource, ...] = ()
+        if synthetic is not None:
+            sources = tuple(synthetic) if isinstance(synthetic, list | tuple) else (cast(ImageSource, synthetic),)
         _check_settings(batch_size, synthetic_fraction, seed)
         if not sources and synthetic_fraction > 0:
             raise ValueError(
@@ -136,13 +139,9 @@ class MixedBatches:
         self.seed = seed
         self.rank = Rank(rank, world_size)
         self.device = torch.device(device)
-        self._parts = [
-            _Part(source=real, name='real', augment=real_augment, smoothing=smoothing),
-            *(
-                _Part(source=source, name=f'synthetic {number}', augment=augment, smoothing=value)
-                for number, (source, augment, value) in enumerate(zip(sources, augments, smoothings, strict=True))
-            ),
-        ]
+        self._parts = [_Part(real, 'real', real_augment, smoothing)]
+        for number, (source, augment, value) in enumerate(zip(sources, augments, smoothings, strict=True)):
+            self._parts.append(_Part(source, f'synthetic {number}', augment, value))
         weights = (1,) * len(sources) if synthetic_weights is None else synthetic_weights
         self._stream = EndlessStream(
             tuple(len(source) for source in sources), exact_weights(weights, count=len(sources)), seed,
@@ -185,14 +184,13 @@ class MixedBatches:
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         steps = range(start_step, len(self))
-        real: Iterable[tuple[Tensor, Tensor]] | None = None
+        loaded: Iterable[tuple[Tensor, Tensor] | None] = repeat(None)
         if self.real_per_batch and hasattr(self.real, 'ahead'):
             plan = partial(
                 _real_indices, self._counted, self.rank, bool(self._parts[0].augment.cutmix), epoch, start_step)
-            real = cast(Any, self.real).ahead(plan, len(steps), key=('decode', self.seed, epoch))
-        upcoming = None if real is None else iter(real)
-        for step in steps:
-            yield self._batch(epoch, step, None if upcoming is None else next(upcoming))
+            loaded = self.real.ahead(plan, len(steps), key=('decode', self.seed, epoch))
+        for step, images in zip(steps, loaded, strict=False):
+            yield self._batch(epoch, step, images)
 
     def _batch(self, epoch: int, step: int, loaded: tuple[Tensor, Tensor] | None) -> Batch:
         num_real, num_synthetic = self._counts(step)
@@ -247,7 +245,6 @@ class MixedBatches:
         return counted, round(counted * self.synthetic_per_batch / self.real_per_batch)
 
 
-
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device; to a GPU through pinned memory, so that the host does not wait for the copy."""
     if device.type == 'cuda' and not tensor.is_cuda:
@@ -271,20 +268,13 @@ def _real_indices(passes: RealPasses, rank: Rank, paired: bool, epoch: int, star
 
 
 def _steps(counted: RealPasses, drop_last: bool, name: str) -> int:
-    full, rest = divmod(counted.size, counted.per_batch)
-    steps = full if drop_last or not rest else full + 1
+    steps = counted.size // counted.per_batch if drop_last else -(-counted.size // counted.per_batch)
     if not steps:
         raise ValueError(
             f'{name}: {counted.size} images do not fill one batch that holds {counted.per_batch} of them, and '
             f'drop_last leaves no batch; lower batch_size or keep the last batch'
         )
     return steps
-
-
-def _as_tuple(synthetic: ImageSource | Sequence[ImageSource] | None) -> tuple[ImageSource, ...]:
-    if synthetic is None:
-        return ()
-    return tuple(synthetic) if isinstance(synthetic, list | tuple) else (cast(ImageSource, synthetic),)
 
 
 def _one_each(value: T | Sequence[T], count: int, name: str) -> tuple[T, ...]:

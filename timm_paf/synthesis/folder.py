@@ -12,7 +12,7 @@ from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256, whole_file
 from timm_paf.data import LabelledImages, save_archive
 from timm_paf.data.manifest import FORMAT, MANIFEST_NAME, read_manifest
-from timm_paf.evaluation.report import library_versions
+from timm_paf.evaluation import library_versions
 from timm_paf.synthesis.config import first_difference
 from timm_paf.synthesis.parts import PartMaker, part_name
 
