@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ROUNDS = 16  # with 8, ranges of five or six elements are measurably not uniform; 16 costs 0.2 ms a batch
+_ROUNDS = 16  # with 8, ranges of five or six elements are measurably not uniform; 16 costs 0.2 ms per batch
 
 
 def derive_seed(*parts: int | str) -> int:
