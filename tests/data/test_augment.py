@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from timm_paf.data import Augment, random_hflip, random_shift
+from timm_paf.data import Augment
 
 
 def images(dtype=torch.float32, count=64, channels=3, height=6, width=5):
@@ -22,7 +22,7 @@ def generator(seed=7):
 @pytest.mark.parametrize('padding', [0, 1, 2, 4, 9])
 def test_shift_equals_a_loop_over_crops(dtype, padding):
     x = images(dtype)
-    shifted = random_shift(x, padding, generator=generator())
+    shifted = Augment(crop_padding=padding)(x, generator=generator())
     tops, lefts = torch.randint(0, 2 * padding + 1, (2, len(x), 1), generator=generator())[..., 0].tolist()
     for image, got, top, left in zip(x, shifted, tops, lefts, strict=True):
         padded = F.pad(image, (padding,) * 4)
@@ -34,7 +34,7 @@ def test_shift_uses_every_offset_equally():
     # one bright pixel in the middle shows where each image went
     x = torch.zeros(9000, 1, 7, 7)
     x[:, :, 3, 3] = 1
-    shifted = random_shift(x, 1, generator=generator())
+    shifted = Augment(crop_padding=1)(x, generator=generator())
     counts = shifted.sum((0, 1))
     assert counts[2:5, 2:5].sum() == 9000
     chi2 = float(((counts[2:5, 2:5] - 1000) ** 2 / 1000).sum())
@@ -43,7 +43,7 @@ def test_shift_uses_every_offset_equally():
 
 def test_flip_mirrors_whole_images_half_of_the_time():
     x = images(count=2000)
-    flipped = random_hflip(x, generator=generator())
+    flipped = Augment(hflip=True)(x, generator=generator())
     same = (flipped == x).flatten(1).all(1)
     mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -58,14 +58,15 @@ def test_default_does_nothing():
 def test_shift_comes_before_flip():
     x = images()
     shared = generator()
-    expected = random_hflip(random_shift(x, 2, generator=shared), generator=shared)
+    expected = Augment(hflip=True)(Augment(crop_padding=2)(x, generator=shared), generator=shared)
     assert torch.equal(Augment(crop_padding=2, hflip=True)(x, generator=generator()), expected)
 
 
 def test_strided_images_are_the_same_images():
     x = images()
     strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    assert torch.equal(random_shift(strided, 2, generator=generator()), random_shift(x, 2, generator=generator()))
+    shift = Augment(crop_padding=2)
+    assert torch.equal(shift(strided, generator=generator()), shift(x, generator=generator()))
 
 
 def test_global_random_state_is_left_alone():

@@ -1,53 +1,31 @@
-"""The record beside synthetic images: what it takes, what it refuses, and that it is written whole."""
+"""The manifest of synthetic images in parts: what is accepted, and errors that name the file."""
 
 import hashlib
 import json
 
 import pytest
 
-from timm_paf.data.manifest import (
-    Manifest,
-    PartRecord,
-    file_sha256,
-    manifest_parts,
-    read_manifest,
-    read_part_record,
-    write_json,
-)
+from timm_paf.data import manifest_parts, read_manifest
 
 
-def record(number, per_class=(2, 1)):
+def part(number):
     content = f'part {number}'.encode()
-    return PartRecord(
-        file=f'part-{number:05}.npz', images=sum(per_class), per_class=per_class, drawn=10,
-        rejected={'duplicate': 3, 'surplus': 7 - sum(per_class)}, sha256=hashlib.sha256(content).hexdigest(),
-        versions={'torch': '2'})
+    return {'file': f'part-{number:05}.npz', 'images': 3, 'sha256': hashlib.sha256(content).hexdigest()}
 
 
 @pytest.fixture
 def folder(tmp_path):
     for number in range(2):
         (tmp_path / f'part-{number:05}.npz').write_bytes(f'part {number}'.encode())
-    Manifest(plan={'seed': 3, 'num_parts': 2}, parts=(record(0), record(1, (0, 4)))).save(tmp_path)
+    (tmp_path / 'manifest.json').write_text(json.dumps({
+        'format': 'timm_paf synthetic images 1', 'seed': 3, 'num_parts': 2, 'parts': [part(0), part(1)]}))
     return tmp_path
-
-
-def test_what_is_saved_is_read(folder):
-    manifest = read_manifest(folder)
-    assert manifest == Manifest(plan={'seed': 3, 'num_parts': 2}, parts=(record(0), record(1, (0, 4))))
-    before = (folder / 'manifest.json').read_bytes()
-    manifest.save(folder)
-    assert (folder / 'manifest.json').read_bytes() == before
-
-
-def test_counts_are_sums(folder):
-    assert read_manifest(folder).counts() == {
-        'images': 7, 'per_class': [2, 5], 'drawn': 20, 'rejected': {'duplicate': 6, 'surplus': 7}}
-    assert Manifest(plan={'num_parts': 2}).counts() == {'images': 0, 'per_class': [], 'drawn': 0, 'rejected': {}}
 
 
 def test_parts_of_a_finished_folder(folder):
     assert manifest_parts(folder, verify=True) == [folder / 'part-00000.npz', folder / 'part-00001.npz']
+    manifest = read_manifest(folder)
+    assert (manifest['seed'], manifest['complete'], len(manifest['parts'])) == (3, True, 2)
 
 
 def edit(**changes):
@@ -57,27 +35,21 @@ def edit(**changes):
     return change
 
 
-def edit_part(**changes):
-    return lambda folder: edit(parts=[json.loads((folder / 'manifest.json').read_text())['parts'][0] | changes])(folder)
-
-
 DAMAGE = {
     'no manifest': (lambda folder: (folder / 'manifest.json').unlink(), FileNotFoundError, 'manifest.json: no such'),
-    'not JSON': (lambda folder: (folder / 'manifest.json').write_text('{"a":'), ValueError, 'not readable as JSON'),
-    'not text': (lambda folder: (folder / 'manifest.json').write_bytes(b'\xff'), ValueError, 'not readable as JSON'),
-    'a list': (lambda folder: (folder / 'manifest.json').write_text('[]'), ValueError, "format 'list'"),
-    'another format': (edit(format='other 2'), ValueError, "got format 'other 2'"),
-    'no parts': (edit(parts=None), ValueError, 'parts or num_parts is missing'),
-    'no number': (edit(num_parts='2'), ValueError, 'parts or num_parts is missing'),
-    'unfinished': (edit(num_parts=3), ValueError, '2 of 3 parts are made'),
+    'not JSON': (lambda folder: (folder / 'manifest.json').write_text('{"a":'), ValueError, 'not a manifest'),
+    'not text': (lambda folder: (folder / 'manifest.json').write_bytes(b'\xff'), ValueError, 'not a manifest'),
+    'a list': (lambda folder: (folder / 'manifest.json').write_text('[]'), ValueError, 'not a manifest'),
+    'another format': (edit(format='other 2'), ValueError, "format 'other 2'"),
+    'no parts': (edit(parts=None), ValueError, 'not a manifest'),
+    'no number': (edit(num_parts='2'), ValueError, '2 of 2 parts'),
+    'unfinished': (edit(num_parts=3), ValueError, '2 of 3 parts'),
     'part gone': (lambda folder: (folder / 'part-00001.npz').unlink(), FileNotFoundError, 'part-00001.npz: no such'),
     'part changed': (lambda folder: (folder / 'part-00001.npz').write_bytes(b'x'), ValueError, '00001.npz: its SHA'),
-    'part elsewhere': (edit_part(file='../secret'), ValueError, 'expected a plain name'),
-    'field too many': (edit_part(extra=1), ValueError, 'was it changed by hand'),
-    'classes as a number': (edit_part(per_class=3), ValueError, 'no whole number'),
-    'classes as texts': (edit_part(per_class=['2', '1']), ValueError, 'no whole number'),
-    'rejected as a list': (edit_part(rejected=[1]), ValueError, 'no whole number'),
-    'images as a text': (edit_part(images='3'), ValueError, 'no whole number'),
+    'part elsewhere': (edit(parts=[part(0) | {'file': '../secret'}]), ValueError, 'secret'),
+    'part without a hash': (edit(parts=[{'file': 'a.npz'}]), ValueError, "'sha256' is missing"),
+    'part with another hash': (edit(parts=[part(0) | {'sha256': 3}]), ValueError, 'part-00000'),
+    'part of another form': (edit(parts=[3]), ValueError, 'not a manifest'),
 }
 
 
@@ -90,28 +62,6 @@ def test_damage_is_one_line_that_names_the_file(folder, damage):
     assert str(folder) in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_a_changed_part_is_found_only_when_asked(folder):
+def test_a_changed_part_is_found_only_with_verify(folder):
     (folder / 'part-00001.npz').write_bytes(b'x')
     assert len(manifest_parts(folder)) == 2
-
-
-def test_record_of_a_part(tmp_path):
-    write_json(tmp_path / 'part.json', json.loads(json.dumps(record(0).__dict__)))
-    assert read_part_record(tmp_path / 'part.json') == record(0)
-    with pytest.raises(FileNotFoundError):
-        read_part_record(tmp_path / 'other.json')
-
-
-@pytest.mark.parametrize('size', [0, 1, 2**20, 2**20 + 1])
-def test_hash_of_a_file(tmp_path, size):
-    (tmp_path / 'file').write_bytes(b'a' * size)
-    assert file_sha256(tmp_path / 'file') == hashlib.sha256(b'a' * size).hexdigest()
-
-
-@pytest.mark.parametrize('content', [{'a': float('nan')}, {'a': object()}], ids=['NaN', 'no JSON'])
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path, content):
-    write_json(tmp_path / 'file.json', {'a': 1})
-    with pytest.raises((ValueError, TypeError)):
-        write_json(tmp_path / 'file.json', content)
-    assert [path.name for path in tmp_path.iterdir()] == ['file.json']
-    assert json.loads((tmp_path / 'file.json').read_text()) == {'a': 1}

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 import torch
 
-from timm_paf.data import Augment, ConcatenatedImages, LabelledImages, MixedBatches, random_shift
+from timm_paf.data import Augment, ConcatenatedImages, LabelledImages, MixedBatches
 
 REAL, SYNTHETIC = 1, 2  # the green channel of an image says where it comes from
 
@@ -124,7 +124,7 @@ def test_resuming_gives_the_same_batches(fraction, drop_last, start_step):
 
 def test_seed_and_epoch_decide_the_order():
     def order(seed, epoch, kind):
-        # which images meet in which batch: their places inside a batch are drawn anew in any case
+        # which images meet in which batch: their places inside a batch are shuffled in any case
         return tuple(frozenset(indices(batch, kind)) for batch in mixed(seed=seed).epoch(epoch))
 
     for kind in (REAL, SYNTHETIC):
@@ -188,7 +188,7 @@ def test_drop_last_leaves_only_full_batches():
     assert sorted(Counter(stream).values()) == [2] * 66 + [3] * 4
 
 
-def test_augmentation_is_for_real_images_only_unless_told():
+def test_augmentation_is_for_real_images_only_by_default():
     padding = 2
     both = {'real_augment': Augment(crop_padding=padding), 'synthetic_augment': Augment(crop_padding=padding)}
     plain, real_only, all_of_them = (
@@ -202,7 +202,7 @@ def test_augmentation_is_for_real_images_only_unless_told():
     assert any(not torch.equal(after.x, shifted.x) for after, shifted in zip(real_only, all_of_them, strict=True))
 
 
-def test_augmentation_is_drawn_anew_for_each_seed_epoch_step_and_source():
+def test_augmentation_is_drawn_again_for_each_seed_epoch_step_and_source():
     white = LabelledImages(torch.full((40, 1, 5, 5), 255, dtype=torch.uint8), torch.zeros(40).long(), 1, 'white')
     shift = Augment(crop_padding=2)
     settings = {'batch_size': 20, 'synthetic_fraction': 0.5, 'real_augment': shift, 'synthetic_augment': shift}
@@ -214,7 +214,7 @@ def test_augmentation_is_drawn_anew_for_each_seed_epoch_step_and_source():
             drawn += [sorted(batch.x[chosen].flatten(1).tolist()) for chosen in (batch.synthetic, ~batch.synthetic)]
     assert len(drawn) == len(set(map(str, drawn))) == 2 * 2 * 4 * 2
     # and they are the shifts that augment.py tests: images of ones with bands of zeros
-    possible = random_shift(white.images.repeat(20, 1, 1, 1), 2, generator=torch.Generator().manual_seed(0)) / 255
+    possible = shift(white.images.repeat(20, 1, 1, 1), generator=torch.Generator().manual_seed(0)) / 255
     assert set(map(tuple, drawn[0])) <= set(map(tuple, possible.flatten(1).tolist()))
 
 
@@ -454,6 +454,6 @@ def test_sources_that_differ(synthetic, message):
 
 
 @pytest.mark.parametrize(('epoch', 'start_step'), [(-1, 0), (0, -1), (0, 14)], ids=str)
-def test_epoch_out_of_range_is_said_at_once(epoch, start_step):
+def test_epoch_out_of_range_is_an_immediate_error(epoch, start_step):
     with pytest.raises(ValueError, match='expected'):
         mixed().epoch(epoch, start_step)

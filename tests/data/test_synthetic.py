@@ -1,4 +1,4 @@
-"""The generator of synthetic digits: quality, balance, and a cache that is never wrong."""
+"""Synthetic digits: quality, balance, and a cache that is never outdated."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -166,7 +166,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('damage', DAMAGE)
-def test_damaged_cache_is_made_anew(tmp_path, damage):
+def test_damaged_cache_is_made_again(tmp_path, damage):
     path = cached_synthetic_digits(200, 0, tmp_path)
     content = path.read_bytes()
     path.write_bytes(DAMAGE[damage](content))
@@ -175,7 +175,7 @@ def test_damaged_cache_is_made_anew(tmp_path, damage):
     assert files(tmp_path) == [path]
 
 
-def test_cache_of_other_content_is_made_anew(tmp_path, splits):
+def test_cache_of_other_content_is_made_again(tmp_path, splits):
     path = cached_synthetic_digits(200, 0, tmp_path)
     synthetic_module.save_archive(path, sample_synthetic(splits.train, 50, seed=0))
     cached_synthetic_digits(200, 0, tmp_path)

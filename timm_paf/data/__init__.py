@@ -9,7 +9,7 @@ from timm_paf.data.arrays import (
     label_distribution,
     to_unit_range,
 )
-from timm_paf.data.augment import Augment, random_hflip, random_shift
+from timm_paf.data.augment import Augment
 from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, all_labels, open_dataset
 from timm_paf.data.decoded import DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import DigitsSplits, digits_splits
@@ -17,7 +17,7 @@ from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import DataChanged
 from timm_paf.data.folders import FolderImages
 from timm_paf.data.loading import Prefetched, free_bytes, place_on_device, stored_bytes
-from timm_paf.data.manifest import Manifest, PartRecord, manifest_parts, read_manifest
+from timm_paf.data.manifest import manifest_parts, read_manifest
 from timm_paf.data.mixing import Batch, MixedBatches
 from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
 from timm_paf.data.pairs import find_labels
@@ -45,10 +45,8 @@ __all__ = [
     'ImagesWithout',
     'IndexPermutation',
     'LabelledImages',
-    'Manifest',
     'MixedBatches',
     'NearestImages',
-    'PartRecord',
     'Prefetched',
     'Rank',
     'RealPasses',
@@ -71,8 +69,6 @@ __all__ = [
     'open_archives',
     'open_dataset',
     'place_on_device',
-    'random_hflip',
-    'random_shift',
     'read_manifest',
     'sample_report',
     'sample_synthetic',

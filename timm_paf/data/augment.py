@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, on the device where the batch is, with random numbers that the caller hands in."""
+"""Augmentation of whole batches on their device, with random numbers from a generator of the caller."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,34 +11,33 @@ from torch import Tensor
 from timm_paf.data.arrays import to_unit_range
 from timm_paf.data.pixels import blank, jitter, mirror, paste, shift
 
-_ERASED_AREA = (0.02, 1 / 3)  # share of the image and log of height / width, as timm's RandomErasing takes them
+_ERASED_AREA = (0.02, 1 / 3)  # share of the image and log of height / width, as in timm's RandomErasing
 _ERASED_LOG_ASPECT = (log(0.3), log(1 / 0.3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is done to the images of one source, in the order of the arguments; the default does nothing.
+    """Augmentation of the images of one source, in the order of the arguments; the default does nothing.
 
-    Random numbers are drawn on the CPU, a few for each image, and travel to the device. What is done with them are a
-    few operations on the whole batch, uint8 as long as it can be. Results are the same on every device, bit for bit;
-    only those of `color_jitter` may differ by rounding.
+    A few random numbers per image are drawn on the CPU and copied to the device. There, each augmentation is a few
+    operations on the whole batch, in uint8 where possible. Results are the same on every device, bit for bit, except
+    for rounding in `color_jitter`.
 
     Args:
-        crop_padding: shift each image by up to this many pixels each way, as padding and random cropping do; >= 0.
-            The paper uses 4 on 32x32 images.
-        hflip: mirror each image left to right with probability 1/2. Not for digits: most have no mirror image.
-        color_jitter: s >= 0; brightness, contrast and saturation are changed by factors that are uniform in
-            [max(0, 1 - s), 1 + s], in this order.
-        cutout: set a square of this side to 0; its centre is any pixel, parts outside the image are lost; >= 0.
-        erase_prob: with this probability, set a rectangle inside the image to 0; its area is uniform in 2 % to 1/3 of
-            the image, the logarithm of its aspect ratio uniform between those of 0.3 and 1/0.3. Where such a rectangle
-            is longer than the image it is cut.
-        cutmix: a >= 0; each image gets a rectangle of another one of its source and batch, and of its label as large a
-            share as the rectangle is of the image. That share is Beta(a, a) before the rectangle is cut off at the
-            image's border. 0 leaves it out.
+        crop_padding: Shift each image by up to this number of pixels in each direction, as padding and random cropping
+            do; >= 0. The paper uses 4 for 32x32 images.
+        hflip: Mirror each image left to right with probability 1/2. Not for digits: mirrored digits are not digits.
+        color_jitter: s >= 0; multiply brightness, contrast and saturation, in this order, by factors that are uniform
+            in [max(0, 1 - s), 1 + s].
+        cutout: Set a square of this side in pixels to 0; its centre is any pixel, the border crops it; >= 0.
+        erase_prob: Probability with which a rectangle in the image is set to 0; its area is uniform in 2 % to 1/3 of
+            the image, the logarithm of its aspect ratio uniform between those of 0.3 and 1/0.3. A rectangle that is
+            longer than the image is cropped.
+        cutmix: a >= 0; replace a rectangle of each image by that of another image of the same source and batch, and the
+            same share of its label. The share is Beta(a, a) before the rectangle is cropped at the border. 0 for none.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: If a setting is out of range.
 
     Source: DeVries and Taylor, arXiv 1708.04552, for cutout; Zhong et al., arXiv 1708.04896, for erasing; Yun et al.,
     arXiv 1905.04899, for cutmix.
@@ -52,38 +51,39 @@ class Augment:
     cutmix: float = 0.
 
     def __post_init__(self) -> None:
-        _check_pixels(self.crop_padding, 'crop_padding', '0 leaves images in place')
-        _check_pixels(self.cutout, 'cutout', '0 leaves it out')
+        _check_pixels(self.crop_padding, 'crop_padding')
+        _check_pixels(self.cutout, 'cutout')
         _check_number(self.color_jitter, 'color_jitter')
         _check_number(self.erase_prob, 'erase_prob', most=1)
         _check_number(self.cutmix, 'cutmix')
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Augment images (B, C, H, W) with numbers from a CPU generator.
+        """Augment images (B, C, H, W) with random numbers from a CPU generator.
 
-        dtype and device stay, but colour jitter makes float32 of uint8.
+        Dtype and device are kept, but colour jitter converts uint8 to float32.
 
         Raises:
-            ValueError: if `cutmix` is set, which changes labels as well; see `labelled`.
+            ValueError: If `cutmix` is set, which changes labels as well; see `labelled`.
         """
         if self.cutmix:
             raise ValueError(f'got cutmix={self.cutmix} without labels, which it changes; call labelled() instead')
         return self.apply(images, self.draw(len(images), images.shape[1:], generator=generator))
 
     def labelled(self, images: Tensor, target: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment images (B, C, H, W) and their label distributions (B, K) float32; cutmix pairs i with i + 1."""
+        """Augment images (B, C, H, W) and their label distributions (B, K) float32; cutmix pairs image i with i + 1."""
         draws = self.draw(len(images), images.shape[1:], generator=generator)
         images = self.apply(images, draws)
         return self.mix(images, images.roll(-1, 0), target, target.roll(-1, 0), draws)
 
     def draw(self, count: int, image_shape: torch.Size, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw what is to be done to `count` images (C, H, W): tensors on the CPU with one row for each image."""
+        """Draw the random numbers for `count` images (C, H, W): tensors on the CPU with one row per image."""
         _, height, width = image_shape
         draws = {}
         if self.crop_padding:
-            draws['shift'] = _draw_shift(count, self.crop_padding, generator)
+            sides = 2 * self.crop_padding + 1
+            draws['shift'] = torch.randint(0, sides, (2, count), generator=generator).T.contiguous()
         if self.hflip:
-            draws['mirror'] = _draw_mirror(count, generator)
+            draws['mirror'] = torch.randint(0, 2, (count,), generator=generator).bool()
         if self.color_jitter:
             low, high = max(0., 1 - self.color_jitter), 1 + self.color_jitter
             draws['jitter'] = low + (high - low) * torch.rand(count, 3, generator=generator)
@@ -96,7 +96,7 @@ class Augment:
         return draws
 
     def apply(self, images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-        """Do all but cutmix to images (B, C, H, W), with draws of B rows on their device."""
+        """Augment images (B, C, H, W), except by cutmix, with draws of B rows on their device."""
         if 'shift' in draws:
             images = shift(images, draws['shift'], padding=self.crop_padding)
         if 'mirror' in draws:
@@ -111,50 +111,11 @@ class Augment:
     def mix(
         self, images: Tensor, others: Tensor, target: Tensor, other_target: Tensor, draws: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Paste of `others` into `images`, both (B, C, H, W), and mix the label distributions (B, K) alike."""
+        """Apply cutmix: paste from `others` into `images`, both (B, C, H, W), and mix label distributions (B, K)."""
         if 'cutmix' not in draws:
             return images, target
         images, own = paste(images, others, draws['cutmix'])
         return images, torch.lerp(other_target, target, own[:, None])
-
-
-def random_shift(images: Tensor, padding: int, *, generator: torch.Generator) -> Tensor:
-    """Pad with zeros on all sides and crop each image back to its size at a place of its own.
-
-    Args:
-        images: (B, C, H, W), any dtype and device.
-        padding: pixels on each side, >= 0; both offsets are uniform in 0..2*padding.
-        generator: CPU generator; offsets are drawn on the CPU, so they are the same for every device.
-
-    Returns:
-        (B, C, H, W), a new tensor of the same dtype and device.
-
-    Raises:
-        ValueError: if the padding is not an integer of at least 0.
-    """
-    _check_pixels(padding, 'crop_padding', '0 leaves images in place')
-    return shift(images, _draw_shift(len(images), padding, generator).to(images.device), padding=padding)
-
-
-def random_hflip(images: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability 1/2.
-
-    Args:
-        images: (B, C, H, W), any dtype and device.
-        generator: CPU generator.
-
-    Returns:
-        (B, C, H, W), a new tensor of the same dtype and device.
-    """
-    return mirror(images, _draw_mirror(len(images), generator).to(images.device))
-
-
-def _draw_shift(count: int, padding: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2 * padding + 1, (2, count), generator=generator).T.contiguous()
-
-
-def _draw_mirror(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, (count,), generator=generator).bool()
 
 
 def _draw_square(count: int, side: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -165,8 +126,10 @@ def _draw_square(count: int, side: int, height: int, width: int, generator: torc
 
 def _draw_rectangle(count: int, probability: float, height: int, width: int, generator: torch.Generator) -> Tensor:
     chosen, area, aspect, top, left = torch.rand(5, count, generator=generator, dtype=torch.float64)
-    area = height * width * torch.lerp(*area.new_tensor(_ERASED_AREA), area)
-    aspect = torch.lerp(*aspect.new_tensor(_ERASED_LOG_ASPECT), aspect).exp()
+    least, most = area.new_tensor(_ERASED_AREA)
+    area = height * width * torch.lerp(least, most, area)
+    least, most = aspect.new_tensor(_ERASED_LOG_ASPECT)
+    aspect = torch.lerp(least, most, aspect).exp()
     rows = (area * aspect).sqrt().round().clamp(1, height)
     columns = (area / aspect).sqrt().round().clamp(1, width)
     top, left = (top * (height - rows + 1)).floor(), (left * (width - columns + 1)).floor()
@@ -175,7 +138,7 @@ def _draw_rectangle(count: int, probability: float, height: int, width: int, gen
 
 
 def _draw_mixed(count: int, alpha: float, height: int, width: int, generator: torch.Generator) -> Tensor:
-    from scipy.special import betaincinv  # slow to import; torch's own Beta takes no generator
+    from scipy.special import betaincinv  # slow to import; torch's Beta distribution takes no generator
 
     share, row, column = torch.rand(3, count, generator=generator, dtype=torch.float64)
     share = torch.from_numpy(betaincinv(alpha, alpha, share.numpy()))
@@ -184,9 +147,9 @@ def _draw_mixed(count: int, alpha: float, height: int, width: int, generator: to
     return torch.stack([top, left, top + rows, left + columns], 1)
 
 
-def _check_pixels(value: int, name: str, hint: str) -> None:
+def _check_pixels(value: int, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f'got {name}={value!r}, expected an integer of at least 0; {hint}')
+        raise ValueError(f'got {name}={value!r}, expected an integer of at least 0; 0 turns it off')
 
 
 def _check_number(value: float, name: str, most: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's handwritten digits, split once and for all."""
+"""The embedded data set: scikit-learn's handwritten digits, in a fixed split."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from timm_paf.data.arrays import LabelledImages
 from timm_paf.data.splits import stratified_split
 
 _TEST, _VAL = 360, 180
-_SPLIT_SEED = 20210  # fixed: results of different runs and seeds are about the same test images
+_SPLIT_SEED = 20210  # fixed, so that all runs use the same test images
 
 
 class DigitsSplits(NamedTuple):
-    """The three disjoint parts of the digits; `digits_splits` makes them."""
+    """The three disjoint parts of the digits, see `digits_splits`."""
 
     train: LabelledImages
     val: LabelledImages
@@ -20,16 +20,16 @@ class DigitsSplits(NamedTuple):
 
 
 def digits_splits() -> DigitsSplits:
-    """The 1797 digits of scikit-learn as train (1257), validation (180) and test (360) sets.
+    """Return the 1797 digits of scikit-learn as train (1257), validation (180) and test (360) sets.
 
     Images are (N, 1, 8, 8) float32 in [0, 1], the stored values 0..16 divided by 16 (exact in float32); ten classes.
-    The split is stratified and always the same: it depends neither on a run's seed nor on library versions. Inside
-    each set any prefix is nearly class-balanced, so the first n test images are a fair sample of it.
+    The split is stratified and fixed: it depends neither on a seed nor on library versions. The first n images of each
+    set are nearly balanced over the classes.
 
-    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998), the test part of it as
-    `sklearn.datasets.load_digits` ships it.
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998), its test part as in
+    `sklearn.datasets.load_digits`.
     """
-    from sklearn.datasets import load_digits  # slow to import, and reading an archive does not need it
+    from sklearn.datasets import load_digits  # not at the top, because it is slow and archives do not need it
 
     raw = load_digits()
     labels = torch.from_numpy(raw.target).to(torch.int64)

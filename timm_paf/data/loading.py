@@ -1,4 +1,4 @@
-"""Where images wait and how batches arrive: sets kept on the device, batches made ahead of time, waiting measured."""
+"""Data sets kept on the device, and batches prefetched in the background."""
 
 import dataclasses
 import os
@@ -14,18 +14,18 @@ from torch import Tensor
 from timm_paf.data.arrays import ImageSource, LabelledImages
 from timm_paf.data.mixing import Batch
 
-_CHUNK_BYTES = 2**26  # read at a time when a set is brought to the device
-_POLL_SECONDS = 0.1  # how often a waiting thread looks whether it is still wanted
+_CHUNK_BYTES = 2**26  # read at a time when a data set is copied to the device
+_POLL_SECONDS = 0.1  # how often a waiting thread checks whether it must stop
 
 
 def stored_bytes(source: ImageSource) -> int:
-    """How many bytes the images and labels of a source take in memory; reads one image."""
+    """Return the size in bytes of the images and labels of a source in memory; reads one image."""
     images, labels = source.take(torch.zeros(1, dtype=torch.int64))
     return len(source) * (images.nbytes + labels.nbytes)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or of this machine if the device is no GPU."""
+    """Return the free memory in bytes of a GPU, or of this machine if the device is not a GPU."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
@@ -34,23 +34,23 @@ def free_bytes(device: torch.device) -> int:
 def place_on_device(
     sources: Sequence[ImageSource], device: torch.device, *, budget: int, required: bool = False,
 ) -> list[ImageSource]:
-    """Bring sets of images to a device as long as they fit into a budget; the rest stays where it is.
+    """Copy data sets to a device, as many as fit into a budget.
 
-    Each set is placed whole or not at all, in the order given. On the CPU, sets that are in memory count as placed, and
-    the others are read into it only if `required`: the system keeps in memory what is read often. Sources that decode
-    images while training (`prefetch`) can't be placed.
+    Each set is copied as a whole or not at all, in the given order. On the CPU, sets are read into memory only if
+    `required`, because the system caches files anyway. Sources that decode images during training (those with `prefetch`)
+    cannot be copied.
 
     Args:
-        sources: the sets.
-        device: where batches go.
-        budget: bytes that the placed sets may take together.
-        required: refuse to leave a set behind.
+        sources: Data sets.
+        device: Device of the batches.
+        budget: Bytes that the copied sets may take in total.
+        required: Raise an error if a set cannot be copied.
 
     Returns:
-        The sources, the placed ones as `LabelledImages` on the device.
+        The sources, with `LabelledImages` on the device in place of the copied ones.
 
     Raises:
-        ValueError: if `required` and a set does not fit or can't be placed.
+        ValueError: If `required` and a set does not fit or cannot be copied.
     """
     placed: list[ImageSource] = []
     left = budget
@@ -60,14 +60,14 @@ def place_on_device(
             continue
         if hasattr(source, 'prefetch'):
             if required:
-                raise ValueError(f'{source.name}: images that are decoded while training cannot stay on the device')
+                raise ValueError(f'{source.name}: images that are decoded during training cannot be kept on the device')
             placed.append(source)
             continue
         needed = stored_bytes(source)
         if needed > left and required:
             raise ValueError(
                 f'{source.name}: needs {needed / 2**30:.2f} GiB on {device}, {left / 2**30:.2f} GiB are left of the '
-                f'budget; raise the budget, or leave data where they are'
+                f'budget; raise the budget, or do not require data on the device'
             )
         if needed <= left and (required or device.type != 'cpu'):
             source, left = _read_whole(source, device), left - needed
@@ -76,16 +76,16 @@ def place_on_device(
 
 
 class Prefetched:
-    """Batches of an iterator, made in the background while the caller works; used as a context.
+    """Prefetches the batches of an iterator in the background; used as a context manager.
 
-    On a GPU a thread makes the next batches on a stream of its own, so that reading, copying and augmenting run beside
-    the training step. Without a thread batches are made when they are asked for. The batches are the same either way.
+    On a GPU a thread makes the next batches on a CUDA stream of its own, so that reading, copying and augmentation
+    overlap with the training step. Without a thread, each batch is made on request. The batches are the same.
 
     Args:
-        batches: where they come from.
-        device: where their tensors are.
-        threaded: use a thread; by default if the device is a GPU.
-        depth: how many batches may wait, at least 1.
+        batches: Iterator over batches.
+        device: Device of their tensors.
+        threaded: Use a thread; None for a thread if the device is a GPU.
+        depth: Number of batches made in advance, at least 1.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Prefetched:
         if depth < 1:
             raise ValueError(f'got depth={depth}, expected at least 1')
         self.waited = 0.
-        """Seconds that the caller has stood in `next`, so far."""
+        """Seconds that the caller has waited in `next`, so far."""
         self._batches = batches
         self._device = device
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
@@ -111,15 +111,15 @@ class Prefetched:
         self.close()
 
     def close(self) -> None:
-        """End the thread; batches that wait are dropped."""
+        """Stop the thread and drop the batches made in advance."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
         if hasattr(self._batches, 'close'):
-            self._batches.close()  # worker processes of a loader end now and not some time later
+            self._batches.close()  # ends the worker processes of a loader now, not at garbage collection
 
     def __iter__(self) -> Iterator[Batch]:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __next__(self) -> Batch:
@@ -141,7 +141,7 @@ class Prefetched:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(event)
             for tensor in _tensors(batch):
-                tensor.record_stream(stream)  # its memory is not used again before this stream is done with it
+                tensor.record_stream(stream)  # keeps its memory until this stream has used it
         return batch
 
     def _work(self) -> None:
@@ -157,11 +157,11 @@ class Prefetched:
                     if not self._send('batch', (batch, None)):
                         return
             self._send('end', None)
-        except BaseException as error:  # whatever it is, it belongs to the caller
+        except BaseException as error:  # raised again in the caller
             self._send('error', error)
 
     def _send(self, kind: str, content: Any) -> bool:
-        """Whether it could be handed over before the caller lost interest."""
+        """Hand something to the caller; False if the caller has called `close`."""
         while not self._stop.is_set():
             try:
                 self._ready.put((kind, content), timeout=_POLL_SECONDS)

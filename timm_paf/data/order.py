@@ -1,4 +1,4 @@
-"""Orders that are functions of a seed: seeds for named streams, and a pseudo-random permutation without a table."""
+"""Seeds for named purposes, and pseudo-random permutations of any size that need no memory."""
 
 import hashlib
 from math import isqrt
@@ -8,17 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ROUNDS = 16  # with 8, ranges of five or six elements are measurably not uniform; 16 costs 0.2 ms a batch
+_ROUNDS = 16  # with 8, ranges of five or six elements are measurably not uniform; 16 costs 0.2 ms per batch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed for one purpose, made from named parts such as ('shuffle', seed, epoch, step).
+    """Derive a seed for one purpose from parts such as ('shuffle', seed, epoch, step).
 
-    Different parts give unrelated seeds, also for neighbouring numbers, so streams never run in parallel by accident.
+    Different parts give unrelated seeds, also for neighbouring numbers, so that no two streams are alike by accident.
     The value does not depend on the platform or on library versions.
 
     Args:
-        parts: integers of any size and strings.
+        parts: Integers of any size and strings.
 
     Returns:
         An integer in 0..2**63-1.
@@ -27,28 +27,28 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def generator_for(*parts: int | str) -> torch.Generator:
-    """A CPU `torch.Generator` seeded with `derive_seed(*parts)`."""
+    """Return a CPU `torch.Generator` with the seed `derive_seed(*parts)`."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 class IndexPermutation:
-    """A pseudo-random permutation of 0..size-1 that can be asked anywhere and keeps no table.
+    """A pseudo-random permutation of 0..size-1 that is computed at any position, without a table.
 
     An index is written as a pair (l, r) with l < a and r < b, where a is about b and a * b is the smallest such product
-    that covers the range. Feistel rounds then add a keyed hash of one half to the other,
+    of at least `size`. Feistel rounds add a keyed hash of one half to the other,
 
-        l <- (l + hash(r)) mod a,    r <- (r + hash(l)) mod b,
+        l <- (l + hash(r)) mod a,    r <- (r + hash(l)) mod b.
 
-    each of which can be undone, so the whole is a bijection on 0..a*b-1. Results at or beyond `size` are sent through
-    again until they fall inside (cycle walking), which keeps it a bijection on 0..size-1. Fewer than a indices lie
-    beyond, so this is rare. Memory and time are O(1) for each index asked for.
+    Each round can be inverted, so this is a bijection on 0..a*b-1. Results of `size` or more go through the rounds
+    again until they are below it (cycle walking), which gives a bijection on 0..size-1. There are fewer than a such
+    results, so this is rare. Memory and time are O(1) per index.
 
     Args:
-        size: number of elements, 1 to 2**62.
-        key: what the permutation is a function of, together with the size; see `derive_seed`.
+        size: Number of elements, 1 to 2**62.
+        key: Integers and strings that determine the permutation, together with the size; see `derive_seed`.
 
     Raises:
-        ValueError: if the size is out of range.
+        ValueError: If the size is out of range.
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), for the generalised Feistel
     network and cycle walking. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014). This is for
@@ -64,22 +64,23 @@ class IndexPermutation:
         self._keys = np.frombuffer(_hash(key, size=8 * _ROUNDS), dtype='<u8').astype(np.uint64)
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """Elements at some positions of the permuted order.
+        """Return the elements at the given positions of the permuted order.
 
         Args:
             positions: (M,) int64 on the CPU, each in 0..size-1.
 
         Returns:
-            (M,) int64; asking for 0..size-1 gives every element exactly once.
+            (M,) int64; positions 0..size-1 give every element exactly once.
 
         Raises:
-            IndexError: if a position is outside the range.
+            IndexError: If a position is out of range.
         """
-        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= self.size):
-            raise IndexError(f'got positions {int(positions.min())} to {int(positions.max())} of {self.size} elements')
+        outside = positions[(positions < 0) | (positions >= self.size)]
+        if len(outside):
+            raise IndexError(f'got position {int(outside[0])}, expected 0 to {self.size - 1}')
         values = self._rounds(positions.numpy().astype(np.uint64))
-        while (outside := values >= self.size).any():
-            values[outside] = self._rounds(values[outside])
+        while (beyond := values >= self.size).any():
+            values[beyond] = self._rounds(values[beyond])
         return torch.from_numpy(values.astype(np.int64))
 
     def _rounds(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""Stratified splits that never change: the order comes from a hash, not from a library's random stream."""
+"""Stratified splits that never change: the order comes from a hash, not from the random numbers of a library."""
 
 from collections.abc import Sequence
 
@@ -11,25 +11,25 @@ from timm_paf.data.order import IndexPermutation, derive_seed
 def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, ...]:
     """Split a data set so that every part has the class frequencies of the whole.
 
-    Each part takes of each class its proportional share of what the parts before it left, rounded down or up (largest
-    remainders, smaller class number first among equals). Inside a part the order is shuffled with all classes in step,
-    so that any prefix has nearly the class frequencies of the part: with classes of equal size, each is within 2 images
-    of its share. The result is a function of the labels, the sizes and the seed alone, on every platform and with every
-    version of the libraries.
+    Each part takes a proportional share of the images per class that the parts before it left, rounded down or up
+    (largest remainders, smaller class number first for equal ones). The order in a part is shuffled such that any
+    prefix has nearly the class frequencies of the part: with classes of equal size, each count is within 2 images of
+    its share. The result depends on the labels, the sizes and the seed alone, on every platform and with every version
+    of the libraries.
 
     Args:
         labels: (N,) int64 class numbers.
-        sizes: how many go into each part, each at least 1, N in all.
-        seed: any integer.
+        sizes: Size of each part, each at least 1, N in total.
+        seed: Any integer.
 
     Returns:
-        One (size,) int64 tensor of indices for each part; together they hold 0..N-1 once each.
+        One (size,) int64 tensor of indices per part; together they hold 0..N-1 once each.
 
     Raises:
-        ValueError: if the sizes do not add up to N or one is below 1.
+        ValueError: If the sizes do not add up to N or one is below 1.
     """
     if any(size < 1 for size in sizes) or sum(sizes) != len(labels):
-        raise ValueError(f'got sizes {list(sizes)} for {len(labels)} labels, expected sizes >= 1 that add up to it')
+        raise ValueError(f'got sizes {list(sizes)}, expected sizes of at least 1 that add up to {len(labels)} labels')
     ranks = [derive_seed('split', seed, index) for index in range(len(labels))]
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels.tolist()):
@@ -47,19 +47,19 @@ def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tupl
 def held_out(labels: Tensor, size: int, *, seed: int) -> Tensor:
     """Choose a stratified sample of a large data set.
 
-    Of each class its proportional share is taken, rounded as in `stratified_split`. The result is a function of labels,
-    size and seed alone. Apart from counting the labels of each class the work depends on `size` only.
+    Each class contributes a proportional share, rounded as in `stratified_split`. The result depends on labels, size
+    and seed alone.
 
     Args:
         labels: (N,) int64 class numbers, at least 0.
-        size: how many to choose, 1 to N - 1.
-        seed: any integer.
+        size: Size of the sample, 1 to N - 1.
+        seed: Any integer.
 
     Returns:
         (size,) int64 indices in shuffled order, each once.
 
     Raises:
-        ValueError: if the size is out of range.
+        ValueError: If the size is out of range.
     """
     if not 1 <= size < len(labels):
         raise ValueError(f'got a held-out size of {size} for {len(labels)} images, expected 1 to {len(labels) - 1}')
@@ -82,7 +82,7 @@ def _proportional(counts: dict[int, int], size: int) -> dict[int, int]:
 
 
 def _interleaved(classes: list[list[int]], ranks: list[int]) -> list[int]:
-    """Member i of a class of n stands at a pseudo-random place in [i/n, (i+1)/n) of the whole order."""
+    """Order in which image i of a class of n has a pseudo-random relative position in [i/n, (i+1)/n)."""
     places = [
         ((place + ranks[index] / 2**63) / len(members), index)
         for members in classes

@@ -1,4 +1,4 @@
-"""Which images a batch holds: exact counts from weighted sources, and what part of a batch falls to one process."""
+"""Indices of the images in a batch: exact counts from weighted sources, and the share of each process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from timm_paf.data.order import IndexPermutation
 
 
 def counts_after(n: int, weights: Sequence[Fraction]) -> list[int]:
-    """How many of the first n places of a stream belong to each of several sources.
+    """Count how many of the first n places of a stream belong to each of several sources.
 
-    The sources are halved into two groups, first half and second half; of n places the first group has
+    The sources are split into a first and a second half. Of n places the first half has
 
         floor(n * W1 / (W1 + W2) + 1/2),
 
-    where W1 and W2 are the weights of the groups; the second has the rest, and each group deals out its places in the
-    same way. Each count is a function of n alone, never falls as n grows, and all add up to n, so the places of any
-    stretch of the stream are known without knowing what came before. (The largest remainders of n would not do: with
-    three sources or more they can take a place back when n grows.) With two sources each count is within half an image
-    of its share of n, with four within one, and so on: half an image for each halving, at most.
+    where W1 and W2 are the sums of the weights of the halves; the second half has the rest. Each half divides its
+    places in the same way. The counts depend on n alone, never decrease as n grows, and add up to n, so the places of
+    any section of the stream are known without computing the stream before it. (The method of largest remainders is not
+    suitable: with three or more sources, a count can decrease when n grows.) Each count differs from its exact share by
+    at most half an image per split: half an image with two sources, one with four.
 
     Args:
-        n: number of places, at least 0.
-        weights: of the sources, positive; only their ratios matter.
+        n: Number of places, at least 0.
+        weights: Weights of the sources, positive; only their ratios matter.
 
     Returns:
-        One count for each source; n in all.
+        One count per source; they add up to n.
     """
     if len(weights) == 1:
         return [n]
@@ -42,31 +42,31 @@ def counts_after(n: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def exact_weights(weights: Sequence[float], *, count: int) -> tuple[Fraction, ...]:
-    """Weights as fractions of what their digits say: 0.7 is 7/10.
+    """Convert weights to fractions by their decimal digits: 0.7 is 7/10.
 
     Raises:
-        ValueError: if there are not `count` of them, or one is not a finite number above 0.
+        ValueError: If there are not `count` weights, or one is not a finite number above 0.
     """
     if len(weights) != count:
-        raise ValueError(f'got {len(weights)} weights {list(weights)} for {count} synthetic sources, expected one each')
+        raise ValueError(f'got {len(weights)} weights {list(weights)} for {count} synthetic sources, expected {count}')
     for weight in weights:
         if isinstance(weight, bool) or not (isinstance(weight, Real) and isfinite(weight) and weight > 0):
-            raise ValueError(f'got synthetic weight {weight!r}, expected a number above 0; leave the source out for 0')
+            raise ValueError(f'got synthetic weight {weight!r}, expected a number above 0, or remove the source')
     return tuple(Fraction(str(weight)) for weight in weights)
 
 
 @dataclass(frozen=True)
 class EndlessStream:
-    """Endless passes over several sources, dealt out by weight.
+    """Endless stream of images from several sources, shared by weight.
 
-    Of the first n places, source i has `counts_after(n, weights)[i]`. Each source goes through passes of its own: all
-    of its images in a pseudo-random order, then all of them in another, and so on. Memory is O(1).
+    Of the first n places, source i has `counts_after(n, weights)[i]`. Each source is read in passes: all of its images
+    in one pseudo-random order, then in another, and so on. Memory is O(1).
 
     Args:
-        sizes: number of images of each source.
-        weights: one for each source, as `exact_weights` makes them.
-        seed: any integer; a pass over a source is a function of it, of the source's place in the list, of the number
-            of the pass, and of the size.
+        sizes: Number of images of each source.
+        weights: One per source, as `exact_weights` returns them.
+        seed: Any integer. It determines a pass, together with the number of the source, the number of the pass, and the
+            size.
     """
 
     sizes: tuple[int, ...]
@@ -74,7 +74,7 @@ class EndlessStream:
     seed: int
 
     def indices(self, first: int, count: int) -> list[Tensor]:
-        """Indices (M_i,) int64 into each source at places first..first+count-1; the M_i add up to `count`."""
+        """Return indices (M_i,) int64 into each source for places first..first+count-1; the M_i add up to `count`."""
         before, after = (counts_after(n, self.weights) for n in (first, first + count))
         return [
             self._passes(source, begin, end - begin)
@@ -94,12 +94,12 @@ class EndlessStream:
 
 @dataclass(frozen=True)
 class RealPasses:
-    """The real images of an epoch's batches: one pass over all of them, in a new pseudo-random order each epoch.
+    """One pass over the real images per epoch, each in a new pseudo-random order.
 
     Args:
-        size: number of real images.
-        per_batch: how many of them a full batch of all processes holds.
-        seed: any integer.
+        size: Number of real images.
+        per_batch: Number of them in a full batch of all processes.
+        seed: Any integer.
     """
 
     size: int
@@ -107,29 +107,28 @@ class RealPasses:
     seed: int
 
     def count(self, step: int) -> int:
-        """How many of them the batch of a step holds."""
+        """Return the number of real images in the batch of a step."""
         return max(0, min(self.per_batch, self.size - step * self.per_batch))
 
     def indices(self, epoch: int, step: int) -> Tensor:
-        """Which images (`count(step)`,) int64 the batch of a step holds, in the order in which they are drawn."""
+        """Return the indices (`count(step)`,) int64 of the real images in the batch of a step."""
         first = step * self.per_batch
         return IndexPermutation(self.size, 'real', self.seed, epoch)(torch.arange(first, first + self.count(step)))
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The part of every batch that one of several processes takes.
+    """The share of each batch that one of several processes takes.
 
-    All batches are defined for all processes together. Number the images of a batch as they are drawn, real ones first:
-    image c goes to process c mod W. The shares are disjoint and complete, their sizes differ by one at most, and so do
-    the counts of each source in them.
+    Image c of a batch, counted from the real images on, belongs to process c mod W. The shares are disjoint and
+    complete; their sizes differ by at most one, and so do the counts of each source in them.
 
     Args:
-        rank: number of this process, 0 to world_size - 1.
-        world_size: number of processes W, at least 1.
+        rank: Number of this process, 0 to world_size - 1.
+        world_size: Number of processes W, at least 1.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     rank: int = 0
@@ -142,5 +141,5 @@ class Rank:
             raise ValueError(f'got rank={self.rank!r}, expected 0 to {self.world_size - 1}, below world_size')
 
     def rows(self, count: int, offset: int) -> Tensor:
-        """Of `count` images drawn from one source after `offset` others of the batch: the numbers of this process's."""
+        """Return which of the `count` images of one source, after `offset` others in the batch, this process takes."""
         return torch.arange(count)[(self.rank - offset) % self.world_size::self.world_size]

@@ -3,23 +3,22 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from timm_paf._files import cache_dir as default_cache_dir
 from timm_paf.data.archives import open_archive, save_archive
 from timm_paf.data.arrays import ImageSource, LabelledImages, to_unit_range
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.order import derive_seed
-from timm_paf.data.unpack import default_cache_dir, only_process
+from timm_paf.data.unpack import only_process
 
 DEFAULT_COMPONENTS = 20
 DEFAULT_MIXTURES = 4
-_REVISION = 1  # raise it with any change that alters what is sampled, so that caches of older code are not used
+_REVISION = 1  # increase it with any change of the sampled images, so that caches of older code are not used
 _MIN_VARIANCE = 1e-3  # added to each variance, pixels in [0, 1]: a Gaussian sees few more images than dimensions
 
 
@@ -31,54 +30,57 @@ def sample_synthetic(
     components: int = DEFAULT_COMPONENTS,
     mixtures: int = DEFAULT_MIXTURES,
 ) -> LabelledImages:
-    """Draw labelled synthetic images that look like a small training set.
+    """Sample labelled synthetic images that resemble a small training set.
 
-    For each class: principal components of its images, a mixture of Gaussians with full covariances fitted in them,
-    samples of it turned back into pixels, clipped to [0, 1] and rounded to 8 bits. Nothing but `train` is looked at.
+    For each class, it fits a mixture of Gaussians with full covariances to the principal components of the images, and
+    maps samples of it back to pixels, clipped to [0, 1] and rounded to 8 bits.
 
     Args:
-        train: the images to learn from; a class needs more than `components` and at least `mixtures` images.
-        n: how many to draw, at least one a class. Classes are balanced whatever they are in `train`: counts differ by
-            at most one, lower class numbers first. The order is shuffled.
-        seed: any integer; the same seed on the same machine and library versions gives the same images.
-        components: principal components a class, 1 to the number of pixels of an image.
-        mixtures: Gaussians a class, at least 1.
+        train: Training images; a class needs more than `components` and at least `mixtures` images.
+        n: Number of images, at least one per class. Counts per class differ by at most one, also if those of `train`
+            do not; lower class numbers first. The order is shuffled.
+        seed: Any integer; with the same machine and library versions it determines the images.
+        components: Principal components per class, 1 to the number of pixels of an image.
+        mixtures: Gaussians per class, at least 1.
 
     Returns:
         n images (n, C, H, W) uint8 with labels (n,) int64.
 
     Raises:
-        ValueError: if a number is out of range or a class has too few images.
+        ValueError: If a number is out of range or a class has too few images.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
     _check_settings(train, n, components, mixtures)
     samples = np.empty((n, int(np.prod(train.image_shape))), dtype=np.uint8)
     labels = np.arange(n) % train.num_classes
     for label in range(train.num_classes):
         real = to_unit_range(train.images[train.labels == label]).flatten(1).double().cpu().numpy()
         wanted = labels == label
-        class_seed = derive_seed('synthetic', seed, label) % 2**32
-        drawn = _sample_class(real, int(wanted.sum()), components, mixtures, class_seed)
-        samples[wanted] = np.rint(drawn.clip(0, 1) * 255)
+        # the exact solver, because the randomised one would be another source of variation
+        pca = PCA(components, svd_solver='full').fit(real)
+        mixture = GaussianMixture(
+            mixtures, reg_covar=_MIN_VARIANCE, max_iter=200, random_state=derive_seed('synthetic', seed, label) % 2**32)
+        mixture.fit(pca.transform(real))
+        pixels = pca.inverse_transform(mixture.sample(int(wanted.sum()))[0])
+        samples[wanted] = np.rint(pixels.clip(0, 1) * 255)
     order = np.random.RandomState(derive_seed('synthetic', seed, 'order') % 2**32).permutation(n)
-    return LabelledImages(
-        torch.from_numpy(samples[order]).reshape(n, *train.image_shape),
-        torch.from_numpy(labels[order]),
-        train.num_classes,
-        f'{train.name}/synthetic',
-    )
+    images = torch.from_numpy(samples[order]).reshape(n, *train.image_shape)
+    return LabelledImages(images, torch.from_numpy(labels[order]), train.num_classes, f'{train.name}/synthetic')
 
 
 class NearestImages:
-    """How near images come to a training set: the distance that de-duplication is decided by.
+    """Distance of images to the nearest image of a training set, for removing near-duplicates.
 
-    The distance of two images is the root mean square of their pixel differences, pixels quantised to 8 bits and
-    counted in [0, 1]: 0 for equal images, 1 for black and white. It is computed from whole numbers in float64 without
-    rounding before the root, so it depends neither on the batch nor on the device.
+    The distance of two images is the root mean square of the differences of their pixels, rounded to 8 bits and scaled
+    to [0, 1]: 0 for equal images, 1 for black and white. It is computed from integers in float64, without rounding
+    before the root, so it depends neither on the batch nor on the device.
 
     Args:
-        train: the images to compare with; float ones are rounded to 8 bits.
-        device: where to compute; the training set stays where it is.
-        chunk: how many training images are compared at a time, at least 1; it bounds memory, 8 bytes a pixel.
+        train: Training images; float ones are rounded to 8 bits.
+        device: Where to compute; the training set stays where it is.
+        chunk: Number of training images that are compared at a time, at least 1; limits memory, 8 bytes per pixel.
     """
 
     def __init__(self, train: ImageSource, *, device: torch.device | str = 'cpu', chunk: int = 4096) -> None:
@@ -87,34 +89,31 @@ class NearestImages:
         self.train, self.device, self.chunk = train, torch.device(device), chunk
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (B,) float64 of images (B, C, H, W) uint8 to the nearest training image, and its index (B,) int64.
+        """Return distances (B,) float64 of images (B, C, H, W) uint8, and indices (B,) int64 of the nearest images.
 
-        Both are on the CPU; among equally near training images the first counts.
+        Both are on the CPU; among equally near training images the index is the lowest.
 
         Raises:
-            ValueError: if the images are not uint8 or of another shape than the training images.
+            ValueError: If the images are not uint8 or of another shape than the training images.
         """
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.train.image_shape:
             raise ValueError(
                 f'got images {tuple(images.shape)} {images.dtype}, expected (B, C, H, W) uint8 with (C, H, W) = '
                 f'{self.train.image_shape} as in {self.train.name}'
             )
-        asked = images.to(self.device).flatten(1).double()
-        best = torch.full((len(asked),), torch.inf, dtype=torch.float64, device=self.device)
-        where = torch.zeros(len(asked), dtype=torch.int64, device=self.device)
-        for start in range(0, len(self.train), self.chunk):
-            indices = torch.arange(start, min(start + self.chunk, len(self.train)))
-            known = _quantised(self.train.take(indices)[0]).to(self.device).flatten(1).double()
-            # |a-b|^2 = |a|^2 + |b|^2 - 2ab; all of it whole numbers far below 2^53
-            squares = asked.square().sum(1)[:, None] + known.square().sum(1) - 2 * asked @ known.T
+        queries = images.to(self.device).flatten(1).double()
+        best = torch.full((len(queries),), torch.inf, dtype=torch.float64, device=self.device)
+        where = torch.zeros(len(queries), dtype=torch.int64, device=self.device)
+        for indices in torch.arange(len(self.train)).split(self.chunk):
+            known = self.train.take(indices)[0]
+            known = known if known.dtype == torch.uint8 else (known * 255).round()
+            known = known.to(self.device).flatten(1).double()
+            # |a-b|^2 = |a|^2 + |b|^2 - 2ab; all of these are integers far below 2^53
+            squares = queries.square().sum(1)[:, None] + known.square().sum(1) - 2 * queries @ known.T
             low, index = squares.min(1)
             nearer = low < best
-            best, where = torch.where(nearer, low, best), torch.where(nearer, index + start, where)
-        return (best / asked.shape[1]).sqrt().cpu() / 255, where.cpu()
-
-
-def _quantised(images: Tensor) -> Tensor:
-    return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+            best, where = torch.where(nearer, low, best), torch.where(nearer, index + int(indices[0]), where)
+        return (best / queries.shape[1]).sqrt().cpu() / 255, where.cpu()
 
 
 def cached_synthetic_digits(
@@ -125,69 +124,56 @@ def cached_synthetic_digits(
     components: int = DEFAULT_COMPONENTS,
     mixtures: int = DEFAULT_MIXTURES,
 ) -> Path:
-    """An archive of synthetic digits made from the training split of `digits_splits`, made at the first call only.
+    """Return an archive of synthetic digits made from the training split of `digits_splits`; the first call makes it.
 
-    The name of the file holds a hash of all that decides its content (settings, revision of this generator, versions
-    of scikit-learn and NumPy, the training images), so an outdated file is never taken. One that is damaged is made
-    anew. Processes that start together do not disturb each other.
+    The file name holds a hash of everything that determines its content (settings, revision of this generator, versions
+    of scikit-learn and NumPy, the training images), so an outdated file is never used. A damaged file is replaced.
+    Several processes may call it at once.
 
     Args:
-        n: number of images, at least 10.
-        seed: any integer.
-        cache_dir: where to keep it, made if missing. If None, $TIMM_PAF_CACHE, else timm_paf in $XDG_CACHE_HOME, else
-            ~/.cache/timm_paf.
-        components: as for `sample_synthetic`.
-        mixtures: as for `sample_synthetic`.
+        n: Number of images, at least 10.
+        seed: Any integer.
+        cache_dir: Cache folder, created if it does not exist. None for $TIMM_PAF_CACHE, or timm_paf in $XDG_CACHE_HOME
+            or ~/.cache.
+        components: As for `sample_synthetic`.
+        mixtures: As for `sample_synthetic`.
 
     Returns:
         Path of an `.npz` with `image` (n, 8, 8, 1) uint8 and `label` (n,) int64; `open_archive` reads it.
 
     Raises:
-        ValueError: if a number is out of range.
-        OSError: if the cache cannot be written.
+        ValueError: If a number is out of range.
+        OSError: If the cache cannot be written.
     """
     import sklearn
 
     train = digits_splits().train
     _check_settings(train, n, components, mixtures)
     settings = {
-        'revision': _REVISION,
-        'n': int(n),
-        'seed': int(seed),
-        'components': int(components),
-        'mixtures': int(mixtures),
-        'sklearn': sklearn.__version__,
-        'numpy': np.__version__,
-        'train': train.fingerprint(),
+        'revision': _REVISION, 'n': int(n), 'seed': int(seed), 'components': int(components), 'mixtures': int(mixtures),
+        'sklearn': sklearn.__version__, 'numpy': np.__version__, 'train': train.fingerprint(),
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / f'digits-synthetic-n{n}-seed{seed}-{key}.npz'
-    if not _is_intact(path, train, n):
-        data = sample_synthetic(train, n, seed=seed, components=components, mixtures=mixtures)
-        with _cache_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with only_process(path, path, None):
-                if not _is_intact(path, train, n):  # else another process was first, and may read it already
-                    save_archive(path, data)
+    if _is_intact(path, train, n):
+        return path
+    data = sample_synthetic(train, n, seed=seed, components=components, mixtures=mixtures)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_process(path, path, None):
+            if not _is_intact(path, train, n):  # otherwise another process has made it, and may be reading it
+                save_archive(path, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f'cannot write to the cache {folder} ({reason}); set TIMM_PAF_CACHE to another folder') from error
     return path
 
 
-def _sample_class(real: np.ndarray, count: int, components: int, mixtures: int, seed: int) -> np.ndarray:
-    from sklearn.decomposition import PCA
-    from sklearn.mixture import GaussianMixture
-
-    # the exact solver: the randomised one would be another source of variation, and these matrices are small
-    pca = PCA(components, svd_solver='full').fit(real)
-    mixture = GaussianMixture(mixtures, reg_covar=_MIN_VARIANCE, max_iter=200, random_state=seed)
-    mixture.fit(pca.transform(real))
-    return pca.inverse_transform(mixture.sample(count)[0])
-
-
 def _check_settings(train: LabelledImages, n: int, components: int, mixtures: int) -> None:
+    pixels = int(np.prod(train.image_shape))
     if n < train.num_classes:
         raise ValueError(f'got n={n} synthetic images, expected at least one for each of {train.num_classes} classes')
-    pixels = int(np.prod(train.image_shape))
     if not 1 <= components <= pixels:
         raise ValueError(f'got components={components}, expected 1 to {pixels}, the number of pixels of an image')
     if mixtures < 1:
@@ -197,7 +183,7 @@ def _check_settings(train: LabelledImages, n: int, components: int, mixtures: in
     if int(counts.min()) < needed:
         raise ValueError(
             f'{train.name}: class {int(counts.argmin())} has {int(counts.min())} images, but components={components} '
-            f'and mixtures={mixtures} need {needed}; ask for fewer of them'
+            f'and mixtures={mixtures} need {needed}; lower them'
         )
 
 
@@ -207,12 +193,3 @@ def _is_intact(path: Path, train: LabelledImages, n: int) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return len(data) == n and data.image_shape == train.image_shape
-
-
-@contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f'cannot write to the cache {folder} ({reason}); set TIMM_PAF_CACHE to another folder') from error

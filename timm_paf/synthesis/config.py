@@ -1,97 +1,123 @@
-"""Settings of make_synthetic.py."""
+"""Settings for making synthetic images."""
 import dataclasses
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from timm_paf.data import LabelledImages
 from timm_paf.data.synthetic import DEFAULT_COMPONENTS, DEFAULT_MIXTURES
-from timm_paf.engine.cli import setting
-from timm_paf.engine.config import at_least
-from timm_paf.engine.settings import DATASETS
-from timm_paf.synthesis.diffusion import SAMPLERS
-from timm_paf.synthesis.training import TIMESTEPS
+from timm_paf.engine.fields import Settings, flag, setting
 
-__all__ = ['GENERATOR', 'SyntheticConfig']
+__all__ = ['SAMPLERS', 'TIMESTEPS', 'SyntheticConfig', 'first_difference']
 
-GENERATOR = 'generator'  # the folder in --output that --train saves its model in
+SAMPLERS = {'ddpm': 'DDPMScheduler', 'ddim': 'DDIMScheduler'}
+TIMESTEPS = 1000  # noise levels of the model that --train fits
+
+_data, _mixture, _diffusion, _train, _labels = (
+    partial(setting, group=name) for name in (
+        'data', '--method mixture', '--method diffusion', '--train', 'labels and filters of --method diffusion'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticConfig:
-    """What to make and from what."""
-    dataset: str = setting('digits', 'data set to learn from', choices=DATASETS)
-    method: str = setting(
-        'mixture', 'mixture: a Gaussian mixture of each class; diffusion: a diffusion model',
+class SyntheticConfig(Settings):
+    """Settings of recipes/make_synthetic.py, one field per flag; they are checked when the object is made."""
+    dataset: str = _data('digits', 'Data set to learn from.', choices=('digits',))
+    method: str = _data(
+        'mixture', 'mixture: a Gaussian mixture per class; diffusion: a diffusion model.',
         choices=('mixture', 'diffusion'))
-    num_images: int = setting(10_000, 'how many images, all classes together')
-    output: str = setting('', 'archive NAME.npz (mixture) or folder (diffusion) to write (required)')
-    seed: int = setting(0, 'any integer')
-    components: int = setting(DEFAULT_COMPONENTS, 'mixture: principal components a class')
-    mixtures: int = setting(DEFAULT_MIXTURES, 'mixture: Gaussians a class')
-    overwrite: bool = setting(False, 'mixture: replace the archive if it is there')
+    num_images: int = _data(10_000, 'Number of images, all classes together.', least=1)
+    output: str = _data('', 'Archive NAME.npz (mixture) or folder (diffusion) to write.', unset='required')
+    seed: int = _data(0, 'Random seed, any integer.')
 
-    generator: str | None = setting(None, 'diffusion: folder of a diffusers model on pixels (UNet2DModel)')
-    train: bool = setting(False, f'diffusion: fit a small model on the training split first, into OUTPUT/{GENERATOR}')
-    train_steps: int = setting(2000, 'updates of --train')
-    train_batch_size: int = setting(128, 'images an update of --train')
-    train_lr: float = setting(2e-3, 'highest learning rate of --train')
-    train_width: int = setting(16, 'channels of the first level of --train, a multiple of 8')
-    conditional: bool = setting(True, 'whether --train fits a class-conditional model')
-    sampler: str | None = setting(
-        None, "ddpm or ddim instead of the model's own sampler", choices=(None, *SAMPLERS))
-    sampling_steps: int | None = setting(None, 'unset: as trained for ddpm, 50 for others')
-    batch_size: int = setting(256, 'images drawn at a time')
-    part_size: int = setting(50_000, 'images a part')
-    device: str | None = setting(None, 'cpu, cuda, …; unset takes a GPU if there is one')
+    components: int = _mixture(DEFAULT_COMPONENTS, 'Principal components per class of the mixture.')
+    mixtures: int = _mixture(DEFAULT_MIXTURES, 'Gaussians per class of the mixture.')
+    overwrite: bool = _mixture(False, 'Replace the archive if it exists.')
 
-    labeller: str | None = setting(None, "name in timm's registry; unset: as the checkpoint says")
-    labeller_checkpoint: str | None = setting(None, 'weights of the model that gives or checks the labels')
-    min_confidence: float = setting(0., 'softmax probability of the label below which an image is dropped')
-    balance: bool = setting(True, 'equally many images of each class')
-    min_distance: float = setting(
-        0.02, 'drop images nearer than this to a training image: root mean square of differences of pixels in [0,1]')
-    max_draws: int = setting(20, 'images drawn for each one kept before giving up')
+    generator: str | None = _diffusion(None, 'Folder of a diffusers model on pixels (UNet2DModel).', metavar='FOLDER')
+    sampler: str | None = _diffusion(
+        None, 'Sampler that replaces that of the model.', choices=(None, *SAMPLERS), unset="the model's own")
+    sampling_steps: int | None = _diffusion(
+        None, 'Sampling steps of the diffusion model.', least=1, unset='as in training for ddpm, 50 for others')
+    batch_size: int = _diffusion(256, 'Images sampled at a time.', least=1)
+    part_size: int = _diffusion(50_000, 'Images per part, which is one file.', least=1)
+    device: str | None = _diffusion(None, 'Device, such as cpu or cuda.', unset='a GPU if there is one')
+
+    train: bool = _train(False, 'First fit a small diffusion model to the training split, in OUTPUT/generator.')
+    train_steps: int = _train(2000, 'Optimiser steps of --train.', least=1)
+    train_batch_size: int = _train(128, 'Images per optimiser step of --train.', least=1)
+    train_lr: float = _train(2e-3, 'Initial learning rate of --train; it falls to 0 along a cosine.', above=0)
+    train_width: int = _train(16, 'Channels of the first level of the model of --train, a multiple of 8.', least=8)
+    conditional: bool = _train(True, 'Fit a class-conditional model with --train.')
+
+    labeller_checkpoint: str | None = _labels(
+        None, 'Weights of a model that gives or checks the labels.', unset='no such model', metavar='FILE')
+    labeller: str | None = _labels(
+        None, "Name of that model in timm's registry.", unset='as in the checkpoint', metavar='MODEL')
+    min_confidence: float = _labels(
+        0., 'Drop images whose label has a lower softmax probability, 0 to 1.', least=0, most=1)
+    balance: bool = _labels(True, 'Make equally many images per class.')
+    min_distance: float = _labels(
+        0.02, 'Drop images nearer than this to a training image: root mean square of pixel differences, 0 to 1.',
+        least=0, most=1)
+    max_draws: int = _labels(20, 'Give up when more than this many images are sampled per image kept.', least=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        output = Path(self.output)
         if not self.output:
             raise ValueError('--output is missing; give the archive to write, such as digits_synth.npz.')
-        if not Path(self.output).parent.is_dir():
-            raise ValueError(
-                f'--output = {self.output}: there is no folder {Path(self.output).parent}; make it first.')
-        self._check_mixture() if self.method == 'mixture' else self._check_diffusion()
+        if not output.parent.is_dir():
+            raise ValueError(f'--output = {output}: the folder {output.parent} does not exist; create it first.')
+        if self.method == 'mixture':
+            self._check_mixture(output)
+        else:
+            self._check_diffusion(output)
 
-    def _check_mixture(self) -> None:
-        path = Path(self.output)
-        if self.train or self.generator:
-            raise ValueError('--generator and --train belong to --method diffusion; add that, or leave them out.')
-        if self.labeller or self.labeller_checkpoint or self.min_confidence > 0:
-            raise ValueError('a labeller belongs to --method diffusion; the mixture knows the class of what it draws.')
-        if path.suffix != '.npz':
-            raise ValueError(f'--output = {path}: expected a name that ends in .npz.')
-        if path.is_dir():
-            raise ValueError(f'--output = {path}: that is a folder; give the name of a file.')
-        if path.exists() and not self.overwrite:
-            raise ValueError(f'{path} is already there; give another --output, or --overwrite to replace it.')
+    def _check_mixture(self, output: Path) -> None:
+        for name in ('generator', 'train', 'labeller', 'labeller_checkpoint', 'min_confidence'):
+            if getattr(self, name):
+                raise ValueError(f'{flag(name)} belongs to --method diffusion; add that, or remove {flag(name)}.')
+        if output.suffix != '.npz' or output.is_dir():
+            raise ValueError(f'--output = {output}: expected a file name that ends in .npz.')
+        if output.exists() and not self.overwrite:
+            raise ValueError(f'{output} already exists; give another --output, or --overwrite to replace it.')
 
-    def _check_diffusion(self) -> None:
-        if Path(self.output).suffix == '.npz' or Path(self.output).is_file():
-            raise ValueError(f'--output = {self.output}: --method diffusion writes parts; give the name of a folder.')
+    def _check_diffusion(self, output: Path) -> None:
+        if output.suffix == '.npz' or output.is_file():
+            raise ValueError(f'--output = {output}: --method diffusion writes parts; give the name of a folder.')
         if self.overwrite:
-            raise ValueError('--overwrite belongs to --method mixture; a folder is finished, not replaced.')
+            raise ValueError('--overwrite belongs to --method mixture; --method diffusion resumes an existing folder.')
         if self.train == bool(self.generator):
-            raise ValueError('--method diffusion needs one of --generator FOLDER and --train.')
-        for name in ('num_images', 'train_steps', 'train_batch_size', 'batch_size', 'part_size', 'max_draws'):
-            at_least(self, name, 1)
-        if self.train_width < 8 or self.train_width % 8:
+            raise ValueError('--method diffusion needs either --generator FOLDER or --train.')
+        if self.train_width % 8:
             raise ValueError(f'--train-width = {self.train_width}: expected a multiple of 8.')
-        if self.sampling_steps is not None:
-            at_least(self, 'sampling_steps', 1)
-            if self.train and self.sampling_steps > TIMESTEPS:
-                raise ValueError(f'--sampling-steps = {self.sampling_steps}: expected at most {TIMESTEPS}.')
-        for name in ('min_confidence', 'min_distance'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'--{name.replace("_", "-")} = {getattr(self, name)}: expected a number from 0 to 1.')
-        if not 0 < self.train_lr < float('inf'):
-            raise ValueError(f'--train-lr = {self.train_lr}: expected a number above 0.')
-        if self.train and not self.conditional and self.labeller_checkpoint is None:
-            raise ValueError('--no-conditional needs --labeller-checkpoint, a model to label the images with.')
-        if self.labeller_checkpoint is None and (self.labeller or self.min_confidence > 0):
-            raise ValueError('--labeller and --min-confidence need --labeller-checkpoint, the weights to label with.')
+        if self.train and self.sampling_steps is not None and self.sampling_steps > TIMESTEPS:
+            raise ValueError(f'--sampling-steps = {self.sampling_steps}: expected at most {TIMESTEPS} with --train.')
+        if self.labeller_checkpoint is None:
+            if self.train and not self.conditional:
+                raise ValueError('--no-conditional needs --labeller-checkpoint, a model that labels the images.')
+            if self.labeller or self.min_confidence > 0:
+                raise ValueError('--labeller and --min-confidence need --labeller-checkpoint, its weights.')
+
+    @property
+    def generator_folder(self) -> Path:
+        """Folder of the diffusion model: --generator, or the one that --train writes."""
+        return Path(self.generator) if self.generator else Path(self.output) / 'generator'
+
+    def training_record(self, source: LabelledImages) -> dict[str, Any]:
+        """Everything that determines the model of --train, as plain values."""
+        names = ('train_steps', 'train_batch_size', 'train_lr', 'train_width', 'conditional', 'seed')
+        return {**{name: getattr(self, name) for name in names}, 'source': source.fingerprint()}
+
+
+def first_difference(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = '') -> str:
+    """Return the first setting that differs between two plans, in words; empty if none does."""
+    for key in {**new, **old}:
+        ours, theirs = new.get(key), old.get(key)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            if found := first_difference(ours, theirs, f'{prefix}{key}.'):
+                return found
+        elif ours != theirs:
+            return f'{prefix}{key} = {theirs!r}, now it is {ours!r}'
+    return ''

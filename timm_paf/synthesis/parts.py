@@ -1,185 +1,184 @@
-"""Synthetic images in parts: drawn, labelled, filtered and written so that a stopped run goes on where it was."""
+"""One part of a set of synthetic images: sampled, labelled and filtered."""
 import dataclasses
-import importlib.metadata
-import platform
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timm_paf.data import ImageSource, LabelledImages, generator_for, save_archive, to_unit_range
-from timm_paf.data.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    PartRecord,
-    file_sha256,
-    read_manifest,
-    read_part_record,
-    write_json,
-)
-from timm_paf.data.synthetic import NearestImages
+from timm_paf._files import file_sha256
+from timm_paf.data import ImageSource, LabelledImages, NearestImages, generator_for, to_unit_range
+from timm_paf.engine.settings import build_model
+from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.synthesis.config import SyntheticConfig
+from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
 
-__all__ = [
-    'Generator', 'Labeller', 'PartMaker', 'PartsFailed', 'begin', 'check_folder', 'finish', 'finished_part',
-    'first_difference', 'part_name', 'write_part',
-]
+__all__ = ['REASONS', 'Labeller', 'PartMaker', 'load_labeller', 'part_name']
 
 REASONS = ('low_confidence', 'other_label', 'duplicate', 'near_duplicate', 'repeated', 'surplus')
 
 
-class PartsFailed(Exception):
-    """No more images can be made with these settings."""
-
-
-class Generator(Protocol):
-    """What draws images; `Diffusion` is one."""
-
-    conditional: bool
-
-    def draw(self, count: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """(count, C, H, W) uint8 on the CPU, of classes `labels` (count,) if conditional; the arguments decide it."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Labeller:
-    """A classifier of pixels in [0, 1] that gives labels and says how sure it is.
+    """A classifier that labels images.
 
     Args:
-        model: (B, C, H, W) float32 -> (B, K) logits; put into eval mode.
+        model: (B, C, H, W) float32 in [0, 1] -> (B, K) logits; put into eval mode.
         device: Where it computes.
+        record: Description for the manifest.
     """
-
     model: nn.Module
     device: torch.device
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (B,) int64 and confidence (B,) float32, the softmax probability of the label, of uint8 images."""
+        """Return labels (B,) int64 of uint8 images, and confidence (B,) float32, the label's softmax probability."""
         logits = self.model.eval()(to_unit_range(images).to(self.device)).float()
         if not logits.isfinite().all():
-            raise PartsFailed('the labeller gave NaN or infinite logits; is its checkpoint intact?')
+            raise SynthesisFailed('The labeller gives NaN or infinite logits; check its checkpoint.')
         confidence, labels = logits.softmax(1).max(1)
         return labels.cpu(), confidence.cpu()
 
 
+def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.device) -> Labeller | None:
+    """Load the model of --labeller-checkpoint; None if there is none.
+
+    Raises:
+        ValueError: If the checkpoint or the model is not as expected.
+        FileNotFoundError: If there is no such file.
+    """
+    path = config.labeller_checkpoint
+    if path is None:
+        return None
+    name = config.labeller or read_checkpoint(path).get('arch')
+    if not isinstance(name, str):
+        raise ValueError(f'--labeller-checkpoint = {path}: it does not name its model; give --labeller.')
+    model = build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0])
+    record = {'model': name, 'weights': load_weights(model, path), 'sha256': file_sha256(path)}
+    return Labeller(model.to(device), device, record)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartMaker:
-    """Makes the images of one part from the seed and the part's number alone, so parts can be made in any order.
+    """Makes each part from the seed and the part's number alone, so that parts can be made in any order.
 
-    An image is left out, for the first of these reasons that applies (`REASONS`): the labeller is less sure than
-    `min_confidence`; the labeller says another class than was asked of a conditional generator; it equals a training
-    image; it is nearer to one than `min_distance`; it equals an image that the part has; its class is full.
+    An image is left out for the first reason that applies (`REASONS`): the labeller's confidence is below
+    `min_confidence`; the labeller disagrees with the class given to a conditional generator; the image equals a
+    training image; it is nearer to one than `min_distance` (see `NearestImages`); it repeats an image of the part; its
+    class is full. With `balance`, the sizes of classes differ by at most one, over all parts; without, classes are as
+    frequent as in the training set (conditional generator) or as sampled.
 
     Args:
-        generator: What draws.
-        labeller: What labels; None to trust a conditional generator.
-        source: The training set: for distances, and for class frequencies when not balanced.
-        num_images: Images of all parts.
-        part_size: Images a part; the last may hold fewer.
-        batch_size: Images drawn at a time.
-        seed: Any integer.
-        balance: Equal classes, counts of the whole differ by at most one; otherwise as the training set has them
-            (conditional generator) or as they come.
-        min_confidence: 0 to 1.
-        min_distance: Root mean square of pixel differences in [0, 1], see `NearestImages`.
-        max_draws: Images drawn for each one kept before the part is given up.
+        config: Sizes, seed and filters.
+        generator: Source of images.
+        labeller: Source of labels; None to trust a conditional generator.
+        source: Training set.
         device: Where distances are computed.
     """
-
-    generator: Generator
+    config: SyntheticConfig
+    generator: Diffusion
     labeller: Labeller | None
-    source: ImageSource
-    num_images: int
-    part_size: int
-    batch_size: int
-    seed: int
-    balance: bool
-    min_confidence: float
-    min_distance: float
-    max_draws: int
+    source: LabelledImages
     device: torch.device
 
     @property
     def num_parts(self) -> int:
         """Number of parts."""
-        return -(-self.num_images // self.part_size)
+        return -(-self.config.num_images // self.config.part_size)
+
+    def plan(self) -> dict[str, Any]:
+        """Everything that determines the images, as plain values for the manifest."""
+        config, source = self.config, self.source
+        return {
+            'seed': config.seed, 'num_images': config.num_images, 'num_parts': self.num_parts,
+            'part_size': config.part_size, 'batch_size': config.batch_size, 'num_classes': source.num_classes,
+            'image_shape': list(source.image_shape),
+            'source': {'name': source.name, 'images': len(source), 'sha256': source.fingerprint()},
+            'generator': self.generator.record,
+            'labeller': None if self.labeller is None else self.labeller.record,
+            'filters': {name: getattr(config, name) for name in ('balance', 'min_confidence', 'min_distance')}}
 
     def make(
             self, part: int, progress: Callable[[int], None] = lambda kept: None,
     ) -> tuple[LabelledImages, dict[str, int], int]:
-        """Make part number `part`; returns its images in shuffled order, numbers left out by reason, number drawn.
+        """Make one part.
+
+        Args:
+            part: Its number, from 0.
+            progress: Called with the number of images kept so far.
+
+        Returns:
+            The images in shuffled order, the number left out by reason, and the number sampled.
 
         Raises:
-            PartsFailed: If too few of the images drawn can be kept.
+            SynthesisFailed: If too few of the sampled images can be kept.
         """
-        size = min(self.part_size, self.num_images - part * self.part_size)
+        config = self.config
+        size = min(config.part_size, config.num_images - part * config.part_size)
         missing = self._wanted(part, size)
         nearest = NearestImages(self.source, device=self.device)
         rejected = dict.fromkeys(REASONS, 0)
-        images, labels = [], []
-        seen: set[bytes] = set()
-        drawn = kept = batch = 0
-        while kept < size:
-            if drawn >= self.max_draws * size + self.batch_size:
-                raise PartsFailed(self._given_up(part, drawn, kept, size, missing, rejected))
-            generator = generator_for('synthesis', self.seed, part, batch)
-            asked = self._ask(missing, size - kept, generator)
-            count = self.batch_size if asked is None else len(asked)
-            candidates = self.generator.draw(count, asked, generator)
-            given, good = self._judge(candidates, asked, nearest, rejected)
-            for index in good.nonzero().flatten().tolist():
-                label, content = int(given[index]), candidates[index].numpy().tobytes()
-                if content in seen:
+        kept: dict[bytes, tuple[Tensor, int]] = {}
+        drawn = batch = 0
+        while len(kept) < size:
+            if drawn >= config.max_draws * size + config.batch_size:
+                reasons = ', '.join(f'{count} {reason}' for reason, count in rejected.items() if count)
+                lacking = f'; class {missing.index(max(missing))} lacks {max(missing)}' if config.balance else ''
+                raise SynthesisFailed(
+                    f'{part_name(part)}: {len(kept)} of {size} images after sampling {drawn} (left out: {reasons})'
+                    f'{lacking}. Lower --min-confidence or --min-distance, use --no-balance, raise --max-draws, or use '
+                    'better weights.')
+            generator = generator_for('synthesis', config.seed, part, batch)
+            asked = self._ask(missing, size - len(kept), generator)
+            images = self.generator.draw(config.batch_size if asked is None else len(asked), asked, generator)
+            labels, good = self._judge(images, asked, nearest, rejected)
+            for image, label in zip(images[good], labels[good].tolist(), strict=True):
+                content = image.numpy().tobytes()
+                if content in kept:
                     rejected['repeated'] += 1
-                elif missing[label] < 1 or kept == size:
+                elif missing[label] < 1 or len(kept) == size:
                     rejected['surplus'] += 1
                 else:
-                    seen.add(content)
+                    kept[content] = image, label
                     missing[label] -= 1
-                    kept += 1
-                    images.append(candidates[index])
-                    labels.append(label)
-            drawn, batch = drawn + count, batch + 1
-            progress(kept)
-        order = torch.randperm(size, generator=generator_for('synthesis', self.seed, part, 'order'))
-        data = LabelledImages(
-            torch.stack(images)[order], torch.tensor(labels)[order], self.source.num_classes, part_name(part))
-        return data, rejected, drawn
+            drawn, batch = drawn + len(images), batch + 1
+            progress(len(kept))
+        order = torch.randperm(size, generator=generator_for('synthesis', config.seed, part, 'order'))
+        stacked = torch.stack([image for image, _ in kept.values()])[order]
+        numbers = torch.tensor([label for _, label in kept.values()])[order]
+        return LabelledImages(stacked, numbers, self.source.num_classes, part_name(part)), rejected, drawn
 
     def _wanted(self, part: int, size: int) -> list[int]:
-        """How many of each class the part takes at most."""
+        """Highest number of images per class."""
         classes = self.source.num_classes
-        if not self.balance:
+        if not self.config.balance:
             return [size] * classes
-        # image i of the whole is of class i mod K, so neither the parts nor the whole are off by more than one
-        first = part * self.part_size
+        # image i of the whole set is of class i mod K, which balances each part and the whole set
+        first = part * self.config.part_size
         return torch.bincount(torch.arange(first, first + size) % classes, minlength=classes).tolist()
 
     def _ask(self, missing: list[int], count: int, generator: torch.Generator) -> Tensor | None:
-        """Classes to ask a conditional generator for: those that are missing, as many as are missing."""
+        """Classes for the next batch of a conditional generator: those that are missing."""
         if not self.generator.conditional:
             return None
-        count = min(self.batch_size, count)
-        if not self.balance:
-            _, labels = self.source.take(torch.randint(len(self.source), (count,), generator=generator))
-            return labels.cpu()
+        count = min(self.config.batch_size, count)
+        if not self.config.balance:
+            return self.source.take(torch.randint(len(self.source), (count,), generator=generator))[1].cpu()
         pool = torch.repeat_interleave(torch.arange(len(missing)), torch.tensor(missing))
         return pool[torch.randperm(len(pool), generator=generator)[:count]]
 
     def _judge(
             self, images: Tensor, asked: Tensor | None, nearest: NearestImages, rejected: dict[str, int],
     ) -> tuple[Tensor, Tensor]:
-        """Labels (B,) of a batch, and which of it (B,) bool may be kept; counts the others."""
+        """Labels (B,) of a batch, and which images pass the filters (B,) bool; counts the others in `rejected`."""
         distance, _ = nearest(images)
-        checks = {'duplicate': distance == 0, 'near_duplicate': distance < self.min_distance}
+        checks = {'duplicate': distance == 0, 'near_duplicate': distance < self.config.min_distance}
         labels = asked
         if self.labeller is not None:
             labels, confidence = self.labeller(images)
-            disagrees = labels != asked if asked is not None else torch.zeros(len(images), dtype=torch.bool)
-            checks = {'low_confidence': confidence < self.min_confidence, 'other_label': disagrees, **checks}
+            disagrees = torch.zeros_like(labels, dtype=torch.bool) if asked is None else labels != asked
+            checks = {'low_confidence': confidence < self.config.min_confidence, 'other_label': disagrees, **checks}
         assert labels is not None
         good = torch.ones(len(images), dtype=torch.bool)
         for reason, bad in checks.items():
@@ -187,109 +186,7 @@ class PartMaker:
             good &= ~bad
         return labels, good
 
-    def _given_up(
-            self, part: int, drawn: int, kept: int, size: int, missing: list[int], rejected: Mapping[str, int],
-    ) -> str:
-        reasons = ', '.join(f'{count} {reason}' for reason, count in rejected.items() if count)
-        lacking = f'; class {missing.index(max(missing))} lacks {max(missing)}' if self.balance else ''
-        return (
-            f'{part_name(part)}: of {drawn} images drawn {kept} of {size} could be kept ({reasons}){lacking}. '
-            'Lower --min-confidence or --min-distance, give --no-balance or more --max-draws, or better weights.')
-
 
 def part_name(part: int) -> str:
     """File name of a part."""
     return f'part-{part:05}.npz'
-
-
-def check_folder(folder: Path, plan: Mapping[str, Any] | None) -> None:
-    """Make sure that a folder is free for a plan, or was begun with it.
-
-    Args:
-        folder: Where parts will be written.
-        plan: None if it is not known yet; the folder must not hold parts then.
-
-    Raises:
-        ValueError: If the folder holds something else.
-    """
-    if not folder.is_dir():
-        return
-    if (folder / MANIFEST_NAME).exists():
-        difference = first_difference(plan, read_manifest(folder).plan) if plan else 'a generator that is gone'
-        if difference:
-            raise ValueError(f'{folder} was begun with {difference}; give the same settings, or another --output.')
-    elif others := sorted(path.name for path in folder.iterdir() if path.name.startswith('part-')):
-        raise ValueError(f'{folder} holds {others[0]} but no {MANIFEST_NAME}; give another --output.')
-
-
-def begin(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Write the manifest of no parts, unless the plan was begun already."""
-    if not (folder / MANIFEST_NAME).exists():
-        Manifest(plan=plan).save(folder)
-
-
-def finished_part(folder: Path, part: int) -> PartRecord | None:
-    """The record of a part if it is there and intact; whatever is left of an interrupted one does not count."""
-    path = folder / part_name(part)
-    try:
-        record = read_part_record(path.with_suffix('.json'))
-        return record if record.file == path.name and file_sha256(path) == record.sha256 else None
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def write_part(folder: Path, part: int, made: tuple[LabelledImages, dict[str, int], int]) -> PartRecord:
-    """Write a part, then its record: with the record the part is finished."""
-    data, rejected, drawn = made
-    path = folder / part_name(part)
-    for left_over in folder.glob(f'.{path.stem}.*.tmp'):  # of a process that was killed while it wrote this part
-        left_over.unlink(missing_ok=True)
-    save_archive(path, data)
-    record = PartRecord(
-        file=path.name, images=len(data), drawn=drawn, rejected=rejected, sha256=file_sha256(path), versions=versions(),
-        per_class=tuple(torch.bincount(data.labels, minlength=data.num_classes).tolist()))
-    write_json(path.with_suffix('.json'), dataclasses.asdict(record))
-    return record
-
-
-def finish(folder: Path, plan: Mapping[str, Any]) -> Manifest:
-    """Write the manifest over all parts that are finished; the process that is last sees all of them.
-
-    Raises:
-        PartsFailed: If the record of a part, another process's, cannot be read.
-    """
-    paths = [(folder / part_name(part)).with_suffix('.json') for part in range(plan['num_parts'])]
-    saved = -1
-    # processes save over each other: who saved last looks once more for records that came in the meantime
-    while len(there := [path for path in paths if path.exists()]) > saved:
-        try:
-            manifest = Manifest(plan=plan, parts=tuple(map(read_part_record, there)))
-        except ValueError as error:
-            raise PartsFailed(f'{error}.') from error
-        manifest.save(folder)
-        saved = len(there)
-    return manifest
-
-
-def versions() -> dict[str, str]:
-    """What the images depend on besides the plan."""
-    names = ('torch', 'diffusers', 'numpy', 'timm', 'timm-paf')
-    found = {'python': platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = 'not installed'
-    return found
-
-
-def first_difference(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = '') -> str:
-    """The first setting that differs between two plans, in words; empty if none does."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        ours, theirs = new.get(key), old.get(key)
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            if found := first_difference(ours, theirs, f'{prefix}{key}.'):
-                return found
-        elif ours != theirs:
-            return f'{prefix}{key} = {theirs!r}, now it is {ours!r}'
-    return ''

@@ -1,24 +1,11 @@
-"""Parts of synthetic images: what is kept, what is left out and why, and that a part depends on its number alone."""
-import dataclasses
-import json
-
+"""Parts of synthetic images: what is kept, what is left out and why; a part depends on its number alone."""
 import pytest
 import torch
 from torch import nn
 
-from timm_paf.data import LabelledImages, open_archive, open_archives
-from timm_paf.data.manifest import Manifest, manifest_parts, read_manifest
-from timm_paf.synthesis.parts import (
-    REASONS,
-    Labeller,
-    PartMaker,
-    PartsFailed,
-    begin,
-    check_folder,
-    finish,
-    finished_part,
-    write_part,
-)
+from timm_paf.data import LabelledImages
+from timm_paf.synthesis import Labeller, PartMaker, SynthesisFailed, SyntheticConfig
+from timm_paf.synthesis.parts import REASONS
 
 CLASSES, SHAPE = 4, (1, 2, 3)
 
@@ -61,13 +48,13 @@ def source():
 
 
 def maker(source, generator=None, labeller=True, **settings):
-    settings = dict(
-        num_images=50, part_size=23, batch_size=16, seed=0, balance=True, min_confidence=0., min_distance=0.,
-        max_draws=20) | settings
+    settings = dict(num_images=50, part_size=23, batch_size=16, min_distance=0.) | settings
     cpu = torch.device('cpu')
+    config = SyntheticConfig(
+        method='diffusion', generator='x', output='folder', labeller_checkpoint='x' if labeller else None, **settings)
     return PartMaker(
-        generator=generator or Draws(conditional=False), labeller=Labeller(Brightness(), cpu) if labeller else None,
-        source=source, device=cpu, **settings)
+        config=config, generator=generator or Draws(conditional=False),
+        labeller=Labeller(Brightness(), cpu) if labeller else None, source=source, device=cpu)
 
 
 WAYS = {
@@ -166,117 +153,14 @@ def test_a_sure_enough_labeller_keeps(source):
     assert rejected['low_confidence'] == 0 and (data.images == 50).flatten(1).all(1).any()
 
 
-def test_a_class_that_never_comes_is_told(source):
+def test_a_class_that_never_comes_is_an_error(source):
     zeros = LabelledImages(source.images[:60], source.labels[:60], CLASSES, 'only class 0')
     lonely = Draws(conditional=True)
     lonely.draw = lambda count, labels, generator: images_of(torch.zeros(count, dtype=torch.int64), generator)
-    with pytest.raises(PartsFailed, match=r'part-00000.npz: of 112 images drawn .* \(.*other_label.*class 1 lacks 6'):
+    with pytest.raises(SynthesisFailed, match=r'part-00000.npz: .* 112 .*other_label.*class 1 lacks 6'):
         maker(zeros, lonely, max_draws=4).make(0)
 
 
-def test_a_labeller_of_nan_is_told(source):
-    with pytest.raises(PartsFailed, match='NaN or infinite logits'):
+def test_nan_of_the_labeller_is_an_error(source):
+    with pytest.raises(SynthesisFailed, match='NaN or infinite logits'):
         Labeller(Brightness(float('nan')), torch.device('cpu'))(source.images)
-
-
-PLAN = {'seed': 0, 'num_images': 50, 'num_parts': 3, 'num_classes': CLASSES, 'filters': {'min_confidence': 0.9}}
-
-
-@pytest.fixture
-def folder(tmp_path, source):
-    folder = tmp_path / 'parts'
-    folder.mkdir()
-    begin(folder, PLAN)
-    for part in (2, 0):
-        write_part(folder, part, maker(source).make(part))
-    return folder
-
-
-def test_manifest_grows_to_the_whole(folder, source):
-    assert not finish(folder, PLAN).complete
-    with pytest.raises(ValueError, match='2 of 3 parts are made'):
-        manifest_parts(folder)
-    with pytest.raises(ValueError, match='2 of 3 parts are made'):
-        open_archive(folder, num_classes=CLASSES)
-    (folder / '.part-00001.npz.1.ab.tmp').write_bytes(b'of a killed process')
-    write_part(folder, 1, maker(source).make(1))
-    manifest = finish(folder, PLAN)
-    assert manifest.complete and manifest.counts()['per_class'] == [13, 13, 12, 12]
-    assert len(open_archives(manifest_parts(folder, verify=True), num_classes=CLASSES, channels=1)) == 50
-    assert len(open_archive(folder, num_classes=CLASSES, channels=1)) == 50
-    assert not list(folder.glob('.*'))
-
-
-def test_a_part_that_is_finished_while_the_manifest_is_written_is_in_it(folder, source, monkeypatch):
-    plain = Manifest.save
-
-    def save(manifest, folder):
-        if not manifest.complete:
-            # another process finishes and writes the whole, then this one writes what it saw before
-            write_part(folder, 1, maker(source).make(1))
-            finish(folder, PLAN)
-        plain(manifest, folder)
-
-    monkeypatch.setattr(Manifest, 'save', save)
-    assert finish(folder, PLAN).complete
-    assert read_manifest(folder).complete
-
-
-def test_an_unreadable_record_ends_the_run(folder):
-    (folder / 'part-00002.json').write_text('{')
-    with pytest.raises(PartsFailed, match=r'part-00002.json: not readable'):
-        finish(folder, PLAN)
-
-
-DAMAGE = {
-    'archive gone': lambda folder: (folder / 'part-00000.npz').unlink(),
-    'archive cut': lambda folder: (folder / 'part-00000.npz').write_bytes(
-        (folder / 'part-00000.npz').read_bytes()[:-1]),
-    'record gone': lambda folder: (folder / 'part-00000.json').unlink(),
-    'record cut': lambda folder: (folder / 'part-00000.json').write_text('{"file": '),
-    'record of another': lambda folder: (folder / 'part-00000.json').write_bytes(
-        (folder / 'part-00002.json').read_bytes()),
-}
-
-
-@pytest.mark.parametrize('damage', DAMAGE)
-def test_a_damaged_part_is_not_finished(folder, damage):
-    assert finished_part(folder, 0).images == 23 and finished_part(folder, 1) is None
-    DAMAGE[damage](folder)
-    assert finished_part(folder, 0) is None
-    assert finished_part(folder, 2).images == 4
-
-
-PLANS = {
-    'the same': (PLAN, ''),
-    'another seed': (PLAN | {'seed': 1}, 'seed = 0, now it is 1'),
-    'another filter': (PLAN | {'filters': {'min_confidence': 0.5}}, 'filters.min_confidence = 0.9, now it is 0.5'),
-    'something new': (PLAN | {'extra': 1}, 'extra = None, now it is 1'),
-    'something less': ({k: v for k, v in PLAN.items() if k != 'seed'}, 'seed = 0, now it is None'),
-    'unknown': (None, 'a generator that is gone'),
-}
-
-
-@pytest.mark.parametrize('case', PLANS)
-def test_a_folder_goes_on_with_its_own_plan_only(folder, case):
-    plan, message = PLANS[case]
-    if not message:
-        return check_folder(folder, plan)
-    with pytest.raises(ValueError, match=message):
-        check_folder(folder, plan)
-
-
-def test_foreign_parts_are_not_taken(tmp_path):
-    (tmp_path / 'part-00000.npz').write_bytes(b'')
-    with pytest.raises(ValueError, match=r'part-00000.npz but no manifest.json'):
-        check_folder(tmp_path, PLAN)
-    check_folder(tmp_path / 'new', PLAN)
-
-
-def test_records_hold_what_was_made(folder, source):
-    data, rejected, drawn = maker(source).make(0)
-    record = finished_part(folder, 0)
-    assert (record.drawn, dict(record.rejected), sum(record.per_class)) == (drawn, rejected, len(data))
-    held = json.loads((folder / 'part-00000.json').read_text())['versions']['torch']
-    assert held.split('+')[0] == torch.__version__.split('+')[0]
-    assert dataclasses.asdict(record)['images'] == 23

@@ -1,17 +1,25 @@
-"""make_synthetic.py with a diffusion model, from the command line to a folder: resumed, sharded, and with bad input."""
+"""make_synthetic.py from the command line: mixtures, and diffusion models resumed, in two processes, with bad input."""
 import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import make_synthetic
 import pytest
 import torch
 
-from timm_paf.data import digits_splits, open_archives
-from timm_paf.data.manifest import manifest_parts, read_manifest
-from timm_paf.data.synthetic import NearestImages
+from timm_paf._distributed import Processes
+from timm_paf.data import (
+    NearestImages,
+    digits_splits,
+    manifest_parts,
+    open_archive,
+    open_archives,
+    read_manifest,
+    sample_synthetic,
+)
 from timm_paf.engine.settings import build_model
 
 pytest.importorskip('diffusers')
@@ -23,6 +31,35 @@ DRAW = ['--method', 'diffusion', '--sampler', 'ddim', '--sampling-steps', '2', '
 
 def main(*args):
     return make_synthetic.main([str(arg) for arg in args])
+
+
+def command(*args, cwd=None, processes=1):
+    """The command as users start it, in a process of its own or under torchrun."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, make_synthetic.__file__, *map(str, args)], cwd=cwd, capture_output=True, text=True)
+
+
+def test_mixture(tmp_path):
+    done = command('--dataset', 'digits', '--num-images', '105', '--output', 'd.npz', '--seed', '4', cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert '105 images' in done.stdout and '[11, 11, 11, 11, 11, 10, 10, 10, 10, 10]' in done.stdout
+    data = open_archive(tmp_path / 'd.npz', num_classes=10)
+    again = sample_synthetic(digits_splits().train, 105, seed=4)
+    # the two processes may use another number of BLAS threads, whose sums differ in the last digit
+    assert torch.equal(data.labels, again.labels)
+    assert ((data.images.int() - again.images.int()).abs() > 1).float().mean() < 0.05
+    assert os.listdir(tmp_path) == ['d.npz']
+
+
+def test_existing_archive_is_kept_without_overwrite(tmp_path, capsys):
+    path = tmp_path / 'd.npz'
+    path.write_bytes(b'precious')
+    assert main('--num-images', '20', '--output', path) == 2
+    assert 'already exists' in capsys.readouterr().err
+    assert path.read_bytes() == b'precious'
+    assert main('--num-images', '20', '--output', path, '--overwrite') == 0
+    assert len(open_archive(path, num_classes=10)) == 20
 
 
 def content(folder):
@@ -65,13 +102,13 @@ def labeller(tmp_path_factory):
 def test_folder_is_what_its_manifest_says(made):
     manifest = read_manifest(made)
     train = digits_splits().train
-    assert manifest.complete and manifest.plan['source']['sha256'] == train.fingerprint()
-    assert manifest.plan['generator']['trained_here']['train_steps'] == 3
+    assert manifest['complete'] and manifest['source']['sha256'] == train.fingerprint()
+    assert manifest['generator']['trained_here']['train_steps'] == 3
     paths = manifest_parts(made, verify=True)
     assert [path.name for path in paths] == ['part-00000.npz', 'part-00001.npz', 'part-00002.npz']
     data = open_archives(paths, num_classes=10, channels=1)
     images, labels = data.take(torch.arange(len(data)))
-    assert labels.bincount().tolist() == manifest.counts()['per_class'] == [6] * 5 + [5] * 5
+    assert labels.bincount().tolist() == manifest['counts']['per_class'] == [6] * 5 + [5] * 5
     assert NearestImages(train)(images)[0].min() >= 0.02
     assert not [name for name in content(made) if name.endswith('.tmp')]
     assert str(made.parent) not in (made / 'manifest.json').read_text()
@@ -87,26 +124,26 @@ def test_started_again_nothing_is_made_twice(made, capsys):
 
 
 def stop_at(name, call):
-    """Stands for a process that ends inside the given call of a function."""
+    """Interrupts the process inside the given call of a function."""
     def stopping(monkeypatch):
-        module = sys.modules['timm_paf.synthesis.parts' if name != '_save_folder' else 'timm_paf.synthesis.training']
-        plain, calls = getattr(module, name), []
+        module, _, function = name.rpartition('.')
+        plain, calls = getattr(sys.modules[module], function), []
 
-        def function(*args, **kwargs):
+        def interrupted(*args, **kwargs):
             calls.append(args)
             if len(calls) == call:
                 raise KeyboardInterrupt
             return plain(*args, **kwargs)
 
-        monkeypatch.setattr(module, name, function)
+        monkeypatch.setattr(name, interrupted)
     return stopping
 
 
 STOPS = {
-    'before the generator is saved': stop_at('_save_folder', 1),
-    'in the first part': stop_at('save_archive', 1),
-    'in the second part': stop_at('save_archive', 2),
-    'between a part and its record': stop_at('write_json', 2),
+    'before the generator is saved': stop_at('timm_paf.synthesis.training._save', 1),
+    'in the first part': stop_at('timm_paf.synthesis.folder.save_archive', 1),
+    'in the second part': stop_at('timm_paf.synthesis.folder.save_archive', 2),
+    'between a part and its record': stop_at('timm_paf.synthesis.folder._write_json', 2),
 }
 
 
@@ -121,23 +158,14 @@ def test_stopped_and_started_again_is_as_if_it_had_not_been(made, tmp_path, monk
     assert content(tmp_path / 'folder') == content(made)
 
 
-def test_a_damaged_part_is_made_anew(made, tmp_path):
-    folder = shutil.copytree(made, tmp_path / 'folder')
-    (folder / 'part-00001.npz').write_bytes(b'half')
-    assert main(*DRAW, *FIT, '--output', folder) == 0
-    assert content(folder) == content(made)
-
-
-def test_ranks_share_the_parts_and_the_result_is_the_same(generator, tmp_path, monkeypatch, capsys):
-    command = [*DRAW, '--generator', generator]
-    assert main(*command, '--output', tmp_path / 'one') == 0
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    for rank, own in ((1, ['part-00001.npz']), (0, ['part-00000.npz', 'part-00002.npz'])):
-        capsys.readouterr()
-        monkeypatch.setenv('RANK', str(rank))
-        assert main(*command, '--output', tmp_path / 'two') == 0
-        said = capsys.readouterr().out.splitlines()
-        assert [line.split(':')[0] for line in said if line.startswith('part-')] == own
+def test_processes_share_the_parts_and_the_result_is_the_same(generator, tmp_path):
+    arguments = [*DRAW, '--generator', generator, '--output']
+    assert main(*arguments, tmp_path / 'one') == 0
+    done = command(*arguments, tmp_path / 'two', processes=2)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(':')[0] for line in done.stdout.splitlines()]
+    assert sorted(lines) == [
+        str(tmp_path / 'two'), 'part-00000.npz', 'part-00001.npz', 'part-00002.npz'], done.stdout
     assert content(tmp_path / 'two') == content(tmp_path / 'one')
 
 
@@ -152,20 +180,20 @@ def test_labels_are_the_labellers(unconditional, labeller, tmp_path):
     confidence, expected = model(images.float() / 255).softmax(1).max(1)
     assert torch.equal(labels, expected) and confidence.min() >= 0.4
     manifest = read_manifest(tmp_path / 'folder')
-    assert manifest.plan['labeller']['model'] == 'wrn10_2_relu'
-    assert manifest.counts()['rejected']['low_confidence'] > 0
+    assert manifest['labeller']['model'] == 'wrn10_2_relu'
+    assert manifest['counts']['rejected']['low_confidence'] > 0
 
 
-def test_what_cannot_be_reached_ends_with_status_1(generator, labeller, tmp_path, capsys):
+def test_too_few_images_end_the_run_with_status_1(generator, labeller, tmp_path, capsys):
     assert main(
         *DRAW, '--generator', generator, '--labeller-checkpoint', labeller, '--min-confidence', '1', '--max-draws', '2',
         '--output', tmp_path / 'folder') == 1
-    told = capsys.readouterr().err
-    assert told.startswith('stopped: part-00000.npz: of ') and 'low_confidence' in told and told.count('\n') == 1
+    error = capsys.readouterr().err
+    assert error.startswith('stopped: part-00000.npz: ') and 'low_confidence' in error and error.count('\n') == 1
 
 
 def test_a_full_disk_keeps_what_was_made(made, tmp_path, monkeypatch, capsys):
-    plain = sys.modules['timm_paf.synthesis.parts'].save_archive
+    plain = sys.modules['timm_paf.synthesis.folder'].save_archive
 
     def full(path, data):
         if path.name == 'part-00001.npz':
@@ -174,10 +202,10 @@ def test_a_full_disk_keeps_what_was_made(made, tmp_path, monkeypatch, capsys):
 
     command = [*DRAW, *FIT, '--output', tmp_path / 'folder']
     with monkeypatch.context() as patch:
-        patch.setattr('timm_paf.synthesis.parts.save_archive', full)
+        patch.setattr('timm_paf.synthesis.folder.save_archive', full)
         assert main(*command) == 1
-    told = capsys.readouterr().err
-    assert 'No space left' in told and told.count('\n') == 1
+    error = capsys.readouterr().err
+    assert 'No space left' in error and error.count('\n') == 1
     assert (tmp_path / 'folder' / 'part-00000.npz').exists()
     assert main(*command) == 0 and content(tmp_path / 'folder') == content(made)
 
@@ -196,8 +224,8 @@ def test_other_settings_do_not_go_into_one_folder(made, capsys, change):
     before = content(made)
     arguments, message = CHANGED[change]
     assert main(*DRAW, *FIT, *arguments, '--output', made) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.count('\n') == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
     assert content(made) == before
 
 
@@ -205,55 +233,66 @@ def test_a_manifest_without_its_generator(made, tmp_path, capsys):
     folder = shutil.copytree(made, tmp_path / 'folder')
     shutil.rmtree(folder / 'generator')
     assert main(*DRAW, *FIT, '--output', folder) == 2
-    assert 'a generator that is gone' in capsys.readouterr().err
+    assert 'a generator that is missing' in capsys.readouterr().err
 
 
+MIXTURE = ['--method', 'mixture', '--output', 'd.npz']
 BAD = {
-    'no generator': ([], 'one of --generator FOLDER and --train'),
-    'two generators': ([*FIT, '--generator', 'x'], 'one of --generator FOLDER and --train'),
-    'no such generator': (['--generator', 'nowhere'], 'there is no such folder'),
+    'no output': (['--output', ''], '--output is missing'),
+    'mixture: too few': ([*MIXTURE, '--num-images', '9'], 'at least one for each of 10'),
+    'mixture: too many components': ([*MIXTURE, '--components', '65'], 'components=65'),
+    'mixture: no mixtures': ([*MIXTURE, '--mixtures', '0'], 'mixtures=0'),
+    'mixture: other suffix': ([*MIXTURE, '--output', 'd.npy'], 'ends in .npz'),
+    'mixture: a folder': ([*MIXTURE, '--output', 'folder.npz', '--overwrite'], 'folder.npz'),
+    'mixture with a generator': ([*FIT, *MIXTURE], '--train belongs to --method diffusion'),
+    'mixture with a labeller': ([*MIXTURE, '--labeller-checkpoint', 'x'], 'belongs to --method diffusion'),
+    'no such data set': (['--dataset', 'letters'], '--dataset'),
+    'no such option': (['--frobnicate'], '--frobnicate'),
+    'no generator': ([], '--generator FOLDER or --train'),
+    'two generators': ([*FIT, '--generator', 'x'], '--generator FOLDER or --train'),
+    'no such generator': (['--generator', 'nowhere'], '--generator = nowhere'),
     'an archive': ([*FIT, '--output', 'd.npz'], 'give the name of a folder'),
-    'no such parent': ([*FIT, '--output', 'a/b'], 'there is no folder a'),
+    'no such parent': ([*FIT, '--output', 'a/b'], 'the folder a does not exist'),
     'overwrite': ([*FIT, '--overwrite'], '--overwrite belongs to --method mixture'),
     'no images': ([*FIT, '--num-images', '0'], '--num-images = 0'),
     'no parts': ([*FIT, '--part-size', '0'], '--part-size = 0'),
     'no sampling': ([*FIT, '--sampling-steps', '0'], '--sampling-steps = 0'),
-    'too much sampling': ([*FIT, '--sampling-steps', '1001'], 'expected at most 1000'),
+    'too much sampling': ([*FIT, '--sampling-steps', '1001'], 'at most 1000'),
     'width': ([*FIT, '--train-width', '12'], 'a multiple of 8'),
     'rate': ([*FIT, '--train-lr', 'nan'], '--train-lr = nan'),
-    'confidence': ([*FIT, '--min-confidence', '1.5'], 'a number from 0 to 1'),
-    'distance': ([*FIT, '--min-distance', 'nan'], 'a number from 0 to 1'),
+    'confidence': ([*FIT, '--min-confidence', '1.5'], '--min-confidence = 1.5'),
+    'distance': ([*FIT, '--min-distance', 'nan'], '--min-distance = nan'),
     'confidence of nobody': ([*FIT, '--min-confidence', '0.5'], 'need --labeller-checkpoint'),
     'nobody to label': ([*FIT, '--no-conditional'], '--no-conditional needs --labeller-checkpoint'),
-    'no such checkpoint': ([*FIT, '--labeller-checkpoint', 'nowhere.pth'], 'there is no such file'),
+    'no such checkpoint': ([*FIT, '--labeller-checkpoint', 'nowhere.pth'], 'nowhere.pth'),
     'sampler': ([*FIT, '--sampler', 'euler'], '--sampler'),
-    'mixture with a generator': ([*FIT, '--method', 'mixture'], 'belong to --method diffusion'),
-    'mixture with a labeller': (['--method', 'mixture', '--labeller-checkpoint', 'x'], 'belongs to --method diffusion'),
 }
 
 
 @pytest.mark.parametrize('case', BAD)
 def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, case):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'folder.npz').mkdir()
     arguments, message = BAD[case]
     assert main(*DRAW, '--output', 'folder', *arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ['folder.npz']
 
 
 def test_unlabelled_images_need_a_labeller(unconditional, tmp_path, capsys):
     assert main(*DRAW, '--generator', unconditional, '--output', tmp_path / 'folder') == 2
-    assert 'knows no classes; give --labeller-checkpoint' in capsys.readouterr().err
+    assert 'not class-conditional; give --labeller-checkpoint' in capsys.readouterr().err
 
 
 def test_fitting_under_torchrun_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('WORLD_SIZE', '2')
+    two = Processes(torch.device('cpu'), rank=0, world_size=2)
+    monkeypatch.setattr(make_synthetic, 'start_processes', lambda device: two)
     assert main(*DRAW, *FIT, '--output', tmp_path / 'folder') == 2
     assert '--train runs in one process' in capsys.readouterr().err
 
 
-def test_without_diffusers_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_diffusers_the_error_names_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'diffusers', None)
     assert main(*DRAW, *FIT, '--output', tmp_path / 'folder') == 2
     assert 'pip install "timm-paf[synthetic]"' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Images from diffusion models: against diffusers' own pipelines and closed forms; folders that are not as expected."""
+"""Images from diffusion models: against diffusers' own pipelines and closed forms; unexpected folders."""
 import json
 import os
 import types
@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from timm_paf.data import LabelledImages
-from timm_paf.synthesis.diffusion import Diffusion, NotFinite, folder_sha256, load_diffusion
-from timm_paf.synthesis.training import check_trainable, fit_diffusion, read_training_record
+from timm_paf.synthesis import Diffusion, SynthesisFailed, load_diffusion
 
 diffusers = pytest.importorskip('diffusers')
 CPU = torch.device('cpu')
@@ -35,9 +34,11 @@ def save(folder, unet, scheduler):
     return folder
 
 
+SOURCE = LabelledImages(torch.zeros(10, *SHAPE), torch.arange(10), 10, 'training set')
+
+
 def load(folder, **settings):
-    settings = dict(image_shape=SHAPE, num_classes=10, sampler=None, steps=5, device=CPU) | settings
-    return load_diffusion(folder, **settings)
+    return load_diffusion(folder, SOURCE, **dict(steps=5, device=CPU) | settings)
 
 
 PIPELINES = {
@@ -92,7 +93,7 @@ def test_a_known_distribution_is_drawn(name):
     scheduler = scheduler(num_train_timesteps=100)
     mean = torch.linspace(-0.9, 0.9, 3 * 64).reshape(3, *SHAPE)
     diffusion = Diffusion(
-        unet(scheduler, mean), scheduler, image_shape=SHAPE, conditional=True, steps=steps, device=CPU)
+        unet=unet(scheduler, mean), scheduler=scheduler, image_shape=SHAPE, conditional=True, steps=steps, device=CPU)
     labels = torch.tensor([2, 0, 1, 2])
     drawn = diffusion.draw(4, labels, seeded())
     expected = (mean[labels] + 1) * 127.5
@@ -113,9 +114,9 @@ def test_draws_depend_on_their_generator_alone(tmp_path):
 
 def test_nan_is_not_made_into_pixels():
     diffusion = Diffusion(
-        lambda x, t: types.SimpleNamespace(sample=x * float('nan')), diffusers.DDPMScheduler(100), image_shape=SHAPE,
-        conditional=False, steps=2, device=CPU)
-    with pytest.raises(NotFinite):
+        unet=lambda x, t: types.SimpleNamespace(sample=x * float('nan')), scheduler=diffusers.DDPMScheduler(100),
+        image_shape=SHAPE, conditional=False, steps=2, device=CPU)
+    with pytest.raises(SynthesisFailed):
         diffusion.draw(2, None, seeded())
 
 
@@ -142,7 +143,7 @@ def test_the_older_form_with_all_files_in_one_folder(tmp_path):
     diffusers.DDPMScheduler(100).save_pretrained(tmp_path / 'old')
     old, new = (load(tmp_path / name).draw(2, None, seeded()) for name in ('old', 'new'))
     assert torch.equal(old, new)
-    assert folder_sha256(tmp_path / 'old') == folder_sha256(tmp_path / 'new')
+    assert load(tmp_path / 'old').record['sha256'] == load(tmp_path / 'new').record['sha256']
 
 
 def test_weights_as_torch_saves_them(tmp_path, capfd):
@@ -206,27 +207,27 @@ def without(key):
 
 
 FOLDERS = {
-    'weights incomplete': (broken(without('conv_norm_out.weight')), r'do not belong together \(conv_norm_out.weight'),
-    'more output channels': (broken(replace_unet(out_channels=2)), 'gives 2 channels, but DDPMScheduler takes 1'),
-    'scheduler without steps': (
-        broken(rewrite(_class_name='ScoreSdeVeScheduler')), 'not a scheduler of diffusers'),
-    'no scheduler': (broken(lambda folder: (folder / 'scheduler' / 'scheduler_config.json').unlink()), 'no such file'),
+    'weights incomplete': (broken(without('conv_norm_out.weight')), 'conv_norm_out.weight'),
+    'more output channels': (broken(replace_unet(out_channels=2)), '2 channels, but DDPMScheduler takes 1'),
+    'scheduler without steps': (broken(rewrite(_class_name='ScoreSdeVeScheduler')), 'not a scheduler'),
+    'no scheduler': (
+        broken(lambda folder: (folder / 'scheduler' / 'scheduler_config.json').unlink()), 'does not exist'),
     'no weights': (
         broken(lambda folder: (folder / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()), 'not a readable'),
     'weights cut': (broken(cut_weights), 'not a readable UNet2DModel'),
     'weights with code': (broken(harmful_weights), 'not a readable UNet2DModel'),
     'config is not JSON': (broken(lambda folder: (folder / 'unet' / 'config.json').write_text('{')), 'not a readable'),
-    'other channels': (broken(replace_unet(in_channels=3, out_channels=3)), r'makes images of \(3, 8, 8\)'),
-    'other size': (broken(replace_unet(sample_size=(8, 16))), r'makes images of \(1, 8, 16\), expected \(1, 8, 8\)'),
-    'other classes': (broken(replace_unet(num_class_embeds=7)), 'knows 7 classes, but the data set has 10'),
+    'other channels': (broken(replace_unet(in_channels=3, out_channels=3)), r'\(3, 8, 8\), expected \(1, 8, 8\)'),
+    'other size': (broken(replace_unet(sample_size=(8, 16))), r'\(1, 8, 16\), expected \(1, 8, 8\)'),
+    'other classes': (broken(replace_unet(num_class_embeds=7)), '7 classes, but the data set has 10'),
     'classes as vectors': (broken(replace_unet(class_embed_type='timestep')), "class_embed_type = 'timestep'"),
-    'latent': (broken(lambda folder: (folder / 'vae').mkdir()), 'holds vae'),
-    'scheduler is no scheduler': (broken(rewrite(_class_name='UNet2DModel')), 'not a scheduler of diffusers'),
-    'unknown scheduler': (broken(rewrite(_class_name='NoScheduler')), 'not a scheduler of diffusers'),
-    'too many steps': (broken(lambda folder: None, steps=101), 'sampling-steps = 101.* trained with 100'),
+    'scheduler is no scheduler': (broken(rewrite(_class_name='UNet2DModel')), 'not a scheduler'),
+    'unknown scheduler': (broken(rewrite(_class_name='NoScheduler')), 'not a scheduler'),
+    'too many steps': (broken(lambda folder: None, steps=101), 'sampling-steps = 101.*100'),
     'edm as ddim': (
         broken(lambda folder: diffusers.EDMEulerScheduler().save_pretrained(folder / 'scheduler'), sampler='ddim'),
-        'was made for EDMEulerScheduler'),
+        'EDMEulerScheduler; leave --sampler unset'),
+    'no folder': (lambda folder: {}, 'does not exist'),
 }
 
 
@@ -239,68 +240,3 @@ def test_a_folder_that_is_not_as_expected(tmp_path, capfd, case):
         load(tmp_path, **settings)
     assert '\n' not in str(caught.value) and capfd.readouterr() == ('', '')
     assert not (tmp_path / 'executed').exists()
-
-
-def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no such folder'):
-        load(tmp_path / 'nowhere')
-
-
-@pytest.fixture(scope='module')
-def two_greys():
-    """Class 0 is dark, class 1 bright, in no regular order."""
-    labels = torch.randint(0, 2, (64,), generator=seeded())
-    noise = torch.randint(0, 30, (64, *SHAPE), generator=seeded(1))
-    return LabelledImages((noise + 20 + 180 * labels[:, None, None, None]).to(torch.uint8), labels, 2, 'greys')
-
-
-def fit(train, folder, **settings):
-    settings = dict(
-        conditional=True, width=8, steps=60, batch_size=32, lr=1e-2, seed=0, device=CPU, record={'a': 1}) | settings
-    return fit_diffusion(train, folder, **settings)
-
-
-def test_fitting_learns_which_class_is_which(tmp_path, two_greys):
-    seen = []
-    loss = fit(two_greys, tmp_path / 'model', progress=seen.append)
-    assert seen == list(range(1, 61))
-    assert 0 < loss < 0.5  # noise that is not predicted at all has a squared error of 1
-    diffusion = load(tmp_path / 'model', num_classes=2, sampler='ddim', steps=10)
-    assert diffusion.conditional
-    # from the same noise: so short a training settles the difference between classes, not yet each image
-    dark, bright = (diffusion.draw(16, torch.full((16,), label), seeded()).float().mean((1, 2, 3)) for label in (0, 1))
-    assert (bright > dark + 10).all()
-
-
-def test_fitting_is_a_function_of_its_seed(tmp_path, two_greys):
-    before = torch.get_rng_state()
-    for name, seed in (('first', 0), ('again', 0), ('other', 1)):
-        torch.rand(len(name))  # what the program drew before must not matter
-        fit(two_greys, tmp_path / name, steps=3, seed=seed)
-    first, again, other = (folder_sha256(tmp_path / name) for name in ('first', 'again', 'other'))
-    assert first == again != other
-    torch.set_rng_state(before)
-
-
-def test_fitting_that_diverges_is_told_and_leaves_nothing(tmp_path, two_greys):
-    with pytest.raises(NotFinite, match='lower --train-lr'):
-        fit(two_greys, tmp_path / 'model', lr=1e30, steps=25)
-    assert not list(tmp_path.iterdir())
-
-
-def test_training_record(tmp_path, two_greys):
-    fit(two_greys, tmp_path / 'model', steps=1, conditional=False)
-    assert read_training_record(tmp_path / 'model') == {'a': 1}
-    assert not load(tmp_path / 'model', num_classes=2).conditional
-    (tmp_path / 'model' / 'training.json').unlink()
-    with pytest.raises(ValueError, match='as --generator, without --train'):
-        read_training_record(tmp_path / 'model')
-
-
-@pytest.mark.parametrize(
-    ('shape', 'step'), [((1, 8, 8), None), ((3, 32, 32), None), ((1, 7, 8), 2), ((3, 30, 32), 4)], ids=str)
-def test_sizes_that_can_be_fitted(shape, step):
-    if step is None:
-        return check_trainable(shape)
-    with pytest.raises(ValueError, match=f'multiples of {step}'):
-        check_trainable(shape)
