@@ -34,7 +34,7 @@ def test_of_timm_reads_what_the_weights_were_trained_with():
     x = torch.rand(2, 3, 32, 32)
     expected = bare((x - torch.tensor([.1, .2, .3]).view(3, 1, 1)) / torch.tensor([.4, .5, .6]).view(3, 1, 1))
     torch.testing.assert_close(model(x), expected)
-    with pytest.raises(ValueError, match=r"Linear has no pretrained_cfg with 'mean' and 'std'; give them"):
+    with pytest.raises(ValueError, match='Linear has no pretrained_cfg'):
         Normalized.of_timm(nn.Linear(2, 2))
 
 
@@ -48,8 +48,8 @@ def test_attack_is_in_units_of_pixels():
 
 
 @pytest.mark.parametrize('mean, std, message', [
-    ([0.5], [0.5, 0.5], 'expected one number for each channel'), ([0.5], [0.], 'those of std above 0'),
-    ([float('nan')], [1.], 'expected finite'), ([123.], [58.], 'divide those of 0 to 255 by 255'),
+    ([0.5], [0.5, 0.5], 'one number'), ([0.5], [0.], 'std above 0'),
+    ([float('nan')], [1.], 'finite'), ([123.], [58.], 'divide'),
     ([], [], 'one number'),
 ], ids=str)
 def test_bad_settings_are_named(mean, std, message):
@@ -58,5 +58,5 @@ def test_bad_settings_are_named(mean, std, message):
 
 
 def test_other_channel_count_is_named():
-    with pytest.raises(ValueError, match=r'images of shape \(2, 4, 5, 5\) for 3 means'):
+    with pytest.raises(ValueError, match=r'\(2, 4, 5, 5\) for 3 means'):
         Normalized(nn.Flatten(), [0.5] * 3, [0.5] * 3)(torch.rand(2, 4, 5, 5))

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import PGD, ThreatModel
 from timm_paf.evaluation import (
     CorruptionArchive,
@@ -14,7 +15,7 @@ from timm_paf.evaluation import (
     evaluate_robustness,
     robustness_curve,
 )
-from timm_paf.evaluation._verdicts import Ranks, verdicts
+from timm_paf.evaluation._verdicts import verdicts
 
 N, BATCH = 40, 7
 ATTACK = dict(eps=0.2, steps=2)  # weak, so that the start decides about some
@@ -79,7 +80,7 @@ def everything(model, x, y, folder, rank=0, world_size=1):
     curve = robustness_curve(model, x, y, eps=[0, 0.1, 0.2], steps=2, **shared)
     corruptions = corruption_accuracy(model, CorruptionArchive(folder / 'corruptions'), **shared)
     hook.remove()
-    with Ranks(rank, world_size) as ranks:
+    with Processes.from_rank(rank, world_size, device=torch.device('cpu')).patient() as ranks:
         single = seeded_verdicts(model, x, y, ranks=ranks)
         try:  # the last batch is that of one process
             verdicts(

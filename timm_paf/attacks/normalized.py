@@ -1,4 +1,4 @@
-"""Pixels in [0, 1] for models that want them normalised."""
+"""Normalisation of pixels in [0, 1] as part of a model."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,32 +9,34 @@ __all__ = ['Normalized']
 
 
 class Normalized(nn.Module):
-    """model((x - mean) / std): a model of normalised images as a model of pixels in [0, 1].
+    """model((x - mean) / std), for models of normalised images.
 
-    An attack's radius is in units of [0, 1]; on normalised images it would be another one in each channel. Mean and
-    standard deviation are buffers, and saved with the weights.
+    The radius of an attack is in units of [0, 1]; on normalised images it would differ per channel. Mean and standard
+    deviation are buffers and are saved with the weights.
 
     Args:
         model: Takes normalised images (B, C, …).
-        mean: One number a channel, in units of [0, 1].
-        std: As mean; positive.
+        mean: One number per channel, in units of [0, 1]; or one for all channels.
+        std: Standard deviations, positive, as many as means.
 
     Raises:
-        ValueError: If the two do not fit together, std is not positive or a number is not finite.
+        ValueError: If their numbers differ, std is not positive or a number is not finite.
 
     Example:
         >>> model = Normalized.of_timm(timm.create_model('resnet50', pretrained=True))
     """
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         values = [torch.as_tensor(v, dtype=torch.float32).flatten() for v in (mean, std)]
         if len(values[0]) != len(values[1]) or not len(values[0]):
-            raise ValueError(f'mean = {mean} and std = {std}: expected one number for each channel in both.')
+            raise ValueError(f'mean = {mean} and std = {std}: expected one number per channel in both.')
         if not all(v.isfinite().all() for v in values) or not (values[1] > 0).all():
-            raise ValueError(f'mean = {mean}, std = {std}: expected finite numbers, and those of std above 0.')
+            raise ValueError(f'mean = {mean}, std = {std}: expected finite numbers, and std above 0.')
         if values[0].abs().max() > 1.5:
-            raise ValueError(f'mean = {mean}: expected units of [0, 1]; divide those of 0 to 255 by 255, std as well.')
+            raise ValueError(f'mean = {mean}: expected units of [0, 1]; divide mean and std by 255.')
         self.model = model
         like = next((p for p in model.parameters()), values[0])
         self.register_buffer('mean', values[0].to(like.device))
@@ -42,7 +44,7 @@ class Normalized(nn.Module):
 
     @classmethod
     def of_timm(cls, model: nn.Module) -> 'Normalized':
-        """With the mean and std that a timm model's `pretrained_cfg` states.
+        """Wrap a timm model with the mean and std in its `pretrained_cfg`.
 
         Raises:
             ValueError: If the model has none.
@@ -51,7 +53,7 @@ class Normalized(nn.Module):
         mean, std = cfg.get('mean'), cfg.get('std')
         if mean is None or std is None:
             raise ValueError(
-                f"{type(model).__name__} has no pretrained_cfg with 'mean' and 'std'; give them: "
+                f"{type(model).__name__} has no pretrained_cfg with 'mean' and 'std'; pass them: "
                 'Normalized(model, mean, std).')
         return cls(model, mean, std)
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
-from timm_paf.attacks.autoattack_ranks import Ranks
 
-__all__ = ['ALONE', 'Attack', 'Ranks', 'verdicts']
+__all__ = ['ALONE', 'Attack', 'verdicts']
 
 Attack = Callable[..., Tensor]
-ALONE = Ranks(0, 1)
+ALONE = Processes(torch.device('cpu'))
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def verdicts(
         batch_size: int,
         device: torch.device | None,
         seeds: Tensor | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Processes = ALONE,
 ) -> Tensor:
     """Which images are classified correctly as the attack leaves them, in eval mode; the model is left as found.
 
@@ -67,5 +67,6 @@ def verdicts(
                 'many.')
         return {number: right.cpu() for number, right in found.items()}
 
-    found = {number: right for part in ranks.gather(ranks.together(look)) for number, right in part.items()}
+    parts = ranks.all_gather_object(ranks.run_together(look))
+    found = {number: right for part in parts for number, right in part.items()}
     return torch.cat([found[number] for number in range(len(batches))])

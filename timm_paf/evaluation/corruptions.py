@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
-from timm_paf.evaluation._verdicts import Ranks
 from timm_paf.evaluation.report import Accuracy
 
 __all__ = ['BENCHMARK_CORRUPTIONS', 'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy']
@@ -176,8 +176,10 @@ def corruption_accuracy(
             found[name, severity] = Accuracy.of(torch.cat([_correct(model, x, y, device) for x, y in batches]))
         return found
 
-    with eval_mode(model), torch.no_grad(), Ranks(rank, world_size) as ranks:
-        found = {cell: counted for part in ranks.gather(ranks.together(look)) for cell, counted in part.items()}
+    processes = Processes.from_rank(rank, world_size, device=device)
+    with eval_mode(model), torch.no_grad(), processes.patient() as ranks:
+        parts = ranks.all_gather_object(ranks.run_together(look))
+        found = {cell: counted for part in parts for cell, counted in part.items()}
     accuracies = {
         name: tuple(found[name, severity] for severity in range(1, SEVERITIES + 1)) for name in archive.names}
     return CorruptionReport(

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import PGD, check_images, parse_eps
 from timm_paf.attacks.threat import Eps
-from timm_paf.evaluation._verdicts import Ranks, verdicts
+from timm_paf.evaluation._verdicts import verdicts
 from timm_paf.evaluation.report import Accuracy
 
 __all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'curve_radius', 'robustness_curve']
@@ -122,8 +123,8 @@ def robustness_curve(
         raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more radii, each once.')
     standing = torch.ones(len(x), dtype=torch.bool)
     points = []
-    with Ranks(rank, world_size) as ranks:
-        ranks.together(lambda: check_images(model, x, y, device=device))
+    with Processes.from_rank(rank, world_size, device=device).patient() as ranks:
+        ranks.run_together(lambda: check_images(model, x, y, device=device))
         for radius, text in radii:
             attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed) if radius else None
             chosen = standing.nonzero().flatten() if early_stop else torch.arange(len(x))

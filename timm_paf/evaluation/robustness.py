@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_paf._distributed import Processes
 from timm_paf.attacks import (
     PGD,
     AutoAttackResult,
@@ -17,12 +18,12 @@ from timm_paf.attacks import (
     ThreatModel,
     autoattack,
     check_images,
+    check_pixels,
     pointwise_worst_case,
     write_verdicts,
 )
-from timm_paf.attacks.autoattack_subject import check_pixels
 from timm_paf.attacks.compiled import Compile
-from timm_paf.evaluation._verdicts import Attack, Ranks, verdicts
+from timm_paf.evaluation._verdicts import Attack, verdicts
 from timm_paf.evaluation.curves import accuracy_by_class
 from timm_paf.evaluation.report import Accuracy, Measurement, RobustnessReport, file_sha256
 
@@ -154,9 +155,9 @@ def evaluate_robustness(
     attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     measurements: dict[str, Measurement] = {}
 
-    with Ranks(rank, world_size) as ranks:
+    with Processes.from_rank(rank, world_size, device=device).patient() as ranks:
         started = time.monotonic()
-        ranks.together(lambda: check_images(model, x, y, device=device))
+        ranks.run_together(lambda: check_images(model, x, y, device=device))
         shared: dict[str, Any] = dict(batch_size=batch_size, device=device, ranks=ranks)
         clean = verdicts(judge, x, y, attack=None, **shared)
         measurements['clean'] = Measurement(
@@ -181,7 +182,7 @@ def evaluate_robustness(
             accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {autoattack_version}',
             seconds=time.monotonic() - started, details=_details(result, autoattack_version), **attacked)
         worst, broken_by = pointwise_worst_case(
-            result.clean, {**result.verdicts(), f'PGD-{pgd_steps}': under_pgd[:len(some_y)]})
+            result.clean, {**result.not_broken_by(), f'PGD-{pgd_steps}': under_pgd[:len(some_y)]})
         measurements['worst_case'] = Measurement(
             accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)},
             **attacked)

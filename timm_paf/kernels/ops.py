@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from timm_paf._dtypes import compute_dtype
 from timm_paf.kernels import cpu
 
 __all__ = ['CPU', 'Operators']
@@ -26,7 +27,7 @@ def _like_second(grad, x, *_):
 
 
 def _fake_gradients(grad, x, alpha, beta, name, channel_dim):
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x.dtype)
     return (
         torch.empty_like(x), torch.empty(alpha.shape, dtype=dtype, device=x.device),
         torch.empty((0,) if beta is None else beta.shape, dtype=dtype, device=x.device))

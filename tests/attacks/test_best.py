@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from timm_paf.attacks import PGD
-from timm_paf.attacks.worst import Images, Worst
+from timm_paf.attacks.best import AttackState, BestAdversarial
 
 
 class Network(nn.Module):
@@ -206,15 +206,15 @@ def test_a_success_that_half_precision_did_not_see_is_not_replaced():
         def forward(self, x):
             return torch.cat([0.5 - x, x - 0.5], 1) * (0 if torch.is_autocast_enabled('cpu') else 1)
     x, zero = torch.zeros(2, 1), torch.zeros(2).long()
-    images = Images(x, zero, torch.arange(2), torch.tensor([[0.6], [0.1]]))
+    state = AttackState(x, zero, torch.arange(2), torch.tensor([[0.6], [0.1]]))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        worst = Worst(Blind(), images, wanted=False)
-        assert not worst.see(images, torch.zeros(2, 2), torch.tensor([1., 1.])).any()
-        worst.settle(images)
-        assert worst.standing().tolist() == [1]
-        images.x_adv = torch.tensor([[0.2], [0.2]])
-        worst.see(images, torch.zeros(2, 2), torch.tensor([2., 2.]))
-    assert worst.x_adv.flatten().tolist() == pytest.approx([0.6, 0.2])
+        best = BestAdversarial(Blind(), state, targeted=False)
+        assert not best.update(state, torch.zeros(2, 2), torch.tensor([1., 1.])).any()
+        best.recheck(state)
+        assert best.robust_rows().tolist() == [1]
+        state.x_adv = torch.tensor([[0.2], [0.2]])
+        best.update(state, torch.zeros(2, 2), torch.tensor([2., 2.]))
+    assert best.x_adv.flatten().tolist() == pytest.approx([0.6, 0.2])
 
 
 @pytest.mark.parametrize('norm, eps', [('linf', 0.1), ('l2', 1.), ('l1', 8.)])
