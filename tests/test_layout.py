@@ -12,7 +12,7 @@ import timm_paf
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'timm_paf'
-GROUND = ['_openmp', '_files', '_versions', '_random', '_distributed']
+GROUND = ['_openmp', '_files', '_versions', '_random', '_dtypes', '_normalized', '_distributed']
 ROOMS = ['activations', 'kernels', 'models', 'attacks', 'tasks', 'data', 'evaluation', 'engine', 'synthesis']
 ALONE = {'attacks', 'data'}  # they import the ground floor only
 SOURCES = sorted(path for path in PACKAGE.rglob('*.py'))

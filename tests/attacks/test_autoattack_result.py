@@ -10,7 +10,7 @@ from timm_paf.data import open_archives
 B = torch.tensor
 
 
-def test_worst_case_is_of_each_image():
+def test_worst_case_per_image():
     clean = B([True, True, True, True, False])
     robust, broken_by = pointwise_worst_case(clean, {
         'pgd': B([True, False, True, False, False]), 'square': B([True, True, False, False, True])})
@@ -19,10 +19,10 @@ def test_worst_case_is_of_each_image():
     assert clean.tolist() == [True, True, True, True, False]
 
 
-@pytest.mark.parametrize('verdicts', [B([True]), B([1, 0])], ids=['count', 'dtype'])
-def test_verdicts_of_other_images_are_refused(verdicts):
-    with pytest.raises(ValueError, match='verdicts of pgd are'):
-        pointwise_worst_case(B([True, True]), {'pgd': verdicts})
+@pytest.mark.parametrize('mask', [B([True]), B([1, 0])], ids=['count', 'dtype'])
+def test_masks_of_other_images_are_refused(mask):
+    with pytest.raises(ValueError, match='mask of pgd'):
+        pointwise_worst_case(B([True, True]), {'pgd': mask})
 
 
 def result(x):

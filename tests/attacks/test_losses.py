@@ -85,7 +85,7 @@ def test_dlr_does_not_see_the_scale():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="loss = 'hinge': expected ce, kl, margin, dlr, ce-targeted, dlr-targeted, or"):
+    with pytest.raises(ValueError, match="loss = 'hinge'"):
         find_loss('hinge')
 
 

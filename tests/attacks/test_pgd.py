@@ -234,14 +234,14 @@ def test_autocast_may_be_on(network, batch):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(eps=0), 'eps = 0: expected a number greater than 0'), (dict(eps='x'), "eps = 'x'"),
-    (dict(eps=8), 'Did you mean 8/255'), (dict(eps=EPS, steps=0), 'steps = 0: expected a whole number, 1 or more'),
+    (dict(eps=0), 'eps = 0'), (dict(eps='x'), "eps = 'x'"),
+    (dict(eps=8), 'Did you mean 8/255'), (dict(eps=EPS, steps=0), 'steps = 0'),
     (dict(eps=EPS, steps=1.5), 'steps = 1.5'), (dict(eps=EPS, step_size=-1), 'step_size = -1'),
-    (dict(eps=EPS, norm='l9'), "norm = 'l9': expected linf, l2, l1"), (dict(eps=EPS, loss='hinge'), "loss = 'hinge'"),
+    (dict(eps=EPS, norm='l9'), "norm = 'l9'"), (dict(eps=EPS, loss='hinge'), "loss = 'hinge'"),
     (dict(eps=EPS, restarts=0), 'restarts = 0'), (dict(eps=EPS, target_classes=True), 'target_classes = True'),
-    (dict(eps=EPS, mode='val'), "mode = 'val': expected eval or train"),
-    (dict(eps=EPS, step_rule='adam'), "step_rule = 'adam': expected fixed, cosine, momentum"),
-    (dict(eps=EPS, restarts=2, random_start=False), 'restarts = 2 without random_start'),
+    (dict(eps=EPS, mode='val'), "mode = 'val'"),
+    (dict(eps=EPS, step_rule='adam'), "step_rule = 'adam'"),
+    (dict(eps=EPS, restarts=2, random_start=False), 'without random_start'),
     (dict(eps=EPS, early_stop=True, mode='train'), "mode = 'train' with early_stop or restarts"),
     (dict(eps=EPS, restarts=2, mode='train'), "mode = 'train' with early_stop or restarts"),
 ], ids=str)
@@ -251,21 +251,21 @@ def test_bad_settings_are_named(settings, message):
 
 
 @pytest.mark.parametrize('settings, changes, message', [
-    ({}, dict(x=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), 'torch.uint8 tensor'),
-    ({}, dict(y=torch.zeros(3).long()), 'expected one label for each of 2 images'),
-    ({}, dict(y=torch.zeros(2)), 'y is a torch.float32 tensor; expected torch.int64'),
-    ({}, dict(seeds=torch.zeros(1).long()), 'expected one seed for each of 2 images'),
-    ({}, dict(seeds=torch.zeros(2)), 'seeds is a torch.float32 tensor; expected torch.int64'),
-    ({}, dict(seeds=torch.zeros(2).long(), generator=torch.Generator()), 'both seeds and generator'),
-    ({}, dict(target=torch.zeros(2).long()), "loss = 'ce' has none; use ce-targeted or dlr-targeted"),
-    (dict(loss='ce-targeted'), dict(target=torch.zeros(3).long()), 'expected one class for each of 2'),
+    ({}, dict(x=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), 'torch.uint8'),
+    ({}, dict(y=torch.zeros(3).long()), r'y has shape \(3,\)'),
+    ({}, dict(y=torch.zeros(2)), 'y is a torch.float32'),
+    ({}, dict(seeds=torch.zeros(1).long()), r'seeds has shape \(1,\)'),
+    ({}, dict(seeds=torch.zeros(2)), 'seeds is a torch.float32'),
+    ({}, dict(seeds=torch.zeros(2).long(), generator=torch.Generator()), 'seeds and generator'),
+    ({}, dict(target=torch.zeros(2).long()), "loss = 'ce'"),
+    (dict(loss='ce-targeted'), dict(target=torch.zeros(3).long()), r'target has shape \(3,\)'),
     (dict(loss='ce-targeted', mode='train'), {}, "without target in mode 'train'"),
     (dict(loss='kl'), dict(clean_logits=torch.zeros(2)), r'clean_logits has shape \(2,\)'),
-    (dict(norm='l2', eps=128), {}, r'eps = 128 in l2: .* more than 8 apart\. Did you mean 128/255'),
-    (dict(norm='l1', eps=65), {}, r'eps = 65 in l1: .* more than 64 apart'),
-    (dict(loss=lambda logits, y: logits.sum()), {}, r'the loss returns a tensor of shape \(\); expected one value'),
-    ({}, dict(model=nn.Conv2d(1, 1, 3)), r'returns a tensor of shape \(2, 1, 6, 6\); expected logits \(2, classes\)'),
-    ({}, dict(model=lambda x: x.detach().flatten(1)), 'logits have no gradient to its input'),
+    (dict(norm='l2', eps=128), {}, 'eps = 128 in l2.* 128/255'),
+    (dict(norm='l1', eps=65), {}, 'eps = 65 in l1.* 64'),
+    (dict(loss=lambda logits, y: logits.sum()), {}, r'loss returns .* \(\)'),
+    ({}, dict(model=nn.Conv2d(1, 1, 3)), r'\(2, 1, 6, 6\); expected logits \(2, classes\)'),
+    ({}, dict(model=lambda x: x.detach().flatten(1)), 'no gradient'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_bad_calls_are_named(network, settings, changes, message):
     call = {'model': network, 'x': torch.zeros(2, 1, 8, 8), 'y': torch.zeros(2).long(), **changes}
@@ -277,5 +277,5 @@ def test_bad_calls_are_named(network, settings, changes, message):
 
 
 def test_inference_mode_is_a_clear_error(network, batch):
-    with torch.inference_mode(), pytest.raises(RuntimeError, match=r'use torch\.no_grad instead'):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match='no_grad'):
         PGD(eps=EPS)(network, *batch)

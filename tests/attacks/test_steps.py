@@ -16,13 +16,13 @@ def test_sizes(name, shares):
 
 
 @pytest.mark.parametrize('name', ['fixed', 'cosine'])
-def test_without_a_memory_the_gradient_is_followed(name):
+def test_other_rules_follow_the_gradient(name):
     before, gradient = torch.ones(2, 3), torch.randn(2, 3)
     assert torch.equal(STEP_RULES[name].follow(before, gradient), gradient)
 
 
 def test_momentum_adds_gradients_of_equal_size():
-    """Each image by itself, however large its gradient is."""
+    """For each image, for any size of its gradient."""
     first, second = torch.tensor([[[3., -1.]], [[1e-20, 1e-20]]]), torch.tensor([[[0., 4e9]], [[-2., 0.]]])
     follow = STEP_RULES['momentum'].follow
     torch.testing.assert_close(follow(follow(None, first), second), torch.tensor([[[1.5, 1.5]], [[-1., 1.]]]))
@@ -30,5 +30,5 @@ def test_momentum_adds_gradients_of_equal_size():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="step_rule = 'adam': expected fixed, cosine, momentum"):
+    with pytest.raises(ValueError, match="step_rule = 'adam'"):
         step_rule('adam')

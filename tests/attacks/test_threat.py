@@ -10,25 +10,25 @@ from timm_paf.attacks import ThreatModel, parse_eps
     (1, 1.), ('1e-3', 1e-3),
     (Fraction(1, 3), 1 / 3),
 ], ids=str)
-def test_numbers_as_papers_write_them(text, value):
+def test_numbers_and_fractions(text, value):
     assert parse_eps(text) == value
 
 
 @pytest.mark.parametrize('text, message', [
-    ('0', 'greater than 0'), ('-8/255', 'greater than 0'), (0., 'greater than 0'), ('eight', 'expected a number or a'),
-    ('8/0', 'expected a number or a'), ('8/', 'expected a number or a'), ('1/2/3', 'expected a number or a'),
+    ('0', 'greater than 0'), ('-8/255', 'greater than 0'), (0., 'greater than 0'), ('eight', 'expected a number'),
+    ('8/0', 'expected a number'), ('8/', 'expected a number'), ('1/2/3', 'expected a number'),
     (float('nan'), 'expected a number'), ('inf', 'expected a number'),
     (None, 'expected a number'), (True, 'expected a number'), ('8', 'Did you mean 8/255'), (8, 'Did you mean 8/255'),
 ], ids=str)
-def test_anything_else_is_named(text, message):
+def test_bad_radii_are_named(text, message):
     with pytest.raises(ValueError, match=message):
         parse_eps(text)
 
 
-def test_threat_model_keeps_what_was_written():
+def test_threat_model_keeps_the_text():
     threat = ThreatModel(eps='8/255')
     assert (threat.eps, threat.radius, threat.norm, str(threat)) == ('8/255', 8 / 255, 'linf', 'linf 8/255')
-    with pytest.raises(ValueError, match="norm = 'l7': expected linf"):
+    with pytest.raises(ValueError, match="norm = 'l7'"):
         ThreatModel(eps='8/255', norm='l7')
 
 

@@ -93,7 +93,7 @@ def test_validate_gives_the_verdicts_of_the_eager_run(tmp_path):
 
 @pytest.mark.parametrize('flags, message', [
     (['--torchcompile-mode', 'max-autotune'], '--torchcompile-mode = max-autotune: give a backend'),
-    (['--torchcompile', 'inductor', '--torchcompile-mode', 'fast'], "compile = 'fast': torch.compile has default"),
+    (['--torchcompile', 'inductor', '--torchcompile-mode', 'fast'], "compile = 'fast'"),
     (['--torchcompile', 'inductr'], "--torchcompile inductr: backend = 'inductr'"),
     (['--opt', 'lamb', '--opt-fused'], '--opt-fused: there is no fused form of lamb'),
     (['--opt-fused', '--amp', '--amp-dtype', 'float16'], 'no fused form with --amp-dtype float16'),

@@ -1,18 +1,19 @@
 """Attacks on classifiers of images in [0, 1]: (model, x, y) -> x_adv."""
 from timm_paf._normalized import Normalized
-from timm_paf.attacks.autoattack import AutoAttackResult, autoattack, check_images
-from timm_paf.attacks.autoattack_result import ComponentRun, pointwise_worst_case, write_verdicts
-from timm_paf.attacks.autoattack_resume import check_state
+from timm_paf.attacks.autoattack import autoattack, check_state
+from timm_paf.attacks.autoattack_result import AutoAttackResult, ComponentRun, pointwise_worst_case, write_verdicts
 from timm_paf.attacks.balls import BALLS, Ball
+from timm_paf.attacks.checks import check_images, check_pixels
 from timm_paf.attacks.compiled import CompiledModel, CompileSettings
-from timm_paf.attacks.losses import LOSSES
+from timm_paf.attacks.losses import LOSSES, kl_divergence
 from timm_paf.attacks.pgd import FGSM, PGD
 from timm_paf.attacks.state import attack_mode, eval_mode, frozen_parameters, still_statistics
 from timm_paf.attacks.steps import STEP_RULES
 from timm_paf.attacks.threat import ThreatModel, parse_eps
 
 __all__ = [
-    'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'check_state', 'pointwise_worst_case',
-    'write_verdicts', 'BALLS', 'Ball', 'CompiledModel', 'CompileSettings', 'LOSSES', 'Normalized', 'FGSM', 'PGD',
-    'attack_mode', 'eval_mode', 'frozen_parameters', 'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
+    'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'check_pixels', 'check_state',
+    'pointwise_worst_case', 'write_verdicts', 'BALLS', 'Ball', 'CompiledModel', 'CompileSettings', 'LOSSES',
+    'kl_divergence', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode', 'frozen_parameters', 'still_statistics',
+    'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

@@ -1,94 +1,89 @@
-"""How far AutoAttack is, and how long the rest may take."""
+"""Progress reports of AutoAttack with an estimate of the time left."""
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from timm_paf.attacks.autoattack_subject import Subject
+from timm_paf.attacks.autoattack_model import AutoAttackModel
 
-__all__ = ['Pace', 'Progress', 'passes_per_image']
+__all__ = ['Progress', 'ProgressEstimator', 'passes_per_image']
 
 Progress = Callable[[str, int, int, int, float], None]
-_INTERVAL = 0.5  # seconds between two reports from inside a batch
+_INTERVAL = 0.5  # seconds between two reports inside a batch
 
 
 def passes_per_image(adversary: Any, component: str, classes: int) -> int:
-    """Forward and backward passes that an image costs which stands to the end of a component.
+    """Forward and backward passes of a component for an image that stays robust.
 
     Args:
         adversary: A `pyautoattack.AutoAttack`.
         component: Name of the component.
         classes: Number of classes.
     """
-    apgd, targeted, fab = adversary.apgd, adversary.apgd_targeted, adversary.fab
+    apgd, targeted, fab, square = adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square
+    untargeted = apgd.n_restarts * (apgd.n_iter_orig + 1) * 2 * apgd.eot_iter
     return {
-        'apgd-ce': apgd.n_restarts * (apgd.n_iter_orig + 1) * 2 * apgd.eot_iter,
-        'apgd-dlr': apgd.n_restarts * (apgd.n_iter_orig + 1) * 2 * apgd.eot_iter,
+        'apgd-ce': untargeted,
+        'apgd-dlr': untargeted,
         'apgd-t': targeted.n_target_classes * targeted.n_restarts * (targeted.n_iter_orig + 1) * 2,
         'fab': fab.n_restarts * fab.n_iter * (2 + classes),
         'fab-t': fab.n_target_classes * fab.n_iter * 3,
-        'square': adversary.square.n_restarts * adversary.square.n_queries,
+        'square': square.n_restarts * square.n_queries,
     }[component]
 
 
-class Pace:
-    """Calls a progress function after batches, and inside of them as the time allows.
+class ProgressEstimator:
+    """Calls a progress function after every batch, and inside a batch twice a second.
 
-    The time left supposes that every image that stands now stands to the end, at the pace so far; so it is rather too
-    long, until the first component has removed what falls easily.
+    The estimate assumes that every robust image stays robust and that the speed so far continues. So it is too long
+    until the first component has broken the easy images.
 
     Args:
-        progress: Called as progress(component, images done, images in all, images standing, seconds left).
-        costs: Passes an image for each component, in order.
-        subject: The model, which counts its passes.
-        ranks: Processes that share the batches.
+        progress: Called as progress(component, images done, images in all, robust images, seconds left).
+        costs: Passes per image for each component, in order.
+        model: The adapter, which counts its passes.
+        processes: Number of processes that share the batches.
     """
 
-    def __init__(self, progress: Progress | None, costs: Sequence[int], subject: Subject, ranks: int = 1) -> None:
-        self.progress = progress
-        self.costs = costs
-        self.subject = subject
-        self.ranks = ranks
-        self.spent = 0.  # seconds of attacking in this process, and the work that they did
-        self.worked = 0.
-        self.told = -_INTERVAL
-        subject.on_pass = self._within
+    def __init__(
+            self, progress: Progress | None, costs: Sequence[int], model: AutoAttackModel, processes: int = 1) -> None:
+        self.progress, self.costs, self.model, self.processes = progress, costs, model, processes
+        self._seconds = self._work = 0.  # time and passes of the finished batches of this process
+        self._batch = 0  # size of the batch under attack
+        self._reported = -_INTERVAL
+        model.on_forward = self._inside_batch
 
-    def component(self, index: int, name: str, images: int, standing: int) -> None:
-        """A component begins; `images` of it are this process's."""
-        self.index, self.name, self.images, self.standing = index, name, images, standing
-        self.done = 0
-        self.size = 0
+    def start_component(self, index: int, name: str, images: int, robust: int) -> None:
+        """A component starts: this process attacks `images` of the `robust` ones."""
+        self._index, self._name, self._images, self._robust, self._done = index, name, images, robust, 0
 
-    def begin(self, size: int) -> None:
-        """A batch begins."""
-        self.size = size
-        self.started = time.monotonic()
-        self.before = self.subject.forwards + self.subject.backwards
+    def start_batch(self, size: int) -> None:
+        """The attack on a batch starts."""
+        self._batch = size
+        self._started, self._passes = time.monotonic(), self.model.forwards + self.model.backwards
 
-    def end(self, size: int, broken: int, attacked: bool) -> None:
-        """A batch is finished, by attacking it here or because it was before."""
-        if attacked:
-            self.spent += time.monotonic() - self.started
-            self.worked += size * self.costs[self.index]
-        self.size = 0
-        self.done += size
-        self.standing -= broken
-        self._tell(0., 0.)
+    def end_batch(self, size: int, broken: int) -> None:
+        """A batch is finished: after an attack, or because its result was read from the state."""
+        if self._batch:
+            self._seconds += time.monotonic() - self._started
+            self._work += size * self.costs[self._index]
+        self._batch = 0
+        self._done += size
+        self._robust -= broken
+        self._report()
 
-    def _within(self) -> None:
+    def _inside_batch(self) -> None:
         now = time.monotonic()
-        if self.progress is None or not self.size or now - self.told < _INTERVAL:
-            return
-        work = self.subject.forwards + self.subject.backwards - self.before
-        self._tell(now - self.started, min(work, self.size * self.costs[self.index]))
+        if self._batch and now - self._reported >= _INTERVAL:
+            passes = self.model.forwards + self.model.backwards - self._passes
+            self._report(now - self._started, min(passes, self._batch * self.costs[self._index]))
 
-    def _tell(self, seconds: float, work: float) -> None:
+    def _report(self, seconds: float = 0., work: float = 0.) -> None:
+        """Report, with the time and passes spent inside the current batch."""
         if self.progress is None:
             return
-        self.told = time.monotonic()
-        left = (self.images - self.done) * self.costs[self.index] - work
-        left += sum(self.costs[self.index + 1:]) * self.standing / self.ranks
-        worked = self.worked + work
-        self.progress(
-            self.name, self.done, self.images, self.standing,
-            0. if not left else left * (self.spent + seconds) / worked if worked else float('nan'))
+        self._reported = time.monotonic()
+        left = (self._images - self._done) * self.costs[self._index] - work
+        left += sum(self.costs[self._index + 1:]) * self._robust / self.processes
+        work += self._work
+        rate = (self._seconds + seconds) / work if work else float('nan')
+        self.progress(self._name, self._done, self._images, self._robust, left * rate if left else 0.)

@@ -1,9 +1,9 @@
-"""What AutoAttack found, image by image."""
+"""Results of AutoAttack for each image."""
 import csv
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ __all__ = ['AutoAttackResult', 'ComponentRun', 'pointwise_worst_case', 'write_ve
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentRun:
-    """What one component of AutoAttack did.
+    """Counts and cost of one component of AutoAttack.
 
     Args:
-        name: Of the component.
-        attacked: Images that were sent to it.
+        name: Name of the component.
+        attacked: Images that it attacked.
         broken: Images that it broke.
-        seconds: Time spent on it, over all ranks and all runs up to a resumed one.
+        seconds: Time spent on it, summed over processes and over interrupted and resumed runs.
         forwards: Images passed through the model.
         backwards: Images for which a gradient was computed.
     """
@@ -36,16 +36,17 @@ class ComponentRun:
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """What AutoAttack left standing.
+    """Robust images, adversarial images, and what each component did.
 
     Attributes:
         robust: (N,) bool on the CPU: classified correctly, clean and after every component.
         clean: (N,) bool on the CPU: classified correctly before any attack.
-        x_adv: (N, …) float32 images on the CPU: the one that fooled the model where one did, else the original.
-        components: The attacks that were run, in order.
-        warnings: What the package's own checks and ours found suspicious, one sentence each.
-        broken_by: For each image 'clean' if it was wrong before any attack, the component that broke it, or None.
-        runs: What each component did, in order.
+        x_adv: (N, …) float32 images on the CPU: the adversarial image where one was found, else the original.
+        components: Names of the components that were run, in order.
+        warnings: Warnings of the package's checks and of ours, one sentence each.
+        broken_by: For each image 'clean' if it was misclassified before any attack, the component that broke it, or
+            None.
+        runs: Counts and cost of each component, in order.
     """
     robust: Tensor
     clean: Tensor
@@ -53,21 +54,22 @@ class AutoAttackResult:
     components: tuple[str, ...]
     warnings: tuple[str, ...]
     broken_by: tuple[str | None, ...] = ()
-    runs: tuple[ComponentRun, ...] = field(default=())
+    runs: tuple[ComponentRun, ...] = ()
 
-    def verdicts(self) -> dict[str, Tensor]:
-        """By component, (N,) bool: not broken by it. Components see only what earlier ones left standing."""
+    def not_broken_by(self) -> dict[str, Tensor]:
+        """For each component a mask (N,) bool: it did not break the image. It attacks only images robust before it."""
         return {
             name: torch.tensor([broken != name for broken in self.broken_by], dtype=torch.bool)
             for name in self.components}
 
     def save(self, path: str | os.PathLike, y: Tensor) -> None:
-        """Write the images whole or not at all: npz with `image` (N, C, H, W) float32 and `label` (N,) int64.
+        """Write the images as npz: `image` (N, C, H, W) float32, `label` (N,) int64 and `broken_by` (N,) text.
 
-        The archive is one that `timm_paf.data` reads. `broken_by` (N,) is in it as text, '' for images that stand.
+        `timm_paf.data` reads this archive. `broken_by` is '' for robust images. The file is written as a whole or not
+        at all.
 
         Args:
-            path: File to write; one that is there is replaced.
+            path: File to write; an existing file is replaced.
             y: Labels (N,).
         """
         with whole_file(path) as file:
@@ -80,45 +82,46 @@ def pointwise_worst_case(
         clean: Tensor,
         attacks: Mapping[str, Tensor],
 ) -> tuple[Tensor, tuple[str | None, ...]]:
-    """Images that stand under every attack: an image counts as broken if one of them broke it.
+    """Images that are robust to every attack.
 
     Args:
         clean: (N,) bool, classified correctly before any attack.
-        attacks: By name, (N,) bool: still classified correctly under the attack.
+        attacks: Masks by name, (N,) bool: classified correctly under the attack.
 
     Returns:
-        (N,) bool, standing under all; and for each image 'clean', the first attack that broke it, or None.
+        (N,) bool, robust to all; and for each image 'clean', the first attack that broke it, or None.
 
     Raises:
-        ValueError: If the verdicts are not all of the same images.
+        ValueError: If the masks do not have the same shape or are not bool.
     """
     robust = clean.cpu().clone()
-    broken_by: list[str | None] = [None if right else 'clean' for right in robust.tolist()]
-    for name, standing in attacks.items():
-        if standing.dtype != torch.bool or standing.shape != clean.shape:
+    broken_by: list[str | None] = [None if correct else 'clean' for correct in robust.tolist()]
+    for name, correct in attacks.items():
+        if correct.dtype != torch.bool or correct.shape != clean.shape:
             raise ValueError(
-                f'verdicts of {name} are {standing.dtype} of shape {tuple(standing.shape)}; expected torch.bool of '
-                f'shape {tuple(clean.shape)}, one for each image.')
-        for index in (robust & ~standing.cpu()).nonzero().flatten().tolist():
+                f'the mask of {name} is {correct.dtype} of shape {tuple(correct.shape)}; expected torch.bool of shape '
+                f'{tuple(clean.shape)}, one value per image.')
+        for index in (robust & ~correct.cpu()).nonzero().flatten().tolist():
             broken_by[index] = name
-        robust &= standing.cpu()
+        robust &= correct.cpu()
     return robust, tuple(broken_by)
 
 
-def write_verdicts(path: str | os.PathLike, y: Tensor, verdicts: Mapping[str, Tensor], **columns: tuple) -> None:
-    """Write a table of verdicts as CSV, whole or not at all: one row an image, 1 where it stands.
+def write_verdicts(path: str | os.PathLike, y: Tensor, correct: Mapping[str, Tensor], **columns: tuple) -> None:
+    """Write a CSV with one row per image: its number, its label, and 1 or 0 for correct under each attack.
+
+    The file is written as a whole or not at all.
 
     Args:
-        path: File to write; one that is there is replaced.
+        path: File to write; an existing file is replaced.
         y: Labels (N,).
-        verdicts: By column, (N,) bool.
-        columns: Further columns by name, N values each; None becomes an empty field.
+        correct: Masks (N,) bool by column name.
+        columns: More columns by name, N values each; None becomes an empty field.
     """
-    rows = zip(
-        range(len(y)), y.tolist(), *(v.int().tolist() for v in verdicts.values()), *columns.values(), strict=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['image', 'label', *verdicts, *columns])
-    writer.writerows(rows)
+    writer.writerow(['image', 'label', *correct, *columns])
+    writer.writerows(zip(
+        range(len(y)), y.tolist(), *(mask.int().tolist() for mask in correct.values()), *columns.values(), strict=True))
     with whole_file(path) as file:
         file.write(text.getvalue().encode())

@@ -1,8 +1,8 @@
-"""What an interrupted AutoAttack has found so far, in a folder.
+"""State of an AutoAttack run in a folder, for exact resume.
 
-`run.json` says which run it is: settings, and hashes of images, labels and weights. Each finished batch of a component
-is a file of its own, written whole or not at all, so that a kill at any moment costs the batches under way and nothing
-else, and the ranks of one run write side by side.
+`run.json` identifies the run: settings, and hashes of images, labels and model. Every finished batch of a component is
+one file, written as a whole or not at all. So a kill costs only the batches under attack, and processes write in
+parallel.
 """
 import hashlib
 import json
@@ -18,32 +18,32 @@ from torch import Tensor, nn
 
 from timm_paf._files import whole_file
 
-__all__ = ['BatchFound', 'RunState', 'fingerprint']
+__all__ = ['BatchResult', 'RunState', 'fingerprint', 'is_empty']
 
-_FORMAT = 1
-_NUMBERS = ('seconds', 'forwards', 'backwards')
+_FORMAT = 2
+_HASHES = ('images', 'labels', 'model')
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchFound:
-    """What a component found in one batch.
+class BatchResult:
+    """Result of a component on one batch.
 
     Args:
         attacked: (B,) int64, numbers of the images in the batch.
-        broken: (F,) int64, numbers of those that it broke.
-        images: (F, …) float32, the images that broke them.
-        seconds: Time it took.
+        broken: (F,) int64, numbers of the images that the component broke.
+        images: (F, …) float32, adversarial images for these.
+        seconds: Time of the attack.
         forwards: Images passed through the model.
         backwards: Images for which a gradient was computed.
-        warnings: What the package warned of.
+        warnings: Warnings during the attack.
     """
     attacked: Tensor
     broken: Tensor
     images: Tensor
-    seconds: float
-    forwards: int
-    backwards: int
-    warnings: tuple[str, ...]
+    seconds: float = 0.
+    forwards: int = 0
+    backwards: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def _sha256(*tensors: Tensor) -> str:
@@ -56,93 +56,89 @@ def _sha256(*tensors: Tensor) -> str:
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for results to belong to one run; plain values.
+    """Identity of a run as JSON values: the settings, and hashes of images, labels and model.
 
     Args:
-        model: Its weights and the classes of its modules count.
+        model: Its weights and the classes of its modules are hashed.
         x: Images.
         y: Labels.
-        settings: Plain values that decide what is found.
+        settings: JSON values that decide the result.
     """
-    state = model.state_dict()
-    kinds = '\n'.join(f'{name} {type(module).__qualname__}' for name, module in model.named_modules())
-    names = '\n'.join([*state, kinds]).encode()
+    weights = model.state_dict()
+    modules = '\n'.join(f'{name} {type(module).__qualname__}' for name, module in model.named_modules())
+    names = '\n'.join([*weights, modules]).encode()
     return {
         'format': _FORMAT, **settings, 'images': _sha256(x), 'labels': _sha256(y),
-        'model': hashlib.sha256(names + _sha256(*state.values()).encode()).hexdigest()}
+        'model': hashlib.sha256(names + _sha256(*weights.values()).encode()).hexdigest()}
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a new run can use the folder: it does not exist, or has only hidden files (of a run that was killed)."""
+    return not path.exists() or (path.is_dir() and all(entry.name[0] == '.' for entry in path.iterdir()))
 
 
 class RunState:
     """The folder of one run.
 
     Args:
-        path: The folder; None keeps nothing.
-        identity: As `fingerprint` gives it.
-        tidy: Remove what a killed process left unfinished; for one process, before others write.
+        path: The folder; None stores nothing.
+        identity: Result of `fingerprint`.
+        clean_up: Remove unfinished files of a killed process. Only for one process, before others write.
 
     Raises:
-        ValueError: If the folder holds something else, or the state of another run; nothing is changed then.
-        OSError: If it cannot be written.
+        ValueError: If the folder has other files or the state of another run. Nothing is changed then.
+        OSError: If the folder cannot be written.
     """
 
-    def __init__(
-            self,
-            path: str | os.PathLike | None,
-            identity: dict[str, Any],
-            *,
-            tidy: bool = False,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike | None, identity: dict[str, Any], *, clean_up: bool = False) -> None:
         self.path = None if path is None else Path(path)
         if self.path is None:
             return
         run = self.path / 'run.json'
         if run.exists():
             self._compare(run, identity)
-            for unfinished in self.path.glob('.*.tmp') if tidy else ():
+            for unfinished in self.path.glob('.*.tmp') if clean_up else ():
                 unfinished.unlink()
             return
-        # a kill before run.json was written leaves an empty folder or a hidden file
-        if self.path.exists() and (not self.path.is_dir() or any(p.name[0] != '.' for p in self.path.iterdir())):
-            raise ValueError(f'state {self.path} is there and no state of AutoAttack; choose another name.')
+        if not is_empty(self.path):
+            raise ValueError(f'state {self.path} exists and is not a state of AutoAttack; choose another name.')
         self.path.mkdir(parents=True, exist_ok=True)
         with whole_file(run) as file:
             file.write(json.dumps(identity, indent=2).encode())
 
     def _compare(self, run: Path, identity: dict[str, Any]) -> None:
         try:
-            before = json.loads(run.read_text())
-            assert isinstance(before, dict)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, AssertionError):
+            stored = json.loads(run.read_text())
+            if not isinstance(stored, dict):
+                raise ValueError
+        except (OSError, ValueError):
             raise ValueError(f'state {self.path}: run.json cannot be read; choose another name.') from None
-        differing = []
-        for name in sorted({*before, *identity}):
-            if before.get(name) != identity.get(name):
-                hashed = name in ('images', 'labels', 'model')
-                differing.append(
-                    f'other {name}' if hashed else f'{name} {before.get(name)} instead of {identity.get(name)}')
+        differing = [
+            f'other {name}' if name in _HASHES else f'{name} {stored.get(name)} instead of {identity.get(name)}'
+            for name in sorted({*stored, *identity}) if stored.get(name) != identity.get(name)]
         if differing:
             raise ValueError(
-                f'state {self.path} is that of another run: {"; ".join(differing)}. Repeat that run, or choose another '
+                f'state {self.path} belongs to another run: {"; ".join(differing)}. Repeat that run, or choose another '
                 f'name; nothing was changed.')
 
     def _file(self, component: int, batch: int) -> Path | None:
         return None if self.path is None else self.path / f'{component:02d}-{batch:06d}.npz'
 
-    def save(self, component: int, batch: int, found: BatchFound) -> None:
-        """Write what was found in a batch of a component, both by their numbers; on the disk when it returns."""
+    def save(self, component: int, batch: int, result: BatchResult) -> None:
+        """Write the result of a batch, identified by the numbers of component and batch. It is on disk on return."""
         file = self._file(component, batch)
         if file is not None:
             with whole_file(file) as opened:
                 np.savez(
-                    opened, attacked=found.attacked.numpy(), broken=found.broken.numpy(), images=found.images.numpy(),
-                    numbers=np.array([getattr(found, name) for name in _NUMBERS], dtype=np.float64),
-                    warnings=np.array(json.dumps(found.warnings)))
+                    opened, attacked=result.attacked.numpy(), broken=result.broken.numpy(),
+                    images=result.images.numpy(), warnings=np.array(json.dumps(result.warnings)),
+                    numbers=np.array([result.seconds, result.forwards, result.backwards], dtype=np.float64))
 
-    def load(self, component: int, batch: int, attacked: Tensor) -> BatchFound | None:
-        """What was found in a batch, or None if it is still to be attacked.
+    def load(self, component: int, batch: int, attacked: Tensor) -> BatchResult | None:
+        """Read the result of a batch; None if the batch is not finished.
 
         Raises:
-            ValueError: If the file is damaged or about other images.
+            ValueError: If the file is damaged or has the result of other images.
         """
         file = self._file(component, batch)
         if file is None or not file.exists():
@@ -155,10 +151,10 @@ class RunState:
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
             reason = ' '.join(str(error).split())[:100]
             raise ValueError(
-                f'state {file} cannot be read ({reason}); delete this file: its batch is repeated.') from None
+                f'state {file} cannot be read ({reason}); delete this file, and its batch is attacked again.') from None
         if not torch.equal(arrays['attacked'], attacked):
             raise ValueError(
-                f'state {file} is about other images than this batch; the model does not give the same predictions '
-                f'every time, or the file was moved. Choose another name.')
-        return BatchFound(
+                f'state {file} has the result of other images: the model does not give the same predictions every '
+                f'time, or the file was moved. Choose another name.')
+        return BatchResult(
             **arrays, seconds=seconds, forwards=int(forwards), backwards=int(backwards), warnings=warnings)

@@ -1,8 +1,7 @@
-"""Norm balls around an image, cut with [0, 1]. A norm is three functions; the loop in `pgd` knows nothing else of it.
+"""Norm balls around an image, intersected with [0, 1]. Each norm is three functions: start, step and project.
 
-Images are in [0, 1], so that cutting a perturbation off at the pixel range never makes it longer, in any norm. It does
-leave part of the radius unused in L2 and L1. The projections here are those onto the intersection of ball and pixel
-range, which is where the attacker's best point lies.
+Clipping a perturbed image to [0, 1] never makes its perturbation longer, in any norm. But in L2 and L1 it leaves a part
+of the radius unused. So the projections here are exact projections onto the intersection of ball and pixel range.
 """
 import math
 from collections.abc import Callable
@@ -11,25 +10,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from timm_paf.attacks.noise import Noise, wide_dtype
+from timm_paf._dtypes import compute_dtype
+from timm_paf.attacks.noise import Noise
 
 __all__ = ['BALLS', 'Ball', 'ball', 'check_radius']
 
 Number = float | Tensor
-SPARSITY = 0.01  # share of the coordinates that an L1 step moves
+SPARSITY = 0.01  # fraction of the coordinates that an L1 step changes
 
 
 class Ball(NamedTuple):
     """The three functions of a norm, on batches of images (B, …) in [0, 1].
 
     Attributes:
-        start: (x, eps, noise) -> a uniformly random perturbation of x's shape inside the ball.
-        step: (x_adv, gradient, step_size) -> x_adv moved by step_size in the direction in which the loss rises fastest;
-            where an image's gradient is 0 it stays.
-        project: (x_adv, x, eps) -> the nearest image to x_adv that is in [0, 1] and in the ball around x.
-        largest: number of pixels -> the distance of two opposite corners of [0, 1].
+        start: (x, eps, noise) -> a uniformly random perturbation in the ball, with the shape of x.
+        step: (x_adv, gradient, step_size) -> x_adv after a step of length step_size in the direction of steepest
+            ascent; an image with gradient 0 does not change.
+        project: (x_adv, x, eps) -> the image nearest to x_adv that is in [0, 1] and in the ball around x.
+        largest: number of pixels -> the largest distance of two images.
 
-    eps and step_size of the last two may be tensors without axes: a compiled step is not compiled anew for a number.
+    eps and step_size of step and project may be tensors without axes, so that a compiled step serves all values.
     """
     start: Callable[[Tensor, float, Noise], Tensor]
     step: Callable[[Tensor, Tensor, Number], Tensor]
@@ -42,7 +42,7 @@ def _pixels(x: Tensor) -> int:
 
 
 def _like(flat: Tensor, x: Tensor) -> Tensor:
-    return torch.empty_like(x).copy_(flat.view(x.shape))  # in x's memory format too
+    return torch.empty_like(x).copy_(flat.view(x.shape))  # in the memory format of x too
 
 
 def _linf_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
@@ -60,7 +60,7 @@ def _linf_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
 
 
 def _l2_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """A direction from normal numbers, and a radius with density r^(n-1)."""
+    """A direction from normal random numbers, and a radius with density proportional to r^(n-1)."""
     n = _pixels(x)
     numbers = noise(n + 1)
     direction = torch.erfinv(numbers[:, :n])
@@ -69,16 +69,16 @@ def _l2_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _l2_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
-    wide = gradient.flatten(1).to(wide_dtype(x_adv.dtype))
+    wide = gradient.flatten(1).to(compute_dtype(x_adv.dtype))
     tiny = torch.finfo(wide.dtype).tiny
-    wide = wide / wide.abs().amax(1, keepdim=True).clamp_(min=tiny)  # so that no square under- or overflows
+    wide = wide / wide.abs().amax(1, keepdim=True).clamp_(min=tiny)  # so that squares do not underflow or overflow
     length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_(min=tiny)
     return x_adv + _like(wide * (step_size / length), x_adv)
 
 
 def _room(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sign and length of each pixel's perturbation, and how far that pixel may go in its direction; (B, n)."""
-    x = x.flatten(1).to(wide_dtype(x.dtype))
+    """Sign and length of each pixel's perturbation, and its maximal length in [0, 1] with this sign; (B, n) each."""
+    x = x.flatten(1).to(compute_dtype(x.dtype))
     perturbation = x_adv.flatten(1).to(x.dtype) - x
     return perturbation.sign(), perturbation.abs(), torch.where(perturbation > 0, 1 - x, x)
 
@@ -89,28 +89,29 @@ def _moved(x: Tensor, sign: Tensor, length: Tensor) -> Tensor:
 
 
 def _l2_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
-    """The nearest point has lengths min(t a, m) with one t in [0, 1]: a the length of each pixel, m the room it has.
+    """The nearest point has lengths min(t a, m) with one t in [0, 1]; a is the length of each pixel, m its maximum.
 
-    From the conditions of Karush, Kuhn and Tucker. The squared norm grows with t, and between the points m / a at which
-    a pixel reaches its limit it is a constant plus t² times a constant; sorting these points finds the piece.
+    This follows from the Karush-Kuhn-Tucker conditions. The squared norm increases with t. A pixel reaches its maximum
+    at t = m / a, and between two such points the squared norm is a constant plus t² times a constant. Sorting the
+    points finds the interval.
     """
     sign, length, room = _room(x_adv, x)
     tiny = torch.finfo(length.dtype).tiny
-    limits, order = (room / length.clamp(min=tiny)).clamp_(max=2).sort(1)  # t <= 1: what is above does not matter
+    limits, order = (room / length.clamp(min=tiny)).clamp_(max=2).sort(1)  # t <= 1, so larger values do not matter
     stopped = room.gather(1, order).square().cumsum(1)
     going = length.gather(1, order).square().flip(1).cumsum(1).flip(1)
     at_limits = stopped + limits.square() * (going - length.gather(1, order).square())
-    count = (at_limits <= eps**2).sum(1, keepdim=True)  # pixels that stop before t is reached
+    count = (at_limits <= eps**2).sum(1, keepdim=True)  # pixels that reach their maximum before t
     first = (torch.arange(length.shape[1], device=x.device) < count).to(length.dtype)
     stops = torch.zeros_like(room).scatter_(1, order, first)
-    # the two sums once more, not as parts of running sums, which lose digits
+    # both sums again, because cumulative sums lose digits
     left = (eps**2 - (stops * room.square()).sum(1, keepdim=True)).clamp_(min=0)
     scale = (left / ((1 - stops) * length.square()).sum(1, keepdim=True).clamp_(min=tiny)).sqrt_().clamp_(max=1)
     return _moved(x, sign, torch.minimum(torch.where(stops > 0, length, scale * length), room))
 
 
 def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
-    """N of n + 1 exponential numbers over their sum fill the simplex evenly; signs make it a ball."""
+    """N of n + 1 exponential numbers, divided by the sum of all, are uniform in the simplex; signs make it a ball."""
     n = _pixels(x)
     numbers = noise(n + 1)
     exponential = -numbers.abs().clamp_(min=torch.finfo(numbers.dtype).eps).log_()
@@ -119,12 +120,12 @@ def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
-    """The step handed out to pixels in the order of their gradients, to each a part as large as it can take.
+    """The step, distributed over pixels in the order of their gradients; each takes at most one equal part.
 
-    The steepest step of all moves one pixel. Moving a hundredth of the pixels by equal parts is the compromise of
-    Tramèr and Boneh (arXiv 1904.13000, SLIDE); what a pixel at the edge of [0, 1] can't take goes to the next ones.
+    The steepest step changes a single pixel. Tramèr and Boneh (arXiv 1904.13000, SLIDE) change 1 % of the pixels by
+    equal parts instead. Here, the part that would take a pixel out of [0, 1] goes to the next pixels.
     """
-    wide = gradient.flatten(1).to(wide_dtype(x_adv.dtype))
+    wide = gradient.flatten(1).to(compute_dtype(x_adv.dtype))
     at = x_adv.flatten(1).to(wide.dtype)
     part = step_size / math.ceil(SPARSITY * wide.shape[1])
     room = torch.where(wide > 0, 1 - at, at).clamp_(min=0).clamp_(max=part) * (wide != 0)
@@ -135,29 +136,29 @@ def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
 
 
 def _l1_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
-    """The nearest point has lengths clamp(a - t, 0, m) with one t >= 0: a the length of each pixel, m its room.
+    """The nearest point has lengths clamp(a - t, 0, m) with one t >= 0; a is the length of each pixel, m its maximum.
 
-    From the conditions of Karush, Kuhn and Tucker; the set is that of Croce and Hein (arXiv 2103.01208). The norm is
-    piecewise linear in t, with a corner where a pixel leaves its limit, a - m, and one where it reaches 0, a.
+    This follows from the Karush-Kuhn-Tucker conditions; the set is that of Croce and Hein (arXiv 2103.01208). The norm
+    is piecewise linear in t, with a corner at a - m, where a pixel leaves its maximum, and at a, where it reaches 0.
     """
     sign, length, room = _room(x_adv, x)
     leaves = (length - room).clamp_(min=0)
     corners, order = torch.cat([leaves, length], 1).sort(1)
     n = length.shape[1]
-    moving = torch.where(order < n, 1, -1).cumsum(1)  # how many pixels shrink beyond each corner
+    moving = torch.where(order < n, 1, -1).cumsum(1)  # number of pixels that shrink after each corner
     fall = (corners.diff(dim=1) * moving[:, :-1]).cumsum(1)
     norm = torch.minimum(length, room).sum(1, keepdim=True)
     over = norm - eps
-    at = torch.cat([over * 0, fall], 1)  # how much the norm has fallen at each corner
+    at = torch.cat([over * 0, fall], 1)  # decrease of the norm at each corner
     piece = ((at < over).sum(1, keepdim=True) - 1).clamp_(min=0)
     t = corners.gather(1, piece) + (over - at.gather(1, piece)) / moving.gather(1, piece).clamp_(min=1)
-    for _ in range(2):  # a running sum in float32 loses digits; on the right piece one Newton step is exact
+    for _ in range(2):  # cumulative sums lose digits; in the right interval one Newton step is exact
         shrunk = torch.minimum(length - t, room).clamp_(min=0)
         active = ((shrunk > 0) & (shrunk < room)).sum(1, keepdim=True).clamp_(min=1)
         t = t + (shrunk.sum(1, keepdim=True) - eps) / active
     t = torch.where(over > 0, t, 0).clamp_(min=0)
     shrunk = torch.minimum(length - t, room).clamp_(min=0)
-    total = shrunk.sum(1, keepdim=True)  # over eps by rounding, where x_adv was far away
+    total = shrunk.sum(1, keepdim=True)  # above eps by rounding, where x_adv was far away
     return _moved(x, sign, shrunk * (eps / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp_(max=1))
 
 
@@ -169,10 +170,10 @@ BALLS = {
 
 
 def ball(norm: str) -> Ball:
-    """The ball of a norm by name.
+    """The ball of the norm with this name.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no such norm.
     """
     if norm not in BALLS:
         raise ValueError(f'norm = {norm!r}: expected {", ".join(BALLS)}.')
@@ -180,13 +181,13 @@ def ball(norm: str) -> Ball:
 
 
 def check_radius(eps: float, norm: str, x: Tensor) -> None:
-    """See that a ball around an image is not the whole pixel range.
+    """Check that a ball around an image can exclude other images.
 
     Raises:
-        ValueError: If eps is more than the distance of the two images that are farthest apart.
+        ValueError: If eps is larger than the largest distance of two images.
     """
     largest = ball(norm).largest(_pixels(x))
     if eps > largest:
         raise ValueError(
-            f'eps = {eps:g} in {norm}: no two images of shape {tuple(x.shape[1:])} with pixels in [0, 1] are more than '
-            f'{largest:g} apart. Did you mean {eps:g}/255?')
+            f'eps = {eps:g} in {norm}: the largest distance of two images of shape {tuple(x.shape[1:])} with pixels in '
+            f'[0, 1] is {largest:g}. Did you mean {eps:g}/255?')

@@ -1,8 +1,8 @@
-"""Networks and steps of attacks as graphs of torch.compile, each for one shape of batch.
+"""Models and attack steps compiled with torch.compile, one graph per batch shape.
 
-A graph is made when a shape is first met and kept as long as its model lives; all attacks on the model share it.
-Batches of other sizes are filled up to a size that there is a graph for. No number of an attack that may change between
-calls is part of a graph. torch guards each graph, so that a model that was changed gets a new one.
+A graph is compiled at the first batch of its shape and kept as long as the model exists; all attacks on the model share
+it. Batches of other sizes are padded to the size of a graph. Settings that can change between calls are inputs of the
+graph. torch guards each graph, so a changed model gets a new one.
 """
 import itertools
 import math
@@ -22,21 +22,21 @@ from torch._inductor import config as inductor_config
 
 __all__ = ['Compile', 'CompileSettings', 'CompiledModel', 'Graph', 'bare_model', 'find_graph']
 
-_MEANT = (RecompileError,)  # of someone who has asked torch for it
-_VERSIONS = 8  # of a graph, as torch has it: timm.optim lifts that limit, and a model that changes would never run
+_MEANT = (RecompileError,)  # raised only if the user asked torch for it
+_VERSIONS = 8  # torch's default limit of recompilations, which timm.optim removes; a changing model would never run
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompileSettings:
-    """How something is compiled.
+    """Settings of torch.compile.
 
     Args:
-        backend: As torch.compile's.
-        mode: As torch.compile's; 'reduce-overhead' and 'max-autotune' use CUDA graphs on a GPU.
-        batch_size: Size that batches are filled up to; by default that of the largest one so far.
+        backend: Backend of torch.compile.
+        mode: Mode of torch.compile; 'reduce-overhead' and 'max-autotune' use CUDA graphs on a GPU.
+        batch_size: Size to which batches are padded; by default the largest size so far.
 
     Raises:
-        ValueError: If torch knows no such backend or mode.
+        ValueError: If torch does not have this backend or mode.
     """
     backend: str = 'inductor'
     mode: str | None = None
@@ -46,26 +46,26 @@ class CompileSettings:
         backends = torch._dynamo.list_backends(exclude_tags=())
         if self.backend not in backends:
             raise ValueError(
-                f'backend = {self.backend!r}: torch.compile has none of that name; expected {", ".join(backends)}.')
+                f'backend = {self.backend!r}: expected a backend of torch.compile: {", ".join(backends)}.')
         if self.mode is not None:
             modes = list(torch._inductor.list_mode_options())
             if self.mode not in modes:
-                raise ValueError(f'compile = {self.mode!r}: torch.compile has {", ".join(modes)}.')
+                raise ValueError(f'compile = {self.mode!r}: expected a mode of torch.compile: {", ".join(modes)}.')
         if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise ValueError(f'batch_size = {self.batch_size!r}: expected a whole number, 1 or more.')
+            raise ValueError(f'batch_size = {self.batch_size!r}: expected an integer, at least 1.')
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether a GPU runs what is compiled as CUDA graphs, whose results the next call writes over."""
+        """Whether a GPU runs CUDA graphs, whose results the next call overwrites."""
         options = torch._inductor.list_mode_options().get(self.mode or 'default', {})
         return self.backend == 'cudagraphs' or options.get('triton.cudagraphs', inductor_config.triton.cudagraphs)
 
     @classmethod
     def of(cls, value: 'Compile') -> Optional['CompileSettings']:
-        """The settings that an argument `compile` stands for: False for none, True, a mode, or settings.
+        """Read an argument `compile`: False or None for no compilation, True, a mode, or settings.
 
         Raises:
-            ValueError: If it is something else.
+            ValueError: If it is anything else.
         """
         if value is None or value is False:
             return None
@@ -81,12 +81,12 @@ Compile = bool | str | CompileSettings | None
 
 @dataclass
 class _Graphs:
-    """What was compiled of one model.
+    """The graphs of one model.
 
     Attributes:
-        made: Graphs, those included that could not be compiled.
-        full: The size that batches are filled up to, of each family of graphs that differ in size alone.
-        warned: Whether a failure has been told of.
+        made: Graphs, including those that failed to compile.
+        full: Size to which batches are padded, for each family of graphs that differ only in size.
+        warned: Whether a failure has been reported.
     """
     made: dict[Hashable, 'Graph'] = field(default_factory=dict)
     full: dict[Hashable, int] = field(default_factory=dict)
@@ -98,7 +98,7 @@ _numbers = itertools.count()
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """A model without what compiles it: a `CompiledModel`, torch.compile."""
+    """A model without its wrappers `CompiledModel` and torch.compile."""
     while True:
         inner = model.model if isinstance(model, CompiledModel) else getattr(model, '_orig_mod', None)
         if inner is None:
@@ -110,14 +110,14 @@ class Graph:
     """A compiled function for batches of up to one size.
 
     Args:
-        function: Called with (model, *tensors) of the whole size.
-        size: That size.
+        function: Called with (model, *tensors) of the full size.
+        size: The full size.
         layout: Memory format of images.
-        settings: How it is compiled.
-        copies: Results are written over by the next call and have to be copied.
+        settings: Settings of torch.compile.
+        copies: Copy the results, because the next call overwrites them.
 
     Attributes:
-        failed: It could not be compiled; it computes all the same.
+        failed: Compilation failed; calls run uncompiled.
     """
 
     def __init__(
@@ -134,12 +134,12 @@ class Graph:
         self.failed = False
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor | None], *numbers: Tensor) -> tuple[Tensor, ...]:
-        """Compute, on a batch that is filled up with copies of its last image.
+        """Compute the results of a batch, padded with copies of its last image.
 
         Args:
-            model: The model, as `bare_model` has it.
-            batch: Tensors of one row an image, or None.
-            *numbers: Further tensors.
+            model: The model, from `bare_model`.
+            batch: Tensors with one row per image, or None.
+            *numbers: Tensors that are not per image.
 
         Returns:
             The function's results, (rows, …) each.
@@ -158,17 +158,17 @@ class Graph:
             try:
                 with dynamo_config.patch(cache_size_limit=_VERSIONS):
                     return self.compiled(model, *tensors)
-            except Exception as error:  # compilers, their backends and the driver each have their own
+            except Exception as error:  # compilers, backends and drivers raise errors of their own classes
                 if isinstance(error, (torch.OutOfMemoryError, *_MEANT)):
                     raise
-                results = self.plain(model, *tensors)  # an error that is not the compiler's comes again
+                results = self.plain(model, *tensors)  # an error that is not the compiler's is raised again here
                 self.failed = True
                 _warn(model, error)
                 return results
         return self.plain(model, *tensors)
 
     def _fitted(self, tensor: Tensor) -> Tensor:
-        """The tensor with all its rows, and with the strides that torch's guards expect."""
+        """The tensor padded to the full size, with the strides that torch's guards expect."""
         shape = (self.size, *tensor.shape[1:])
         layout = self.layout if tensor.dim() == 4 else torch.contiguous_format
         strides = torch.empty(shape, device='meta', memory_format=layout).stride()
@@ -190,21 +190,20 @@ def find_graph(
         independent: bool,
         halves: bool = False,
 ) -> Graph | None:
-    """The graph for a batch; compiled and tried out if there is none.
+    """The graph for a batch; compiled and run once if it is new.
 
     Args:
-        model: As `bare_model` has it, in the mode and precision that it will be called in.
-        make: Makes the function (model, *batch, *numbers) -> tensors of one row an image.
-        key: What it depends on beside shapes, dtypes, device, autocast and settings.
-        batch: As `Graph` is called, images first.
-        *numbers: As `Graph` is called.
-        settings: How it is compiled.
-        independent: An image's results do not depend on the others, so that the batch may be filled up.
-        halves: Small batches are not filled up to the whole size, but to the half, the quarter or the eighth of it.
+        model: The model, from `bare_model`, in the mode and precision of the calls.
+        make: Makes the function (model, *batch, *numbers) -> tensors with one row per image.
+        key: What the graph depends on, in addition to shapes, dtypes, device, autocast and settings.
+        batch: As for calls of `Graph`, images first.
+        *numbers: As for calls of `Graph`.
+        settings: Settings of torch.compile.
+        independent: The result of an image does not depend on the other images, so the batch may be padded.
+        halves: Pad small batches to a half, a quarter or an eighth of the full size instead.
 
     Returns:
-        The graph; None where there can be none, for a size that depends on its batch, or because compiling failed, of
-        which one warning for each model tells.
+        The graph; None if the batch cannot be padded, or if compilation failed, which one warning per model reports.
     """
     images = batch[0]
     assert images is not None
@@ -241,14 +240,14 @@ def _warn(model: nn.Module, error: Exception) -> None:
     if not known.warned:
         known.warned = True
         warnings.warn(
-            f'{type(model).__name__} runs without compiling, since that failed ({type(error).__name__}: '
+            f'{type(model).__name__} runs uncompiled, because compilation failed ({type(error).__name__}: '
             f'{(str(error).splitlines() or [""])[0]}).', RuntimeWarning, stacklevel=2)
 
 
 def _compiled(function: Callable, settings: CompileSettings) -> Callable:
-    """torch.compile of one graph, whose guards and counts of recompilations are its own.
+    """torch.compile of one graph, with its own guards and its own count of recompilations.
 
-    torch keeps what it has compiled with the code of a function, which all functions that a `def` makes share.
+    torch stores compiled code with the code object of a function, which all functions made by one `def` share.
     """
     code = function.__code__
     name = f'{code.co_name}_{next(_numbers)}'
@@ -258,15 +257,15 @@ def _compiled(function: Callable, settings: CompileSettings) -> Callable:
 
 
 class CompiledModel(nn.Module):
-    """A model that is compiled for few sizes of batches, to which others are filled up.
+    """A model compiled for a few batch sizes; other batches are padded.
 
-    Gradients to the images can be taken, also more than once. What asks for gradients to parameters goes through the
-    model as it is, and so does everything in training, where the images of a batch hang together.
+    Gradients for the images are available, more than once too. Calls that need gradients for parameters run uncompiled,
+    and so do all calls in training mode, where the images of a batch affect each other.
 
     Args:
         model: Maps images to logits.
-        compile: As `PGD` has it.
-        halves: Make graphs for the half, the quarter and the eighth of a batch as well, once they are needed.
+        compile: True, a mode of torch.compile, or settings.
+        halves: Also compile for a half, a quarter and an eighth of the batch, when needed.
     """
 
     def __init__(self, model: nn.Module, *, compile: Compile = True, halves: bool = False) -> None:
@@ -280,8 +279,8 @@ class CompiledModel(nn.Module):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
         if self.settings is None or trained or any(module.training for module in self.model.modules()):
             return self.model(x)
-        with functorch_config.patch(donated_buffer=False), warnings.catch_warnings():  # a second backward pass works
-            # torch looks whether an image that is no leaf has a gradient, and warns itself of that
+        with functorch_config.patch(donated_buffer=False), warnings.catch_warnings():  # allows a second backward pass
+            # torch reads .grad of images that are not leaves, and warns about that itself
             warnings.filterwarnings('ignore', message='The .grad attribute of a Tensor', category=UserWarning)
             graph = find_graph(
                 self.model, _forward, 'forward', [x], settings=self.settings, halves=self.halves, independent=True)

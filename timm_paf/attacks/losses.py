@@ -1,11 +1,11 @@
-"""Losses that an attack climbs: one value an image, in float32 or better."""
+"""Losses that an attack maximises: one value per image, in float32 or float64."""
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timm_paf.attacks.noise import wide_dtype
+from timm_paf._dtypes import compute_dtype
 
 __all__ = [
     'LOSSES', 'TARGETED', 'Loss', 'cross_entropy', 'kl_divergence', 'margin', 'dlr', 'targeted_cross_entropy',
@@ -20,7 +20,7 @@ def _wide(logits: Tensor, *, classes: int, name: str) -> Tensor:
         other = 'ce or margin' if logits.shape[1] > 1 else 'ce'
         raise ValueError(
             f'loss {name} compares the {classes} largest logits; the model has {logits.shape[1]} classes. Use {other}.')
-    return logits.to(wide_dtype(logits.dtype))
+    return logits.to(compute_dtype(logits.dtype))
 
 
 def _of_class(logits: Tensor, y: Tensor) -> Tensor:
@@ -39,16 +39,16 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
     """KL(softmax(clean_logits) || softmax(logits)), both (B, K); values (B,).
 
-    What TRADES climbs (Zhang et al., arXiv 1901.08573). Its gradient is 0 where the two agree, so an attack with this
-    loss has to start at a random point.
+    The loss of TRADES (Zhang et al., arXiv 1901.08573), in nats. Gradients flow into both. The gradient is 0 where the
+    two are equal, so an attack with this loss needs a random start.
     """
-    clean = clean_logits.to(wide_dtype(logits.dtype)).log_softmax(1)
+    clean = clean_logits.to(compute_dtype(logits.dtype)).log_softmax(1)
     logits = _wide(logits, classes=1, name='kl').log_softmax(1)
     return functional.kl_div(logits, clean, reduction='none', log_target=True).sum(1)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus that of the label: positive where the image is misclassified; values (B,).
+    """Largest other logit minus the logit of the label; positive for a misclassified image; values (B,).
 
     Carlini and Wagner, arXiv 1608.04644.
 
@@ -60,9 +60,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio: the margin over the difference of the largest and the third largest logit; (B,).
+    """Difference of logits ratio: the margin divided by the largest minus the third largest logit; values (B,).
 
-    Croce and Hein, arXiv 2003.01690, equation 6. Blind to the scale of the logits.
+    Croce and Hein, arXiv 2003.01690, equation 6. It does not depend on the scale of the logits.
 
     Raises:
         ValueError: If there are fewer than 3 classes.
@@ -73,12 +73,12 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Logarithm of the probability of the target class (B,); values (B,)."""
+    """Log-probability of the target class (B,); values (B,)."""
     return -functional.cross_entropy(_wide(logits, classes=1, name='ce-targeted'), target, reduction='none')
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Logit of the target minus that of the label, over the largest minus the mean of the third and fourth; (B,).
+    """Logit of the target minus that of the label, divided by the largest minus the mean of the third and fourth; (B,).
 
     Croce and Hein, arXiv 2003.01690, equation 7.
 
@@ -103,13 +103,13 @@ _COMPARED_WITH = {'kl': ('clean_logits',), 'ce-targeted': ('target',), 'dlr-targ
 
 
 def find_loss(loss: str | Loss) -> tuple[Loss, tuple[str, ...]]:
-    """A loss by name, or a function (logits, y), and what it is called with after the logits.
+    """The loss with this name, or a function (logits, y), and the arguments that it takes after the logits.
 
     Returns:
-        The function, and some of 'y', 'clean_logits' and 'target'.
+        The function, and the names of its arguments: some of 'y', 'clean_logits' and 'target'.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no such loss.
     """
     if not isinstance(loss, str):
         return loss, ('y',)

@@ -1,6 +1,7 @@
-"""Leaving a model as it was found."""
+"""Contexts that change a model and restore it."""
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,7 +13,7 @@ MODES = ('eval', 'train')
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each submodule has its own flag back, also where they differed."""
+    """Evaluation mode inside; afterwards every submodule has its own mode back, even where they differed."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -25,12 +26,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """The mode in which a model is attacked; afterwards everything is as it was found.
+    """The mode in which a model is attacked; afterwards everything is as before.
 
-    Evaluation mode throughout, except that in 'train' BatchNorm (of any kind, SyncBatchNorm too) normalises by the
-    statistics of the batch: the layers that do so in training, which leaves out those that were set to eval inside a
-    network in training; all of them if the network itself is in evaluation mode. Their running statistics and counters
-    are not read and not written, so that nothing has to be restored. Dropout is off in both modes.
+    In 'eval' the whole model is in evaluation mode. In 'train' all BatchNorm layers, SyncBatchNorm too, normalise with
+    the statistics of the batch, and everything else is in evaluation mode, so dropout is off. A BatchNorm layer in
+    evaluation mode inside a network in training mode is frozen and stays in evaluation mode. Running statistics and
+    counters are neither read nor written.
 
     Args:
         model: The network.
@@ -53,24 +54,24 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
 
 @contextmanager
 def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalisation as each layer's mode has it, and running statistics that are neither read in training nor moved."""
-    moving = [
+    """Keep running statistics: layers in training mode normalise with the batch and do not update them."""
+    tracking: list[Any] = [  # nn.Module does not declare the attribute
         module for module in model.modules() if getattr(module, 'track_running_stats', False) and module.training]
     try:
-        for module in moving:
+        for module in tracking:
             module.track_running_stats = False
         yield
     finally:
-        for module in moving:
+        for module in tracking:
             module.track_running_stats = True
 
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside, so that none is computed; afterwards those that did ask again.
+    """No parameter requires a gradient inside; afterwards those that did require one again.
 
-    An attack needs the gradient to the image alone. A custom autograd function computes the gradients of its parameters
-    whenever they ask for one, even if the caller of autograd.grad did not.
+    An attack needs the gradient for the image only. A custom autograd function computes the gradients of its parameters
+    whenever they require one, even if torch.autograd.grad is not asked for them.
     """
     learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

@@ -1,7 +1,9 @@
-"""What an attacker may do to an image."""
+"""Threat model: the norm and radius of the allowed perturbation."""
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+
+from timm_paf.attacks.balls import ball
 
 __all__ = ['ThreatModel', 'parse_eps']
 
@@ -9,16 +11,16 @@ Eps = str | float | int | Fraction
 
 
 def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
-    """A radius or step size as papers write it, `8/255`, or as a number.
+    """Read a radius or step size, a number or a fraction such as '8/255'.
 
     Args:
-        eps: Text such as '8/255' or '0.5', or a number; in units of the pixel range [0, 1].
-        label: What to call it in an error.
-        norm: In 'linf' nothing above 1 makes sense; what is too much in 'l2' and 'l1' depends on the size of the image,
-            and the attack says it (`timm_paf.attacks.balls.check_radius`).
+        eps: Text such as '8/255' or '0.5', or a number, in units of the pixel range [0, 1].
+        label: Name of the value in an error.
+        norm: In 'linf' the maximum is 1. In 'l2' and 'l1' it depends on the size of the images, and
+            `timm_paf.attacks.balls.check_radius` checks it.
 
     Returns:
-        The nearest float; fractions are divided once, exactly.
+        The nearest float; a fraction is divided once, exactly.
 
     Raises:
         ValueError: If it is not a number, not positive, or above 1 in Linf.
@@ -26,7 +28,7 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
     try:
         if isinstance(eps, bool):
             raise ValueError
-        if isinstance(eps, str):  # 0.5/255 is one, too, and Fraction reads only whole numbers there
+        if isinstance(eps, str):  # 0.5/255 is allowed, and Fraction reads only integers there
             parts = eps.replace(' ', '').split('/')
             upper, lower = parts if len(parts) == 2 else (*parts, '1')
             exact = Fraction(upper) / Fraction(lower)
@@ -44,24 +46,23 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
-    """A norm ball around each image, cut with the pixel range [0, 1].
+    """A norm ball around each image, intersected with the pixel range [0, 1].
 
     Args:
-        eps: Radius, as `parse_eps` reads it.
+        eps: Radius in units of [0, 1], see `parse_eps`.
         norm: 'linf', 'l2' or 'l1'.
 
     Attributes:
         radius: eps as a float.
 
     Raises:
-        ValueError: If eps or norm is not as expected.
+        ValueError: If eps or norm is invalid.
     """
     eps: Eps
     norm: str = 'linf'
     radius: float = field(init=False)
 
     def __post_init__(self) -> None:
-        from timm_paf.attacks.balls import ball
         ball(self.norm)
         object.__setattr__(self, 'radius', parse_eps(self.eps, norm=self.norm))
 

@@ -19,10 +19,10 @@ from timm_paf.attacks import (
     ThreatModel,
     autoattack,
     check_images,
+    check_pixels,
     pointwise_worst_case,
     write_verdicts,
 )
-from timm_paf.attacks.autoattack_subject import check_pixels
 from timm_paf.attacks.compiled import Compile
 from timm_paf.evaluation.accuracy import Accuracy, Measurement
 from timm_paf.evaluation.correct import Attack, correct_mask, model_device

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
+from timm_paf._dtypes import compute_dtype
 from timm_paf.kernels import cpu
 
 __all__ = ['CPU', 'Operators']
@@ -29,7 +30,7 @@ def _like_second(grad: Tensor, x: Tensor, *_: object) -> Tensor:
 def _fake_gradients(
         grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x.dtype)
     return (
         torch.empty_like(x), torch.empty(alpha.shape, dtype=dtype, device=x.device),
         torch.empty((0,) if beta is None else beta.shape, dtype=dtype, device=x.device))

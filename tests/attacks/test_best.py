@@ -1,10 +1,10 @@
-"""The worst case of each image: early stop, restarts, targets, seeds, mixed precision."""
+"""The best adversarial image: early stop, restarts, target classes, seeds, mixed precision."""
 import pytest
 import torch
 from torch import nn
 
 from timm_paf.attacks import PGD
-from timm_paf.attacks.worst import Images, Worst
+from timm_paf.attacks.best import AttackState, BestAdversarial
 
 
 class Network(nn.Module):
@@ -28,7 +28,7 @@ def case():
     x = torch.rand(40, 3, 2, 2, dtype=torch.float64)
     with torch.no_grad():
         y = model(x).argmax(1)
-    y[:3] = (y[:3] + 1) % 4  # misclassified as they are
+    y[:3] = (y[:3] + 1) % 4  # misclassified without an attack
     model.batches.clear()
     return model, x, y
 
@@ -67,26 +67,26 @@ def test_early_stop_returns_the_first_point_that_fools_and_pushes_no_image_furth
     for i in range(40):
         if first[i] < len(points):
             torch.testing.assert_close(x_adv[i], points[first[i]][i], rtol=0, atol=1e-12)
-    stand = first == len(points)
+    robust = first == len(points)
     highest = torch.stack([values(model, point, y) for point in points[1:]]).amax(0)
-    torch.testing.assert_close(values(model, x_adv, y)[stand], highest[stand])
+    torch.testing.assert_close(values(model, x_adv, y)[robust], highest[robust])
 
 
 @pytest.mark.parametrize(
     'settings', [{}, dict(norm='l2', eps=0.3), dict(norm='l1', eps=0.8), dict(restarts=3)], ids=str)
-def test_early_stop_ends_when_nothing_stands(case, settings):
+def test_early_stop_ends_when_no_image_is_robust(case, settings):
     model, x, y = case
     y = (y + 1) % 4
     y[:3] = model(x[:3]).argmax(1) + 1 & 3
     model.batches.clear()
     assert torch.equal(PGD(**{'eps': 0.1, **settings}, early_stop=True)(model, x, y), x)
-    assert model.batches == [40]  # all are misclassified as they are
+    assert model.batches == [40]  # all are misclassified without an attack
 
 
 @pytest.mark.parametrize('norm, eps', [('linf', 0.08), ('l2', 0.2), ('l1', 0.4)])
 @pytest.mark.parametrize('early_stop', [False, True])
-def test_restarts_keep_the_worst_of_each_image(case, norm, eps, early_stop):
-    """No single attempt fools more, or brings the loss of an image that stands higher."""
+def test_restarts_keep_the_best_of_each_image(case, norm, eps, early_stop):
+    """More restarts never fool fewer images, and never lower the loss of a robust image."""
     model, x, y = case
     settings = dict(eps=eps, norm=norm, steps=3, early_stop=early_stop)
     seeds = torch.arange(40)
@@ -94,22 +94,22 @@ def test_restarts_keep_the_worst_of_each_image(case, norm, eps, early_stop):
     fooled = torch.stack([wrong(model, k, y) for k in kept])
     loss = torch.stack([values(model, k, y) for k in kept])
     assert (fooled[:-1] <= fooled[1:]).all() and 3 < fooled[0].sum() < 40
-    stand = ~fooled[-1]
-    assert (loss[:-1, stand] <= loss[1:, stand]).all() and (loss[0, stand] < loss[-1, stand]).any()
+    robust = ~fooled[-1]
+    assert (loss[:-1, robust] <= loss[1:, robust]).all() and (loss[0, robust] < loss[-1, robust]).any()
     for k in kept:
         length = torch.linalg.vector_norm((k - x).flatten(1), {'linf': torch.inf, 'l2': 2, 'l1': 1}[norm], dim=1)
         assert (length <= eps * (1 + 1e-9)).all()
 
 
-def test_only_images_still_standing_go_again(case):
+def test_only_robust_images_continue(case):
     model, x, y = case
     seeds = torch.arange(40)
     before = [PGD(eps=0.08, steps=2, restarts=n)(model, x, y, seeds=seeds) for n in (2, 3)]
-    standing = [int((~wrong(model, x_adv, y)).sum()) for x_adv in before]
+    robust = [int((~wrong(model, x_adv, y)).sum()) for x_adv in before]
     model.batches.clear()
     PGD(eps=0.08, steps=2, restarts=4)(model, x, y, seeds=seeds)
-    assert model.batches[:4] == [40, 37, 37, 37]  # clean; then two steps and the verdict on where they end
-    assert model.batches[7::3] == standing and model.batches[6:] == sorted(model.batches[6:], reverse=True)
+    assert model.batches[:4] == [40, 37, 37, 37]  # clean; then two steps and the final check
+    assert model.batches[7::3] == robust and model.batches[6:] == sorted(model.batches[6:], reverse=True)
 
 
 def test_plain_attack_returns_its_last_point(case):
@@ -120,8 +120,8 @@ def test_plain_attack_returns_its_last_point(case):
 
 
 @pytest.mark.parametrize('loss', ['ce-targeted', 'dlr-targeted'])
-def test_targets_that_are_given_are_reached(case, loss):
-    """Fooled is then what is classified as the target, and images that are merely misclassified go on."""
+def test_given_targets_are_reached(case, loss):
+    """Success is then classification as the target, and other misclassified images continue."""
     model, x, y = case
     target = (y + 2) % 4
     x_adv = PGD(eps=0.5, loss=loss, restarts=3, steps=20)(model, x, y, target=target)
@@ -186,9 +186,9 @@ class Doubtful(nn.Module):
 
 
 @pytest.mark.parametrize('early_stop', [False, True])
-@pytest.mark.parametrize('shift', [-0.7, 0.7], ids=['seems fooled', 'seems to stand'])
-def test_verdicts_under_autocast_are_those_without(case, early_stop, shift):
-    """Half precision may see a success that is none, or none where there is one; the result is not to depend on it."""
+@pytest.mark.parametrize('shift', [-0.7, 0.7], ids=['seems fooled', 'seems robust'])
+def test_success_under_autocast_is_success_without(case, early_stop, shift):
+    """Autocast may show a false success or hide a true one; the result must not depend on it."""
     model, x, y = case
     doubtful = Doubtful(model, shift)
     doubtful.images, doubtful.labels = x, y
@@ -200,21 +200,21 @@ def test_verdicts_under_autocast_are_those_without(case, early_stop, shift):
     assert torch.equal(wrong(model, x_adv, y), expected)
 
 
-def test_a_success_that_half_precision_did_not_see_is_not_replaced():
-    """The model is fooled above 0.5, and under autocast says that it is not."""
+def test_a_success_hidden_by_autocast_is_kept():
+    """Images above 0.5 fool the model, which autocast hides."""
     class Blind(nn.Module):
         def forward(self, x):
             return torch.cat([0.5 - x, x - 0.5], 1) * (0 if torch.is_autocast_enabled('cpu') else 1)
     x, zero = torch.zeros(2, 1), torch.zeros(2).long()
-    images = Images(x, zero, torch.arange(2), torch.tensor([[0.6], [0.1]]))
+    state = AttackState(x, zero, torch.arange(2), torch.tensor([[0.6], [0.1]]))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        worst = Worst(Blind(), images, wanted=False)
-        assert not worst.see(images, torch.zeros(2, 2), torch.tensor([1., 1.])).any()
-        worst.settle(images)
-        assert worst.standing().tolist() == [1]
-        images.x_adv = torch.tensor([[0.2], [0.2]])
-        worst.see(images, torch.zeros(2, 2), torch.tensor([2., 2.]))
-    assert worst.x_adv.flatten().tolist() == pytest.approx([0.6, 0.2])
+        best = BestAdversarial(Blind(), state, targeted=False)
+        assert not best.update(state, torch.zeros(2, 2), torch.tensor([1., 1.])).any()
+        best.recheck(state)
+        assert best.robust_rows().tolist() == [1]
+        state.x_adv = torch.tensor([[0.2], [0.2]])
+        best.update(state, torch.zeros(2, 2), torch.tensor([2., 2.]))
+    assert best.x_adv.flatten().tolist() == pytest.approx([0.6, 0.2])
 
 
 @pytest.mark.parametrize('norm, eps', [('linf', 0.1), ('l2', 1.), ('l1', 8.)])
@@ -242,7 +242,7 @@ def test_gradients_under_float16_do_not_vanish(norm, eps):
 @pytest.mark.parametrize('norm, eps', [('linf', 0.1), ('l2', 0.3), ('l1', 0.8)])
 @pytest.mark.parametrize('rule', ['fixed', 'momentum'])
 @pytest.mark.parametrize('slope', [0., 1.], ids=['not a number', 'infinite'])
-def test_a_broken_gradient_harms_no_other_image(case, norm, eps, rule, slope):
+def test_a_broken_gradient_does_not_change_other_images(case, norm, eps, rule, slope):
     model, x, y = case
 
     class Broken(nn.Module):
@@ -257,7 +257,7 @@ def test_a_broken_gradient_harms_no_other_image(case, norm, eps, rule, slope):
     assert torch.equal(x_adv[others], expected[others])
 
 
-def test_logits_that_are_not_numbers_are_no_success(case):
+def test_nan_logits_are_no_success(case):
     model, x, y = case
 
     class Breaks(nn.Module):

@@ -1,0 +1,120 @@
+"""State of an attack on a batch, and the best adversarial image found for each image."""
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['AttackState', 'BestAdversarial', 'logits_without_autocast']
+
+
+@dataclasses.dataclass
+class AttackState:
+    """The images under attack, one row per image in every tensor.
+
+    Attributes:
+        x: (B, …), the clean images.
+        y: (B,), their labels.
+        index: (B,), their rows in the batch that the attack was called with.
+        x_adv: (B, …), the current adversarial images.
+        clean_logits: (B, K), the model's logits on x.
+        target: (B,), the class that the attack aims for.
+        seeds: (B,), a seed for each image.
+        memory: (B, …), what the step rule keeps from the last step.
+    """
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    x_adv: Tensor
+    clean_logits: Tensor | None = None
+    target: Tensor | None = None
+    seeds: Tensor | None = None
+    memory: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> 'AttackState':
+        """The state of some rows, (n,) int64, as a batch of its own."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: v[rows] for name, v in values.items() if v is not None})
+
+
+@torch.no_grad()
+def logits_without_autocast(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits in the precision of the model's weights and x."""
+    with torch.autocast(x.device.type, enabled=False):
+        return model(x)
+
+
+class BestAdversarial:
+    """The best adversarial image seen so far: one that fools the model, else the one with the highest loss.
+
+    Under autocast, an image counts as fooling the model only if it does so without autocast as well.
+
+    Args:
+        model: The model under attack.
+        state: The batch; `target` defines success if `targeted`.
+        targeted: Success is classification as the target, not just misclassification.
+
+    Attributes:
+        x_adv: (B, …), the best adversarial images.
+        fooled: (B,) bool, whether they fool the model.
+        value: (B,), their loss.
+    """
+
+    def __init__(self, model: nn.Module, state: AttackState, *, targeted: bool) -> None:
+        self.model = model
+        self.targeted = targeted
+        self.x_adv = state.x.clone()
+        self.fooled = torch.zeros_like(state.y, dtype=torch.bool)
+        wide = torch.float32 if state.x.device.type == 'mps' else torch.float64  # mps has no float64
+        self.value = torch.full(state.y.shape, -torch.inf, dtype=wide, device=state.y.device)
+        self.mixed = torch.is_autocast_enabled(state.x.device.type)
+
+    def robust_rows(self) -> Tensor:
+        """Rows (n,) of the images that are still robust; waits for the device."""
+        return (~self.fooled).nonzero().flatten()
+
+    def _fools(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        predicted = logits.argmax(1)
+        success = predicted == target if self.targeted else predicted != y
+        return success & logits.isfinite().all(1)  # NaN logits are a broken model, not a success
+
+    def update(self, state: AttackState, logits: Tensor, values: Tensor | None, *, exact: bool = False) -> Tensor:
+        """Compare the current adversarial images with the best ones.
+
+        Args:
+            state: Some images of the batch.
+            logits: (b, K), on state.x_adv.
+            values: (b,), the loss there; None for the clean images, which any adversarial image replaces.
+            exact: The logits were computed without autocast.
+
+        Returns:
+            (b,) bool: which of them fool the model. Waits for the device under autocast only.
+        """
+        fools = self._fools(logits.detach(), state.y, state.target)
+        if self.mixed and not exact and len(rows := fools.nonzero().flatten()):
+            doubtful = state.take(rows)
+            again = logits_without_autocast(self.model, doubtful.x_adv.detach())
+            fools = fools.index_copy(0, rows, self._fools(again, doubtful.y, doubtful.target))
+        if values is None:
+            values = torch.full_like(fools, -torch.inf, dtype=self.value.dtype)
+        value, index = values.to(self.value.dtype), state.index
+        before = self.fooled[index]
+        better = (fools & ~before) | ((fools == before) & (value > self.value[index]))
+        self.fooled.index_copy_(0, index, fools | before)
+        self.value.index_copy_(0, index, torch.where(better, value, self.value[index]))
+        mask = better.view(-1, *[1] * (state.x.dim() - 1))
+        self.x_adv.index_copy_(0, index, torch.where(mask, state.x_adv.detach(), self.x_adv[index]))
+        return fools
+
+    def recheck(self, state: AttackState) -> None:
+        """Classify the best images of robust rows again without autocast, at the end of a restart.
+
+        A success that autocast hid then counts, and no later image with a higher loss replaces it. Does nothing, and
+        does not wait for the device, if autocast is off.
+        """
+        if self.mixed and len(rows := self.robust_rows()):
+            rest = state.take(rows)
+            logits = logits_without_autocast(self.model, self.x_adv[rows])
+            self.fooled.index_copy_(0, rows, self._fools(logits, rest.y, rest.target))
