@@ -21,8 +21,8 @@ from rich.progress import Progress
 
 from timm_paf.data import LabelledImages, sample_synthetic, save_archive
 from timm_paf.engine.cli import RunFailed, parse_config, run
+from timm_paf.engine.data import open_dataset
 from timm_paf.engine.distributed import Processes, peer_failure, start_processes
-from timm_paf.engine.settings import open_dataset
 from timm_paf.synthesis import (
     Labeller,
     PartMaker,

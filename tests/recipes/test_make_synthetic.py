@@ -20,7 +20,7 @@ from timm_paf.data import (
     read_manifest,
     sample_synthetic,
 )
-from timm_paf.engine.settings import build_model
+from timm_paf.engine.model import build_model
 
 pytest.importorskip('diffusers')
 

@@ -1,18 +1,15 @@
 """A folder of parts of synthetic images, with a manifest: written by several processes, resumed after an interrupt."""
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256, whole_file
+from timm_paf._versions import library_versions
 from timm_paf.data import LabelledImages, save_archive
 from timm_paf.data.manifest import FORMAT, MANIFEST_NAME, read_manifest
-from timm_paf.evaluation import library_versions
 from timm_paf.synthesis.config import first_difference
 from timm_paf.synthesis.parts import PartMaker, part_name
 
@@ -95,12 +92,11 @@ class PartsFolder:
         for partial in self.path.glob(f'.{path.stem}.*.tmp'):  # of a process that was killed while it wrote this part
             partial.unlink(missing_ok=True)
         save_archive(path, data)
-        diffusers = getattr(sys.modules.get('diffusers'), '__version__', 'not used')
         record = {
             'file': path.name, 'images': len(data),
             'per_class': data.labels.bincount(minlength=data.num_classes).tolist(), 'drawn': drawn,
             'rejected': dict(rejected), 'sha256': file_sha256(path),
-            'versions': {**library_versions(), 'numpy': np.__version__, 'diffusers': diffusers}}
+            'versions': library_versions('diffusers')}
         _write_json(path.with_suffix('.json'), record)
         return record
 

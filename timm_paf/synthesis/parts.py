@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from timm_paf._files import file_sha256
 from timm_paf.data import ImageSource, LabelledImages, NearestImages, generator_for, to_unit_range
-from timm_paf.engine.settings import build_model
+from timm_paf.engine.model import build_model
 from timm_paf.models import load_weights, read_checkpoint
 from timm_paf.synthesis.config import SyntheticConfig
 from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
