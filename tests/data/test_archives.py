@@ -46,7 +46,7 @@ FORMATS = {
     'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}, NCHW, LABEL),
     'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
     'behind a prefix': (behind_a_prefix, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
-    'another member beside them': (np.savez, {'image': NHWC, 'label': LABEL, 'extra': LABEL}, {}, NCHW, LABEL),
+    'with another member': (np.savez, {'image': NHWC, 'label': LABEL, 'extra': LABEL}, {}, NCHW, LABEL),
     'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i2')}, {}, NCHW, LABEL),
     'uint64 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint64)}, {'channels': 3}, NCHW, LABEL),
     'floats to 1': (np.savez, {'image': NHWC / 255, 'label': LABEL}, {}, UNIT, LABEL),

@@ -170,7 +170,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_what_cannot_be_opened_is_told_in_one_line(case, tmp_path):
+def test_what_cannot_be_opened_is_an_error_of_one_line(case, tmp_path):
     name, options, error, message = BAD[case]
     with pytest.raises(error, match=message) as caught:
         open_dataset(name, options(tmp_path))
@@ -183,7 +183,7 @@ def test_folder_without_the_split_is_not_taken_for_it(folder):
         open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, decoding=DECODING))
 
 
-def test_broken_test_image_is_told_at_opening(folder):
+def test_broken_test_image_is_found_on_opening(folder):
     (folder / 'val' / 'class1' / '2.png').write_bytes(b'not an image')
     with pytest.raises(ValueError, match=r'2\.png: the image cannot be read'):
         open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, decoding=DECODING))

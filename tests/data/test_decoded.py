@@ -1,4 +1,4 @@
-"""Images decoded while training: the same batches whatever decodes them, and never another image for a broken one."""
+"""Images decoded during training: the same batches for any number of workers, and an error for a broken image."""
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_stream_gives_exact_counts_and_goes_through_passes():
             assert torch.equal(numbers(real) % 3, batch.y[~batch.synthetic])
             seen += numbers(real).tolist()
     assert sorted(seen) == sorted(2 * list(range(30)))
-    assert len(set(source.dataset.epochs)) == len(source.dataset.epochs) >= 2  # each pass is shuffled anew
+    assert len(set(source.dataset.epochs)) == len(source.dataset.epochs) >= 2  # each pass has another order
 
 
 def test_stream_is_not_asked_by_index_and_refuses_wrong_labels():

@@ -83,7 +83,7 @@ def write(path, pixels):
 
 
 def move_older(path):
-    """Put a file that says it is from 1970 into the place of another."""
+    """Replace a file by one with a modification time of 1970."""
     other = path.with_name('.other.png')
     write(other, PIXELS[0])
     os.utime(other, (0, 0))

@@ -100,6 +100,13 @@ def test_only_what_cannot_be_read_in_place_is_copied(tmp_path, cache):
         assert list(copy) == ['pixels'] and np.array_equal(copy['pixels'], NHWC)
 
 
+def test_an_archive_that_changes_while_it_is_copied(tmp_path, cache):
+    np.savez(tmp_path / 'a.npz', image=HWCN, label=LABEL)
+    with pytest.raises(ValueError, match=r'a\.npz: changed since it was opened'):
+        opened(tmp_path / 'a.npz', cache, progress=lambda *step: os.utime(tmp_path / 'a.npz', (1, 1)))
+    assert entries(cache) == []
+
+
 DAMAGE = {
     'cut short': lambda copy: os.truncate(copy, 500),
     'empty': lambda copy: copy.write_bytes(b''),

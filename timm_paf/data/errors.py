@@ -49,6 +49,8 @@ def name_in_errors(start: str, remedy: str = 'get the file again') -> Iterator[N
         yield
     except BadArchive:
         raise
+    except DataChanged as error:
+        raise BadArchive(str(error)) from error
     except BROKEN as error:
         raise BadArchive(f'{start} ({first_line(error)}); {remedy}') from error
 
