@@ -91,6 +91,7 @@ def test_time_and_memory_on_a_gpu():
     assert _timing.peak_bytes(lambda: x + 1, torch.device('cuda')) == x.nbytes
 
 
+@pytest.mark.usefixtures('reference')
 @pytest.mark.parametrize('name', list(ACTIVATIONS))
 def test_formulas_of_the_plain_loop_are_those_of_the_activations(name):
     formula, values = _plain_loop.FORMULAS[name]
@@ -99,6 +100,7 @@ def test_formulas_of_the_plain_loop_are_those_of_the_activations(name):
     torch.testing.assert_close(formula(x, *parameters), getattr(functional, name)(x, *parameters), atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures('reference')
 def test_a_network_with_plain_formulas_computes_the_same():
     model, plain = (timm.create_model('wrn10_2_psoftplus', in_chans=1).eval() for _ in range(2))
     plain.load_state_dict(model.state_dict())
