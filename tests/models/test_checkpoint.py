@@ -51,7 +51,7 @@ def test_missing_average(checkpoint):
 
 
 @pytest.mark.parametrize('write, error, message', [
-    (lambda p: None, FileNotFoundError, 'does not exist'),
+    (lambda p: None, FileNotFoundError, 'no such file'),
     (lambda p: p.write_bytes(b'not a checkpoint'), ValueError, 'cannot be read'),
     (lambda p: p.write_bytes(b''), ValueError, 'cannot be read'),
     (lambda p: torch.save([1, 2], p), ValueError, 'holds a list; expected a dictionary'),

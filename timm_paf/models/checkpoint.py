@@ -35,7 +35,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if path.is_dir():
         raise IsADirectoryError(f'checkpoint {path} is a folder; give a file in it, such as model_best.pth.tar.')
     if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist; give the path of a .pth.tar or .pth file.')
+        raise FileNotFoundError(f'checkpoint {path}: there is no such file; give the path of a .pth.tar or .pth file.')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about the pickle protocol of files that cannot be read anyway
