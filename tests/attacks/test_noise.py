@@ -1,29 +1,21 @@
 """Numbers from seeds: a function of them alone, and as random as they should be."""
-import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
 
+from timm_paf._random import splitmix64
 from timm_paf.attacks.noise import generated, seeded
-
-
-def splitmix64(z):
-    z = np.uint64(z)
-    with np.errstate(over='ignore'):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 @pytest.mark.parametrize('dtype, bits', [(torch.float32, 24), (torch.float64, 53)], ids=str)
 @pytest.mark.parametrize('seed, attempt, image', [(0, 0, 0), (7, 2, 123), (2**63, 1, -5)])
 def test_bits_are_those_of_unsigned_arithmetic(dtype, bits, seed, attempt, image):
-    """The same with numpy's uint64, where shifts bring in zeros."""
+    """The same with Python's integers."""
     golden, wrap = 0x9E3779B97F4A7C15, 2**64
-    attack = int(splitmix64((int(splitmix64(seed)) + attempt * golden) % wrap))
-    key = int(splitmix64((image % wrap) ^ attack))
+    attack = splitmix64((splitmix64(seed) + attempt * golden) % wrap)
+    key = splitmix64((image % wrap) ^ attack)
     expected = [
-        ((int(splitmix64((key + i * golden) % wrap)) >> (64 - bits)) | 1) * 2.**(1 - bits) - 1 for i in range(1, 6)]
+        ((splitmix64((key + i * golden) % wrap) >> (64 - bits)) | 1) * 2.**(1 - bits) - 1 for i in range(1, 6)]
     numbers = seeded(torch.zeros(1, 5, dtype=dtype), torch.tensor([image]), seed=seed, attempt=attempt)(5)
     assert numbers.dtype == dtype and numbers[0].tolist() == expected
 
