@@ -5,6 +5,6 @@ from timm_paf import kernels
 
 @pytest.fixture
 def reference():
-    """The formulas themselves, where other implementations would stand in for them."""
+    """Use the formulas instead of fused kernels."""
     with kernels.use('reference'):
         yield

@@ -125,7 +125,7 @@ def test_results_at_infinity_are_limits(name, parameters, dtype):
             if abs(second) > 100 * abs(first) and abs(second) > 1e10:
                 assert abs(got) > 1e30 and math.copysign(1, got) == np.sign(second)
             elif (name, parameters) == ('reblu', (-1.,)) and got == 0:
-                pass  # x - sqrt(x^2+1) + 1: the 1 is lost beside an x of more than 1e8 already
+                pass  # x - sqrt(x^2+1) + 1: the 1 is lost for x above 1e8
             else:
                 assert got == pytest.approx(float(second), rel=2.**-8, abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""One value for each channel: which dimension that is, and how many there are."""
+"""One value per channel: the dimension of the channels and their number."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from timm_paf.activations import PReLU0
 
 
 class Tokens(nn.Module):
-    """Channels last, and the activation sees a half of what the layer wrote."""
+    """Channels last, and the activation gets half of the layer's output."""
 
     def __init__(self):
         super().__init__()

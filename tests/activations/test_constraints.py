@@ -1,4 +1,4 @@
-"""Fixed parameters, and parameters that no step takes out of their range."""
+"""Fixed parameters, and parameters that every step keeps inside their range."""
 import math
 
 import pytest
@@ -55,7 +55,7 @@ def test_projection_of_one_value_a_channel():
 @pytest.mark.parametrize('lr', [0.1, 1e3, 1e9], ids=str)
 @pytest.mark.parametrize('momentum', [0., 0.9])
 def test_no_step_crosses_the_pole(lr, momentum):
-    """A loss that wants beta at 1 and beyond, and one that wants it back: inside the range the whole way, and back."""
+    """A loss that pushes beta to 1 and above, then one that pulls it back: always inside the range."""
     module = PSSiLU()
     optimizer = torch.optim.SGD([module.beta], lr=lr, momentum=momentum)
     x = torch.linspace(-3, -0.1, 64)
@@ -100,7 +100,7 @@ def test_inside_the_range_it_is_the_formula_bit_for_bit(beta):
 
 
 def test_at_the_bound_both_sides_have_slopes_of_size_one():
-    """Why the bound is where it is: PSSiLU is even there, and beyond it the negative side is the steeper one."""
+    """The reason for the bound: PSSiLU is even there, and above it the negative side is steeper."""
     x = torch.linspace(0, 40, 200, dtype=torch.float64)
     f = functional.pssilu(torch.stack([x, -x]), 1.5, BETA_BOUND)
     assert_close(f[0], f[1])

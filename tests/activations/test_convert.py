@@ -1,4 +1,4 @@
-"""Other people's networks with parametric activations: what is replaced, what is not, and that the function stays."""
+"""Conversion of networks: places that are replaced, places that are not, and the preserved function."""
 import copy
 from functools import partial
 
@@ -14,11 +14,11 @@ from timm_paf.activations import ParametricActivation, PSiLU, PSSiLU
 
 
 class Plain(nn.ReLU):
-    """A ReLU of somebody's own."""
+    """A subclass of ReLU."""
 
 
 class QuickGELU(nn.Module):
-    """An activation written by hand, as transformers' are."""
+    """An activation written by hand, as in transformers."""
 
     def forward(self, x):
         return x * torch.sigmoid(1.702 * x)
@@ -46,7 +46,7 @@ def test_function_is_preserved(name, activation, count):
     ('convnext_atto', 64), ('xcit_nano_12_p16_224', 224), ('ghostnet_050', 64), ('poolformer_s12', 64),
 ])
 def test_families_of_every_kind_convert(name, size):
-    """On the meta device for the structure; the tiny forward pass of the real thing is in the next test."""
+    """On the meta device, for the structure; the next test compares outputs."""
     with torch.device('meta'):
         model = timm.create_model(name)
     report = convert_activations(model, 'pssilu', preserve=False)
@@ -264,7 +264,7 @@ def test_what_would_be_lost_is_refused(model, error, message):
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'test_vit'])
 def test_converted_network_is_a_network(name):
-    """State dict, copy, script and compile, with a value that only the shared parameter can bring."""
+    """State dict, copy, script and compile, with a value that only the shared parameter has."""
     model, other = build(name), build(name)
     for network in (model, other):
         convert_activations(network, 'pssilu', preserve=False)

@@ -1,5 +1,6 @@
 """Values and gradients against formulas written down a second time, in arbitrary precision."""
 import math
+from types import SimpleNamespace
 
 import mpmath
 import pytest
@@ -14,33 +15,35 @@ mp = mpmath.mp.clone()
 mp.prec = 200
 
 
-def sigmoid(t):
-    return 1 / (1 + mp.exp(-t))
+EXACT = SimpleNamespace(
+    sigmoid=lambda t: 1 / (1 + mp.exp(-t)), exp=mp.exp, expm1=mp.expm1, log1p=mp.log1p, sqrt=mp.sqrt,
+    where=lambda condition, yes, no: yes if condition else no)
 
 
-def pssilu(x, a, b):
-    return x * (sigmoid(a * x) - b) / (1 - b)
+def shifted(m, x, a, b):
+    return x * (m.sigmoid(a * x) - b) / (1 - b)
 
 
-# name -> the paper's formula, and parameters to try: initial values, learned ones, negative ones
+# name -> the paper's formula in the functions of m (EXACT or torch), and parameters: initial, learned, negative
 REFERENCE = {
-    'prelu0': (lambda x, a: x if x > 0 else a * x, [(0.,), (0.25,), (-1.5,)]),
-    'preluplus': (lambda x, a: a * x if x > 0 else mp.mpf(0), [(1.,), (0.4,), (-2.,)]),
-    'pelu': (lambda x, a: x if x > 0 else a * mp.expm1(x), [(1.,), (0.3,), (-2.,)]),
-    'peluplus': (lambda x, a: a * x if x > 0 else mp.expm1(x), [(1.,), (0.3,), (-2.,)]),
-    'psilu': (lambda x, a: x * sigmoid(abs(a) * x), [(1.,), (-0.3,), (7.,), (0.,)]),
-    'psoftplus': (lambda x, a: mp.log1p(mp.exp(abs(a) * x)) / abs(a), [(1.,), (-0.3,), (7.,)]),
-    'reblu': (lambda x, a: x + a * (mp.sqrt(x * x + 1) - 1) if x > 0 else mp.mpf(0), [(0.,), (0.6,), (3.,)]),
-    'ssilu': (lambda x, b: pssilu(x, 1, abs(b)), [(0.3,), (-0.05,), (0.9,)]),
-    'pssilu_fixed': (lambda x, a, b: pssilu(x, a * a, abs(b)), [(1., 0.3), (-2., 0.1), (0., 0.3)]),
-    'pssilu': (lambda x, a, b: pssilu(x, abs(a), abs(b)), [(1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.9)]),
+    'prelu0': (lambda m, x, a: m.where(x > 0, x, a * x), [(0.,), (0.25,), (-1.5,)]),
+    'preluplus': (lambda m, x, a: m.where(x > 0, a * x, 0 * x), [(1.,), (0.4,), (-2.,)]),
+    'pelu': (lambda m, x, a: m.where(x > 0, x, a * m.expm1(x)), [(1.,), (0.3,), (-2.,)]),
+    'peluplus': (lambda m, x, a: m.where(x > 0, a * x, m.expm1(x)), [(1.,), (0.3,), (-2.,)]),
+    'psilu': (lambda m, x, a: x * m.sigmoid(abs(a) * x), [(1.,), (-0.3,), (7.,), (0.,)]),
+    'psoftplus': (lambda m, x, a: m.log1p(m.exp(abs(a) * x)) / abs(a), [(1.,), (-0.3,), (7.,)]),
+    'reblu': (lambda m, x, a: m.where(x > 0, x + a * (m.sqrt(x * x + 1) - 1), 0 * x), [(0.,), (0.6,), (3.,)]),
+    'ssilu': (lambda m, x, b: shifted(m, x, 1, abs(b)), [(0.3,), (-0.05,), (0.9,)]),
+    'pssilu_fixed': (lambda m, x, a, b: shifted(m, x, a * a, abs(b)), [(1., 0.3), (-2., 0.1), (0., 0.3)]),
+    'pssilu': (
+        lambda m, x, a, b: shifted(m, x, abs(a), abs(b)), [(1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.9)]),
 }
 CASES = [pytest.param(name, p, id=f'{name}-{",".join(map(str, p))}') for name, (_, ps) in REFERENCE.items() for p in ps]
 GRID = [s * v for v in (1e-3, 0.1, 0.5, 1., 1.2784645, 2., 5., 12., 40., 88., 200., 1e4) for s in (1, -1)]
 
 
 def exact(name, x, parameters):
-    return REFERENCE[name][0](mp.mpf(x), *(mp.mpf(p) for p in parameters))
+    return REFERENCE[name][0](EXACT, mp.mpf(x), *(mp.mpf(p) for p in parameters))
 
 
 def exact_partial(name, x, parameters, index):
@@ -49,7 +52,7 @@ def exact_partial(name, x, parameters, index):
     up, down = list(arguments), list(arguments)
     up[index], down[index] = up[index] + h, down[index] - h
     formula = REFERENCE[name][0]
-    return (formula(*up) - formula(*down)) / (2 * h)
+    return (formula(EXACT, *up) - formula(EXACT, *down)) / (2 * h)
 
 
 def evaluate(name, x, parameters, dtype=torch.float64, x_grad=True):
@@ -268,20 +271,9 @@ SMOOTH = {  # parameters away from every kink and edge
 forward_mode = pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')  # torch's own, on the way in
 
 
-def plain(name, x, *parameters):
-    """The same in torch's own operations, without care for digits or infinities."""
-    def shifted(a, b):
-        return x * (torch.sigmoid(a * x) - b) / (1 - b)
-    def formula(a, b=None):
-        return {
-            'prelu0': lambda: torch.where(x > 0, x, a * x), 'preluplus': lambda: torch.where(x > 0, a * x, 0 * x),
-            'pelu': lambda: torch.where(x > 0, x, a * torch.expm1(x)),
-            'peluplus': lambda: torch.where(x > 0, a * x, torch.expm1(x)), 'psilu': lambda: x * torch.sigmoid(a * x),
-            'psoftplus': lambda: torch.log1p(torch.exp(a * x)) / a,
-            'reblu': lambda: torch.where(x > 0, x + a * ((x * x + 1).sqrt() - 1), 0 * x),
-            'ssilu': lambda: shifted(1, a), 'pssilu_fixed': lambda: shifted(a * a, b), 'pssilu': lambda: shifted(a, b),
-        }[name]()
-    return formula(*parameters)
+def plain(name, *arguments):
+    """The formula in torch's own operations, without care for digits or infinities."""
+    return REFERENCE[name][0](torch, *arguments)
 
 
 @forward_mode

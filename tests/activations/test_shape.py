@@ -1,4 +1,4 @@
-"""Shapes against closed forms, and what is searched against what is known."""
+"""Shapes against closed forms, and searched properties against known ones."""
 import csv
 import importlib.util
 import json
@@ -137,7 +137,7 @@ def test_psoftplus_and_psilu_at_any_sharpness(alpha):
     ('pssilu_fixed', (2., 0.1)), ('pssilu', (50., 0.3)),
 ])
 def test_a_search_finds_what_is_known_in_closed_form(name, parameters):
-    """The same function as an unknown one: breaks and limits must be found where the names have them from formulas."""
+    """A search on the bare function finds the breaks and limits that the registered name has from its formula."""
     labels = ACTIVATIONS[name].parameter_specs
     known = shape.describe(name, **dict(zip(labels, parameters, strict=True)))
     found = shape.describe(lambda x: getattr(functional, name)(x, *parameters))

@@ -1,4 +1,4 @@
-"""One module at many places: what timm and torch do to a model must neither copy nor count it twice."""
+"""One module at many places: nothing that timm or torch does to a model may copy it or count it twice."""
 import copy
 import io
 import pickle
@@ -21,7 +21,7 @@ def small(name='resnet18_pssilu', **kwargs):
 
 
 def copies(model):
-    """Keys under which a state dict of the published form holds the shared parameters."""
+    """Keys of the shared parameters in a state dict of the published form."""
     return [
         f'{prefix}.{name}' for prefix, module in places(model)
         if isinstance(module, ParametricActivation) for name, _ in module.named_parameters()]

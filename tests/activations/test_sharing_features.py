@@ -90,7 +90,7 @@ def test_fx_names_a_shared_activation_by_where_it_is_called():
 
 
 def test_fx_refuses_a_place_that_it_cannot_tell_from_another():
-    """Both activations of a block are one module: which of them was called, the tracer does not know."""
+    """Both activations of a block are one module: the tracer does not know which one was called."""
     with pytest.raises(ValueError, match=r'layer1\.0\.act1.* is not present in model'):
         create_feature_extractor(build('resnet18'), ['layer1.0.act1'])
 

@@ -1,4 +1,4 @@
-"""What torch and timm do with a network whose places share one activation: compile, export, move, freeze, save."""
+"""A network with one shared activation in torch and timm: compile, export, move, freeze, save."""
 import copy
 import io
 import json
@@ -193,7 +193,7 @@ def test_gradient_through_functional_call(model, x):
 
 
 def test_freeze():
-    """It belongs to every part that it stands in: freezing one freezes it, and it can be released by itself."""
+    """A shared activation belongs to each of its places: freezing one freezes it, and it can be released alone."""
     model = timm.create_model('resnet18', act_layer=shared('pssilu'))
     freeze(model, ['layer1'], include_bn_running_stats=False)
     assert not any(p.requires_grad for p in paf_parameters(model).values())

@@ -1,4 +1,4 @@
-"""Where activations stand in networks of other people: what is found, what is named, what makes a stage."""
+"""Places of activations in a network: those found, those only named, and stages."""
 
 import pytest
 import timm

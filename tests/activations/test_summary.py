@@ -63,7 +63,7 @@ def test_two_kinds_among_many():
 
 @pytest.mark.parametrize('value, curvature', [(math.nan, math.nan), (32.9, None), (-13382., None)])
 def test_parameters_outside_their_range(value, curvature):
-    """They are shown as they are; the shape is the one that the range leaves of them."""
+    """The row shows them unchanged; the shape is that at the edge of the range."""
     act = PSSiLU()
     with torch.no_grad():
         act.beta.fill_(value)
