@@ -63,7 +63,7 @@ def test_compiled_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
              '--synthetic-fraction', '0']
     assert train(tmp_path, *flags, name='whole') == 0
     batches = open_trainer(
-        [*FAST, *flags, '--model', 'tiny_smooth', '--output', str(tmp_path)]).batches
+        [*FAST, *flags, '--model', 'tiny_smooth', '--output', str(tmp_path)]).data
     partial = len(batches) - 1
     assert 0 < partial < 12
     with monkeypatch.context() as patch:

@@ -75,7 +75,7 @@ def test_process_that_dies_ends_the_run(tmp_path, together):
     (_, error), _ = ended(processes)
     assert time.monotonic() - killed < 60 and processes[0].returncode == 1
     last = error.strip().splitlines()[-1]
-    assert last.startswith('stopped: process 0 of 2 has lost contact with another one')
+    assert last.startswith('stopped: process 0 of 2 has lost contact with another')
     assert '--resume auto' in last and 'Traceback' not in error
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)['epoch'] >= 1
 

@@ -16,11 +16,7 @@ class EMA:
     Over the first `copied` updates the average is a copy of the weights. After n more its decay is `decay`, or with
     `warmup` min(decay, (1 + n) / (10 + n)). Buffers, such as BatchNorm's statistics, are always copied.
 
-    Args:
-        task: The task whose model is averaged.
-        decay: Share of the old average that stays, 0 to below 1.
-        warmup: See above.
-        copied: See above.
+    `decay` is the share of the old average that stays, from 0 to below 1.
     """
 
     def __init__(self, task: TrainingTask, *, decay: float, warmup: bool, copied: int) -> None:

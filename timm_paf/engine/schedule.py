@@ -55,14 +55,8 @@ class OneCycle:
     `final_div_factor`, along half cosines; momentum moves the other way (Rebuffi et al., arXiv 2103.01946, whose code
     moves it once per epoch).
 
-    Args:
-        optimizer: The learning rates of its groups are the highest ones.
-        total: Number of updates, or epochs, of the run.
-        on_updates: Whether `total` counts updates.
-        pct_start: Share of the run in which the rate rises, 0 to 1.
-        div_factor: See above.
-        final_div_factor: See above.
-        momentum: Lowest and highest momentum; empty leaves momentum unchanged.
+    The learning rates of the optimizer's groups are the highest ones. `total` is the length of the run, in updates if
+    `on_updates`, else in epochs. `momentum` is the lowest and the highest one; empty leaves it unchanged.
     """
 
     def __init__(

@@ -32,13 +32,7 @@ class TrainStep:
     Each process takes its share of a batch in `grad_accum_steps` micro-batches. The gradient is that of the mean loss
     over the images of all micro-batches and processes, even if their sizes differ.
 
-    Args:
-        config: Settings.
-        task: Computes the loss of a batch.
-        optimizer: Its optimizer.
-        schedule: Its schedule; None for a constant rate.
-        ema: Its average; None for none.
-        processes: Processes of the run.
+    Without a schedule the learning rate is constant; `ema` is None if the weights are not averaged.
     """
 
     def __init__(
