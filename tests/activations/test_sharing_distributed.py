@@ -1,6 +1,5 @@
 """A shared activation in two processes: equal on both, and equal to one process with the whole batch."""
 import copy
-import os
 
 import pytest
 import timm
@@ -78,26 +77,38 @@ def reentrant(rank, folder, name, checkpointing):
     torch.save({'said': said, 'failed': failed}, folder / f'{rank}.pt')
 
 
-def process(rank, work, folder, *arguments):
+WORK = {
+    'ours': (data_parallel, 'ours', False), 'ours, checkpointing': (data_parallel, 'ours', True),
+    'stock, checkpointing': (data_parallel, 'stock', True)}
+if torch.__version__ >= '2.7':  # torch 2.6 shards on GPUs only
+    WORK['sharded'] = (fully_sharded, 'ours', False)
+WORK['reentrant'] = (reentrant, 'ours', True)  # last, since it fails on purpose
+
+
+def process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
-    work(rank, folder, *arguments)
-    dist.barrier()
+    for case, (work, *arguments) in WORK.items():
+        (folder / case).mkdir(exist_ok=True)
+        work(rank, folder / case, *arguments)
+        dist.barrier()
     dist.destroy_process_group()
 
 
-def two_processes(work, folder, *arguments):
-    os.environ['PYTHONWARNINGS'] = 'ignore'  # gloo and the launcher warn about themselves
-    try:
-        multiprocessing.spawn(process, (work, folder, *arguments), nprocs=2)
-    finally:
-        del os.environ['PYTHONWARNINGS']
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Results of all cases from one pair of processes."""
+    folder = tmp_path_factory.mktemp('two')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONWARNINGS', 'ignore')  # gloo and the launcher warn about themselves
+        multiprocessing.spawn(process, (folder,), nprocs=2)
+    return folder
 
 
-@pytest.mark.parametrize('name, checkpointing', [('ours', False), ('ours', True), ('stock', True)])
-def test_data_parallel_keeps_it_equal(name, checkpointing, tmp_path):
-    two_processes(data_parallel, tmp_path, name, checkpointing)
-    first, second = (torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2))
+@pytest.mark.parametrize('case', [case for case, (work, *_) in WORK.items() if work is data_parallel])
+def test_data_parallel_keeps_it_equal(case, folder):
+    name = WORK[case][1]
+    first, second = (torch.load(folder / case / f'{rank}.pt', weights_only=True) for rank in range(2))
     alone, start = network(name), paf_parameters(network(name))
     steps(alone, *batch())
     for key, parameter in paf_parameters(alone).items():
@@ -106,10 +117,9 @@ def test_data_parallel_keeps_it_equal(name, checkpointing, tmp_path):
         assert not torch.equal(parameter, start[key])  # it moved
 
 
-@pytest.mark.skipif(torch.__version__ < '2.7', reason='torch 2.6 shards on GPUs only')
-def test_sharded_network(tmp_path):
-    two_processes(fully_sharded, tmp_path, 'ours', False)
-    state = torch.load(tmp_path / 'state.pt', weights_only=True)
+@pytest.mark.skipif('sharded' not in WORK, reason='torch 2.6 shards on GPUs only')
+def test_sharded_network(folder):
+    state = torch.load(folder / 'sharded' / 'state.pt', weights_only=True)
     alone = network('ours')
     steps(alone, *batch())
     assert list(state) == list(alone.state_dict())
@@ -117,11 +127,10 @@ def test_sharded_network(tmp_path):
         torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
 
 
-def test_reentrant_checkpointing_is_refused(tmp_path):
+def test_reentrant_checkpointing_is_refused(folder):
     """And rightly: without the refusal it fails inside of DistributedDataParallel."""
-    two_processes(reentrant, tmp_path, 'ours', True)
     for rank in range(2):
-        found = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
+        found = torch.load(folder / 'reentrant' / f'{rank}.pt', weights_only=True)
         assert 'set_reentrant_ckpt(False)' in found['said'] and '\n' not in found['said']
         assert 'ready only once' in found['failed']
 
