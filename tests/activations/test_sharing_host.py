@@ -40,6 +40,15 @@ def model(request):
     return model
 
 
+@pytest.fixture(params=[
+    'test_efficientnet', 'wrn10_2_relu', *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES[::2])])
+def traced(request):
+    """A network for tests that take seconds per network."""
+    model = build(request.param)
+    model.name = request.param
+    return model
+
+
 @pytest.fixture
 def x():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -58,15 +67,15 @@ def close(a, b):
 @deprecated
 @pytest.mark.parametrize('script', [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(2, 3, 32, 32))],
                          ids=['script', 'trace'])
-def test_torchscript(model, x, script):
-    expected = model(x)
-    slopes = gradients(model, expected)
+def test_torchscript(traced, x, script):
+    expected = traced(x)
+    slopes = gradients(traced, expected)
     buffer = io.BytesIO()
-    torch.jit.save(script(model), buffer)
+    torch.jit.save(script(traced), buffer)
     loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
     close(loaded(x), expected)
     learned = {name: p for name, p in loaded.named_parameters() if name.endswith(('alpha', 'beta'))}
-    assert list(learned) == list(paf_parameters(model))
+    assert list(learned) == list(paf_parameters(traced))
     loaded(x).square().sum().backward()
     for parameter, slope in zip(learned.values(), slopes, strict=True):
         torch.testing.assert_close(parameter.grad, slope, rtol=1e-3, atol=1e-4)
@@ -91,13 +100,13 @@ def test_compile_sees_one_graph(act):
         close(eager, other)
 
 
-def test_compiled_network(model, x):
-    expected = model(x)
-    slopes = gradients(model, expected)
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+def test_compiled_network(traced, x):
+    expected = traced(x)
+    slopes = gradients(traced, expected)
+    compiled = torch.compile(traced, fullgraph=True, backend='aot_eager')
     logits = compiled(x)
     close(logits, expected)
-    for a, b in zip(gradients(model, logits), slopes, strict=True):
+    for a, b in zip(gradients(traced, logits), slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -112,21 +121,21 @@ def test_compiled_by_inductor(x):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_export(model, x):
-    dynamic = None if model.name == 'test_vit' or torch_2_6 else ({0: torch.export.Dim('batch', min=1, max=64)},)
-    program = torch.export.export(model, (x,), dynamic_shapes=dynamic)
+def test_export(traced, x):
+    dynamic = None if traced.name == 'test_vit' or torch_2_6 else ({0: torch.export.Dim('batch', min=1, max=64)},)
+    program = torch.export.export(traced, (x,), dynamic_shapes=dynamic)
     assert len([key for key in program.state_dict if key.endswith('alpha')]) == 1
-    close(program.module()(x), model(x))
+    close(program.module()(x), traced(x))
     if dynamic:
         more = torch.cat([x, x, x])
-        close(program.module()(more), model(more))
+        close(program.module()(more), traced(more))
 
 
 @pytest.mark.filterwarnings('ignore')  # of the exporter, about itself
-@pytest.mark.parametrize('dynamo', [
-    pytest.param(True, marks=pytest.mark.skipif(torch_2_6, reason='torch 2.6'), id='dynamo'),
-    pytest.param(False, id='torchscript')])
-@pytest.mark.parametrize('name', ['test_efficientnet', 'wrn10_2_relu'])
+@pytest.mark.parametrize('name, dynamo', [
+    ('test_efficientnet', False), ('wrn10_2_relu', False),
+    *(pytest.param(name, True, marks=[pytest.mark.skipif(torch_2_6, reason='torch 2.6'), *marks])
+      for name, marks in (('wrn10_2_relu', []), ('test_efficientnet', [pytest.mark.slow])))])
 def test_onnx_runs_as_the_network_does(name, dynamo, x, tmp_path):
     runtime = pytest.importorskip('onnxruntime')
     model, path = build(name), tmp_path / 'model.onnx'
