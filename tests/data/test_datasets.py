@@ -165,7 +165,7 @@ BAD = {
     'archive without classes': ('nowhere.npz', missing(), ValueError, 'give num_classes'),
     'archive without test': ('nowhere.npz', missing(num_classes=10), ValueError, 'give test_data'),
     'stream without validation': ('wds/name', missing(num_classes=10), ValueError, 'give val_split'),
-    'stream without classes': ('wds/name', missing(val_split='val'), ValueError, 'give num_classes'),
+    'stream without classes': ('wds/name', missing(val_split='val'), ValueError, 'num_classes'),
 }
 
 

@@ -92,7 +92,7 @@ BAD = {
     'bin empty': (lambda f: bare(f, NHWC[:0]), {}, '0 bytes for 6 labels'),
     'no labels in the file': (lambda f: bare(f, NHWC, LABEL[:0]), {}, '288 bytes for 0 labels'),
     'bin of other channels': (lambda f: bare(f, NHWC), {'channels': 1}, 'expected square images with 1 channels'),
-    'bin with HWCN': (lambda f: bare(f, NHWC), {'layout': 'HWCN'}, "layout='HWCN' for a .bin file"),
+    'bin with HWCN': (lambda f: bare(f, NHWC), {'layout': 'HWCN'}, 'HWCN'),
     'label out of range': (lambda f: npy(f, NHWC, LABEL + 1), {}, r'labels\.npy: has values from 1 to 3.*index 2'),
     'labels of another length': (lambda f: npy(f, NHWC, LABEL[:5]), {}, r'labels\.npy: has shape \(5,\) for 6 images'),
     'npy cut short': (lambda f: cut(npy(f, NHWC)), {}, r'images\.npy: holds 278 bytes .* 288'),
