@@ -113,7 +113,7 @@ def open_archives(
         **options: As for `open_archive`; `num_classes` is required. Without `layout`, the layouts may differ.
 
     Raises:
-        FileNotFoundError: If a file is missing; all paths are checked before any file is read.
+        FileNotFoundError: If a file is missing; all paths are checked first.
         ValueError: If there is no path, a file is not such an archive, or image shapes differ between files.
     """
     if isinstance(paths, str | os.PathLike) or not paths:
@@ -143,11 +143,7 @@ def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
     """Write uint8 images as an uncompressed EDM archive: `image` (N, H, W, C) uint8 and `label` (N,) int64.
 
     The file appears under its name when it is complete and on disk, and replaces an older one in one step. Equal data
-    give equal bytes. The folder of the file must exist.
-
-    Raises:
-        ValueError: If the images are not uint8.
-        OSError: If the file cannot be written; nothing is left then.
+    give equal bytes. The folder must exist. Raises ValueError if the images are not uint8.
     """
     if data.images.dtype != torch.uint8:
         raise ValueError(f'{data.name}: got images of dtype {data.images.dtype}, archives hold uint8; quantise them')

@@ -141,9 +141,9 @@ class ConcatenatedImages:
             slot = (owner == number).nonzero()[:, 0]
             start = int(self._ends[number]) - len(self.parts[number])
             part_images, part_labels = self.parts[number].take(indices[slot] - start)
+            slots.append(slot)
             images.append(part_images)
             labels.append(label_distribution(part_labels, self.num_classes) if self._mixed else part_labels)
-            slots.append(slot)
         if len({image.dtype for image in images}) > 1:
             images = [to_unit_range(image) for image in images]
         back = torch.cat(slots).argsort().to(images[0].device)
@@ -183,13 +183,10 @@ def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0
 
 
 def has_soft_labels(source: ImageSource) -> bool:
-    """Whether the labels of a source are probabilities.
-
-    This is its property `soft`. Without one, one image is read, unless the source decodes images (`prefetch`).
-    """
-    soft = getattr(source, 'soft', None)
-    if soft is not None:
-        return soft
+    """Whether the labels of a source are probabilities; without a property `soft`, one image is read."""
+    if hasattr(source, 'soft'):
+        return source.soft
+    # images that are decoded (`prefetch`) have class numbers
     return not hasattr(source, 'prefetch') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
 
 

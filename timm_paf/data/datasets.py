@@ -121,9 +121,7 @@ def all_labels(source: ImageSource) -> Tensor:
 
 
 class ImagesWithout:
-    """The images of a source without some of them.
-
-    Nothing is copied; memory depends only on the number of images left out.
+    """The images of a source without some of them, which are the only ones that take memory.
 
     Args:
         source: The images.
@@ -157,11 +155,10 @@ def _hard(labels: Tensor) -> Tensor:
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
     import torchvision.datasets
 
-    root, kind = _data_dir(name, options), getattr(torchvision.datasets, _ARRAYS[name])
     parts = {}
     for part in ('train', 'test'):
-        with _one_line_errors(name, root):
-            raw = kind(root, train=part == 'train', download=options.download)
+        with _opening(name, options) as root:
+            raw = getattr(torchvision.datasets, _ARRAYS[name])(root, train=part == 'train', download=options.download)
         images = torch.from_numpy(raw.data).permute(0, 3, 1, 2)
         parts[part] = LabelledImages(images, torch.tensor(raw.targets), len(raw.classes), f'{name}/{part}')
     return DataSplits(*_with_validation(parts['train'], name, options), parts['test'])
@@ -181,7 +178,6 @@ def _archive(name: str, options: DatasetOptions) -> DataSplits:
 
 
 def _timm(name: str, options: DatasetOptions) -> DataSplits:
-    root = _data_dir(name, options)
     if name.partition('/')[0] in _STREAMS:
         if options.val_split is None or options.num_classes is None:
             raise ValueError(
@@ -190,28 +186,27 @@ def _timm(name: str, options: DatasetOptions) -> DataSplits:
         train, *measured = (
             StreamedImages(
                 _create(
-                    name, root, split, options, is_training=number == 0, batch_size=READ_TOGETHER,
-                    seed=options.split_seed),
+                    name, split, options, is_training=number == 0, batch_size=READ_TOGETHER, seed=options.split_seed),
                 name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
             for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
         val, test = (part.loaded(name=f'{name}/{kind}') for part, kind in zip(measured, ('val', 'test'), strict=True))
         return DataSplits(train, val, test)
     train_images, test_images = (
-        _decoded(name, root, split, options) for split in (options.train_split, options.test_split))
+        _decoded(name, split, options) for split in (options.train_split, options.test_split))
     test = test_images.subset(_test_order(test_images), name=f'{name}/test').loaded(name=f'{name}/test')
     if options.val_split is not None:
-        val = _decoded(name, root, options.val_split, options).loaded(name=f'{name}/val')
+        val = _decoded(name, options.val_split, options).loaded(name=f'{name}/val')
         return DataSplits(train_images, val, test)
     return DataSplits(*_with_validation(train_images, name, options), test)
 
 
-def _decoded(name: str, root: str, split: str, options: DatasetOptions) -> DecodedImages:
-    dataset = _create(name, root, split, options)
+def _decoded(name: str, split: str, options: DatasetOptions) -> DecodedImages:
+    dataset = _create(name, split, options)
     reader = getattr(dataset, 'reader', dataset)
-    if name == 'folder' and Path(reader.root) == Path(root):
+    if name == 'folder' and Path(reader.root) == Path(options.data_dir or ''):
         # timm opens the whole folder if it has none for the split, and training would see the test images
         raise FileNotFoundError(
-            f'{root}: no folder {split!r} in it; name the splits with train_split and test_split')
+            f'{reader.root}: no folder {split!r} in it; name the splits with train_split and test_split')
     if hasattr(reader, 'targets'):
         labels = reader.targets
     elif hasattr(reader, 'samples'):
@@ -229,12 +224,12 @@ def _decoded(name: str, root: str, split: str, options: DatasetOptions) -> Decod
         labels=torch.as_tensor(labels, dtype=torch.int64))
 
 
-def _create(name: str, root: str, split: str, options: DatasetOptions, **extra: Any) -> Any:
+def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any:
     from timm.data import create_dataset
 
     if not name.startswith('torch/'):
         extra['input_img_mode'] = options.decoding.mode
-    with _one_line_errors(name, root):
+    with _opening(name, options) as root:
         return create_dataset(
             '' if name == 'folder' else name, root, split=split, download=options.download, **extra)
 
@@ -259,17 +254,14 @@ def _in_memory(source: ImageSource, indices: Tensor, *, name: str) -> LabelledIm
     return collect(((images, _hard(labels)) for images, labels in batches), num_classes=source.num_classes, name=name)
 
 
-def _data_dir(name: str, options: DatasetOptions) -> str:
+@contextmanager
+def _opening(name: str, options: DatasetOptions) -> Iterator[str]:
+    """The folder of a data set; the libraries' many kinds of errors become two, with messages of one line."""
     if options.data_dir is None:
         raise ValueError(f'{name}: give data_dir, the folder of the data set or of its download')
-    return os.fspath(options.data_dir)
-
-
-@contextmanager
-def _one_line_errors(name: str, root: str) -> Iterator[None]:
-    """Turn the libraries' many kinds of errors into two, with messages of one line."""
+    root = os.fspath(options.data_dir)
     try:
-        yield
+        yield root
     except ImportError as error:
         raise ValueError(f'{name}: needs a package that is not installed ({first_line(error)[:200]})') from error
     except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:

@@ -107,8 +107,7 @@ class DecodedImages:
 
     def __post_init__(self) -> None:
         self.image_shape = self.decoding.image_shape
-        if self.indices is None:
-            self.indices = torch.arange(len(self.labels))
+        self.places = torch.arange(len(self.labels)) if self.indices is None else self.indices
         if len(self.labels) and (int(self.labels.min()) < 0 or int(self.labels.max()) >= self.num_classes):
             raise ValueError(
                 f'{self.name}: has labels from {int(self.labels.min())} to {int(self.labels.max())}, expected 0 to '
@@ -128,8 +127,7 @@ class DecodedImages:
 
     def subset(self, indices: Tensor, *, name: str) -> 'DecodedImages':
         """A source of the images at `indices` (M,) int64; reads nothing."""
-        assert self.indices is not None
-        return replace(self, name=name, labels=self.labels[indices], indices=self.indices[indices])
+        return replace(self, name=name, labels=self.labels[indices], indices=self.places[indices])
 
     def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of training images, decoded in advance by worker processes.
@@ -172,9 +170,8 @@ class _Steps(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | str:
         source, indices = self.source, self.plan(step)
-        assert source.indices is not None
         images = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8)
-        for row, index in enumerate(source.indices[indices].tolist()):
+        for row, index in enumerate(source.places[indices].tolist()):
             with _seeded(derive_seed(*self.key, index)):
                 try:
                     images[row] = torch.as_tensor(self.transform(self._image(index)))
@@ -194,7 +191,7 @@ class _Steps(Dataset):
     def _where(self, index: int) -> str:
         try:
             return self.source.dataset.filename(index, absolute=True)
-        except Exception:
+        except Exception:  # torchvision's data sets and some of timm's readers have no names
             return f'{self.source.name}, image {index}'
 
 
@@ -232,7 +229,7 @@ class StreamedImages:
 
     def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches with as many images as `plan` gives indices, as in `DecodedImages`; passes repeat as needed."""
-        pool = self._endless(key)
+        pool = (batch for number in count() for batch in self._one_pass(derive_seed(*key, number) % 2**31))
         images, labels = next(pool)
         for step in range(steps):
             wanted = len(plan(step))
@@ -244,23 +241,10 @@ class StreamedImages:
 
     def loaded(self, *, name: str) -> LabelledImages:
         """All images of one pass in memory, decoded for evaluation."""
-        parts = list(self._one_pass(is_training=False))
-        if not parts:
-            raise ValueError(f'{self.name}: no images; check the name of the split')
-        return collect(parts, num_classes=self.num_classes, name=name)
+        return collect(self._one_pass(), num_classes=self.num_classes, name=name)
 
-    def _endless(self, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
-        for number in count():
-            seed = derive_seed(*key, number) % 2**31
-            self.dataset.set_epoch(seed)
-            empty = True
-            for batch in self._one_pass(is_training=True, seed=seed):
-                empty = False
-                yield batch
-            if empty:
-                raise DataChanged(f'{self.name}: no images; check that the files still exist')
-
-    def _one_pass(self, *, is_training: bool, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def _one_pass(self, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of one pass over the data set, for training with this seed, or for evaluation."""
         from timm.data import create_loader
         from timm.data.loader import fast_collate
 
@@ -269,8 +253,11 @@ class StreamedImages:
             self.dataset, self.image_shape, READ_TOGETHER, mean=(0.,) * self.decoding.channels,
             std=(1.,) * self.decoding.channels, num_workers=self.decoding.workers, collate_fn=fast_collate,
             device=torch.device('cpu'), persistent_workers=False).loader
-        loader.generator = torch.Generator().manual_seed(seed)
-        self.dataset.transform = self.decoding.transform(is_training=is_training)  # the loader has set another one
+        loader.generator = torch.Generator().manual_seed(seed or 0)
+        self.dataset.transform = self.decoding.transform(is_training=seed is not None)  # the loader has set another one
+        if seed is not None:
+            self.dataset.set_epoch(seed)
+        labels = None
         for images, labels in loader:
             wrong = (labels < 0) | (labels >= self.num_classes)
             if wrong.any():
@@ -278,6 +265,8 @@ class StreamedImages:
                     f'{self.name}: label {int(labels[wrong][0])}, expected 0 to {self.num_classes - 1}; correct '
                     f'num_classes')
             yield images, labels
+        if labels is None:
+            raise DataChanged(f'{self.name}: no images; check the name of the split, and that the files exist')
 
 
 def _unwrapped(batch: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:

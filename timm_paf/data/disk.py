@@ -18,9 +18,9 @@ _SUM_TOLERANCE = 2e-3  # of a row of soft labels; float16 is this inexact
 class DiskImages:
     """Images and labels in uncompressed arrays on disk.
 
-    Opening checks the headers and a fixed pseudo-random sample. `take` checks what it reads, so that no batch contains
-    a label or a pixel out of range. Memory does not grow with the number of images. Copies in other processes (forked
-    or pickled) read independently.
+    Opening checks a fixed pseudo-random sample. `take` checks what it reads, so that no batch contains a label or a
+    pixel out of range. Memory does not grow with the number of images. Copies in other processes (forked or pickled)
+    read independently.
 
     Args:
         pixels: Images, with the axis N first, uint8 or floats: in [0, 1], or in [0, 255] if the sample has a value
@@ -49,14 +49,7 @@ class DiskImages:
         return self.pixels.shape[0]
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read images and labels.
-
-        Args:
-            indices: (B,) int64 in 0..N-1, on any device.
-
-        Returns:
-            Images (B, C, H, W), uint8, or float32 in [0, 1] if stored as floats. Labels (B,) int64, or soft labels
-            (B, K) float32 with rows that sum to 1. Both are on the CPU.
+        """Read images and labels, as `ImageSource.take`, on the CPU.
 
         Raises:
             IndexError: If an index is outside 0..N-1.

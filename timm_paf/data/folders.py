@@ -49,16 +49,18 @@ class FolderImages:
             raise ValueError(f'got channels={channels} for the images in {root}, expected 1 or 3')
         if not self.root.is_dir():
             raise FileNotFoundError(f'{root}: no such folder; check the path')
-        classes = _class_folders(self.root, num_classes)
+        self._folders = _names(self.root, folders=True)
         self._opened_ns = time.time_ns()
         files = [
             [file for file in _names(self.root / folder, folders=False) if file.lower().endswith(IMG_EXTENSIONS)]
-            for folder in classes]
+            for folder in self._folders]
         if not any(files):
-            raise BadArchive(f'{root}: not a readable image folder, its sub-folders hold no images; check the path')
-        self._folders, numbers = list(classes), np.array(list(classes.values()))
+            raise BadArchive(
+                f'{root}: not a readable image folder, it has no sub-folders with images (one per class), .npz parts '
+                f'or images.npy; check the path')
         self._names = np.array([os.fsencode(file) for part in files for file in part])
         self._folder_numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(part) for part in files])
+        numbers = np.array(_class_numbers(self.root, self._folders, num_classes))
         self._labels = numbers[self._folder_numbers].astype(np.min_scalar_type(num_classes - 1))
         with errors_on_opening():
             with self._open(0) as image:
@@ -82,13 +84,7 @@ class FolderImages:
         return self.root / self._folders[self._folder_numbers[index]] / os.fsdecode(self._names[index])
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode images.
-
-        Args:
-            indices: (B,) int64 in 0..N-1, on any device.
-
-        Returns:
-            Images (B, C, H, W) uint8 and labels (B,) int64 on the CPU.
+        """Decode images (B, C, H, W) uint8, with labels (B,) int64, on the CPU.
 
         Raises:
             IndexError: If an index is outside 0..N-1.
@@ -135,25 +131,19 @@ class FolderImages:
                 f'convert it')
 
 
-def _class_folders(root: Path, num_classes: int) -> dict[str, int]:
-    """Class numbers by the name of the folder."""
-    names = _names(root, folders=True)
-    if not names:
-        raise BadArchive(
-            f'{root}: not a readable image folder, it has no sub-folders (one per class), .npz parts or images.npy; '
-            f'check the path')
+def _class_numbers(root: Path, names: list[str], num_classes: int) -> list[int]:
     if all(name.isascii() and name.isdigit() for name in names):
-        classes = {name: int(name) for name in names}
-        if max(classes.values()) >= num_classes or len(set(classes.values())) < len(names):
+        numbers = [int(name) for name in names]
+        if max(numbers) >= num_classes or len(set(numbers)) < len(names):
             raise BadArchive(
                 f'{root}: has class folders {names[0]} to {names[-1]}, expected each number from 0 to '
                 f'{num_classes - 1} at most once; is this for another data set?')
-        return classes
+        return numbers
     if len(names) != num_classes:
         raise BadArchive(
             f'{root}: has {len(names)} class folders ({", ".join(names[:3])} …), expected {num_classes}; class numbers '
             f'need a folder for every class, or folders named 0 to {num_classes - 1}')
-    return {name: number for number, name in enumerate(names)}
+    return list(range(num_classes))
 
 
 def _names(folder: Path, *, folders: bool) -> list[str]:

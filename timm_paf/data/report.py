@@ -42,33 +42,23 @@ class SampleReport:
             f'{len(self.class_counts)} classes has {least:.1f} %, the most frequent {most:.1f} %'
             f'{f", and {missing} do not occur" if missing else ""}')
 
-    def __add__(self, other: 'SampleReport') -> 'SampleReport':
-        """The report of both sources together."""
-        ranges = [report.pixel_range for report in (self, other) if report.pixel_range]
-        image_dtype, label_dtype = (
-            '+'.join(sorted({*one.split('+'), *two.split('+')}))
-            for one, two in ((self.image_dtype, other.image_dtype), (self.label_dtype, other.label_dtype)))
-        return SampleReport(
-            self.images + other.images, self.image_shape, image_dtype, label_dtype,
-            (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
-            self.sampled + other.sampled,
-            tuple(map(sum, zip(self.class_counts, other.class_counts, strict=True))))
-
 
 def sample_report(source: ImageSource) -> SampleReport | None:
-    """Summarise a source without reading more of its images.
+    """Summarise a source without reading more of its images; the reports of the parts of one source are added.
 
-    Args:
-        source: Any source; the reports of the parts of a `ConcatenatedImages` are added.
-
-    Returns:
-        The report; None for a source without one, such as one that decodes images during training.
+    Returns None for a source without a report, such as one that decodes images during training.
     """
     if isinstance(source, ConcatenatedImages):
-        first, *others = (sample_report(part) for part in source.parts)
-        for report in others:
-            first = first + report if first and report else None
-        return first
+        reports = [report for part in source.parts if (report := sample_report(part))]
+        if len(reports) < len(source.parts):
+            return None
+        bounds = [bound for report in reports for bound in report.pixel_range or ()]
+        counts = np.sum([report.class_counts for report in reports], axis=0)
+        image_dtype, label_dtype = (
+            '+'.join(sorted({getattr(report, name) for report in reports})) for name in ('image_dtype', 'label_dtype'))
+        return SampleReport(
+            len(source), source.image_shape, image_dtype, label_dtype, (min(bounds), max(bounds)) if bounds else None,
+            sum(report.sampled for report in reports), tuple(counts.tolist()))
     if not isinstance(source, LabelledImages):
         return getattr(source, 'report', None)
     labels = source.labels.argmax(1) if source.soft else source.labels
@@ -81,12 +71,10 @@ def sample_report(source: ImageSource) -> SampleReport | None:
 
 
 def sample_indices(count: int, size: int) -> np.ndarray:
-    """A fixed pseudo-random sample: one index from each of `size` equal intervals, with the first and last of all.
+    """A fixed pseudo-random sample, (min(count, size),) int64, ascending, with the first and last index.
 
-    Intervals give each class its share of the sample, since archives are often sorted by class.
-
-    Returns:
-        (min(count, size),) int64, ascending, without repetition.
+    It has one index from each of `size` equal intervals. This gives each class its share of the sample, since archives
+    are often sorted by class.
     """
     if count <= size:
         return np.arange(count)

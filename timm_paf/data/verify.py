@@ -20,11 +20,10 @@ def verify_archive(
 ) -> int:
     """Read and check everything: checksums of zip members, labels against the classes, the range of float pixels.
 
-    Parts of a `ConcatenatedImages` are checked one by one, and all image files are decoded. This needs a few megabytes
-    of memory.
+    All image files are decoded. This needs a few megabytes of memory.
 
     Args:
-        source: An open source; or a path, which is opened without reading it into memory.
+        source: An open source, or a path.
         progress: Called as progress(what, done, total), in bytes or in images.
         **options: For a path, those of `open_archive`; `num_classes` is required.
 
@@ -32,7 +31,6 @@ def verify_archive(
         The number of images checked.
 
     Raises:
-        FileNotFoundError: If the path does not exist.
         ValueError: At the first error; one line with the file, the member and the index.
     """
     if isinstance(source, str | os.PathLike):
