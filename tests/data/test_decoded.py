@@ -1,5 +1,7 @@
 """Images decoded during training: the same batches for any number of workers, and an error for a broken image."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -110,13 +112,8 @@ def test_ranks_together_see_what_one_process_sees(folder):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_unreadable_image_is_named_and_not_replaced(tmp_path, folder, workers):
-    (tmp_path / 'class0').mkdir()
-    for path in sorted((folder / 'class0').iterdir()):
-        (tmp_path / 'class0' / path.name).write_bytes(path.read_bytes())
-    source = DecodedImages(
-        create_dataset('', str(tmp_path)), name='images', num_classes=3, labels=torch.zeros(10).long(),
-        decoding=Decoding(size=SIZE, workers=workers))
-    broken = tmp_path / 'class0' / '03.png'
+    source = opened(shutil.copytree(folder, tmp_path / 'copy'), workers=workers)
+    broken = tmp_path / 'copy' / 'class0' / '03.png'
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(DataChanged, match=r'03\.png: the image cannot be read') as caught:
         list(mixed(source).epoch(0))
@@ -136,15 +133,11 @@ class FrontToBack(torch.utils.data.IterableDataset):
     """What timm's iterable data sets are to a caller."""
 
     def __init__(self, count):
-        self.count = count
-        self.transform = None
-        self.epochs = []
+        self.count, self.epochs = count, []
+        self.set_epoch = self.epochs.append
 
     def __len__(self):
         return self.count
-
-    def set_epoch(self, epoch):
-        self.epochs.append(epoch)
 
     def __iter__(self):
         for number in range(self.count):

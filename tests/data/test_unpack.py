@@ -4,7 +4,6 @@ import errno
 import multiprocessing
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,16 +118,13 @@ def test_remains_of_a_killed_process_are_taken_away(tmp_path, cache):
     assert entries(cache) == [entry.name]
 
 
-def flipped(path):
-    content = bytearray(path.read_bytes())
-    content[content.find(b'image.npy') + 20_000] ^= 255
-    path.write_bytes(content)
-
-
 def test_damaged_archives_leave_nothing_behind(tmp_path, cache):
     # large enough for the fault to lie behind what zipfile reads together with the header
     image = np.random.RandomState(2).randint(0, 256, (1200, 5, 4, 3), dtype=np.uint8)
-    flipped(deflated(tmp_path / 'a.npz', image, np.arange(1200) % 3))
+    path = deflated(tmp_path / 'a.npz', image, np.arange(1200) % 3)
+    content = bytearray(path.read_bytes())
+    content[content.find(b'image.npy') + 20_000] ^= 255
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.npz: 'image' cannot be read \(.*; get the file again"):
         opened(tmp_path / 'a.npz', cache)
     assert entries(cache) == []
@@ -199,17 +195,3 @@ def test_without_locks_the_first_to_finish_is_used(tmp_path, cache, monkeypatch)
     source = opened(path, cache, progress=other_process)
     assert [source.pixels.path] == entries_done and len(entries(cache)) == 1
     assert np.array_equal(source.take(torch.arange(60))[0], NCHW)
-
-
-@pytest.mark.parametrize('variables, expected', [
-    ({'TIMM_PAF_CACHE': '/own', 'XDG_CACHE_HOME': '/xdg'}, '/own'),
-    ({'XDG_CACHE_HOME': '/xdg'}, '/xdg/timm_paf'),
-    ({'XDG_CACHE_HOME': 'relative', 'HOME': '/home/x'}, '/home/x/.cache/timm_paf'),
-    ({'HOME': '/home/x'}, '/home/x/.cache/timm_paf'),
-], ids=['own', 'xdg', 'relative xdg', 'home'])
-def test_default_cache(monkeypatch, variables, expected):
-    for name in ('TIMM_PAF_CACHE', 'XDG_CACHE_HOME'):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert unpack.default_cache_dir() == Path(expected)

@@ -85,10 +85,6 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
     Test images are in the order of the data set for CIFAR and the digits. Otherwise they are in a fixed pseudo-random
     order, so that the first n of them are a fair sample.
 
-    Args:
-        name: One of the names above.
-        options: The options; the defaults if None.
-
     Raises:
         ValueError: If there is no such data set, or it is not as expected.
         FileNotFoundError: If its files do not exist.

@@ -120,8 +120,7 @@ class DecodedImages:
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64.
 
-        Raises:
-            DataChanged: If an image cannot be read.
+        Raises `DataChanged` if an image cannot be read.
         """
         return _unwrapped(_Steps(self, lambda _: indices, 1, (), self.decoding.transform(is_training=False))[0])
 
@@ -132,13 +131,8 @@ class DecodedImages:
     def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of training images, decoded in advance by worker processes.
 
-        Args:
-            plan: Function from batch number, 0..steps-1, to indices (B,) int64; it is sent to the workers.
-            steps: Number of batches.
-            key: Key of the random crops.
-
-        Raises:
-            DataChanged: If an image cannot be read.
+        `plan` is sent to the workers; it gives the indices (B,) int64 of batch 0..steps-1. `key` is that of the random
+        crops. Raises `DataChanged` if an image cannot be read.
         """
         return self._batches(plan, steps, key=key, is_training=True)
 

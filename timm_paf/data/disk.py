@@ -79,9 +79,8 @@ class DiskImages:
     def load(self) -> LabelledImages:
         """Read all images and labels into memory; raises ValueError if a file is damaged or a value out of range."""
         with errors_on_opening():
-            pixels, targets = self.pixels.load(), self.targets.load()
-            self._check_pixels(pixels, np.arange(len(self)))
-            self._check_targets(targets, np.arange(len(self)))
+            self.verify()
+            pixels, targets = (array.range(0, len(self)) for array in (self.pixels, self.targets))
         return LabelledImages(self._to_images(pixels), self._to_labels(targets), self.num_classes, self.name)
 
     def verify(self, progress: Progress | None = None) -> None:

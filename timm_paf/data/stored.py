@@ -102,13 +102,6 @@ class StoredArray:
         if expected not in (None, crc):
             raise DataChanged(f"{self.path}: '{self.key}' is damaged (its CRC-32 is wrong); get the file again")
 
-    def load(self) -> np.ndarray:
-        """The whole array; raises what `chunks` does."""
-        out = np.empty(self.shape, self.dtype)
-        for start, rows in self.chunks():
-            out[start:start + len(rows)] = rows
-        return out
-
     def _offset(self, row: int) -> int:
         assert self.offset is not None, 'compressed arrays have no rows'
         return self.offset + row * self.row_bytes

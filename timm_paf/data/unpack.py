@@ -47,7 +47,11 @@ def unpacked(
         return dict(arrays)
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     source = next(iter(needed.values())).path
-    identity = json.dumps([_FORMAT, {key: _identity(array) for key, array in needed.items()}])
+    identity = json.dumps([_FORMAT, {
+        # the checksum of a zip member, else the state of the file, since reading all of it would take long
+        key: [array.key, array.shape, array.dtype.str, array.axes,
+              array.crc[0] if array.crc else [str(array.path.resolve()), *array.stamp]]
+        for key, array in needed.items()}])
     copy = cache / f'{source.stem[:64]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz'
     if not _find(copy, needed):
         failed = f'{source}: cannot be unpacked into the cache {cache}'
@@ -56,12 +60,6 @@ def unpacked(
     if not (found := _find(copy, needed)):
         raise BadArchive(f'{source}: its copy {copy} cannot be read; remove that file')
     return {**arrays, **found}
-
-
-def _identity(array: StoredArray) -> list[object]:
-    """What identifies the content without reading it: the checksum of a zip member, else the state of the file."""
-    content = array.crc[0] if array.crc else [str(array.path.resolve()), *array.stamp]
-    return [array.key, array.shape, array.dtype.str, array.axes, content]
 
 
 def _find(copy: Path, arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
