@@ -46,13 +46,11 @@ FORMATS = {
     'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}, NCHW, LABEL),
     'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
     'behind a prefix': (behind_a_prefix, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
-    'with another member': (np.savez, {'image': NHWC, 'label': LABEL, 'extra': LABEL}, {}, NCHW, LABEL),
     'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i2')}, {}, NCHW, LABEL),
     'uint64 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint64)}, {'channels': 3}, NCHW, LABEL),
     'floats to 1': (np.savez, {'image': NHWC / 255, 'label': LABEL}, {}, UNIT, LABEL),
     'float16 to 255': (np.savez, {'image': NHWC.astype(np.float16), 'label': LABEL}, {}, UNIT, LABEL),
     'big-endian floats': (np.savez, {'image': NHWC.astype('>f4'), 'label': LABEL}, {}, UNIT, LABEL),
-    'soft labels': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float32)}, {}, NCHW, SOFT.astype(np.float32)),
     'soft labels in float16': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float16)}, {}, NCHW, SOFT),
 }
 
@@ -97,33 +95,28 @@ SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
 OBJECTS = np.empty(6, object)
 BAD = {
     'foreign keys': ({'data': FEW, 'extrapolated_targets': FEW_Y}, {}, 'holds data, extrapolated_targets; expected'),
-    'labels missing': ({'image': FEW}, {}, 'holds image; expected'),
     'keys of two kinds': ({'image': FEW, 'Y': FEW_Y}, {}, 'holds image, Y; expected'),
-    'both pairs': ({'image': FEW, 'label': FEW_Y, 'X': FEW, 'Y': FEW_Y}, {}, 'expected either'),
+    'both pairs': ({'image': FEW, 'label': FEW_Y, 'X': FEW, 'Y': FEW_Y}, {}, 'expected'),
     'empty': ({}, {}, 'holds nothing; expected'),
     'integer images': ({'image': FEW.astype(int), 'label': FEW_Y}, {}, "'image' is of dtype int64, expected uint8"),
     'normalised images': (
         {'image': FEW / 127.5 - 1, 'label': FEW_Y}, {}, "'image' has pixels from -.* at index 0,"),
     'images beyond 255': ({'image': FEW * 2., 'label': FEW_Y}, {}, r'expected finite values in \[0, 255\]'),
     'NaN in an image': ({'image': with_nan(FEW / 255, 4), 'label': FEW_Y}, {}, 'pixels from nan .* index 4'),
-    'infinite pixel': ({'image': with_nan(FEW / 255, 2, np.inf), 'label': FEW_Y}, {}, 'to inf at index 2'),
     'soft labels that do not add up': ({'image': FEW, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
     'soft labels below zero': ({'image': FEW, 'label': NEGATIVE}, {}, "'label' has the row .* at index 3"),
-    'soft labels with NaN': ({'image': FEW, 'label': with_nan(SOFT, 5)}, {}, 'index 5, expected probabilities'),
     'soft labels of other classes': ({'image': FEW, 'label': SOFT[:, :2]}, {}, r'\(6, 2\) .*, expected \(6, 3\)'),
     'flat images': ({'image': FEW.reshape(6, -1), 'label': FEW_Y}, {}, r"'image' has shape \(6, 60\), expected"),
     'no images': ({'image': FEW[:0], 'label': FEW_Y[:0]}, {}, 'nothing empty'),
     'object images': ({'image': OBJECTS, 'label': FEW_Y}, {}, "'image' is of dtype object: .* not read"),
     'object labels': ({'image': FEW, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
     'float labels': ({'image': FEW, 'label': FEW_Y / 1}, {}, "'label' is of dtype float64, expected integers"),
-    'text labels': ({'image': FEW, 'label': FEW_Y.astype(str)}, {}, "'label' is of dtype <U"),
     'column of labels': ({'image': FEW, 'label': FEW_Y[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
     'counts differ': ({'image': FEW, 'label': FEW_Y[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
+    'no classes': ({'image': FEW, 'label': FEW_Y}, {'num_classes': 0}, 'got num_classes=0'),
     'label too high': ({'X': FEW, 'Y': FEW_Y + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
     'label negative': ({'image': FEW, 'label': FEW_Y - 1}, {}, "'label' has values from -1 to 1.*index 0"),
-    'label beyond int64': (
-        {'image': FEW, 'label': FEW_Y.astype(np.uint64) + np.uint64(2**63)}, {}, "'label' has values from 92233",
-    ),
+    'label beyond int64': ({'image': FEW, 'label': FEW_Y.astype(np.uint64) + np.uint64(2**63)}, {}, 'from 92233'),
     'other channels': ({'image': FEW, 'label': FEW_Y}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
     'no channel axis': ({'image': FEW[..., :2], 'label': FEW_Y}, {}, 'expected 1 or 3 channels'),
     'other layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
@@ -137,20 +130,22 @@ def test_bad_members(tmp_path, case):
     members, options, message = BAD[case]
     np.savez(tmp_path / 'a.npz', **members)
     with pytest.raises(ValueError, match=message) as caught:
-        open_archive(tmp_path / 'a.npz', num_classes=3, **options)
+        open_archive(tmp_path / 'a.npz', **{'num_classes': 3, **options})
     assert '\n' not in str(caught.value)
-    if 'layout=' not in message:
-        assert str(tmp_path / 'a.npz') in str(caught.value)
+    assert case in ('no such layout', 'no classes') or str(tmp_path / 'a.npz') in str(caught.value)
 
 
-def archive_bytes(save=np.savez):
+def written(save, *arrays, **members):
     buffer = io.BytesIO()
-    save(buffer, image=FEW, label=FEW_Y)
+    save(buffer, *arrays, **members)
     return buffer.getvalue()
 
 
+GOOD = written(np.savez, image=FEW, label=FEW_Y)
+
+
 def with_flipped_pixel():
-    content = bytearray(archive_bytes())
+    content = bytearray(GOOD)
     where = content.find(FEW.tobytes())
     content[where + 100] ^= 1
     return bytes(content)
@@ -158,25 +153,16 @@ def with_flipped_pixel():
 
 def with_member(name, content):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive_bytes())) as source, zipfile.ZipFile(buffer, 'w') as target:
+    with zipfile.ZipFile(io.BytesIO(GOOD)) as source, zipfile.ZipFile(buffer, 'w') as target:
         for member in source.namelist():
             target.writestr(member, content(source.read(member)) if member == f'{name}.npy' else source.read(member))
     return buffer.getvalue()
 
 
-def npy_bytes():
-    buffer = io.BytesIO()
-    np.save(buffer, FEW)
-    return buffer.getvalue()
-
-
 BROKEN = {
-    'truncated': (lambda: archive_bytes()[:-200], 'not a readable .npz'),
-    'cut in half': (lambda: archive_bytes()[:300], 'not a readable .npz'),
+    'truncated': (lambda: GOOD[:-200], 'not a readable .npz'),
     'empty file': (lambda: b'', 'not a readable .npz'),
-    'text': (lambda: b'<html>404</html>', 'not a readable .npz'),
-    'pickle': (lambda: b'\x80\x04K\x01.', 'not a readable .npz'),
-    'npy': (npy_bytes, 'not a readable .npz'),
+    'npy': (lambda: written(np.save, FEW), 'not a readable .npz'),
     'flipped bit': (with_flipped_pixel, "'image' .*CRC"),
     'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* 360"),
     'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* 48"),
@@ -197,18 +183,6 @@ def test_broken_files(tmp_path, case):
     assert '\n' not in str(caught.value) and 'a.npz' in str(caught.value)
 
 
-def test_one_pixel_can_only_be_read_one_way(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=np.zeros((2, 1, 1, 1), np.uint8), label=np.array([0, 1]))
-    assert open_archive(tmp_path / 'a.npz', num_classes=2).image_shape == (1, 1, 1)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'nothing\.npz: no such file'):
-        open_archive(tmp_path / 'nothing.npz', num_classes=3)
-    with pytest.raises(ValueError, match='not a readable'):
-        open_archive(tmp_path, num_classes=3)
-
-
 def test_nothing_is_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -224,6 +198,7 @@ def test_nothing_is_unpickled(tmp_path):
 def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch):
     np.savez(tmp_path / 'a.npz', image=FEW[:2], label=FEW_Y[:2])
     np.savez(tmp_path / 'b.npz', X=FEW_X[2:], Y=FEW_Y[2:])
+    np.savez(tmp_path / 'smaller.npz', image=FEW[:, :4], label=FEW_Y)
     monkeypatch.setattr(torch, 'cat', None)  # joining by copying would need it
     whole = open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
     monkeypatch.undo()
@@ -231,6 +206,13 @@ def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch
     images, labels = whole.take(torch.arange(6))
     assert np.array_equal(images.numpy(), FEW_X) and labels.tolist() == FEW_Y.tolist()
     assert isinstance(open_archives([tmp_path / 'a.npz'], num_classes=3), LabelledImages)
+    with pytest.raises(ValueError, match=r'smaller\.npz holds images of shape'):
+        open_archives([tmp_path / 'a.npz', tmp_path / 'smaller.npz'], num_classes=3)
+    with pytest.raises(FileNotFoundError, match=r'c\.npz: no such file'):
+        open_archives([tmp_path / 'a.npz', tmp_path / 'c.npz'], num_classes=3)
+    for paths in ([], 'a.npz'):
+        with pytest.raises(ValueError, match='at least one path'):
+            open_archives(paths, num_classes=3)
 
 
 @pytest.mark.parametrize('limit, kind', [(360, LabelledImages), (359, DiskImages)], ids=['fits', 'too large'])
@@ -240,40 +222,18 @@ def test_what_is_read_whole(tmp_path, monkeypatch, limit, kind):
     assert isinstance(open_archive(tmp_path / 'a.npz', num_classes=3), kind)
 
 
-@pytest.mark.parametrize('num_classes', [0, True, 3., None], ids=str)
-def test_class_counts_that_are_none(tmp_path, num_classes):
-    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
-    with pytest.raises(ValueError, match='got num_classes='):
-        open_archive(tmp_path / 'a.npz', num_classes=num_classes)
-
-
-@pytest.mark.parametrize('paths', [[], 'a.npz'], ids=['none', 'a bare string'])
-def test_several_archives_need_a_list(paths):
-    with pytest.raises(ValueError, match='at least one path'):
-        open_archives(paths, num_classes=3)
-
-
-def test_several_archives_that_do_not_fit(tmp_path):
-    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
-    np.savez(tmp_path / 'b.npz', image=FEW[:, :4], label=FEW_Y)
-    with pytest.raises(ValueError, match=r'b\.npz holds images of shape'):
-        open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
-    with pytest.raises(FileNotFoundError, match=r'c\.npz'):
-        open_archives([tmp_path / 'a.npz', tmp_path / 'c.npz'], num_classes=3)
-
-
-def saved():
-    return LabelledImages(torch.from_numpy(FEW_X), torch.from_numpy(FEW_Y), 3, 'saved')
-
-
 def test_saved_archive_is_an_edm_archive(tmp_path):
-    save_archive(tmp_path / 'a.npz', saved())
+    data = LabelledImages(torch.from_numpy(FEW_X), torch.from_numpy(FEW_Y), 3, 'saved')
+    save_archive(tmp_path / 'a.npz', data)
     with np.load(tmp_path / 'a.npz', allow_pickle=False) as archive:
         assert sorted(archive) == ['image', 'label']
         assert archive['image'].dtype == np.uint8 and np.array_equal(archive['image'], FEW)
         assert archive['label'].dtype == np.int64 and np.array_equal(archive['label'], FEW_Y)
-    save_archive(tmp_path / 'b.npz', saved())
+    save_archive(tmp_path / 'b.npz', data)
     assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
+    with pytest.raises(ValueError, match='archives hold uint8'):
+        save_archive(tmp_path / 'c.npz', LabelledImages(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), 2, 'floats'))
+    assert not (tmp_path / 'c.npz').exists()
 
 
 def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -286,13 +246,5 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 
     monkeypatch.setattr(archives_module.np, 'savez', disk_full)
     with pytest.raises(OSError, match='No space left'):
-        save_archive(path, saved())
-    assert path.read_bytes() == b'old'
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_floats_are_not_saved(tmp_path):
-    data = LabelledImages(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), 2, 'floats')
-    with pytest.raises(ValueError, match='archives hold uint8'):
-        save_archive(tmp_path / 'a.npz', data)
-    assert not list(tmp_path.iterdir())
+        save_archive(path, LabelledImages(torch.from_numpy(FEW_X), torch.from_numpy(FEW_Y), 3, 'saved'))
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]

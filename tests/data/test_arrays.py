@@ -22,24 +22,19 @@ BAD = {
     'numpy': (FLOATS.numpy(), LABELS, 3, 'got images as ndarray'),
     'three axes': (FLOATS[:, 0], LABELS, 3, r'shape \(4, 3, 2\), expected \(N, C, H, W\)'),
     'no image': (FLOATS[:0], LABELS[:0], 3, 'nothing empty'),
-    'no height': (FLOATS[:, :, :0], LABELS, 3, 'nothing empty'),
     'nan': (with_pixel(float('nan')), LABELS, 3, 'finite'),
-    'inf': (with_pixel(float('inf')), LABELS, 3, 'finite'),
     'above 1': (with_pixel(1.001), LABELS, 3, r'pixels from .* to 1.001, expected finite values in \[0, 1\]'),
     'below 0': (with_pixel(-0.001), LABELS, 3, r'pixels from -0.001'),
     'int32 labels': (FLOATS, LABELS.int(), 3, 'got labels as torch.int32'),
     'list of labels': (FLOATS, [0, 1, 2, 1], 3, 'got labels as list'),
     'one-hot labels': (FLOATS, torch.eye(4).long(), 4, r'labels of shape \(4, 4\)'),
-    'labels short': (FLOATS, LABELS[:3], 3, r'shape \(3,\) for 4 images'),
     'label too high': (FLOATS, LABELS, 2, 'labels from 0 to 2, expected 0 to 1'),
     'label negative': (FLOATS, LABELS - 1, 3, 'labels from -1'),
     'soft labels of other classes': (FLOATS, SOFT, 4, r'soft labels of shape \(4, 3\) for 4 images, expected \(4, 4\)'),
-    'soft labels short': (FLOATS, SOFT[:3], 3, r'soft labels of shape \(3, 3\)'),
     'sum of 1.01': (FLOATS, SOFT * torch.tensor([[1], [1], [1.01], [1]]), 3, r'first at image 2, sum 1.01\)'),
     'negative probability': (FLOATS, SOFT + torch.tensor([-1., 1., 0.]), 3, 'first at image 0'),
     'nan probability': (FLOATS, SOFT / torch.tensor([[1], [0], [1], [1.]]) * 0 + SOFT, 3, 'first at image 1'),
     'no classes': (FLOATS, LABELS, 0, 'num_classes=0'),
-    'classes as float': (FLOATS, LABELS, 3.0, 'num_classes=3.0'),
 }
 
 
@@ -58,10 +53,9 @@ def test_dtype_is_kept(images):
     taken, labels = data.take(torch.tensor([3, 0, 3]))
     assert taken.dtype == images.dtype
     assert torch.equal(taken, images[[3, 0, 3]]) and labels.tolist() == [1, 0, 1]
-
-
-def test_data_are_not_copied():
-    assert LabelledImages(BYTES, LABELS, 3, 'a').images.data_ptr() == BYTES.data_ptr()
+    assert data.images.data_ptr() == images.data_ptr()
+    part = data.subset(torch.tensor([2]), name='b')
+    assert (len(part), part.name, part.num_classes, part.labels.tolist()) == (1, 'b', 3, [2])
 
 
 def test_unit_range_is_correctly_rounded():
@@ -71,12 +65,6 @@ def test_unit_range_is_correctly_rounded():
     assert to_unit_range(FLOATS) is FLOATS
     with pytest.raises(ValueError, match='float16'):
         to_unit_range(FLOATS.half())
-
-
-def test_subset_has_its_own_name_and_the_same_classes():
-    part = LabelledImages(BYTES, LABELS, 3, 'a').subset(torch.tensor([2]), name='b')
-    assert (len(part), part.name, part.num_classes, part.labels.tolist()) == (1, 'b', 3, [2])
-    assert torch.equal(part.images, BYTES[2:3])
 
 
 def test_fingerprint_is_about_content():
@@ -113,12 +101,9 @@ def test_concatenation_of_dtypes_gives_floats():
     mixed = ConcatenatedImages([parts()[0], LabelledImages(FLOATS, LABELS, 3, 'f')])
     images, _ = mixed.take(torch.tensor([2, 0]))
     assert torch.equal(images, torch.stack([FLOATS[1], BYTES[0].float() / 255]))
-
-
-@pytest.mark.parametrize('index', [-1, 4])
-def test_concatenation_refuses_foreign_indices(index):
-    with pytest.raises(IndexError):
-        ConcatenatedImages(parts()).take(torch.tensor([0, index]))
+    for index in (-1, 5):
+        with pytest.raises(IndexError):
+            mixed.take(torch.tensor([0, index]))
 
 
 def test_concatenation_refuses_parts_that_differ():
@@ -145,9 +130,7 @@ def test_soft_labels_are_kept():
 @pytest.mark.parametrize('smoothing', [0., 0.1, 1.])
 def test_smoothing_is_torchs(smoothing):
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.cross_entropy(logits, LABELS, label_smoothing=smoothing)
-    target = label_distribution(LABELS, 3, smoothing=smoothing)
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, target), expected)
-    expected = torch.nn.functional.cross_entropy(logits, SOFT, label_smoothing=smoothing)
-    target = label_distribution(SOFT, 3, smoothing=smoothing)
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, target), expected)
+    for labels in (LABELS, SOFT):
+        expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        target = label_distribution(labels, 3, smoothing=smoothing)
+        torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, target), expected)

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from timm_paf.data import open_archive
@@ -45,15 +44,12 @@ def test_pixels_and_labels(tmp_path):
     assert np.array_equal(images, stored[order]) and labels.tolist() == [2, 0, 1, 1, 1]
     assert source.report.class_counts == (2, 3, 2)
     assert source.take(torch.tensor([], dtype=torch.int64))[0].shape == (0, 3, 5, 4)
-
-
-def test_as_torchvision_sees_it(tmp_path):
-    reference = torchvision.datasets.ImageFolder(str(make(tmp_path)))
-    source = FolderImages(tmp_path, num_classes=3)
-    theirs = {(np.asarray(image).tobytes(), label) for image, label in reference}
-    images, labels = source.take(torch.arange(7))
-    ours = {(x.permute(1, 2, 0).numpy().tobytes(), int(y)) for x, y in zip(images, labels, strict=True)}
-    assert ours == theirs and len(ours) == 7
+    assert torch.equal(source.class_numbers(), source.take(torch.arange(7))[1])
+    twin = pickle.loads(pickle.dumps(source))
+    assert torch.equal(twin.take(torch.tensor([5]))[0], source.take(torch.tensor([5]))[0])
+    for index in (-1, 7):
+        with pytest.raises(IndexError, match=r'index outside 0\.\.6'):
+            source.take(torch.tensor([index]))
 
 
 @pytest.mark.parametrize('names, labels', [
@@ -93,7 +89,6 @@ def move_older(path):
 BAD = {
     'another size': (lambda r: write(r / 'cat' / '2.png', PIXELS[0][:4]), {}, r'2\.png: is 4x4 pixels, but a\.png is'),
     'no image': (lambda r: (r / 'dog' / 'x.png').write_text('x'), {}, r'x\.png: cannot be decoded \(not an image\)'),
-    'empty file': (lambda r: (r / 'dog' / 'x.png').write_bytes(b''), {}, r'x\.png: cannot be decoded'),
     'first one broken': (lambda r: (r / 'ant' / 'a.png').write_text('x'), {}, r'a\.png: cannot be decoded'),
     'colour for gray': (lambda r: None, {'channels': 1}, r'a\.png: is of mode RGB, expected 8-bit gray'),
     '16 bits': (
@@ -112,17 +107,13 @@ def test_bad_folders(tmp_path, case):
     assert str(tmp_path) in str(caught.value) and '\n' not in str(caught.value)
 
 
-EMPTY = {
-    'nothing': (lambda r: None, 'not a readable image folder, it has no sub-folders'),
-    'empty classes': (lambda r: [(r / name).mkdir() for name in 'abc'], 'its sub-folders hold no images'),
-    'number too high': (lambda r: [(r / name).mkdir() for name in '023'], 'class folders 0 to 3, expected each number'),
-    'number twice': (lambda r: [(r / name).mkdir() for name in ('1', '01')], 'at most once'),
-}
-
-
-@pytest.mark.parametrize('case', EMPTY)
-def test_folders_without_images(tmp_path, case):
-    fill, message = EMPTY[case]
+@pytest.mark.parametrize('fill, message', [
+    (lambda r: None, 'not a readable image folder'),
+    (lambda r: [(r / name).mkdir() for name in 'abc'], 'it has no sub-folders with images'),
+    (lambda r: make(r, '023'), 'class folders 0 to 3, expected each number'),
+    (lambda r: make(r, ('1', '01', '2')), 'at most once'),
+], ids=['nothing', 'empty classes', 'number too high', 'number twice'])
+def test_folders_that_are_no_classes(tmp_path, fill, message):
     fill(tmp_path)
     with pytest.raises(ValueError, match=message):
         open_archive(tmp_path, num_classes=3)
@@ -130,11 +121,9 @@ def test_folders_without_images(tmp_path, case):
 
 CHANGES = {
     'removed': (lambda path: path.unlink(), r'2\.png: cannot be decoded \(No such file'),
-    'another size': (lambda path: write(path, PIXELS[0][:4]), r'2\.png: changed since its folder'),
     'another image of its size': (lambda path: write(path, PIXELS[0]), r'2\.png: changed since its folder was opened'),
     'an older file in its place': (move_older, r'2\.png: changed since its folder was'),
     'overwritten': (lambda path: path.write_text('x'), r'2\.png: changed since its folder'),
-    'cut short': (lambda path: path.write_bytes(path.read_bytes()[:60]), r'2\.png: changed since its folder'),
 }
 
 
@@ -158,21 +147,6 @@ def test_a_file_that_cannot_be_decoded_stops_the_run(tmp_path):
         source.take(torch.tensor([3]))
 
 
-def test_copies_and_indices_outside(tmp_path):
-    source = FolderImages(make(tmp_path), num_classes=3)
-    twin = pickle.loads(pickle.dumps(source))
-    assert torch.equal(twin.take(torch.tensor([5]))[0], source.take(torch.tensor([5]))[0])
-    for index in (-1, 7):
-        with pytest.raises(IndexError, match=r'index outside 0\.\.6'):
-            source.take(torch.tensor([index]))
-
-
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such folder'):
         FolderImages(tmp_path / 'nothing', num_classes=3)
-
-
-def test_class_numbers_are_those_of_the_images(tmp_path):
-    make(tmp_path)
-    source = FolderImages(tmp_path, num_classes=3)
-    assert torch.equal(source.class_numbers(), source.take(torch.arange(len(source)))[1])

@@ -18,21 +18,17 @@ class ImageSource(Protocol):
     @property
     def name(self) -> str:
         """Short name for messages."""
-        ...
 
     @property
     def num_classes(self) -> int:
         """Number of classes K; labels lie in 0..K-1."""
-        ...
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of every image."""
-        ...
 
     def __len__(self) -> int:
         """Number of images."""
-        ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels at `indices`, (B,) int64 in 0..N-1.
@@ -40,7 +36,6 @@ class ImageSource(Protocol):
         Images are (B, C, H, W), uint8 or float32 in [0, 1]. Labels are (B,) int64, or soft labels: (B, K) float32 with
         rows that sum to 1.
         """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +62,11 @@ class LabelledImages:
     name: str
 
     def __post_init__(self) -> None:
-        _check_images(self.images, self.name)
-        _check_labels(self.labels, len(self.images), self.num_classes, self.name)
-        if self.labels.device != self.images.device:
-            raise ValueError(
-                f'{self.name}: images are on {self.images.device} but labels on {self.labels.device}; '
-                f'move both to one device'
-            )
+        if fault := (
+                _image_fault(self.images) or _label_fault(self.labels, len(self.images), self.num_classes)
+                or (self.labels.device != self.images.device
+                    and f'images on {self.images.device} but labels on {self.labels.device}; move both to one device')):
+            raise ValueError(f'{self.name}: got {fault}')
 
     def __len__(self) -> int:
         """Number of images."""
@@ -91,30 +84,19 @@ class LabelledImages:
         return self.labels.ndim == 2
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy images and labels.
-
-        Args:
-            indices: (B,) int64 in 0..N-1, on any device.
-
-        Returns:
-            Images (B, C, H, W) in their dtype and labels (B,) or (B, K), on the device of this set.
-        """
+        """Copy images (B, C, H, W) and labels (B,) or (B, K) at `indices` ((B,) int64 in 0..N-1, on any device)."""
         indices = indices.to(self.images.device, non_blocking=True)
         return self.images[indices], self.labels[indices]
 
     def subset(self, indices: Tensor, *, name: str) -> 'LabelledImages':
         """A new set, called `name`, of the images at `indices` ((M,) int64, M >= 1)."""
-        images, labels = self.take(indices)
-        return LabelledImages(images, labels, self.num_classes, name)
+        return LabelledImages(*self.take(indices), self.num_classes, name)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape, dtype, pixels, labels and number of classes.
-
-        It does not depend on the name, the strides or the device.
-        """
+        """SHA-256 (hex) of shape, dtype, pixels, labels and number of classes; not of name, strides or device."""
         digest = hashlib.sha256(f'{tuple(self.images.shape)} {self.images.dtype} {self.num_classes}'.encode())
-        digest.update(self.images.cpu().contiguous().numpy().tobytes())
-        digest.update(self.labels.cpu().contiguous().numpy().tobytes())
+        for data in (self.images, self.labels):
+            digest.update(data.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -124,21 +106,19 @@ class ConcatenatedImages:
     Args:
         parts: At least one source; all have the same image shape and number of classes. A batch from parts of different
             dtypes is float32 in [0, 1]. If one part has soft labels, all batches have.
-        name: Short name for messages; the names of the parts joined by '+' if None.
 
     Raises:
         ValueError: If there is no part, or parts differ in image shape or number of classes.
     """
 
-    def __init__(self, parts: Sequence[ImageSource], *, name: str | None = None) -> None:
+    def __init__(self, parts: Sequence[ImageSource]) -> None:
         if not parts:
             raise ValueError('got no parts to concatenate, expected at least one; pass a non-empty sequence')
         for part in parts[1:]:
             check_compatible(parts[0], part)
         self.parts = tuple(parts)
-        self.name = name if name is not None else '+'.join(part.name for part in parts)
-        self.num_classes = parts[0].num_classes
-        self.image_shape = parts[0].image_shape
+        self.name = '+'.join(part.name for part in parts)
+        self.num_classes, self.image_shape = parts[0].num_classes, parts[0].image_shape
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         kinds = {has_soft_labels(part) for part in parts}
         self.soft = True in kinds
@@ -154,20 +134,16 @@ class ConcatenatedImages:
         Raises:
             IndexError: If an index is outside 0..N-1.
         """
-        indices = indices.cpu()
-        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(self)):
-            raise IndexError(f'{self.name}: index outside 0..{len(self) - 1}')
+        indices = checked_indices(indices, self)
         owner = torch.bucketize(indices, self._ends, right=True)
         images, labels, slots = [], [], []
-        for number in owner.unique().tolist():
+        for number in owner.unique().tolist() or [0]:
             slot = (owner == number).nonzero()[:, 0]
             start = int(self._ends[number]) - len(self.parts[number])
             part_images, part_labels = self.parts[number].take(indices[slot] - start)
+            slots.append(slot)
             images.append(part_images)
             labels.append(label_distribution(part_labels, self.num_classes) if self._mixed else part_labels)
-            slots.append(slot)
-        if not slots:
-            return self.parts[0].take(indices)
         if len({image.dtype for image in images}) > 1:
             images = [to_unit_range(image) for image in images]
         back = torch.cat(slots).argsort().to(images[0].device)
@@ -182,9 +158,6 @@ def collect(batches: Iterable[tuple[Tensor, Tensor]], *, num_classes: int, name:
 
 def to_unit_range(images: Tensor) -> Tensor:
     """Pixels as float32 in [0, 1]: uint8 becomes x / 255 (correctly rounded), float32 is returned unchanged.
-
-    Args:
-        images: Any shape, uint8 or float32.
 
     Raises:
         ValueError: For another dtype.
@@ -210,86 +183,73 @@ def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0
 
 
 def has_soft_labels(source: ImageSource) -> bool:
-    """Whether the labels of a source are probabilities.
-
-    This is its property `soft`. Without one, one image is read, unless the source decodes images (`prefetch`).
-    """
-    soft = getattr(source, 'soft', None)
-    if soft is not None:
-        return soft
+    """Whether the labels of a source are probabilities; without a property `soft`, one image is read."""
+    if hasattr(source, 'soft'):
+        return source.soft
+    # images that are decoded (`prefetch`) have class numbers
     return not hasattr(source, 'prefetch') and source.take(torch.zeros(1, dtype=torch.int64))[1].ndim == 2
 
 
-def check_compatible(first: ImageSource, second: ImageSource) -> None:
-    """Check that images of two sources can be in one batch.
+def checked_indices(indices: Tensor, source: ImageSource) -> Tensor:
+    """Indices on the CPU; raises IndexError if one is outside 0..N-1 of the source."""
+    indices = indices.cpu()
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(source)):
+        raise IndexError(f'{source.name}: index outside 0..{len(source) - 1}')
+    return indices
 
-    Raises:
-        ValueError: If image shapes or numbers of classes differ.
-    """
+
+def check_compatible(first: ImageSource, second: ImageSource) -> None:
+    """Raise ValueError if images of two sources cannot be in one batch: shapes or numbers of classes differ."""
     if first.image_shape != second.image_shape:
         raise ValueError(
             f'{second.name} holds images of shape {second.image_shape} but {first.name} of {first.image_shape} '
-            f'(channels, height, width); all sources need the same shape: resize or convert one of them'
-        )
+            f'(channels, height, width); all sources need the same shape: resize or convert one of them')
     if first.num_classes != second.num_classes:
         raise ValueError(
             f'{second.name} has {second.num_classes} classes but {first.name} has {first.num_classes}; '
-            f'all sources need the same classes: open them with one num_classes'
-        )
+            f'all sources need the same classes: open them with one num_classes')
 
 
-def _check_images(images: Tensor, name: str) -> None:
-    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.uint8):
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f'{name}: got images as {got}, expected a torch tensor of float32 or uint8; convert them')
+def _kind(data: object) -> str:
+    return str(data.dtype) if isinstance(data, Tensor) else type(data).__name__
+
+
+def _image_fault(images: Tensor) -> str | None:
+    if _kind(images) not in ('torch.float32', 'torch.uint8'):
+        return f'images as {_kind(images)}, expected a torch tensor of float32 or uint8; convert them'
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f'{name}: got images of shape {tuple(images.shape)}, expected (N, C, H, W) with nothing empty; '
-            f'reshape them'
-        )
+        return f'images of shape {tuple(images.shape)}, expected (N, C, H, W) with nothing empty; reshape them'
     if images.dtype == torch.float32:
         low, high = (bound.item() for bound in images.aminmax())
-        # aminmax returns NaN if any value is NaN, and comparisons with NaN are False
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f'{name}: got pixels from {low:g} to {high:g}, expected finite values in [0, 1]; '
-                f'scale them (x / 255 for 8-bit images), do not normalise'
-            )
+        if not (low >= 0 and high <= 1):  # true for NaN, which aminmax returns if any value is NaN
+            return (
+                f'pixels from {low:g} to {high:g}, expected finite values in [0, 1]; scale them (x / 255 for 8-bit '
+                f'images), do not normalise')
+    return None
 
 
-def _check_labels(labels: Tensor, count: int, num_classes: int, name: str) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f'{name}: got num_classes={num_classes!r}, expected an integer of at least 1')
-    if isinstance(labels, Tensor) and labels.dtype == torch.float32:
-        _check_soft_labels(labels, count, num_classes, name)
-        return
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f'{name}: got labels as {got}, expected a torch tensor of int64; convert them with .long()')
-    if labels.shape != (count,):
-        raise ValueError(
-            f'{name}: got labels of shape {tuple(labels.shape)} for {count} images, expected ({count},); '
-            f'give one class number per image'
-        )
+def _label_fault(labels: Tensor, count: int, num_classes: int) -> str | None:
+    if not isinstance(num_classes, int) or num_classes < 1:
+        return f'num_classes={num_classes!r}, expected an integer of at least 1'
+    if _kind(labels) not in ('torch.float32', 'torch.int64'):
+        return f'labels as {_kind(labels)}, expected a torch tensor of int64; convert them with .long()'
+    soft = labels.dtype == torch.float32
+    expected = (count, num_classes) if soft else (count,)
+    if labels.shape != expected:
+        return (
+            f'{"soft " * soft}labels of shape {tuple(labels.shape)} for {count} images, expected {expected}; give one '
+            f'{"probability per image and class" if soft else "class number per image"}')
+    if soft:
+        wrong = ~((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() <= _SUM_TOLERANCE))  # true for NaN
+        if wrong.any():
+            index = int(wrong.int().argmax())
+            return (
+                f'soft labels that are not probabilities (first at image {index}, sum {float(labels[index].sum()):g}), '
+                f'expected values >= 0 with sum 1; apply a softmax to logits')
+        return None
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= num_classes:
-        raise ValueError(
-            f'{name}: got labels from {low} to {high}, expected 0 to {num_classes - 1}; '
-            f'correct num_classes={num_classes} or the labels'
-        )
-
-
-def _check_soft_labels(labels: Tensor, count: int, num_classes: int, name: str) -> None:
-    if labels.shape != (count, num_classes):
-        raise ValueError(
-            f'{name}: got soft labels of shape {tuple(labels.shape)} for {count} images, expected '
-            f'({count}, {num_classes}); give one probability per image and class'
-        )
-    # true for NaN
-    wrong = ~((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() <= _SUM_TOLERANCE))
-    if wrong.any():
-        index = int(wrong.int().argmax())
-        raise ValueError(
-            f'{name}: got soft labels that are not probabilities (first at image {index}, sum '
-            f'{float(labels[index].sum()):g}), expected values >= 0 with sum 1; apply a softmax to logits'
-        )
+        return (
+            f'labels from {low} to {high}, expected 0 to {num_classes - 1}; correct num_classes={num_classes} or the '
+            f'labels')
+    return None

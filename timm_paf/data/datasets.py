@@ -1,7 +1,8 @@
 """Data sets by name, split into training, validation and test images."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,7 @@ from timm_paf.data.archives import open_archives
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, collect, has_soft_labels
 from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import digits_splits
-from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import errors_on_opening, first_line
-from timm_paf.data.folders import FolderImages
 from timm_paf.data.order import IndexPermutation
 from timm_paf.data.splits import held_out
 from timm_paf.data.stored import Progress
@@ -24,7 +23,6 @@ _ARRAYS = {'torch/cifar10': 'CIFAR10', 'torch/cifar100': 'CIFAR100'}
 _ARCHIVES = ('.npz', '.npy', '.bin')  # reported as missing files, not as unknown names
 _STREAMS = ('hfids', 'wds', 'tfds')
 _BY_TIMM = ('torch', 'hfds', *_STREAMS)
-_KNOWN = "digits, torch/cifar10, torch/cifar100, folder, another of timm's (torch/…, hfds/…, wds/…) or an archive"
 _CHUNK = 4096
 
 
@@ -87,10 +85,6 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
     Test images are in the order of the data set for CIFAR and the digits. Otherwise they are in a fixed pseudo-random
     order, so that the first n of them are a fair sample.
 
-    Args:
-        name: One of the names above.
-        options: The options; the defaults if None.
-
     Raises:
         ValueError: If there is no such data set, or it is not as expected.
         FileNotFoundError: If its files do not exist.
@@ -105,26 +99,25 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
             return _timm(name, options)
         if Path(name).exists() or name.endswith(_ARCHIVES):
             return _archive(name, options)
-    raise ValueError(f'there is no such data set; expected {_KNOWN}')
+    raise ValueError(
+        "there is no such data set; expected digits, torch/cifar10, torch/cifar100, folder, another of timm's "
+        '(torch/…, hfds/…, wds/…) or an archive')
 
 
 def all_labels(source: ImageSource) -> Tensor:
     """Class numbers (N,) int64 of all images of a source, the most likely class for soft labels."""
     if isinstance(source, ConcatenatedImages):
         return torch.cat([all_labels(part) for part in source.parts])
-    if isinstance(source, DiskImages | FolderImages):
+    if hasattr(source, 'class_numbers'):
         return source.class_numbers()
     labels = getattr(source, 'labels', None)
     if labels is None:
         labels = torch.cat([source.take(indices)[1] for indices in torch.arange(len(source)).split(_CHUNK)])
-    labels = torch.as_tensor(labels)
-    return labels.long() if labels.ndim == 1 else labels.argmax(1)
+    return _hard(torch.as_tensor(labels))
 
 
 class ImagesWithout:
-    """The images of a source without some of them.
-
-    Nothing is copied; memory depends only on the number of images left out.
+    """The images of a source without some of them, which are the only ones that take memory.
 
     Args:
         source: The images.
@@ -151,20 +144,20 @@ class ImagesWithout:
         return self.source.take(indices + torch.bucketize(indices, self._thresholds, right=True))
 
 
+def _hard(labels: Tensor) -> Tensor:
+    return labels.long() if labels.ndim == 1 else labels.argmax(1)
+
+
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
     import torchvision.datasets
 
-    root = _data_dir(name, options)
-
-    def part(train: bool) -> LabelledImages:
-        kind = getattr(torchvision.datasets, _ARRAYS[name])
-        raw = _opened(name, root, lambda: kind(root, train=train, download=options.download))
+    parts = {}
+    for part in ('train', 'test'):
+        with _opening(name, options) as root:
+            raw = getattr(torchvision.datasets, _ARRAYS[name])(root, train=part == 'train', download=options.download)
         images = torch.from_numpy(raw.data).permute(0, 3, 1, 2)
-        part_name = f'{name}/{"train" if train else "test"}'
-        return LabelledImages(images, torch.tensor(raw.targets), len(raw.classes), part_name)
-
-    train, val = _with_validation(part(True), name, options)
-    return DataSplits(train, val, part(False))
+        parts[part] = LabelledImages(images, torch.tensor(raw.targets), len(raw.classes), f'{name}/{part}')
+    return DataSplits(*_with_validation(parts['train'], name, options), parts['test'])
 
 
 def _archive(name: str, options: DatasetOptions) -> DataSplits:
@@ -177,68 +170,39 @@ def _archive(name: str, options: DatasetOptions) -> DataSplits:
             paths, num_classes=options.num_classes, channels=options.decoding.channels, progress=options.progress)
         for paths in ([name], options.test_data))
     train, val = _with_validation(source, Path(name).name, options)
-    order = IndexPermutation(len(test), 'test order')(torch.arange(len(test)))
-    return DataSplits(train, val, _in_memory(test, order, name=test.name))
+    return DataSplits(train, val, _in_memory(test, _test_order(test), name=test.name))
 
 
 def _timm(name: str, options: DatasetOptions) -> DataSplits:
-    root = _data_dir(name, options)
     if name.partition('/')[0] in _STREAMS:
-        if options.val_split is None:
+        if options.val_split is None or options.num_classes is None:
             raise ValueError(
-                f'{name}: images of a stream cannot be held out by index; give val_split, the name of a split '
-                f'without training images')
-        parts = [
-            _streamed(name, root, split, options, training=number == 0)
-            for number, split in enumerate((options.train_split, options.val_split, options.test_split))]
-        val, test = (part.loaded(name=f'{name}/{kind}') for part, kind in zip(parts[1:], ('val', 'test'), strict=True))
-        return DataSplits(parts[0], val, test)
-    train_images, test_images = (_decoded(name, root, split, options) for split in (
-        options.train_split, options.test_split))
-    order = IndexPermutation(len(test_images), 'test order')(torch.arange(len(test_images)))
-    test = test_images.subset(order, name=f'{name}/test').loaded(name=f'{name}/test')
+                f'{name}: images of a stream cannot be held out by index, and its classes are unknown; give val_split, '
+                f'the name of a split without training images, and num_classes')
+        train, *measured = (
+            StreamedImages(
+                _create(
+                    name, split, options, is_training=number == 0, batch_size=READ_TOGETHER, seed=options.split_seed),
+                name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
+            for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
+        val, test = (part.loaded(name=f'{name}/{kind}') for part, kind in zip(measured, ('val', 'test'), strict=True))
+        return DataSplits(train, val, test)
+    train_images, test_images = (
+        _decoded(name, split, options) for split in (options.train_split, options.test_split))
+    test = test_images.subset(_test_order(test_images), name=f'{name}/test').loaded(name=f'{name}/test')
     if options.val_split is not None:
-        val = _decoded(name, root, options.val_split, options).loaded(name=f'{name}/val')
+        val = _decoded(name, options.val_split, options).loaded(name=f'{name}/val')
         return DataSplits(train_images, val, test)
-    train, val = _with_validation(train_images, name, options)
-    return DataSplits(train, val, test)
+    return DataSplits(*_with_validation(train_images, name, options), test)
 
 
-def _decoded(name: str, root: str, split: str, options: DatasetOptions) -> DecodedImages:
-    dataset = _create(name, root, split, options)
-    if name == 'folder' and Path(dataset.reader.root) == Path(root):
+def _decoded(name: str, split: str, options: DatasetOptions) -> DecodedImages:
+    dataset = _create(name, split, options)
+    reader = getattr(dataset, 'reader', dataset)
+    if name == 'folder' and Path(reader.root) == Path(options.data_dir or ''):
         # timm opens the whole folder if it has none for the split, and training would see the test images
         raise FileNotFoundError(
-            f'{root}: no folder {split!r} in it; name the splits with train_split and test_split')
-    labels, found = _labels_and_classes(dataset, name)
-    num_classes = options.num_classes or found
-    if not num_classes:
-        raise ValueError(f'{name}: the number of classes of this data set is unknown; give num_classes')
-    return DecodedImages(
-        dataset, name=f'{name}/{split}', num_classes=num_classes, labels=labels, decoding=options.decoding)
-
-
-def _streamed(name: str, root: str, split: str, options: DatasetOptions, *, training: bool) -> StreamedImages:
-    if options.num_classes is None:
-        raise ValueError(f'{name}: the number of classes of a stream is unknown; give num_classes')
-    dataset = _create(
-        name, root, split, options, is_training=training, batch_size=READ_TOGETHER, seed=options.split_seed)
-    return StreamedImages(
-        dataset, name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
-
-
-def _create(name: str, root: str, split: str, options: DatasetOptions, **extra: Any) -> Any:
-    from timm.data import create_dataset
-
-    own = '' if name == 'folder' else name
-    if not name.startswith('torch/'):
-        extra['input_img_mode'] = options.decoding.mode
-    return _opened(name, root, lambda: create_dataset(own, root, split=split, download=options.download, **extra))
-
-
-def _labels_and_classes(dataset: Any, name: str) -> tuple[Tensor, int]:
-    """Labels (N,) of a map-style data set, and its number of classes, 0 if unknown."""
-    reader = getattr(dataset, 'reader', dataset)
+            f'{reader.root}: no folder {split!r} in it; name the splits with train_split and test_split')
     if hasattr(reader, 'targets'):
         labels = reader.targets
     elif hasattr(reader, 'samples'):
@@ -248,7 +212,26 @@ def _labels_and_classes(dataset: Any, name: str) -> tuple[Tensor, int]:
     else:
         raise ValueError(f'{name}: labels of this data set cannot be read without its images; convert it to an archive')
     classes = getattr(reader, 'class_to_idx', None) or getattr(reader, 'classes', None) or ()
-    return torch.as_tensor(labels, dtype=torch.int64), len(classes)
+    num_classes = options.num_classes or len(classes)
+    if not num_classes:
+        raise ValueError(f'{name}: the number of classes of this data set is unknown; give num_classes')
+    return DecodedImages(
+        dataset, name=f'{name}/{split}', num_classes=num_classes, decoding=options.decoding,
+        labels=torch.as_tensor(labels, dtype=torch.int64))
+
+
+def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any:
+    from timm.data import create_dataset
+
+    if not name.startswith('torch/'):
+        extra['input_img_mode'] = options.decoding.mode
+    with _opening(name, options) as root:
+        return create_dataset(
+            '' if name == 'folder' else name, root, split=split, download=options.download, **extra)
+
+
+def _test_order(test: ImageSource) -> Tensor:
+    return IndexPermutation(len(test), 'test order')(torch.arange(len(test)))
 
 
 def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[Any, LabelledImages]:
@@ -264,21 +247,17 @@ def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[A
 def _in_memory(source: ImageSource, indices: Tensor, *, name: str) -> LabelledImages:
     """Images in memory, with class numbers as labels, as accuracy needs them."""
     batches = (source.take(some) for some in indices.split(_CHUNK))
-    return collect(
-        ((images, labels if labels.ndim == 1 else labels.argmax(1)) for images, labels in batches),
-        num_classes=source.num_classes, name=name)
+    return collect(((images, _hard(labels)) for images, labels in batches), num_classes=source.num_classes, name=name)
 
 
-def _data_dir(name: str, options: DatasetOptions) -> str:
+@contextmanager
+def _opening(name: str, options: DatasetOptions) -> Iterator[str]:
+    """The folder of a data set; the libraries' many kinds of errors become two, with messages of one line."""
     if options.data_dir is None:
         raise ValueError(f'{name}: give data_dir, the folder of the data set or of its download')
-    return os.fspath(options.data_dir)
-
-
-def _opened(name: str, root: str, make: Callable[[], Any]) -> Any:
-    """The result of `make`; the libraries' many kinds of errors become two, with messages of one line."""
+    root = os.fspath(options.data_dir)
     try:
-        return make()
+        yield root
     except ImportError as error:
         raise ValueError(f'{name}: needs a package that is not installed ({first_line(error)[:200]})') from error
     except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:

@@ -3,14 +3,15 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from timm_paf.data.arrays import LabelledImages, collect
 from timm_paf.data.errors import UNDECODABLE, DataChanged, first_line
@@ -20,6 +21,7 @@ READ_TOGETHER = 16  # images of a stream read at a time; each worker rounds its 
 _MODES = {1: 'L', 3: 'RGB'}
 
 Plan = Callable[[int], Tensor]
+Key = tuple[int | str, ...]
 Transform = Callable[[Image.Image], Any]  # to a tensor or an array: timm's releases differ
 
 
@@ -46,13 +48,11 @@ class Decoding:
     workers: int = 4
 
     def __post_init__(self) -> None:
-        if self.channels not in _MODES:
-            raise ValueError(f'got channels={self.channels!r}, expected 1 or 3')
-        if self.size < 1 or self.workers < 0 or not 0 < self.crop_pct <= 1:
+        if self.channels not in _MODES or self.size < 1 or self.workers < 0 or not 0 < self.crop_pct <= 1:
             raise ValueError(
-                f'got size={self.size!r}, workers={self.workers!r}, crop_pct={self.crop_pct!r}, expected size >= 1, '
-                f'workers >= 0 and crop_pct above 0 to 1'
-            )
+                f'got channels={self.channels!r}, size={self.size!r}, workers={self.workers!r}, '
+                f'crop_pct={self.crop_pct!r}, expected channels 1 or 3, size >= 1, workers >= 0 and crop_pct above 0 '
+                f'to 1')
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -68,20 +68,21 @@ class Decoding:
         """The transform of timm from an image to uint8 pixels (C, H, W)."""
         from timm.data import create_transform
 
-        settings: dict[str, Any] = {'mean': (0.,) * self.channels, 'std': (1.,) * self.channels, 'use_prefetcher': True}
+        settings: dict[str, Any] = {'is_training': False, 'crop_pct': self.crop_pct}
         if is_training and self.train_crop_mode != 'resize':
-            settings.update(is_training=True, train_crop_mode=self.train_crop_mode, hflip=0., color_jitter=None)
-        else:
-            settings.update(is_training=False, crop_pct=self.crop_pct)
-        return create_transform(self.image_shape, **settings)
+            settings = {
+                'is_training': True, 'train_crop_mode': self.train_crop_mode, 'hflip': 0., 'color_jitter': None}
+        return create_transform(
+            self.image_shape, mean=(0.,) * self.channels, std=(1.,) * self.channels, use_prefetcher=True, **settings)
 
 
+@dataclass(eq=False)
 class DecodedImages:
     """A map-style data set of timm or torchvision as an image source.
 
-    `take` decodes images for evaluation in this process. `prefetch` decodes batches for training in the worker
-    processes of timm's `create_loader`. The random crop of an image depends only on its index and the key given to
-    `prefetch`, not on the number of workers or the process.
+    `take` decodes images for evaluation in this process. `prefetch` decodes batches for training in worker processes.
+    The random crop of an image depends only on its index and the key given to `prefetch`, not on the number of workers
+    or the process.
 
     timm's data sets replace an image that cannot be read by another one. Here it is an error.
 
@@ -97,26 +98,20 @@ class DecodedImages:
         ValueError: If a label is out of range.
     """
 
-    def __init__(
-        self, dataset: Any, *, name: str, num_classes: int, labels: Tensor, decoding: Decoding,
-        indices: Tensor | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.name = name
-        self.num_classes = num_classes
-        self.labels = labels
-        self.decoding = decoding
-        self.indices = torch.arange(len(labels)) if indices is None else indices
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
-            raise ValueError(
-                f'{name}: has labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}; '
-                f'correct num_classes'
-            )
+    dataset: Any
+    name: str
+    num_classes: int
+    labels: Tensor
+    decoding: Decoding
+    indices: Tensor | None = None
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of a decoded image."""
-        return self.decoding.image_shape
+    def __post_init__(self) -> None:
+        self.image_shape = self.decoding.image_shape
+        self.places = torch.arange(len(self.labels)) if self.indices is None else self.indices
+        if len(self.labels) and (int(self.labels.min()) < 0 or int(self.labels.max()) >= self.num_classes):
+            raise ValueError(
+                f'{self.name}: has labels from {int(self.labels.min())} to {int(self.labels.max())}, expected 0 to '
+                f'{self.num_classes - 1}; correct num_classes')
 
     def __len__(self) -> int:
         """Number of images."""
@@ -125,80 +120,76 @@ class DecodedImages:
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64.
 
-        Raises:
-            DataChanged: If an image cannot be read.
+        Raises `DataChanged` if an image cannot be read.
         """
-        steps = _Steps(self, plan=lambda _: indices, steps=1, key=())
-        steps.transform = self.decoding.transform(is_training=False)
-        return _unwrapped(steps[0])
+        return _unwrapped(_Steps(self, lambda _: indices, 1, (), self.decoding.transform(is_training=False))[0])
 
     def subset(self, indices: Tensor, *, name: str) -> 'DecodedImages':
         """A source of the images at `indices` (M,) int64; reads nothing."""
-        return DecodedImages(
-            self.dataset, name=name, num_classes=self.num_classes, labels=self.labels[indices], decoding=self.decoding,
-            indices=self.indices[indices])
+        return replace(self, name=name, labels=self.labels[indices], indices=self.places[indices])
 
-    def prefetch(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of training images, decoded in advance by worker processes.
 
-        Args:
-            plan: Function from batch number, 0..steps-1, to indices (B,) int64; it is sent to the workers.
-            steps: Number of batches.
-            key: Key of the random crops.
-
-        Raises:
-            DataChanged: If an image cannot be read.
+        `plan` is sent to the workers; it gives the indices (B,) int64 of batch 0..steps-1. `key` is that of the random
+        crops. Raises `DataChanged` if an image cannot be read.
         """
-        batches = _Steps(self, plan=plan, steps=steps, key=key)
-        loader = _create_loader(batches, self.decoding)
-        batches.transform = self.decoding.transform(is_training=True)  # the loader has set another one
-        for batch in loader:
-            yield _unwrapped(batch)
+        return self._batches(plan, steps, key=key, is_training=True)
 
     def loaded(self, *, name: str) -> LabelledImages:
         """All images in memory, decoded for evaluation."""
         chunks = torch.arange(len(self)).split(64)
-        batches = _Steps(self, plan=chunks.__getitem__, steps=len(chunks), key=())
-        return collect(
-            map(_unwrapped, _create_loader(batches, self.decoding)), num_classes=self.num_classes, name=name)
+        batches = self._batches(chunks.__getitem__, len(chunks), key=(), is_training=False)
+        return collect(batches, num_classes=self.num_classes, name=name)
+
+    def _batches(self, plan: Plan, steps: int, *, key: Key, is_training: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = _Steps(self, plan, steps, key, self.decoding.transform(is_training=is_training))
+        # a generator of its own, since the seeds of the workers would come from the global one
+        yield from map(_unwrapped, DataLoader(
+            batches, batch_size=None, num_workers=self.decoding.workers, generator=torch.Generator()))
 
 
+@dataclass(eq=False)
 class _Steps(Dataset):
     """A data set whose items are batches, so that a worker decodes one batch at a time."""
 
-    def __init__(self, source: DecodedImages, *, plan: Plan, steps: int, key: tuple[int | str, ...]) -> None:
-        self.source = source
-        self.plan = plan
-        self.steps = steps
-        self.key = key
-        self.transform: Transform | None = None
+    source: DecodedImages
+    plan: Plan
+    steps: int
+    key: Key
+    transform: Transform
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | str:
-        source = self.source
-        indices = self.plan(step)
+        source, indices = self.source, self.plan(step)
         images = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8)
-        with _own_randomness():
-            for row, index in enumerate(source.indices[indices].tolist()):
-                _seed_everything(derive_seed(*self.key, index))
+        for row, index in enumerate(source.places[indices].tolist()):
+            with _seeded(derive_seed(*self.key, index)):
                 try:
-                    images[row] = torch.as_tensor(self.transform(self._image(index)))  # type: ignore[misc]
+                    images[row] = torch.as_tensor(self.transform(self._image(index)))
                 except UNDECODABLE as error:
                     # returned, since an error from another process arrives with a page of traceback
-                    return f'{_where(source, index)}: the image cannot be read ({first_line(error)})'
+                    return f'{self._where(index)}: the image cannot be read ({first_line(error)})'
         return images, source.labels[indices]
 
     def _image(self, index: int) -> Image.Image:
         # timm's readers give open files; torchvision's data sets give images
-        reader = getattr(self.source.dataset, 'reader', None)
-        if reader is None:
-            return self.source.dataset[index][0].convert(self.source.decoding.mode)
-        with reader[index][0] as file:
-            return Image.open(file).convert(self.source.decoding.mode)
+        dataset, mode = self.source.dataset, self.source.decoding.mode
+        if not hasattr(dataset, 'reader'):
+            return dataset[index][0].convert(mode)
+        with dataset.reader[index][0] as file:
+            return Image.open(file).convert(mode)
+
+    def _where(self, index: int) -> str:
+        try:
+            return self.source.dataset.filename(index, absolute=True)
+        except Exception:  # torchvision's data sets and some of timm's readers have no names
+            return f'{self.source.name}, image {index}'
 
 
+@dataclass(eq=False)
 class StreamedImages:
     """An iterable data set (WebDataset, Hugging Face streaming, TFDS) as training images.
 
@@ -214,32 +205,25 @@ class StreamedImages:
         decoding: How images are decoded.
     """
 
-    def __init__(self, dataset: Any, *, name: str, num_classes: int, decoding: Decoding) -> None:
-        self.dataset = dataset
-        self.name = name
-        self.num_classes = num_classes
-        self.decoding = decoding
+    dataset: Any
+    name: str
+    num_classes: int
+    decoding: Decoding
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of a decoded image."""
-        return self.decoding.image_shape
+    def __post_init__(self) -> None:
+        self.image_shape = self.decoding.image_shape
 
     def __len__(self) -> int:
         """Number of images per pass, as the data set reports it."""
         return len(self.dataset)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Not available.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Not available; raises ValueError."""
         raise ValueError(f'{self.name}: this data set can only be read from front to back, not at an index')
 
-    def prefetch(self, plan: Plan, steps: int, *, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches with as many images as `plan` gives indices, as in `DecodedImages`; passes repeat as needed."""
-        pool = self._endless(key)
+        pool = (batch for number in count() for batch in self._one_pass(derive_seed(*key, number) % 2**31))
         images, labels = next(pool)
         for step in range(steps):
             wanted = len(plan(step))
@@ -251,30 +235,23 @@ class StreamedImages:
 
     def loaded(self, *, name: str) -> LabelledImages:
         """All images of one pass in memory, decoded for evaluation."""
-        parts = list(self._one_pass(is_training=False))
-        if not parts:
-            raise ValueError(f'{self.name}: no images; check the name of the split')
-        return collect(parts, num_classes=self.num_classes, name=name)
+        return collect(self._one_pass(), num_classes=self.num_classes, name=name)
 
-    def _endless(self, key: tuple[int | str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        number = 0
-        while True:
-            seed = derive_seed(*key, number) % 2**31
-            self.dataset.set_epoch(seed)
-            empty = True
-            for batch in self._one_pass(is_training=True, seed=seed):
-                empty = False
-                yield batch
-            if empty:
-                raise DataChanged(f'{self.name}: no images; check that the files still exist')
-            number += 1
-
-    def _one_pass(self, *, is_training: bool, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def _one_pass(self, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of one pass over the data set, for training with this seed, or for evaluation."""
+        from timm.data import create_loader
         from timm.data.loader import fast_collate
 
-        loader = _create_loader(
-            self.dataset, self.decoding, seed=seed, batch_size=READ_TOGETHER, collate_fn=fast_collate)
-        self.dataset.transform = self.decoding.transform(is_training=is_training)
+        # timm's prefetcher returns normalised floats; the loader inside it returns uint8
+        loader = create_loader(
+            self.dataset, self.image_shape, READ_TOGETHER, mean=(0.,) * self.decoding.channels,
+            std=(1.,) * self.decoding.channels, num_workers=self.decoding.workers, collate_fn=fast_collate,
+            device=torch.device('cpu'), persistent_workers=False).loader
+        loader.generator = torch.Generator().manual_seed(seed or 0)
+        self.dataset.transform = self.decoding.transform(is_training=seed is not None)  # the loader has set another one
+        if seed is not None:
+            self.dataset.set_epoch(seed)
+        labels = None
         for images, labels in loader:
             wrong = (labels < 0) | (labels >= self.num_classes)
             if wrong.any():
@@ -282,25 +259,8 @@ class StreamedImages:
                     f'{self.name}: label {int(labels[wrong][0])}, expected 0 to {self.num_classes - 1}; correct '
                     f'num_classes')
             yield images, labels
-
-
-def _only(items: list[Any]) -> Any:
-    """The single item, which is a batch."""
-    return items[0]
-
-
-def _create_loader(
-    dataset: Any, decoding: Decoding, *, seed: int = 0, batch_size: int = 1, collate_fn: Callable[..., Any] = _only,
-) -> Any:
-    from timm.data import create_loader
-
-    # timm's prefetcher returns normalised floats; the loader inside it returns uint8
-    loader = create_loader(
-        dataset, decoding.image_shape, batch_size, is_training=False, mean=(0.,) * decoding.channels,
-        std=(1.,) * decoding.channels, num_workers=decoding.workers, collate_fn=collate_fn,
-        device=torch.device('cpu'), persistent_workers=False).loader
-    loader.generator = torch.Generator().manual_seed(seed)  # otherwise it draws the workers' seeds from the global one
-    return loader
+        if labels is None:
+            raise DataChanged(f'{self.name}: no images; check the name of the split, and that the files exist')
 
 
 def _unwrapped(batch: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
@@ -309,27 +269,16 @@ def _unwrapped(batch: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def _where(source: DecodedImages, index: int) -> str:
-    try:
-        return source.dataset.filename(index, absolute=True)
-    except Exception:
-        return f'{source.name}, image {index}'
-
-
 @contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Restore the global random states afterwards: without workers, this is the training process."""
-    state = random.getstate(), np.random.get_state()
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the random generators that timm's transforms use, and restore them: this may be the training process."""
+    states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
             yield
     finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-
-
-def _seed_everything(seed: int) -> None:
-    # timm's transforms use all three
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+        random.setstate(states[0])
+        np.random.set_state(states[1])

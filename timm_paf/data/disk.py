@@ -1,15 +1,13 @@
 """Labelled images that stay in their file: `take` reads only the rows asked for."""
 
-import hashlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from timm_paf.data.arrays import LabelledImages
-from timm_paf.data.errors import BadArchive, DataChanged, errors_on_opening
+from timm_paf.data.arrays import LabelledImages, checked_indices
+from timm_paf.data.errors import DataChanged, errors_on_opening
 from timm_paf.data.report import SampleReport, sample_indices
-from timm_paf.data.stored import StoredArray
+from timm_paf.data.stored import Progress, StoredArray
 
 _ALL_LABELS = 1 << 25  # bytes of labels up to which opening reads all of them, and keeps them in the smallest dtype
 _SAMPLE = 1024  # rows that opening checks otherwise
@@ -20,14 +18,14 @@ _SUM_TOLERANCE = 2e-3  # of a row of soft labels; float16 is this inexact
 class DiskImages:
     """Images and labels in uncompressed arrays on disk.
 
-    Opening checks the headers and a fixed pseudo-random sample. `take` checks what it reads, so that no batch contains
-    a label or a pixel out of range. Memory does not grow with the number of images. Copies in other processes (forked
-    or pickled) read independently.
+    Opening checks a fixed pseudo-random sample. `take` checks what it reads, so that no batch contains a label or a
+    pixel out of range. Memory does not grow with the number of images. Copies in other processes (forked or pickled)
+    read independently.
 
     Args:
-        pixels: Rows of images, uint8 or floats: in [0, 1], or in [0, 255] if the sample has a value above 1.
+        pixels: Images, with the axis N first, uint8 or floats: in [0, 1], or in [0, 255] if the sample has a value
+            above 1.
         targets: (N,) integers in 0..num_classes-1, or (N, num_classes) floats: rows of probabilities.
-        layout: Axes of one stored row, a permutation of 'CHW'.
         num_classes: Number of classes K.
         name: Short name for messages.
 
@@ -35,12 +33,10 @@ class DiskImages:
         ValueError: If the sample has something else.
     """
 
-    def __init__(
-        self, pixels: StoredArray, targets: StoredArray, *, layout: str, num_classes: int, name: str,
-    ) -> None:
-        assert sorted(layout) == ['C', 'H', 'W'] and pixels.shape[0] == targets.shape[0]
+    def __init__(self, pixels: StoredArray, targets: StoredArray, *, num_classes: int, name: str) -> None:
         self.pixels, self.targets, self.num_classes, self.name = pixels, targets, num_classes, name
-        self._axes = tuple(1 + layout.index(axis) for axis in 'CHW')
+        self.soft = len(targets.shape) == 2
+        self._axes = tuple(pixels.axes.index(axis) for axis in 'CHW')
         channels, height, width = (pixels.shape[axis] for axis in self._axes)
         self.image_shape = channels, height, width
         self._limit = 1  # largest value of a pixel stored as float
@@ -52,135 +48,96 @@ class DiskImages:
         """Number of images."""
         return self.pixels.shape[0]
 
-    @property
-    def soft(self) -> bool:
-        """Whether labels are rows of probabilities."""
-        return len(self.targets.shape) == 2
-
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read images and labels.
-
-        Args:
-            indices: (B,) int64 in 0..N-1, on any device.
-
-        Returns:
-            Images (B, C, H, W), uint8, or float32 in [0, 1] if stored as floats. Labels (B,) int64, or soft labels
-            (B, K) float32 with rows that sum to 1. Both are on the CPU.
+        """Read images and labels, as `ImageSource.take`, on the CPU.
 
         Raises:
             IndexError: If an index is outside 0..N-1.
             DataChanged: If a file changed after opening, or has a value out of range at an index.
         """
-        wanted = indices.cpu().numpy().astype(np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f'{self.name}: index outside 0..{len(self) - 1}')
+        wanted = checked_indices(indices, self).numpy()
         pixels = self.pixels.rows(wanted)
+        self._check_pixels(pixels, wanted)
         if self._labels is None:
             targets = self.targets.rows(wanted)
+            self._check_targets(targets, wanted)
         else:
             self.targets.check()
             targets = self._labels[wanted]
-        if fault := self.pixel_fault(pixels, wanted) or self.target_fault(targets, wanted):
-            raise DataChanged(fault)
         return self._to_images(pixels), self._to_labels(targets)
 
     def class_numbers(self) -> Tensor:
-        """Class numbers (N,) int64 of all images, the most likely class for soft labels; reads no image.
-
-        Raises:
-            DataChanged: If the file changed after opening, or has a label out of range.
-        """
+        """Class numbers (N,) int64 of all images, the most likely class for soft labels; reads no image."""
         if self._labels is not None:
             return torch.from_numpy(self._labels.astype(np.int64))
         numbers = []
         for start, targets in self.targets.chunks(_LABEL_CHUNK):
-            if fault := self.target_fault(targets, np.arange(start, start + len(targets))):
-                raise DataChanged(fault)
+            self._check_targets(targets, np.arange(start, start + len(targets)))
             numbers.append(self._class_numbers(targets))
         return torch.from_numpy(np.concatenate(numbers))
 
     def load(self) -> LabelledImages:
-        """Read all images and labels into memory, and check them and their checksums.
-
-        Raises:
-            ValueError: If a file is damaged or a value is out of range.
-        """
-        everything = np.arange(len(self))
+        """Read all images and labels into memory; raises ValueError if a file is damaged or a value out of range."""
         with errors_on_opening():
-            pixels, targets = self.pixels.load(), self.targets.load()
-        if fault := self.pixel_fault(pixels, everything) or self.target_fault(targets, everything):
-            raise BadArchive(fault)
+            self.verify()
+            pixels, targets = (array.range(0, len(self)) for array in (self.pixels, self.targets))
         return LabelledImages(self._to_images(pixels), self._to_labels(targets), self.num_classes, self.name)
 
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of shapes, dtypes, checksums, number of classes and a fixed sample of rows.
+    def verify(self, progress: Progress | None = None) -> None:
+        """Read and check all bytes, in a few megabytes of memory; raises `DataChanged` at the first error."""
+        for array, check in ((self.targets, self._check_targets), (self.pixels, self._check_pixels)):
+            for start, rows in array.chunks():
+                check(rows, np.arange(start, start + len(rows)))
+                if progress:
+                    done = (start + len(rows)) * array.row_bytes
+                    progress(f'checking {array.key or array.path.name}', done, array.nbytes)
 
-        It does not cover all pixels, since that needs reading all of them: see `verify_archive`.
-        """
-        digest = hashlib.sha256()
-        for array in (self.pixels, self.targets):
-            digest.update(f'{array.shape} {array.dtype.str} {array.crc}'.encode())
-            digest.update(array.rows(sample_indices(len(self), 64)).tobytes())
-        digest.update(f'{self._axes} {self.num_classes}'.encode())
-        return digest.hexdigest()
-
-    def pixel_fault(self, pixels: np.ndarray, indices: np.ndarray) -> str | None:
-        """A message about the first of these images that has a pixel out of range, or None."""
-        if pixels.dtype == np.uint8 or not pixels.size:
-            return None
-        flat = pixels.reshape(len(pixels), -1)
-        low, high = flat.min(axis=1), flat.max(axis=1)
+    def _check_pixels(self, pixels: np.ndarray, indices: np.ndarray) -> None:
+        """Raise `DataChanged` about the first of these images that has a pixel out of range."""
+        if pixels.dtype == np.uint8:
+            return
+        low, high = pixels.min((1, 2, 3)), pixels.max((1, 2, 3))
         bad = ~((low >= 0) & (high <= self._limit))  # true for NaN
-        if not bad.any():
-            return None
-        first = int(np.argmax(bad))
-        return (
-            f'{self.pixels.where} has pixels from {low[first]:g} to {high[first]:g} at index {int(indices[first])}, '
-            f'expected finite values in [0, {self._limit}]; scale them to [0, 1] or [0, 255], do not normalise'
-        )
+        if bad.any():
+            first = bad.argmax()
+            raise DataChanged(
+                f'{self.pixels.where} has pixels from {low[first]:g} to {high[first]:g} at index {indices[first]}, '
+                f'expected finite values in [0, {self._limit}]; scale them to [0, 1] or [0, 255], do not normalise')
 
-    def target_fault(self, targets: np.ndarray, indices: np.ndarray) -> str | None:
-        """A message about the first of these labels that is out of range, or None."""
-        if not targets.size:
-            return None
+    def _check_targets(self, targets: np.ndarray, indices: np.ndarray) -> None:
+        """Raise `DataChanged` about the first of these labels that is out of range."""
         if self.soft:
-            sums = targets.astype(np.float64).sum(axis=1)
-            bad = ~((targets.min(axis=1) >= 0) & (abs(sums - 1) <= _SUM_TOLERANCE))
-            if not bad.any():
-                return None
-            first = int(np.argmax(bad))
+            sums = targets.sum(1, dtype=np.float64)
+            bad = ~((targets.min(1) >= 0) & (abs(sums - 1) <= _SUM_TOLERANCE))
+        else:
+            bad = (targets < 0) | (targets >= self.num_classes)
+        if not bad.any():
+            return
+        first = bad.argmax()
+        if self.soft:
             row = np.array2string(targets[first], precision=3, threshold=4).replace('\n', '')
-            return (
-                f'{self.targets.where} has the row {row} at index {int(indices[first])}, expected probabilities '
-                f'that sum to 1 (soft labels)'
-            )
-        low, high = int(targets.min()), int(targets.max())
-        if low >= 0 and high < self.num_classes:
-            return None
-        first = int(np.argmax((targets < 0) | (targets >= self.num_classes)))
-        return (
-            f'{self.targets.where} has values from {low} to {high}, expected 0 to {self.num_classes - 1} (first wrong '
-            f'value at index {int(indices[first])}); is this archive for another data set?'
-        )
+            raise DataChanged(
+                f'{self.targets.where} has the row {row} at index {indices[first]}, expected probabilities that sum to '
+                f'1 (soft labels)')
+        raise DataChanged(
+            f'{self.targets.where} has values from {targets.min()} to {targets.max()}, expected 0 to '
+            f'{self.num_classes - 1} (first wrong value at index {indices[first]}); is this archive for another data '
+            f'set?')
 
     def _check_sample(self) -> SampleReport:
-        count = len(self)
+        count, bounds = len(self), None
         sample = sample_indices(count, _SAMPLE)
-        bounds = None
         if self.pixels.dtype == np.uint8:
-            checked = sample[[0, -1]]  # shows that the file is readable at both ends
-            pixels = self.pixels.rows(checked)
+            self.pixels.rows(sample[[0, -1]])  # shows that the file is readable at both ends
         else:
             checked = sample[::4]
             pixels = self.pixels.rows(checked)
             bounds = float(pixels.min()), float(pixels.max())
             self._limit = 255 if bounds[1] > 1 else 1
-        if self.targets.row_bytes * count <= _ALL_LABELS:
-            sample, targets = np.arange(count), self.targets.range(0, count)
-        else:
-            targets = self.targets.rows(sample)
-        if fault := self.pixel_fault(pixels, checked) or self.target_fault(targets, sample):
-            raise BadArchive(fault)
+            self._check_pixels(pixels, checked)
+        complete = self.targets.nbytes <= _ALL_LABELS
+        targets = self.targets.range(0, count) if complete else self.targets.rows(sample)
+        self._check_targets(targets, np.arange(count) if complete else sample)
         numbers = self._class_numbers(targets)
         if len(targets) == count and not self.soft:
             self._labels = numbers.astype(np.min_scalar_type(self.num_classes - 1))
@@ -189,7 +146,7 @@ class DiskImages:
             count, self.image_shape, str(self.pixels.dtype), str(self.targets.dtype), bounds, len(targets), counts)
 
     def _class_numbers(self, targets: np.ndarray) -> np.ndarray:
-        return targets.argmax(axis=1) if self.soft else targets.astype(np.int64)
+        return targets.argmax(1) if self.soft else targets.astype(np.int64)
 
     def _to_images(self, pixels: np.ndarray) -> Tensor:
         if pixels.dtype != np.uint8:
@@ -201,5 +158,5 @@ class DiskImages:
     def _to_labels(self, targets: np.ndarray) -> Tensor:
         if self.soft:
             exact = targets.astype(np.float64)
-            return torch.from_numpy((exact / exact.sum(axis=1, keepdims=True)).astype(np.float32))
+            return torch.from_numpy((exact / exact.sum(1, keepdims=True)).astype(np.float32))
         return torch.from_numpy(targets.astype(np.int64))

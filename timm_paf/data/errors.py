@@ -5,10 +5,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 # raised by zipfile, zlib, numpy and the operating system for a damaged file
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
 # raised by Pillow for an image that it cannot decode
 UNDECODABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
@@ -30,31 +30,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def image_error(error: BaseException) -> str:
-    """The reason why Pillow cannot read an image, without the name of the file."""
-    if isinstance(error, UnidentifiedImageError):
-        return 'not an image'
-    return getattr(error, 'strerror', None) or first_line(error)
-
-
-@contextmanager
-def name_in_errors(start: str, remedy: str = 'get the file again') -> Iterator[None]:
-    """Turn errors of the libraries into `BadArchive`, since theirs do not name the file.
-
-    Args:
-        start: Start of the message: the file and what failed.
-        remedy: What to do about it.
-    """
-    try:
-        yield
-    except BadArchive:
-        raise
-    except DataChanged as error:
-        raise BadArchive(str(error)) from error
-    except BROKEN as error:
-        raise BadArchive(f'{start} ({first_line(error)}); {remedy}') from error
-
-
 @contextmanager
 def errors_on_opening() -> Iterator[None]:
     """Turn `DataChanged` into `BadArchive`: no run has started yet."""
@@ -62,3 +37,15 @@ def errors_on_opening() -> Iterator[None]:
         yield
     except DataChanged as error:
         raise BadArchive(str(error)) from error
+
+
+@contextmanager
+def name_in_errors(start: str, remedy: str = 'get the file again') -> Iterator[None]:
+    """Turn errors of libraries into `BadArchive`; `start` names the file and what failed, as they do not."""
+    try:
+        with errors_on_opening():
+            yield
+    except BadArchive:
+        raise
+    except _BROKEN as error:
+        raise BadArchive(f'{start} ({first_line(error)}); {remedy}') from error

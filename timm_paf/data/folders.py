@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.utils.misc import natural_key
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from timm_paf.data.errors import UNDECODABLE, BadArchive, DataChanged, errors_on_opening, image_error
+from timm_paf.data.arrays import checked_indices
+from timm_paf.data.errors import UNDECODABLE, BadArchive, DataChanged, errors_on_opening, first_line
 from timm_paf.data.report import SampleReport, sample_indices
 
 _SAMPLE = 1024  # files whose headers are read on opening
@@ -33,7 +34,6 @@ class FolderImages:
         root: The folder.
         num_classes: Number of classes K.
         channels: 1 or 3; as in the first image if None.
-        name: Short name for messages; the folder's if None.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -41,42 +41,39 @@ class FolderImages:
             of up to 1024 files) has images of another size or mode.
     """
 
-    def __init__(
-        self, root: str | os.PathLike[str], *, num_classes: int, channels: int | None = None, name: str | None = None,
-    ) -> None:
-        self.root, self.num_classes = Path(root), num_classes
-        self.name = name if name is not None else self.root.name
+    soft = False
+
+    def __init__(self, root: str | os.PathLike[str], *, num_classes: int, channels: int | None = None) -> None:
+        self.root, self.num_classes, self.name = Path(root), num_classes, Path(root).name
         if channels not in (None, 1, 3):
             raise ValueError(f'got channels={channels} for the images in {root}, expected 1 or 3')
         if not self.root.is_dir():
             raise FileNotFoundError(f'{root}: no such folder; check the path')
-        self._folders, labels = _class_folders(self.root, num_classes)
+        self._folders = _names(self.root, folders=True)
         self._opened_ns = time.time_ns()
-        names = [
+        files = [
             [file for file in _names(self.root / folder, folders=False) if file.lower().endswith(IMG_EXTENSIONS)]
             for folder in self._folders]
-        if not any(names):
-            raise BadArchive(f'{root}: not a readable image folder, its sub-folders hold no images; check the path')
-        self._names = np.array([os.fsencode(file) for part in names for file in part])
-        self._folder_numbers = np.repeat(np.arange(len(names), dtype=np.int32), [len(part) for part in names])
-        self._labels = np.array(labels)[self._folder_numbers].astype(np.min_scalar_type(num_classes - 1))
+        if not any(files):
+            raise BadArchive(
+                f'{root}: not a readable image folder, it has no sub-folders with images (one per class), .npz parts '
+                f'or images.npy; check the path')
+        self._names = np.array([os.fsencode(file) for part in files for file in part])
+        self._folder_numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(part) for part in files])
+        numbers = np.array(_class_numbers(self.root, self._folders, num_classes))
+        self._labels = numbers[self._folder_numbers].astype(np.min_scalar_type(num_classes - 1))
         with errors_on_opening():
-            with self._open(self.path(0)) as image:
+            with self._open(0) as image:
                 self.image_shape = channels or (1 if image.mode in _GRAY else 3), image.height, image.width
             for index in sample_indices(len(self), _SAMPLE).tolist():
-                with self._open(self.path(index)) as image:
-                    self._check(self.path(index), image)
+                with self._open(index) as image:
+                    self._check(index, image)
         counts = tuple(np.bincount(self._labels, minlength=num_classes).tolist())
         self.report = SampleReport(len(self), self.image_shape, 'uint8', 'folder', None, len(self), counts)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._names)
-
-    @property
-    def soft(self) -> bool:
-        """Whether labels are probabilities: never."""
-        return False
 
     def class_numbers(self) -> Tensor:
         """Class numbers (N,) int64 of all images; reads no image."""
@@ -87,80 +84,66 @@ class FolderImages:
         return self.root / self._folders[self._folder_numbers[index]] / os.fsdecode(self._names[index])
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode images.
-
-        Args:
-            indices: (B,) int64 in 0..N-1, on any device.
-
-        Returns:
-            Images (B, C, H, W) uint8 and labels (B,) int64 on the CPU.
+        """Decode images (B, C, H, W) uint8, with labels (B,) int64, on the CPU.
 
         Raises:
             IndexError: If an index is outside 0..N-1.
             DataChanged: If a file was removed or changed after opening, cannot be decoded or has another size.
         """
-        wanted = indices.cpu().numpy().astype(np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f'{self.name}: index outside 0..{len(self) - 1}')
+        wanted = checked_indices(indices, self).numpy()
         channels, height, width = self.image_shape
         pixels = np.empty((len(wanted), height, width, channels), np.uint8)
         for row, index in zip(pixels, wanted.tolist(), strict=True):
-            path = self.path(index)
-            with self._open(path) as image:
-                self._check(path, image)
+            with self._open(index) as image:
+                self._check(index, image)
                 row[:] = np.asarray(image.convert('RGB' if channels == 3 else 'L')).reshape(row.shape)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self._labels[wanted].astype(np.int64))
 
     @contextmanager
-    def _open(self, path: Path) -> Iterator[Image.Image]:
+    def _open(self, index: int) -> Iterator[Image.Image]:
+        path = self.path(index)
         try:
             with open(path, 'rb') as file:
                 # One time for all files, since one stamp per file would take memory. The time of the last status
                 # change also shows that another file was moved here.
                 if os.fstat(file.fileno()).st_ctime_ns > self._opened_ns:
-                    raise DataChanged(
-                        f'{path}: changed since its folder was opened; do not modify data during a run')
+                    raise DataChanged(f'{path}: changed since its folder was opened; do not modify data during a run')
                 with Image.open(file) as image:
                     yield image
         except DataChanged:
             raise
         except UNDECODABLE as error:
-            raise DataChanged(f'{path}: cannot be decoded ({image_error(error)}); replace or remove it') from error
+            reason = getattr(error, 'strerror', None) or first_line(error)
+            if isinstance(error, UnidentifiedImageError):
+                reason = 'not an image'
+            raise DataChanged(f'{path}: cannot be decoded ({reason}); replace or remove it') from error
 
-    def _check(self, path: Path, image: Image.Image) -> None:
+    def _check(self, index: int, image: Image.Image) -> None:
         """Raise `DataChanged` if the header of an image does not match."""
         channels, height, width = self.image_shape
         if image.size != (width, height):
             raise DataChanged(
-                f'{path}: is {image.height}x{image.width} pixels, but {self.path(0).name} is {height}x{width} (height, '
-                f'width); all images need one size, resize them'
-            )
+                f'{self.path(index)}: is {image.height}x{image.width} pixels, but {self.path(0).name} is '
+                f'{height}x{width} (height, width); all images need one size, resize them')
         if image.mode not in (_GRAY if channels == 1 else _COLOUR):
             raise DataChanged(
-                f'{path}: is of mode {image.mode}, expected 8-bit {"gray" if channels == 1 else "RGB"}; convert it')
+                f'{self.path(index)}: is of mode {image.mode}, expected 8-bit {"gray" if channels == 1 else "RGB"}; '
+                f'convert it')
 
 
-def _class_folders(root: Path, num_classes: int) -> tuple[list[str], list[int]]:
-    names = _names(root, folders=True)
-    if not names:
-        raise BadArchive(
-            f'{root}: not a readable image folder, it has no sub-folders (one per class), .npz parts or images.npy; '
-            f'check the path'
-        )
+def _class_numbers(root: Path, names: list[str], num_classes: int) -> list[int]:
     if all(name.isascii() and name.isdigit() for name in names):
-        labels = [int(name) for name in names]
-        if max(labels) >= num_classes or len(set(labels)) < len(labels):
+        numbers = [int(name) for name in names]
+        if max(numbers) >= num_classes or len(set(numbers)) < len(names):
             raise BadArchive(
                 f'{root}: has class folders {names[0]} to {names[-1]}, expected each number from 0 to '
-                f'{num_classes - 1} at most once; is this for another data set?'
-            )
-        return names, labels
+                f'{num_classes - 1} at most once; is this for another data set?')
+        return numbers
     if len(names) != num_classes:
         raise BadArchive(
             f'{root}: has {len(names)} class folders ({", ".join(names[:3])} …), expected {num_classes}; class numbers '
-            f'need a folder for every class, or folders named 0 to {num_classes - 1}'
-        )
-    return names, list(range(num_classes))
+            f'need a folder for every class, or folders named 0 to {num_classes - 1}')
+    return list(range(num_classes))
 
 
 def _names(folder: Path, *, folders: bool) -> list[str]:

@@ -8,7 +8,7 @@ _GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, rounded as torchvision r
 
 
 def shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
-    """Pad with zeros on all sides and crop each image back to its size.
+    """Pad with `padding` zeros on all sides and crop each image back to its size.
 
     Args:
         images: (B, C, H, W), any dtype.
@@ -49,20 +49,13 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)
     images = torch.lerp(_grey(images).mean((1, 2, 3), keepdim=True), images, contrast).clamp(0, 1)
-    if images.shape[1] != 3:
-        return images
-    return torch.lerp(_grey(images), images, saturation).clamp(0, 1)
+    return images if images.shape[1] != 3 else torch.lerp(_grey(images), images, saturation).clamp(0, 1)
 
 
 def blank(images: Tensor, boxes: Tensor) -> Tensor:
-    """Set the pixels in a box of each image to 0.
+    """A copy of the images (B, C, H, W), any dtype, with the pixels in one box per image set to 0.
 
-    Args:
-        images: (B, C, H, W), any dtype.
-        boxes: (B, 4), top, left, bottom and right, the last two exclusive; parts outside the image are ignored.
-
-    Returns:
-        (B, C, H, W), a new tensor of the same dtype.
+    Boxes (B, 4) are top, left, bottom and right, the last two exclusive; parts outside the image are ignored.
     """
     return images.masked_fill(_inside(boxes, images), 0)
 
@@ -84,10 +77,8 @@ def paste(images: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
     """Whether pixels are in the boxes: (B, 1, H, W) bool."""
-    height, width = images.shape[-2:]
     top, left, bottom, right = boxes[:, :, None].unbind(1)
-    row = torch.arange(height, device=images.device)
-    column = torch.arange(width, device=images.device)
+    row, column = (torch.arange(size, device=images.device) for size in images.shape[-2:])
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
@@ -95,5 +86,4 @@ def _inside(boxes: Tensor, images: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images
-    weights = torch.tensor(_GREY, device=images.device)[:, None, None]
-    return (images * weights).sum(1, keepdim=True)
+    return (images * torch.tensor(_GREY, device=images.device)[:, None, None]).sum(1, keepdim=True)

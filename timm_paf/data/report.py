@@ -11,9 +11,7 @@ from timm_paf.data.order import derive_seed
 
 @dataclass(frozen=True)
 class SampleReport:
-    """Properties of an image source, from its headers and a fixed pseudo-random sample.
-
-    `str(report)` is one line for people.
+    """Properties of an image source, from its headers and a fixed pseudo-random sample; `str` gives one line.
 
     Args:
         images: Number of images.
@@ -34,7 +32,7 @@ class SampleReport:
     class_counts: tuple[int, ...]
 
     def __str__(self) -> str:
-        seen = [number for number, count in enumerate(self.class_counts) if count]
+        seen = np.flatnonzero(self.class_counts)
         missing = len(self.class_counts) - len(seen)
         least, most = (100 * pick(self.class_counts) / self.sampled for pick in (min, max))
         sample = 'all labels' if self.sampled == self.images else f'a sample of {self.sampled} labels'
@@ -42,40 +40,41 @@ class SampleReport:
             f'{self.images} images {"x".join(map(str, self.image_shape))} {self.image_dtype}, '
             f'{self.label_dtype} labels from {seen[0]} to {seen[-1]}; in {sample}, the rarest of '
             f'{len(self.class_counts)} classes has {least:.1f} %, the most frequent {most:.1f} %'
-            f'{f", and {missing} do not occur" if missing else ""}'
-        )
+            f'{f", and {missing} do not occur" if missing else ""}')
 
 
 def sample_report(source: ImageSource) -> SampleReport | None:
-    """Summarise a source without reading more of its images.
+    """Summarise a source without reading more of its images; the reports of the parts of one source are added.
 
-    Args:
-        source: Any source; the reports of the parts of a `ConcatenatedImages` are added.
-
-    Returns:
-        The report; None for a source without one, such as one that decodes images during training.
+    Returns None for a source without a report, such as one that decodes images during training.
     """
-    if isinstance(source, LabelledImages):
-        labels = source.labels.argmax(1) if source.soft else source.labels
-        low, high = source.images.aminmax()
-        image_dtype, label_dtype = (str(data.dtype).removeprefix('torch.') for data in (source.images, source.labels))
-        return SampleReport(
-            len(source), source.image_shape, image_dtype, label_dtype,
-            None if source.images.dtype == torch.uint8 else (float(low), float(high)), len(source),
-            tuple(torch.bincount(labels, minlength=source.num_classes).tolist()))
     if isinstance(source, ConcatenatedImages):
         reports = [report for part in source.parts if (report := sample_report(part))]
-        return _added(reports) if len(reports) == len(source.parts) else None
-    return getattr(source, 'report', None)
+        if len(reports) < len(source.parts):
+            return None
+        bounds = [bound for report in reports for bound in report.pixel_range or ()]
+        counts = np.sum([report.class_counts for report in reports], axis=0)
+        image_dtype, label_dtype = (
+            '+'.join(sorted({getattr(report, name) for report in reports})) for name in ('image_dtype', 'label_dtype'))
+        return SampleReport(
+            len(source), source.image_shape, image_dtype, label_dtype, (min(bounds), max(bounds)) if bounds else None,
+            sum(report.sampled for report in reports), tuple(counts.tolist()))
+    if not isinstance(source, LabelledImages):
+        return getattr(source, 'report', None)
+    labels = source.labels.argmax(1) if source.soft else source.labels
+    low, high = source.images.aminmax()
+    image_dtype, label_dtype = (str(data.dtype).removeprefix('torch.') for data in (source.images, source.labels))
+    return SampleReport(
+        len(source), source.image_shape, image_dtype, label_dtype,
+        None if source.images.dtype == torch.uint8 else (float(low), float(high)), len(source),
+        tuple(torch.bincount(labels, minlength=source.num_classes).tolist()))
 
 
 def sample_indices(count: int, size: int) -> np.ndarray:
-    """A fixed pseudo-random sample: one index from each of `size` equal intervals, with the first and last of all.
+    """A fixed pseudo-random sample, (min(count, size),) int64, ascending, with the first and last index.
 
-    Intervals give each class its share of the sample, since archives are often sorted by class.
-
-    Returns:
-        (min(count, size),) int64, ascending, without repetition.
+    It has one index from each of `size` equal intervals. This gives each class its share of the sample, since archives
+    are often sorted by class.
     """
     if count <= size:
         return np.arange(count)
@@ -84,14 +83,3 @@ def sample_indices(count: int, size: int) -> np.ndarray:
     sample = edges[:-1] + (spread * np.diff(edges)).astype(np.int64)
     sample[0], sample[-1] = 0, count - 1
     return sample
-
-
-def _added(reports: list[SampleReport]) -> SampleReport:
-    ranges = [report.pixel_range for report in reports if report.pixel_range is not None]
-    return SampleReport(
-        sum(report.images for report in reports), reports[0].image_shape,
-        '+'.join(sorted({report.image_dtype for report in reports})),
-        '+'.join(sorted({report.label_dtype for report in reports})),
-        (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None,
-        sum(report.sampled for report in reports),
-        tuple(map(sum, zip(*(report.class_counts for report in reports), strict=True))))
