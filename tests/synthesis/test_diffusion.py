@@ -1,4 +1,4 @@
-"""Images from diffusion models: against diffusers' own pipelines and closed forms; unexpected folders."""
+"""Diffusion models: against diffusers' own pipelines and closed forms; unexpected folders; the one --train fits."""
 import json
 import os
 import types
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from timm_paf.data import LabelledImages
-from timm_paf.synthesis import Diffusion, SynthesisFailed, load_diffusion
+from timm_paf.synthesis import Diffusion, SynthesisFailed, SyntheticConfig, fit_diffusion, load_diffusion
 
 diffusers = pytest.importorskip('diffusers')
 CPU = torch.device('cpu')
@@ -37,8 +37,9 @@ def save(folder, unet, scheduler):
 SOURCE = LabelledImages(torch.zeros(10, *SHAPE), torch.arange(10), 10, 'training set')
 
 
-def load(folder, **settings):
-    return load_diffusion(folder, SOURCE, **dict(steps=5, device=CPU) | settings)
+def load(folder, source=SOURCE, **settings):
+    settings = dict(sampling_steps=5, generator=str(folder)) | settings
+    return load_diffusion(SyntheticConfig(method='diffusion', output='x', **settings), source, device=CPU)
 
 
 PIPELINES = {
@@ -122,7 +123,6 @@ def test_nan_is_not_made_into_pixels():
 
 STEPS = {
     'ddpm unset': (diffusers.DDPMScheduler, None, None, 'DDPMScheduler', 100),
-    'ddim unset': (diffusers.DDIMScheduler, None, None, 'DDIMScheduler', 50),
     'edm unset': (diffusers.EDMEulerScheduler, None, None, 'EDMEulerScheduler', 50),
     'ddpm as ddim': (diffusers.DDPMScheduler, 'ddim', None, 'DDIMScheduler', 50),
     'ddim as ddpm': (diffusers.DDIMScheduler, 'ddpm', 7, 'DDPMScheduler', 7),
@@ -133,27 +133,20 @@ STEPS = {
 def test_sampler_and_steps(tmp_path, case):
     scheduler, sampler, steps, name, expected = STEPS[case]
     save(tmp_path, tiny_unet(), scheduler(num_train_timesteps=100))
-    loaded = load(tmp_path, sampler=sampler, steps=steps)
+    loaded = load(tmp_path, sampler=sampler, sampling_steps=steps)
     assert (type(loaded.scheduler).__name__, loaded.steps, loaded.conditional) == (name, expected, False)
 
 
-def test_the_older_form_with_all_files_in_one_folder(tmp_path):
+def test_all_files_in_one_folder_and_weights_as_torch_saves_them(tmp_path, capfd):
     save(tmp_path / 'new', tiny_unet(), diffusers.DDPMScheduler(100))
-    tiny_unet().save_pretrained(tmp_path / 'old')
-    diffusers.DDPMScheduler(100).save_pretrained(tmp_path / 'old')
-    old, new = (load(tmp_path / name).draw(2, None, seeded()) for name in ('old', 'new'))
-    assert torch.equal(old, new)
-    assert load(tmp_path / 'old').record['sha256'] == load(tmp_path / 'new').record['sha256']
-
-
-def test_weights_as_torch_saves_them(tmp_path, capfd):
-    save(tmp_path / 'safe', tiny_unet(), diffusers.DDPMScheduler(100))
-    save(tmp_path / 'bin', tiny_unet(), diffusers.DDPMScheduler(100))
-    (tmp_path / 'bin' / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()
-    tiny_unet().save_pretrained(tmp_path / 'bin' / 'unet', safe_serialization=False)
+    for name, safe in (('one folder', True), ('bin', False)):
+        tiny_unet().save_pretrained(tmp_path / name, safe_serialization=safe)
+        diffusers.DDPMScheduler(100).save_pretrained(tmp_path / name)
     capfd.readouterr()
-    safe, plain = (load(tmp_path / name).draw(2, None, seeded()) for name in ('safe', 'bin'))
-    assert torch.equal(safe, plain)
+    new, old, plain = (load(tmp_path / name) for name in ('new', 'one folder', 'bin'))
+    assert new.record['sha256'] == old.record['sha256'] != plain.record['sha256']
+    images = [model.draw(2, None, seeded()) for model in (new, old, plain)]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
     assert capfd.readouterr() == ('', '')
 
 
@@ -216,14 +209,11 @@ FOLDERS = {
         broken(lambda folder: (folder / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()), 'not a readable'),
     'weights cut': (broken(cut_weights), 'not a readable UNet2DModel'),
     'weights with code': (broken(harmful_weights), 'not a readable UNet2DModel'),
-    'config is not JSON': (broken(lambda folder: (folder / 'unet' / 'config.json').write_text('{')), 'not a readable'),
     'other channels': (broken(replace_unet(in_channels=3, out_channels=3)), r'\(3, 8, 8\), expected \(1, 8, 8\)'),
     'other size': (broken(replace_unet(sample_size=(8, 16))), r'\(1, 8, 16\), expected \(1, 8, 8\)'),
     'other classes': (broken(replace_unet(num_class_embeds=7)), '7 classes, but the data set has 10'),
-    'classes as vectors': (broken(replace_unet(class_embed_type='timestep')), "class_embed_type = 'timestep'"),
     'scheduler is no scheduler': (broken(rewrite(_class_name='UNet2DModel')), 'not a scheduler'),
-    'unknown scheduler': (broken(rewrite(_class_name='NoScheduler')), 'not a scheduler'),
-    'too many steps': (broken(lambda folder: None, steps=101), 'sampling-steps = 101.*100'),
+    'too many steps': (broken(lambda folder: None, sampling_steps=101), 'sampling-steps = 101.*100'),
     'edm as ddim': (
         broken(lambda folder: diffusers.EDMEulerScheduler().save_pretrained(folder / 'scheduler'), sampler='ddim'),
         'EDMEulerScheduler; leave --sampler unset'),
@@ -240,3 +230,72 @@ def test_a_folder_that_is_not_as_expected(tmp_path, capfd, case):
         load(tmp_path, **settings)
     assert '\n' not in str(caught.value) and capfd.readouterr() == ('', '')
     assert not (tmp_path / 'executed').exists()
+
+
+@pytest.fixture(scope='module')
+def two_greys():
+    """Class 0 is dark, class 1 bright, in no regular order."""
+    labels = torch.randint(0, 2, (64,), generator=seeded())
+    noise = torch.randint(0, 30, (64, *SHAPE), generator=seeded(1))
+    return LabelledImages((noise + 20 + 180 * labels[:, None, None, None]).to(torch.uint8), labels, 2, 'greys')
+
+
+def config_for(folder, **settings):
+    settings = dict(train_width=8, train_steps=60, train_batch_size=32, train_lr=1e-2) | settings
+    return SyntheticConfig(method='diffusion', train=True, output=str(folder), **settings)
+
+
+def fit(train, folder, progress=lambda done: None, **settings):
+    return fit_diffusion(config_for(folder, **settings), train, device=CPU, progress=progress)
+
+
+def load_fitted(train, folder):
+    return load(folder / 'generator', train, sampler='ddim', sampling_steps=10)
+
+
+def test_classes_are_learned(tmp_path, two_greys):
+    seen = []
+    loss = fit(two_greys, tmp_path, progress=seen.append)
+    assert seen == list(range(1, 61))
+    assert 0 < loss < 0.5  # noise that is not predicted at all has a squared error of 1
+    diffusion = load_fitted(two_greys, tmp_path)
+    assert diffusion.conditional
+    # from the same noise: so short a training learns the difference between classes, but not each image
+    dark, bright = (diffusion.draw(16, torch.full((16,), label), seeded()).float().mean((1, 2, 3)) for label in (0, 1))
+    assert (bright > dark + 10).all()
+
+
+def test_weights_depend_on_the_seed_alone(tmp_path, two_greys):
+    hashes = []
+    for name, seed in (('first', 0), ('again', 0), ('other', 1)):
+        torch.rand(len(name))  # what the program drew before must not matter
+        fit(two_greys, tmp_path / name, train_steps=3, seed=seed)
+        hashes.append(load_fitted(two_greys, tmp_path / name).record['sha256'])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_divergence_is_an_error_and_leaves_nothing(tmp_path, two_greys):
+    with pytest.raises(SynthesisFailed, match='lower --train-lr'):
+        fit(two_greys, tmp_path, train_lr=1e30, train_steps=25)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_record(tmp_path, two_greys):
+    settings = dict(train_steps=1, conditional=False, labeller_checkpoint='x')
+    config = config_for(tmp_path, **settings)
+    fit_diffusion(config, two_greys, device=CPU)
+    loaded = load_diffusion(config, two_greys, device=CPU)
+    assert loaded.record['trained_here'] == config.training_record(two_greys) and not loaded.conditional
+    with pytest.raises(ValueError, match=r'train_lr = 0\.01, now it is 0\.02'):
+        load_diffusion(config_for(tmp_path, train_lr=0.02, **settings), two_greys, device=CPU)
+    for content in ('[1]', '{'):
+        (tmp_path / 'generator' / 'training.json').write_text(content)
+        with pytest.raises(ValueError, match=r'training\.json: not the settings'):
+            load_diffusion(config, two_greys, device=CPU)
+
+
+@pytest.mark.parametrize(('shape', 'multiple'), [((1, 7, 8), 2), ((3, 30, 32), 4)], ids=str)
+def test_sizes_that_cannot_be_fitted(tmp_path, shape, multiple):
+    train = LabelledImages(torch.zeros(2, *shape), torch.arange(2), 2, 'odd')
+    with pytest.raises(ValueError, match=f'multiples of {multiple}'):
+        fit(train, tmp_path)
