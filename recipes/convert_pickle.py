@@ -67,10 +67,10 @@ def load_dictionary(path: str) -> dict[Any, Any]:
     """Read a pickled dictionary of arrays."""
     with open(path, 'rb') as file:
         try:
-            content = ArrayUnpickler(file, encoding='latin1').load().items()
+            content = ArrayUnpickler(file, encoding='latin1').load()
             return {
                 key.decode() if isinstance(key, bytes) else key: getattr(value, 'value', value)
-                for key, value in content}
+                for key, value in content.items()}
         except Exception as error:  # a broken pickle raises errors of any type
             raise ValueError(f'{path}: not a readable pickle of a dictionary of arrays ({type(error).__name__}: '
                              f'{error}); get the file again. No code in it was run.') from error
@@ -79,8 +79,8 @@ def load_dictionary(path: str) -> dict[Any, Any]:
 def convert(args: argparse.Namespace) -> str:
     """Write the archive; return the line to print."""
     output = Path(args.output)
-    if output.suffix != '.npz' or (output.exists() and not args.overwrite):
-        raise ValueError(f'--output {output}: expected a new file NAME.npz; give another one, or --overwrite')
+    if output.suffix != '.npz' or not output.parent.is_dir() or (output.exists() and not args.overwrite):
+        raise ValueError(f'--output {output}: expected a new file NAME.npz in a folder that exists; or --overwrite')
     values = load_dictionary(args.pickle)
     for key in (args.image_key, args.label_key):
         if key not in values:
@@ -99,13 +99,12 @@ def convert(args: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the return value is the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    add = parser.add_argument
-    add('pickle', help='the file to convert')
-    add('--output', required=True, help='archive to write, NAME.npz')
-    add('--num-classes', type=int, default=10, help='labels must be lower than it (default: %(default)s)')
-    add('--image-key', default='data', help='name of the images (default: %(default)s)')
-    add('--label-key', default='extrapolated_targets', help='name of the labels (default: %(default)s)')
-    add('--overwrite', action='store_true', help='replace the archive if it exists')
+    parser.add_argument('pickle', help='the file to convert')
+    parser.add_argument('--output', required=True, help='archive to write, NAME.npz')
+    parser.add_argument('--num-classes', type=int, default=10, help='labels must be lower than it (default: 10)')
+    parser.add_argument('--image-key', default='data', help='name of the images (default: %(default)s)')
+    parser.add_argument('--label-key', default='extrapolated_targets', help='name of the labels (default: %(default)s)')
+    parser.add_argument('--overwrite', action='store_true', help='replace the archive if it exists')
     return run(lambda: convert(parser.parse_args(argv)), print)
 
 

@@ -129,8 +129,3 @@ def test_waiting_is_measured():
         for _ in ahead:
             time.sleep(0.1)
     assert 0 < ahead.waited < 0.5 * (time.perf_counter() - started)
-
-
-def test_depth_out_of_range():
-    with pytest.raises(ValueError, match='depth=0'):
-        Prefetched(iter(()), device=CPU, depth=0)

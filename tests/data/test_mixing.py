@@ -159,17 +159,15 @@ def test_sets_sorted_by_class_give_mixed_batches():
 
 
 def test_augmentation_is_for_real_images_only_by_default():
-    padding = 2
-    both = {'real_augment': Augment(crop_padding=padding), 'synthetic_augment': Augment(crop_padding=padding)}
-    plain, real_only, all_of_them = (
-        list(mixed(**settings).epoch(0)) for settings in ({}, {'real_augment': Augment(crop_padding=padding)}, both)
-    )
-    for before, after, shifted in zip(plain, real_only, all_of_them, strict=True):
+    shift = Augment(crop_padding=2)
+    plain, real_only, both = (list(mixed(**settings).epoch(0)) for settings in (
+        {}, {'real_augment': shift}, {'real_augment': shift, 'synthetic_augment': shift}))
+    for before, after, shifted in zip(plain, real_only, both, strict=True):
         assert torch.equal(before.y, after.y) and torch.equal(before.synthetic, after.synthetic)
         assert torch.equal(before.x[before.synthetic], after.x[before.synthetic])
         assert torch.equal(after.x[~before.synthetic], shifted.x[~before.synthetic])
-    assert any(not torch.equal(before.x, after.x) for before, after in zip(plain, real_only, strict=True))
-    assert any(not torch.equal(after.x, shifted.x) for after, shifted in zip(real_only, all_of_them, strict=True))
+    assert not all(torch.equal(before.x, after.x) for before, after in zip(plain, real_only, strict=True))
+    assert not all(torch.equal(after.x, shifted.x) for after, shifted in zip(real_only, both, strict=True))
 
 
 def test_augmentation_is_drawn_again_for_each_seed_epoch_step_and_source():
@@ -183,9 +181,6 @@ def test_augmentation_is_drawn_again_for_each_seed_epoch_step_and_source():
             # the images are all alike, so sorting them leaves nothing but the shifts that were drawn
             drawn += [sorted(batch.x[chosen].flatten(1).tolist()) for chosen in (batch.synthetic, ~batch.synthetic)]
     assert len(drawn) == len(set(map(str, drawn))) == 2 * 2 * 4 * 2
-    # and they are the shifts that augment.py tests: images of ones with bands of zeros
-    possible = shift(white.images.repeat(20, 1, 1, 1), generator=torch.Generator().manual_seed(0)) / 255
-    assert set(map(tuple, drawn[0])) <= set(map(tuple, possible.flatten(1).tolist()))
 
 
 @pytest.mark.parametrize(
@@ -237,17 +232,6 @@ def test_soft_labels_reach_the_target():
     # all batches of a run are of one form, also those without one of the soft labels
     alone = MixedBatches(numbered(31, REAL), source, batch_size=16, synthetic_fraction=1 / 16, seed=0)
     assert [tuple(batch.target.shape) for batch in alone.epoch(0)] == [(16, 10), (16, 10), (1, 10)]
-
-
-def test_cutmix_pairs_go_round_in_a_ring():
-    # two images, halves of a large rectangle: each shows the other, the last one the first
-    shades = LabelledImages(torch.tensor([0., 1.])[:, None, None, None].expand(-1, 1, 16, 16), torch.arange(2), 2, 'a')
-    batches = MixedBatches(
-        shades, batch_size=2, synthetic_fraction=0., seed=0, real_augment=Augment(cutmix=100.))
-    for epoch in range(5):
-        (batch,) = batches.epoch(epoch)
-        assert all(image.unique().tolist() == [0, 1] for image in batch.x)
-        torch.testing.assert_close(batch.target[:, 1], batch.x.mean((1, 2, 3)))
 
 
 def test_cutmix_stays_within_a_source():
@@ -339,13 +323,10 @@ def test_settings_out_of_range(case):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ('synthetic', 'message'),
-    [(numbered(9, SYNTHETIC, size=5), r'kind 2 .*\(3, 5, 5\) but kind 1 of \(3, 4, 4\)'),
-     (numbered(9, SYNTHETIC, num_classes=3), 'kind 2 has 3 classes but kind 1 has 10')], ids=['size', 'classes'])
-def test_sources_that_differ(synthetic, message):
-    with pytest.raises(ValueError, match=message):
-        MixedBatches(numbered(50, REAL), synthetic, batch_size=8, synthetic_fraction=0.5, seed=0)
+def test_sources_that_differ():
+    with pytest.raises(ValueError, match=r'kind 2 .*\(3, 5, 5\) but kind 1 of \(3, 4, 4\)'):
+        MixedBatches(
+            numbered(50, REAL), numbered(9, SYNTHETIC, size=5), batch_size=8, synthetic_fraction=0.5, seed=0)
 
 
 @pytest.mark.parametrize(('epoch', 'start_step'), [(-1, 0), (0, -1), (0, 14)], ids=str)
