@@ -26,14 +26,13 @@ from timm_paf.engine.distributed import Processes, peer_failure, start_processes
 from timm_paf.synthesis import (
     Labeller,
     PartMaker,
-    PartsFolder,
     SynthesisFailed,
     SyntheticConfig,
+    check_folder,
     fit_diffusion,
     import_diffusers,
     load_diffusion,
     load_labeller,
-    read_training_record,
 )
 
 
@@ -50,11 +49,11 @@ def prepare(argv: list[str] | None = None) -> Callable[[], None]:
     with peer_failure(processes, ''):
         labeller = load_labeller(config, train, processes.device)
         if not config.train or config.generator_folder.exists():
-            opened = open_generator(config, train, labeller, processes)
-            return lambda: make_parts(config, *opened, processes)
+            maker = open_generator(config, train, labeller, processes)
+            return lambda: make_parts(config, maker, processes)
         if processes.is_distributed:
             raise ValueError('--train runs in one process; run it once without torchrun.')
-        PartsFolder(Path(config.output), None)
+        check_folder(Path(config.output), None)
     return lambda: train_and_make_parts(config, train, labeller, processes)
 
 
@@ -69,15 +68,14 @@ def make_mixture(config: SyntheticConfig, train: LabelledImages) -> str:
 
 def open_generator(
         config: SyntheticConfig, train: LabelledImages, labeller: Labeller | None, processes: Processes,
-) -> tuple[PartMaker, PartsFolder]:
+) -> PartMaker:
     """Load the diffusion model, and check that the folder is new or was begun with the same plan."""
-    generator = load_diffusion(
-        config.generator_folder, train, sampler=config.sampler, steps=config.sampling_steps, device=processes.device,
-        trained_here=read_training_record(config, train) if config.train else None)
+    generator = load_diffusion(config, train, device=processes.device)
     if not generator.conditional and labeller is None:
         raise ValueError(f'{config.generator_folder}: the model is not class-conditional; give --labeller-checkpoint.')
     maker = PartMaker(config=config, generator=generator, labeller=labeller, source=train, device=processes.device)
-    return maker, PartsFolder(Path(config.output), maker.plan())
+    check_folder(Path(config.output), maker.plan())
+    return maker
 
 
 def train_and_make_parts(
@@ -87,21 +85,21 @@ def train_and_make_parts(
     with progress_bar('steps', config.train_steps, processes) as show:
         loss = fit_diffusion(config, train, device=processes.device, progress=show)
     print(f'{config.generator_folder}: fitted, mean loss of the last steps {loss:.4f}')
-    make_parts(config, *open_generator(config, train, labeller, processes), processes)
+    make_parts(config, open_generator(config, train, labeller, processes), processes)
 
 
-def make_parts(config: SyntheticConfig, maker: PartMaker, folder: PartsFolder, processes: Processes) -> None:
+def make_parts(config: SyntheticConfig, maker: PartMaker, processes: Processes) -> None:
     """Make the parts that are missing and the manifest."""
     started = time.perf_counter()
     own = -(-config.num_images // processes.world_size)
     with peer_failure(processes, 'start the command again.'), progress_bar('images', own, processes) as show:
-        manifest = folder.fill(maker, processes, progress=show, report=lambda part: print(
+        manifest = maker.fill(Path(config.output), processes, progress=show, report=lambda part: print(
             f'{part["file"]}: {part["images"]} images, {part["drawn"]} sampled'))
         processes.close()
     if processes.is_primary:
         counts, seconds = manifest['counts'], time.perf_counter() - started
         rejected = ', '.join(f'{count} {reason}' for reason, count in counts['rejected'].items() if count) or 'none'
-        print(f'{folder.path}: {counts["images"]} images, {counts["drawn"]} sampled, {seconds:.1f} s; '
+        print(f'{config.output}: {counts["images"]} images, {counts["drawn"]} sampled, {seconds:.1f} s; '
               f'left out: {rejected}; per class: {counts["per_class"]}')
 
 

@@ -3,7 +3,7 @@ import hashlib
 
 import pytest
 
-from timm_paf._files import file_sha256, whole_file
+from timm_paf._files import cache_dir, file_sha256, whole_file
 
 
 @pytest.mark.parametrize('size', [0, 1, 2**20, 2**20 + 1])
@@ -22,3 +22,15 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
     with whole_file(path) as file:
         file.write(b'new')
     assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [({'TIMM_PAF_CACHE': '{tmp}/own', 'XDG_CACHE_HOME': '{tmp}/xdg'}, 'own'),
+     ({'XDG_CACHE_HOME': '{tmp}/xdg'}, 'xdg/timm_paf'), ({'XDG_CACHE_HOME': 'relative'}, 'home/.cache/timm_paf')])
+def test_cache_folder(tmp_path, monkeypatch, variables, expected):
+    monkeypatch.delenv('TIMM_PAF_CACHE', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp=tmp_path))
+    assert cache_dir() == tmp_path / expected

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from timm_paf.data import ConcatenatedImages, LabelledImages, label_distribution, to_unit_range
+from timm_paf.data import ConcatenatedImages, LabelledImages, to_unit_range
+from timm_paf.data.arrays import label_distribution
 
 FLOATS = torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(0))
 BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 1, 3, 2)

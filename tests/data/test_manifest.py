@@ -38,17 +38,13 @@ def edit(**changes):
 DAMAGE = {
     'no manifest': (lambda folder: (folder / 'manifest.json').unlink(), FileNotFoundError, 'manifest.json: no such'),
     'not JSON': (lambda folder: (folder / 'manifest.json').write_text('{"a":'), ValueError, 'not a manifest'),
-    'not text': (lambda folder: (folder / 'manifest.json').write_bytes(b'\xff'), ValueError, 'not a manifest'),
     'a list': (lambda folder: (folder / 'manifest.json').write_text('[]'), ValueError, 'not a manifest'),
     'another format': (edit(format='other 2'), ValueError, "format 'other 2'"),
-    'no parts': (edit(parts=None), ValueError, 'not a manifest'),
-    'no number': (edit(num_parts='2'), ValueError, '2 of 2 parts'),
     'unfinished': (edit(num_parts=3), ValueError, '2 of 3 parts'),
     'part gone': (lambda folder: (folder / 'part-00001.npz').unlink(), FileNotFoundError, 'part-00001.npz: no such'),
     'part changed': (lambda folder: (folder / 'part-00001.npz').write_bytes(b'x'), ValueError, '00001.npz: its SHA'),
     'part elsewhere': (edit(parts=[part(0) | {'file': '../secret'}]), ValueError, 'secret'),
     'part without a hash': (edit(parts=[{'file': 'a.npz'}]), ValueError, "'sha256' is missing"),
-    'part with another hash': (edit(parts=[part(0) | {'sha256': 3}]), ValueError, 'part-00000'),
     'part of another form': (edit(parts=[3]), ValueError, 'not a manifest'),
 }
 
@@ -57,11 +53,8 @@ DAMAGE = {
 def test_damage_is_one_line_that_names_the_file(folder, damage):
     change, error, message = DAMAGE[damage]
     change(folder)
+    if damage == 'part changed':
+        assert len(manifest_parts(folder)) == 2  # without verify, only the names are checked
     with pytest.raises(error, match=message) as caught:
         manifest_parts(folder, verify=True)
     assert str(folder) in str(caught.value) and '\n' not in str(caught.value)
-
-
-def test_a_changed_part_is_found_only_with_verify(folder):
-    (folder / 'part-00001.npz').write_bytes(b'x')
-    assert len(manifest_parts(folder)) == 2

@@ -1,16 +1,12 @@
 """Mixed batches: exact shares, exact passes, and an order that is a function of (seed, epoch, step)."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from itertools import islice
 
 import pytest
 import torch
 
-from timm_paf.data import Augment, ConcatenatedImages, LabelledImages, MixedBatches
+from timm_paf.data import Augment, LabelledImages, MixedBatches
 
 REAL, SYNTHETIC = 1, 2  # the green channel of an image says where it comes from
 
@@ -43,21 +39,16 @@ def mixed(num_real=50, num_synthetic=70, batch_size=8, fraction=0.5, seed=0, **s
 
 # real, synthetic, batch size, fraction -> steps, real and synthetic a batch, real and synthetic in the last batch
 SHAPES = {
-    'the paper': (1000, 1300, 512, 0.5, 4, (256, 256), (232, 232)),
-    'Wang 2023': (1000, 1300, 512, 0.7, 7, (154, 358), (76, 177)),
-    'no rest': (48, 70, 8, 0.5, 12, (4, 4), (4, 4)),
+    'no synthetic set': (50, 0, 8, 0.0, 7, (8, 0), (2, 0)),
+    'the paper': (100, 130, 52, 0.5, 4, (26, 26), (22, 22)),
+    'Wang 2023': (100, 130, 51, 0.7, 7, (15, 36), (10, 24)),
     'rest of one': (49, 70, 8, 0.5, 13, (4, 4), (1, 1)),
     'mostly real': (50, 70, 8, 0.25, 9, (6, 2), (2, 1)),
-    'rest without synthetic': (31, 70, 16, 0.0625, 3, (15, 1), (1, 0)),
     'one batch': (5, 70, 100, 0.3, 1, (70, 30), (5, 2)),
     'real only': (50, 70, 8, 0, 7, (8, 0), (2, 0)),
-    'no synthetic set': (50, 0, 8, 0.0, 7, (8, 0), (2, 0)),
     'synthetic only': (50, 70, 8, 1.0, 7, (0, 8), (0, 2)),
     'rounded to none': (50, 70, 8, 0.06, 7, (8, 0), (2, 0)),
-    'rounded to all': (50, 70, 8, 0.95, 7, (0, 8), (0, 2)),
     'a half rounds to even': (40, 70, 5, 0.5, 14, (3, 2), (1, 1)),
-    'batches of one': (3, 70, 1, 0, 3, (1, 0), (1, 0)),
-    'few synthetic': (50, 3, 16, 0.5, 7, (8, 8), (2, 2)),
     'one synthetic': (50, 1, 16, 0.5, 7, (8, 8), (2, 2)),
 }
 
@@ -87,9 +78,9 @@ def test_shares_and_passes(case):
     assert sum(uses.values()) == sum(len(chosen) for chosen in stream)
 
 
-@pytest.mark.parametrize(('num_real', 'num_synthetic', 'batch_size'), [(37, 41, 7), (64, 64, 16), (10, 97, 6)], ids=str)
-def test_each_pass_of_the_stream_is_complete_and_different(num_real, num_synthetic, batch_size):
+def test_each_pass_of_the_stream_is_complete_and_different():
     # one synthetic image a batch, so that the order inside a batch does not hide the order of the stream
+    num_real, num_synthetic, batch_size = 37, 41, 7
     batches = mixed(num_real, num_synthetic, batch_size, 1 / batch_size)
     stream = [
         index
@@ -108,15 +99,15 @@ def snapshot(batches):
     return [(batch.x.tolist(), batch.y.tolist(), batch.synthetic.tolist()) for batch in batches]
 
 
-@pytest.mark.parametrize('drop_last', [False, True], ids=['keep last', 'drop last'])
 @pytest.mark.parametrize('fraction', [0, 0.3, 1])
-@pytest.mark.parametrize('start_step', [0, 1, 4, 5])
-def test_resuming_gives_the_same_batches(fraction, drop_last, start_step):
-    settings = {'num_synthetic': 11, 'fraction': fraction, 'drop_last': drop_last}
-    settings['real_augment'] = Augment(crop_padding=1)
+@pytest.mark.parametrize('start_step', [1, 5])
+def test_resuming_gives_the_same_batches(fraction, start_step):
+    settings = {'num_synthetic': 11, 'fraction': fraction, 'real_augment': Augment(crop_padding=1)}
+    before = torch.get_rng_state()
     whole = snapshot(mixed(**settings).epoch(3))
+    assert torch.equal(torch.get_rng_state(), before)
     resumed = mixed(**settings)
-    list(islice(resumed.epoch(0), 2))  # whatever was done before must not matter
+    list(islice(resumed.epoch(0), 2))  # what was done before must not matter
     torch.rand(3)
     assert snapshot(resumed.epoch(3, start_step=start_step)) == whole[start_step:]
     assert snapshot(resumed.epoch(3, start_step=len(resumed))) == []
@@ -128,13 +119,7 @@ def test_seed_and_epoch_decide_the_order():
         return tuple(frozenset(indices(batch, kind)) for batch in mixed(seed=seed).epoch(epoch))
 
     for kind in (REAL, SYNTHETIC):
-        assert len({order(seed, epoch, kind) for seed in (-1, 0, 1, 2**70) for epoch in (0, 1, 10**6)}) == 12
-
-
-def test_global_random_state_is_left_alone():
-    before = torch.get_rng_state()
-    list(mixed(real_augment=Augment(crop_padding=1, hflip=True)).epoch(0))
-    assert torch.equal(torch.get_rng_state(), before)
+        assert len({order(seed, epoch, kind) for seed in (-1, 0, 2**70) for epoch in (0, 10**6)}) == 6
 
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32], ids=str)
@@ -158,48 +143,31 @@ def test_form_of_a_batch(dtype):
 
 def test_real_and_synthetic_are_shuffled_together():
     # over many batches each place holds a synthetic image half of the time
-    batches = mixed(2000, 2000, 20, 0.5)
-    places = torch.stack([batch.synthetic for epoch in range(5) for batch in batches.epoch(epoch)]).double()
-    assert len(places) == 1000
-    assert (places.mean(0) - 0.5).abs().max() < 5 * (0.25 / 1000) ** 0.5
+    places = torch.stack([batch.synthetic for batch in mixed(2000, 2000, 20, 0.5).epoch(0)]).double()
+    assert (places.mean(0) - 0.5).abs().max() < 5 * (0.25 / 200) ** 0.5
 
 
-def test_sorted_archive_gives_mixed_batches():
-    # 4000 images sorted by class: the class counts of a batch vary as those of a random sample without replacement
-    batches = mixed(4000, 4000, 80, 0.5, seed=3)
-    counts = torch.stack([torch.bincount(b.y[b.synthetic], minlength=10) for b in batches.epoch(0)]).double()
-    assert counts.shape == (100, 10) and counts.sum(0).tolist() == [400] * 10
-    variance = 40 * 0.1 * 0.9 * (4000 - 40) / (4000 - 1)
-    chi2 = float(((counts - 4) ** 2 / variance).sum()) * 0.9
-    assert abs(chi2 - 9 * 99) < 5 * (2 * 9 * 99) ** 0.5
-
-
-def test_drop_last_leaves_only_full_batches():
-    batches = mixed(50, 70, 8, 0.5, drop_last=True)
-    assert len(batches) == 12
-    stream = []
-    for epoch in range(3):
-        given = list(batches.epoch(epoch))
-        assert [len(batch) for batch in given] == [8] * 12
-        real = [index for batch in given for index in indices(batch, REAL)]
-        assert len(real) == len(set(real)) == 48
-        stream += [index for batch in given for index in indices(batch, SYNTHETIC)]
-    # the stream goes on without a gap: 144 places are two passes and 4
-    assert sorted(Counter(stream).values()) == [2] * 66 + [3] * 4
+def test_sets_sorted_by_class_give_mixed_batches():
+    # the class counts of a batch vary as those of a random sample without replacement
+    batches = list(mixed(2000, 2000, 80, 0.5, seed=3).epoch(0))
+    for labels in ([batch.y[batch.synthetic] for batch in batches], [batch.y[~batch.synthetic] for batch in batches]):
+        counts = torch.stack([torch.bincount(each, minlength=10) for each in labels]).double()
+        assert counts.shape == (50, 10) and counts.sum(0).tolist() == [200] * 10
+        variance = 40 * 0.1 * 0.9 * (2000 - 40) / (2000 - 1)
+        chi2 = float(((counts - 4) ** 2 / variance).sum()) * 0.9
+        assert abs(chi2 - 9 * 49) < 5 * (2 * 9 * 49) ** 0.5
 
 
 def test_augmentation_is_for_real_images_only_by_default():
-    padding = 2
-    both = {'real_augment': Augment(crop_padding=padding), 'synthetic_augment': Augment(crop_padding=padding)}
-    plain, real_only, all_of_them = (
-        list(mixed(**settings).epoch(0)) for settings in ({}, {'real_augment': Augment(crop_padding=padding)}, both)
-    )
-    for before, after, shifted in zip(plain, real_only, all_of_them, strict=True):
+    shift = Augment(crop_padding=2)
+    plain, real_only, both = (list(mixed(**settings).epoch(0)) for settings in (
+        {}, {'real_augment': shift}, {'real_augment': shift, 'synthetic_augment': shift}))
+    for before, after, shifted in zip(plain, real_only, both, strict=True):
         assert torch.equal(before.y, after.y) and torch.equal(before.synthetic, after.synthetic)
         assert torch.equal(before.x[before.synthetic], after.x[before.synthetic])
         assert torch.equal(after.x[~before.synthetic], shifted.x[~before.synthetic])
-    assert any(not torch.equal(before.x, after.x) for before, after in zip(plain, real_only, strict=True))
-    assert any(not torch.equal(after.x, shifted.x) for after, shifted in zip(real_only, all_of_them, strict=True))
+    assert not all(torch.equal(before.x, after.x) for before, after in zip(plain, real_only, strict=True))
+    assert not all(torch.equal(after.x, shifted.x) for after, shifted in zip(real_only, both, strict=True))
 
 
 def test_augmentation_is_drawn_again_for_each_seed_epoch_step_and_source():
@@ -213,34 +181,15 @@ def test_augmentation_is_drawn_again_for_each_seed_epoch_step_and_source():
             # the images are all alike, so sorting them leaves nothing but the shifts that were drawn
             drawn += [sorted(batch.x[chosen].flatten(1).tolist()) for chosen in (batch.synthetic, ~batch.synthetic)]
     assert len(drawn) == len(set(map(str, drawn))) == 2 * 2 * 4 * 2
-    # and they are the shifts that augment.py tests: images of ones with bands of zeros
-    possible = shift(white.images.repeat(20, 1, 1, 1), generator=torch.Generator().manual_seed(0)) / 255
-    assert set(map(tuple, drawn[0])) <= set(map(tuple, possible.flatten(1).tolist()))
-
-
-def test_several_sources_as_one():
-    first, second = numbered(70, SYNTHETIC).subset(torch.arange(30), name='a'), numbered(70, SYNTHETIC).subset(
-        torch.arange(30, 70), name='b',
-    )
-    settings = {'batch_size': 8, 'synthetic_fraction': 0.5, 'seed': 0}
-    joined = MixedBatches(numbered(50, REAL), ConcatenatedImages([first, second]), **settings)
-    assert snapshot(joined.epoch(2)) == snapshot(mixed().epoch(2))
-
-
-def source_of(batch):
-    """Number of the synthetic source that each synthetic image of a batch is from, read from its pixels."""
-    kinds = (batch.x[:, 1, 2, 2] * 255).round().long()
-    return kinds[kinds != REAL] - SYNTHETIC
 
 
 @pytest.mark.parametrize(
-    ('weights', 'per_ten'), [(None, (10, 10, 10)), ((1, 1, 1), (10, 10, 10)), ((0.5, 0.2, 0.3), (15, 6, 9))], ids=str)
+    ('weights', 'per_ten'), [(None, (10, 10, 10)), ((0.5, 0.2, 0.3), (15, 6, 9))], ids=str)
 def test_weighted_sources_have_exact_shares_and_passes(weights, per_ten):
     sizes = (31, 17, 8)
     sources = [numbered(size, SYNTHETIC + number) for number, size in enumerate(sizes)]
     batches = MixedBatches(
-        numbered(50, REAL), sources, batch_size=8, synthetic_fraction=3 / 8, seed=0, synthetic_weights=weights,
-        drop_last=True)
+        numbered(50, REAL), sources, batch_size=8, synthetic_fraction=3 / 8, seed=0, synthetic_weights=weights)
     uses = [Counter() for _ in sources]
     for step, batch in enumerate(batch for epoch in range(4) for batch in batches.epoch(epoch)):
         assert int(batch.synthetic.sum()) == 3
@@ -285,17 +234,6 @@ def test_soft_labels_reach_the_target():
     assert [tuple(batch.target.shape) for batch in alone.epoch(0)] == [(16, 10), (16, 10), (1, 10)]
 
 
-def test_cutmix_pairs_go_round_in_a_ring():
-    # two images, halves of a large rectangle: each shows the other, the last one the first
-    shades = LabelledImages(torch.tensor([0., 1.])[:, None, None, None].expand(-1, 1, 16, 16), torch.arange(2), 2, 'a')
-    batches = MixedBatches(
-        shades, batch_size=2, synthetic_fraction=0., seed=0, real_augment=Augment(cutmix=100.))
-    for epoch in range(5):
-        (batch,) = batches.epoch(epoch)
-        assert all(image.unique().tolist() == [0, 1] for image in batch.x)
-        torch.testing.assert_close(batch.target[:, 1], batch.x.mean((1, 2, 3)))
-
-
 def test_cutmix_stays_within_a_source():
     mixed_up = {'real_augment': Augment(cutmix=1.), 'synthetic_augment': Augment()}
     for before, after in zip(mixed(batch_size=20).epoch(0), mixed(batch_size=20, **mixed_up).epoch(0), strict=True):
@@ -334,46 +272,6 @@ def test_ranks_together_see_what_one_process_sees(world_size):
         assert max(sizes) - min(sizes) <= 1 and max(synthetic) - min(synthetic) <= 1
 
 
-PROCESS = """
-import os, sys, torch
-torch.set_num_threads(1)
-torch.distributed.init_process_group('gloo')
-sys.path.insert(0, sys.argv[1])
-from test_mixing import ALL_OF_IT, mixed, rows
-rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-batches = mixed(**ALL_OF_IT, rank=rank, world_size=world_size)
-gathered = [None] * world_size
-torch.distributed.all_gather_object(gathered, [rows(batch) for batch in batches.epoch(1, 2)])
-if rank == 0:
-    torch.save(gathered, sys.argv[2])
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_under_torchruns_environment(tmp_path, unused_port):
-    here = os.path.dirname(os.path.abspath(__file__))
-    environment = {
-        **os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': unused_port, 'WORLD_SIZE': '2', 'OMP_NUM_THREADS': '1'}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROCESS, here, str(tmp_path / 'out.pt')], env={**environment, 'RANK': str(rank)},
-            cwd=os.path.dirname(os.path.dirname(here)))
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    shares = zip(*torch.load(tmp_path / 'out.pt', weights_only=True), strict=True)
-    alone = mixed(**ALL_OF_IT).epoch(1, 2)
-    for whole, (first, second) in zip(alone, shares, strict=True):
-        assert sorted(first + second) == rows(whole)
-
-
-@pytest.fixture
-def unused_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
-
-
 class Endless:
     """A set too large for any list of its indices; its images are made when they are asked for."""
 
@@ -394,15 +292,6 @@ def test_sets_of_any_size_start_at_once():
     assert float(((counts - 600) ** 2 / 600).sum()) < 9 + 5 * 18**0.5
 
 
-def test_real_images_sorted_by_class_are_mixed_too():
-    batches = mixed(4000, 4000, 80, 0.5, seed=3)
-    counts = torch.stack([torch.bincount(b.y[~b.synthetic], minlength=10) for b in batches.epoch(0)]).double()
-    assert counts.shape == (100, 10) and counts.sum(0).tolist() == [400] * 10
-    variance = 40 * 0.1 * 0.9 * (4000 - 40) / (4000 - 1)
-    chi2 = float(((counts - 4) ** 2 / variance).sum()) * 0.9
-    assert abs(chi2 - 9 * 99) < 5 * (2 * 9 * 99) ** 0.5
-
-
 @pytest.mark.gpu
 def test_batches_on_a_gpu_are_the_same():
     settings = {'real_augment': Augment(crop_padding=1, hflip=True)}
@@ -412,23 +301,17 @@ def test_batches_on_a_gpu_are_the_same():
 
 
 BAD = {
-    'fraction below 0': ({'fraction': -0.1}, 'synthetic_fraction=-0.1, expected a number from 0 to 1'),
-    'fraction above 1': ({'fraction': 1.01}, 'synthetic_fraction=1.01'),
+    'fraction above 1': ({'fraction': 1.01}, 'synthetic_fraction=1.01, expected a number from 0 to 1'),
     'fraction nan': ({'fraction': float('nan')}, 'synthetic_fraction=nan'),
-    'fraction as text': ({'fraction': '0.5'}, "synthetic_fraction='0.5'"),
-    'fraction none': ({'fraction': None}, 'synthetic_fraction=None'),
-    'fraction true': ({'fraction': True}, 'synthetic_fraction=True'),
     'batch of 0': ({'batch_size': 0}, 'batch_size=0'),
-    'batch of 2.5': ({'batch_size': 2.5}, 'batch_size=2.5'),
-    'seed as float': ({'seed': 1.0}, 'seed=1.0'),
     'nothing to mix in': ({'num_synthetic': 0}, 'without synthetic images'),
     'smoothing above 1': ({'smoothing': 1.1}, 'smoothing=1.1'),
     'smoothing nan': ({'synthetic_smoothing': float('nan')}, 'smoothing=nan'),
     'two smoothings for one source': ({'synthetic_smoothing': (0.1, 0.2)}, '2 values of synthetic_smoothing for 1'),
-    'two weights for one source': ({'synthetic_weights': (1, 1)}, 'got 2 weights'),
-    'rank': ({'rank': 2, 'world_size': 2}, 'got rank=2, expected 0 to 1'),
+    'two weights for one source': ({'synthetic_weights': (1, 1)}, '2 values of synthetic_weights for 1'),
+    'rank': ({'rank': 2, 'world_size': 2}, 'got rank=2'),
+    'no process': ({'world_size': 0}, 'world_size=0'),
     'more processes than images': ({'world_size': 5}, 'smallest batch has 4 images for world_size=5'),
-    'nothing left': ({'batch_size': 200, 'drop_last': True}, '50 images do not fill one batch'),
 }
 
 
@@ -440,17 +323,10 @@ def test_settings_out_of_range(case):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ('synthetic', 'message'),
-    [
-        (numbered(9, SYNTHETIC, size=5), r'kind 2 holds images of shape \(3, 5, 5\) but kind 1 of \(3, 4, 4\)'),
-        (numbered(9, SYNTHETIC, num_classes=3), 'kind 2 has 3 classes but kind 1 has 10'),
-    ],
-    ids=['size', 'classes'],
-)
-def test_sources_that_differ(synthetic, message):
-    with pytest.raises(ValueError, match=message):
-        MixedBatches(numbered(50, REAL), synthetic, batch_size=8, synthetic_fraction=0.5, seed=0)
+def test_sources_that_differ():
+    with pytest.raises(ValueError, match=r'kind 2 .*\(3, 5, 5\) but kind 1 of \(3, 4, 4\)'):
+        MixedBatches(
+            numbered(50, REAL), numbered(9, SYNTHETIC, size=5), batch_size=8, synthetic_fraction=0.5, seed=0)
 
 
 @pytest.mark.parametrize(('epoch', 'start_step'), [(-1, 0), (0, -1), (0, 14)], ids=str)

@@ -7,20 +7,13 @@ from math import factorial
 import pytest
 import torch
 
-from timm_paf.data import IndexPermutation, derive_seed, generator_for
+from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
 
 
-def test_every_small_size_is_permuted():
-    for size in range(1, 201):
-        for key in range(3):
-            order = IndexPermutation(size, 'test', key)(torch.arange(size))
-            assert order.sort().values.tolist() == list(range(size)), (size, key)
-
-
-@pytest.mark.parametrize('size', [9_999, 10_000, 10_001, 2**16, 2**16 + 1, 99_991])
-def test_larger_sizes_are_permuted(size):
-    order = IndexPermutation(size, 'test')(torch.arange(size))
-    assert torch.equal(order.sort().values, torch.arange(size))
+def test_every_size_is_permuted():
+    for size in [*range(1, 120), 9_999, 10_000, 10_001, 2**16, 2**16 + 1]:
+        order = IndexPermutation(size, 'test', 0)(torch.arange(size))
+        assert torch.equal(order.sort().values, torch.arange(size)), size
 
 
 @pytest.mark.parametrize('size', [10**8, 2**40 + 1, 2**62], ids=['1e8', '2^40+1', '2^62'])
@@ -33,7 +26,7 @@ def test_huge_sizes_stay_inside_and_apart(size):
     assert abs(order.double().mean() / size - 0.5) < 5 * (1 / 12 / 1000) ** 0.5
 
 
-@pytest.mark.parametrize('size', [2, 3, 4, 5])
+@pytest.mark.parametrize('size', [2, 3, 4])
 def test_all_orders_of_a_small_range_are_equally_likely(size):
     trials = 60 * factorial(size)
     seen = Counter(tuple(IndexPermutation(size, 'uniform', key)(torch.arange(size)).tolist()) for key in range(trials))
@@ -44,19 +37,13 @@ def test_all_orders_of_a_small_range_are_equally_likely(size):
 
 
 def test_each_element_is_equally_likely_at_each_place():
-    size, trials = 60, 3000
+    size, trials = 30, 1000
     counts = torch.zeros(size, size)
     for key in range(trials):
         counts[torch.arange(size), IndexPermutation(size, 'place', key)(torch.arange(size))] += 1
     expected, freedom = trials / size, (size - 1) ** 2
     chi2 = float(((counts - expected) ** 2 / expected).sum())
     assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
-
-
-def test_neighbours_do_not_stay_neighbours():
-    order = IndexPermutation(10_000, 'test')(torch.arange(10_000)).double()
-    assert abs(torch.corrcoef(torch.stack([order[1:], order[:-1]]))[0, 1]) < 0.05
-    assert abs(torch.corrcoef(torch.stack([order, torch.arange(10_000).double()]))[0, 1]) < 0.05
 
 
 def test_any_place_can_be_asked_for_alone():
@@ -74,16 +61,12 @@ def test_key_decides_the_order():
     assert len({tuple(order(*key)) for key in [('a', 1, 23), ('a', 12, 3), ('a', '1', 23), ('b', 1, 23)]}) == 4
 
 
-@pytest.mark.parametrize('size', [0, -1, 2**62 + 1])
-def test_size_out_of_range(size):
-    with pytest.raises(ValueError, match=r'expected 1 to 2\*\*62'):
-        IndexPermutation(size)
-
-
-@pytest.mark.parametrize('place', [-1, 10])
-def test_position_out_of_range(place):
-    with pytest.raises(IndexError):
-        IndexPermutation(10)(torch.tensor([place]))
+@pytest.mark.parametrize(
+    ('size', 'place', 'error'), [(0, 0, ValueError), (2**62 + 1, 0, ValueError), (10, -1, IndexError),
+     (10, 10, IndexError)])
+def test_out_of_range(size, place, error):
+    with pytest.raises(error, match='expected'):
+        IndexPermutation(size)(torch.tensor([place]))
 
 
 def test_order_and_seeds_never_change():

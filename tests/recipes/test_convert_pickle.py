@@ -36,12 +36,11 @@ def old_names(content):
 
 
 GOOD = {
-    **{f'protocol {p}': (lambda p=p: pickle.dumps(ti(), protocol=p)) for p in range(6)},
+    **{f'protocol {p}': (lambda p=p: pickle.dumps(ti(), protocol=p)) for p in (0, 2, 4, 5)},
     'NCHW': lambda: pickle.dumps(ti(np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2)))),
     'Fortran order': lambda: pickle.dumps(ti(np.asfortranarray(NHWC))),
     'big-endian labels': lambda: pickle.dumps(ti(targets=LABEL.astype('>i4'))),
     'labels as a list': lambda: pickle.dumps(ti(targets=LABEL.tolist())),
-    'labels as a list of numpy numbers': lambda: pickle.dumps(ti(targets=list(LABEL))),
     'other members': lambda: pickle.dumps(ti(ti_index=np.arange(6), note='text', sizes={'a': (1, None)})),
     'keys as bytes': lambda: pickle.dumps({key.encode(): value for key, value in ti().items()}),
     'numpy 1': lambda: old_names(pickle.dumps(ti(), protocol=2)),
@@ -86,8 +85,6 @@ def altering(names):
 
 REFUSED = {
     'a function that is altered': (lambda path: altering(b'_codecs\nencode\n'), 'not a readable pickle'),
-    'another function that is altered': (
-        lambda path: altering(b'numpy.core.numeric\n_frombuffer\n'), 'not a readable pickle'),
     'a class that is altered': (lambda path: altering(b'numpy\nndarray\n'), 'not a readable pickle'),
     'system call': (lambda path: pickle.dumps(ti(x=Call(os.system, f'touch {path}'))), r'posix\.system|nt\.system'),
     'open': (lambda path: pickle.dumps(ti(x=Call(open, str(path), 'w'))), r'_?io\.open'),
@@ -105,8 +102,8 @@ REFUSED = {
     'empty': (lambda path: b'', 'not a readable pickle'),
     'no data': (lambda path: pickle.dumps({'extrapolated_targets': LABEL}), r"'data', only \['extrapolated_targets'\]"),
     'float images': (lambda path: pickle.dumps(ti(NHWC / 255)), 'expected .* uint8'),
-    'label out of range': (lambda path: pickle.dumps(ti(targets=LABEL + 1)), 'is 3 at index 2, expected 0 to 2'),
-    'labels of another length': (lambda path: pickle.dumps(ti(targets=LABEL[:5])), r'\(5,\) int64 for 6 images'),
+    'label out of range': (lambda path: pickle.dumps(ti(targets=LABEL + 1)), 'labels from 1 to 3, expected 0 to 2'),
+    'labels of another length': (lambda path: pickle.dumps(ti(targets=LABEL[:5])), r'\(5,\) for 6 images'),
 }
 
 
@@ -128,15 +125,13 @@ def test_the_bombs_would_explode(tmp_path):
     assert any(op.name == 'REDUCE' for op, _, _ in pickletools.genops(REFUSED['system call'][0](tmp_path)))
 
 
-def test_no_such_file(main, tmp_path, capsys):
-    assert main([str(tmp_path / 'nowhere.pickle'), '--output', str(tmp_path / 'a.npz')]) == 2
-    assert 'nowhere.pickle' in capsys.readouterr().err
-
-
-def test_other_keys_and_an_existing_archive(main, tmp_path, capsys):
+def test_other_keys_an_existing_archive_and_no_such_file(main, tmp_path, capsys):
     content = pickle.dumps({'x': NHWC, 'y': LABEL})
     flags = ['--image-key', 'x', '--label-key', 'y']
     assert convert(main, tmp_path, content, *flags) == 0
     assert convert(main, tmp_path, content, *flags) == 2
-    assert 'already exists' in capsys.readouterr().err
+    assert '--overwrite' in capsys.readouterr().err
     assert convert(main, tmp_path, content, *flags, '--overwrite') == 0
+    (tmp_path / 'a.pickle').unlink()
+    assert main([str(tmp_path / 'a.pickle'), '--output', str(tmp_path / 'b.npz')]) == 2
+    assert 'a.pickle' in capsys.readouterr().err

@@ -1,6 +1,7 @@
-"""Images from diffusion models: against diffusers' own pipelines and closed forms; unexpected folders."""
+"""Diffusion models: against diffusers' own pipelines and closed forms; unexpected folders; the one --train fits."""
 import json
 import os
+import shutil
 import types
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from timm_paf.data import LabelledImages
-from timm_paf.synthesis import Diffusion, SynthesisFailed, load_diffusion
+from timm_paf.synthesis import Diffusion, SynthesisFailed, SyntheticConfig, fit_diffusion, load_diffusion
 
 diffusers = pytest.importorskip('diffusers')
 CPU = torch.device('cpu')
@@ -37,8 +38,9 @@ def save(folder, unet, scheduler):
 SOURCE = LabelledImages(torch.zeros(10, *SHAPE), torch.arange(10), 10, 'training set')
 
 
-def load(folder, **settings):
-    return load_diffusion(folder, SOURCE, **dict(steps=5, device=CPU) | settings)
+def load(folder, source=SOURCE, **settings):
+    settings = dict(sampling_steps=5, generator=str(folder)) | settings
+    return load_diffusion(SyntheticConfig(method='diffusion', output='x', **settings), source, device=CPU)
 
 
 PIPELINES = {
@@ -60,45 +62,22 @@ def test_images_are_those_of_diffusers_own_pipeline(tmp_path, name):
     assert len(drawn.flatten(1).unique(dim=0)) == 4
 
 
-def point_mass_eps(scheduler, mean):
-    """The exact noise predictor if all images of class k are mean[k]: (x - sqrt(abar) mean) / sqrt(1 - abar)."""
-    def unet(x, t, class_labels):
-        abar = scheduler.alphas_cumprod[t]
-        return types.SimpleNamespace(sample=(x - abar.sqrt() * mean[class_labels]) / (1 - abar).sqrt())
-    return unet
-
-
-def point_mass_edm(scheduler, mean):
-    """The same for EDM: D(x) = mean, so that F = (mean - c_skip x) / c_out (Karras et al., 2022, table 1)."""
-    data = scheduler.config.sigma_data
+def test_a_known_distribution_is_drawn_with_edm():
+    """All images of class k are mean[k]: D(x) = mean, so that F = (mean - c_skip x) / c_out (Karras et al., 2022)."""
+    scheduler = diffusers.EDMEulerScheduler(num_train_timesteps=100)
+    mean, data = torch.linspace(-0.9, 0.9, 3 * 64).reshape(3, *SHAPE), scheduler.config.sigma_data
 
     def unet(scaled, t, class_labels):
         sigma = (4 * t).exp()  # c_noise = log(sigma) / 4
         x = scaled * (sigma**2 + data**2).sqrt()
         skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
         return types.SimpleNamespace(sample=(mean[class_labels] - skip * x) / out)
-    return unet
 
-
-CLOSED = {
-    'ddpm': (diffusers.DDPMScheduler, point_mass_eps, 100),
-    'ddim': (diffusers.DDIMScheduler, point_mass_eps, 20),
-    'edm': (diffusers.EDMEulerScheduler, point_mass_edm, 20),
-}
-
-
-@pytest.mark.parametrize('name', CLOSED)
-def test_a_known_distribution_is_drawn(name):
-    scheduler, unet, steps = CLOSED[name]
-    scheduler = scheduler(num_train_timesteps=100)
-    mean = torch.linspace(-0.9, 0.9, 3 * 64).reshape(3, *SHAPE)
     diffusion = Diffusion(
-        unet=unet(scheduler, mean), scheduler=scheduler, image_shape=SHAPE, conditional=True, steps=steps, device=CPU)
+        unet=unet, scheduler=scheduler, image_shape=SHAPE, conditional=True, steps=20, device=CPU)
     labels = torch.tensor([2, 0, 1, 2])
-    drawn = diffusion.draw(4, labels, seeded())
-    expected = (mean[labels] + 1) * 127.5
     # half a grey level of rounding, and the last noise level of the sampler
-    assert (drawn.float() - expected).abs().max() < 3
+    assert (diffusion.draw(4, labels, seeded()).float() - (mean[labels] + 1) * 127.5).abs().max() < 3
 
 
 def test_draws_depend_on_their_generator_alone(tmp_path):
@@ -122,7 +101,6 @@ def test_nan_is_not_made_into_pixels():
 
 STEPS = {
     'ddpm unset': (diffusers.DDPMScheduler, None, None, 'DDPMScheduler', 100),
-    'ddim unset': (diffusers.DDIMScheduler, None, None, 'DDIMScheduler', 50),
     'edm unset': (diffusers.EDMEulerScheduler, None, None, 'EDMEulerScheduler', 50),
     'ddpm as ddim': (diffusers.DDPMScheduler, 'ddim', None, 'DDIMScheduler', 50),
     'ddim as ddpm': (diffusers.DDIMScheduler, 'ddpm', 7, 'DDPMScheduler', 7),
@@ -133,27 +111,20 @@ STEPS = {
 def test_sampler_and_steps(tmp_path, case):
     scheduler, sampler, steps, name, expected = STEPS[case]
     save(tmp_path, tiny_unet(), scheduler(num_train_timesteps=100))
-    loaded = load(tmp_path, sampler=sampler, steps=steps)
+    loaded = load(tmp_path, sampler=sampler, sampling_steps=steps)
     assert (type(loaded.scheduler).__name__, loaded.steps, loaded.conditional) == (name, expected, False)
 
 
-def test_the_older_form_with_all_files_in_one_folder(tmp_path):
+def test_all_files_in_one_folder_and_weights_as_torch_saves_them(tmp_path, capfd):
     save(tmp_path / 'new', tiny_unet(), diffusers.DDPMScheduler(100))
-    tiny_unet().save_pretrained(tmp_path / 'old')
-    diffusers.DDPMScheduler(100).save_pretrained(tmp_path / 'old')
-    old, new = (load(tmp_path / name).draw(2, None, seeded()) for name in ('old', 'new'))
-    assert torch.equal(old, new)
-    assert load(tmp_path / 'old').record['sha256'] == load(tmp_path / 'new').record['sha256']
-
-
-def test_weights_as_torch_saves_them(tmp_path, capfd):
-    save(tmp_path / 'safe', tiny_unet(), diffusers.DDPMScheduler(100))
-    save(tmp_path / 'bin', tiny_unet(), diffusers.DDPMScheduler(100))
-    (tmp_path / 'bin' / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()
-    tiny_unet().save_pretrained(tmp_path / 'bin' / 'unet', safe_serialization=False)
+    for name, safe in (('one folder', True), ('bin', False)):
+        tiny_unet().save_pretrained(tmp_path / name, safe_serialization=safe)
+        diffusers.DDPMScheduler(100).save_pretrained(tmp_path / name)
     capfd.readouterr()
-    safe, plain = (load(tmp_path / name).draw(2, None, seeded()) for name in ('safe', 'bin'))
-    assert torch.equal(safe, plain)
+    new, old, plain = (load(tmp_path / name) for name in ('new', 'one folder', 'bin'))
+    assert new.record['sha256'] == old.record['sha256'] != plain.record['sha256']
+    images = [model.draw(2, None, seeded()) for model in (new, old, plain)]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
     assert capfd.readouterr() == ('', '')
 
 
@@ -167,76 +138,124 @@ class Harm:
         return os.mkdir, (str(self.path),)
 
 
-def harmful_weights(folder):
-    (folder / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()
-    torch.save({'weight': Harm(folder / 'executed')}, folder / 'unet' / 'diffusion_pytorch_model.bin')
-
-
-def broken(change, **settings):
-    """A good folder with one thing changed, and settings that ask for it."""
-    def make(folder):
-        save(folder, tiny_unet(), diffusers.DDPMScheduler(100))
-        change(folder)
-        return settings
-    return make
-
-
-def replace_unet(**settings):
+def unet(**settings):
     return lambda folder: tiny_unet(**settings).save_pretrained(folder / 'unet')
 
 
-def rewrite(**changes):
+def scheduler_named(name):
     def change(folder):
         path = folder / 'scheduler' / 'scheduler_config.json'
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'_class_name': name}))
     return change
 
 
-def cut_weights(folder):
-    path = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
-    path.write_bytes(path.read_bytes()[:-10])
+def weights(change):
+    return lambda folder: change(folder / 'unet' / 'diffusion_pytorch_model.safetensors')
 
 
-def without(key):
-    def change(folder):
-        path = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
-        weights = load_file(path)
-        del weights[key]
-        save_file(weights, path)
-    return change
+def without_one(path):
+    save_file({key: value for key, value in load_file(path).items() if key != 'conv_norm_out.weight'}, path)
+
+
+def harmful(path):
+    path.unlink()
+    torch.save({'weight': Harm(path.parents[1] / 'executed')}, path.with_suffix('.bin'))
 
 
 FOLDERS = {
-    'weights incomplete': (broken(without('conv_norm_out.weight')), 'conv_norm_out.weight'),
-    'more output channels': (broken(replace_unet(out_channels=2)), '2 channels, but DDPMScheduler takes 1'),
-    'scheduler without steps': (broken(rewrite(_class_name='ScoreSdeVeScheduler')), 'not a scheduler'),
-    'no scheduler': (
-        broken(lambda folder: (folder / 'scheduler' / 'scheduler_config.json').unlink()), 'does not exist'),
-    'no weights': (
-        broken(lambda folder: (folder / 'unet' / 'diffusion_pytorch_model.safetensors').unlink()), 'not a readable'),
-    'weights cut': (broken(cut_weights), 'not a readable UNet2DModel'),
-    'weights with code': (broken(harmful_weights), 'not a readable UNet2DModel'),
-    'config is not JSON': (broken(lambda folder: (folder / 'unet' / 'config.json').write_text('{')), 'not a readable'),
-    'other channels': (broken(replace_unet(in_channels=3, out_channels=3)), r'\(3, 8, 8\), expected \(1, 8, 8\)'),
-    'other size': (broken(replace_unet(sample_size=(8, 16))), r'\(1, 8, 16\), expected \(1, 8, 8\)'),
-    'other classes': (broken(replace_unet(num_class_embeds=7)), '7 classes, but the data set has 10'),
-    'classes as vectors': (broken(replace_unet(class_embed_type='timestep')), "class_embed_type = 'timestep'"),
-    'scheduler is no scheduler': (broken(rewrite(_class_name='UNet2DModel')), 'not a scheduler'),
-    'unknown scheduler': (broken(rewrite(_class_name='NoScheduler')), 'not a scheduler'),
-    'too many steps': (broken(lambda folder: None, steps=101), 'sampling-steps = 101.*100'),
+    'weights incomplete': (weights(without_one), {}, 'conv_norm_out.weight'),
+    'no weights': (weights(lambda path: path.unlink()), {}, 'not a readable'),
+    'weights cut': (weights(lambda path: path.write_bytes(path.read_bytes()[:-10])), {}, 'not a readable UNet2DModel'),
+    'weights with code': (weights(harmful), {}, 'not a readable UNet2DModel'),
+    'more output channels': (unet(out_channels=2), {}, '2 channels, but DDPMScheduler takes 1'),
+    'other channels': (unet(in_channels=3, out_channels=3), {}, r'\(3, 8, 8\), expected \(1, 8, 8\)'),
+    'other size': (unet(sample_size=(8, 16)), {}, r'\(1, 8, 16\), expected \(1, 8, 8\)'),
+    'other classes': (unet(num_class_embeds=7), {}, '7 classes, but the data set has 10'),
+    'scheduler without steps': (scheduler_named('ScoreSdeVeScheduler'), {}, 'not a scheduler'),
+    'scheduler is no scheduler': (scheduler_named('UNet2DModel'), {}, 'not a scheduler'),
+    'too many steps': (lambda folder: None, {'sampling_steps': 101}, 'sampling-steps = 101.*100'),
     'edm as ddim': (
-        broken(lambda folder: diffusers.EDMEulerScheduler().save_pretrained(folder / 'scheduler'), sampler='ddim'),
+        lambda folder: diffusers.EDMEulerScheduler().save_pretrained(folder / 'scheduler'), {'sampler': 'ddim'},
         'EDMEulerScheduler; leave --sampler unset'),
-    'no folder': (lambda folder: {}, 'does not exist'),
+    'no folder': (lambda folder: shutil.rmtree(folder), {}, 'does not exist'),
 }
 
 
 @pytest.mark.parametrize('case', FOLDERS)
 def test_a_folder_that_is_not_as_expected(tmp_path, capfd, case):
-    make, message = FOLDERS[case]
-    settings = make(tmp_path)
+    change, settings, message = FOLDERS[case]
+    change(save(tmp_path, tiny_unet(), diffusers.DDPMScheduler(100)))
     capfd.readouterr()
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load(tmp_path, **settings)
     assert '\n' not in str(caught.value) and capfd.readouterr() == ('', '')
     assert not (tmp_path / 'executed').exists()
+
+
+@pytest.fixture(scope='module')
+def two_greys():
+    """Class 0 is dark, class 1 bright, in no regular order."""
+    labels = torch.randint(0, 2, (64,), generator=seeded())
+    noise = torch.randint(0, 30, (64, *SHAPE), generator=seeded(1))
+    return LabelledImages((noise + 20 + 180 * labels[:, None, None, None]).to(torch.uint8), labels, 2, 'greys')
+
+
+def config_for(folder, **settings):
+    settings = dict(train_width=8, train_steps=40, train_batch_size=32, train_lr=1e-2) | settings
+    return SyntheticConfig(method='diffusion', train=True, output=str(folder), **settings)
+
+
+def fit(train, folder, progress=lambda done: None, **settings):
+    return fit_diffusion(config_for(folder, **settings), train, device=CPU, progress=progress)
+
+
+def load_fitted(train, folder):
+    return load(folder / 'generator', train, sampler='ddim', sampling_steps=10)
+
+
+def test_classes_are_learned(tmp_path, two_greys):
+    seen = []
+    loss = fit(two_greys, tmp_path, progress=seen.append)
+    assert seen == list(range(1, 41))
+    assert 0 < loss < 0.5  # noise that is not predicted at all has a squared error of 1
+    diffusion = load_fitted(two_greys, tmp_path)
+    assert diffusion.conditional
+    # from the same noise: so short a training learns the difference between classes, but not each image
+    dark, bright = (diffusion.draw(16, torch.full((16,), label), seeded()).float().mean((1, 2, 3)) for label in (0, 1))
+    assert (bright > dark + 10).all()
+
+
+def test_weights_depend_on_the_seed_alone(tmp_path, two_greys):
+    hashes = []
+    for name, seed in (('first', 0), ('again', 0), ('other', 1)):
+        torch.rand(len(name))  # what the program drew before must not matter
+        fit(two_greys, tmp_path / name, train_steps=3, seed=seed)
+        hashes.append(load_fitted(two_greys, tmp_path / name).record['sha256'])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_divergence_is_an_error_and_leaves_nothing(tmp_path, two_greys):
+    with pytest.raises(SynthesisFailed, match='lower --train-lr'):
+        fit(two_greys, tmp_path, train_lr=1e30, train_steps=25)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_record(tmp_path, two_greys):
+    settings = dict(train_steps=1, conditional=False, labeller_checkpoint='x')
+    config = config_for(tmp_path, **settings)
+    fit_diffusion(config, two_greys, device=CPU)
+    loaded = load_diffusion(config, two_greys, device=CPU)
+    assert loaded.record['trained_here'] == config.training_record(two_greys) and not loaded.conditional
+    with pytest.raises(ValueError, match=r'train_lr = 0\.01, now it is 0\.02'):
+        load_diffusion(config_for(tmp_path, train_lr=0.02, **settings), two_greys, device=CPU)
+    for content in ('[1]', '{'):
+        (tmp_path / 'generator' / 'training.json').write_text(content)
+        with pytest.raises(ValueError, match=r'training\.json: not the settings'):
+            load_diffusion(config, two_greys, device=CPU)
+
+
+@pytest.mark.parametrize(('shape', 'multiple'), [((1, 7, 8), 2), ((3, 30, 32), 4)], ids=str)
+def test_sizes_that_cannot_be_fitted(tmp_path, shape, multiple):
+    train = LabelledImages(torch.zeros(2, *shape), torch.arange(2), 2, 'odd')
+    with pytest.raises(ValueError, match=f'multiples of {multiple}'):
+        fit(train, tmp_path)

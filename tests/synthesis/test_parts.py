@@ -1,10 +1,14 @@
-"""Parts of synthetic images: what is kept, what is left out and why; a part depends on its number alone."""
+"""Parts of synthetic images: what is kept, what is left out and why; the folder, resumed and kept apart from others."""
+import contextlib
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from timm_paf.data import LabelledImages
-from timm_paf.synthesis import Labeller, PartMaker, SynthesisFailed, SyntheticConfig
+from timm_paf._distributed import Processes
+from timm_paf.data import LabelledImages, manifest_parts, open_archive, open_archives, read_manifest
+from timm_paf.synthesis import Labeller, PartMaker, SynthesisFailed, SyntheticConfig, check_folder
 from timm_paf.synthesis.parts import REASONS
 
 CLASSES, SHAPE = 4, (1, 2, 3)
@@ -18,6 +22,7 @@ def images_of(labels, generator):
 
 class Draws:
     """A generator that draws the classes it is asked for, or of its own accord mostly class 0."""
+    record = {'name': 'draws'}
 
     def __init__(self, *, conditional):
         self.conditional = conditional
@@ -30,11 +35,8 @@ class Draws:
 
 
 class Brightness(nn.Module):
-    """Knows the class by its brightness; `sharpness` says how sure it is."""
-
-    def __init__(self, sharpness=100.):
-        super().__init__()
-        self.sharpness = sharpness
+    """Knows the class by its brightness."""
+    sharpness = 100.
 
     def forward(self, x):
         centres = (torch.arange(CLASSES) * 60 + 20) / 255
@@ -54,7 +56,7 @@ def maker(source, generator=None, labeller=True, **settings):
         method='diffusion', generator='x', output='folder', labeller_checkpoint='x' if labeller else None, **settings)
     return PartMaker(
         config=config, generator=generator or Draws(conditional=False),
-        labeller=Labeller(Brightness(), cpu) if labeller else None, source=source, device=cpu)
+        labeller=Labeller(Brightness(), {}) if labeller else None, source=source, device=cpu)
 
 
 WAYS = {
@@ -126,7 +128,8 @@ SCRIPTS = {
     'duplicate': (lambda source: source.images[:1], {}),
     'near_duplicate': (lambda source: source.images[:1] + 1, dict(min_distance=1.01 / 255)),
     'repeated': (lambda source: pixels(5).expand(2, *SHAPE), {}),
-    'nothing': (lambda source: source.images[:1] + 1, dict(min_distance=0.99 / 255)),
+    'nothing, far enough': (lambda source: source.images[:1] + 1, dict(min_distance=0.99 / 255)),
+    'nothing, sure enough': (lambda source: between_classes(), dict(min_confidence=0.5)),
 }
 
 
@@ -136,9 +139,9 @@ def test_why_an_image_is_left_out(source, reason):
     first = first(source)
     data, rejected, _ = maker(source, Script(first), balance=False, num_images=16, part_size=16, **settings).make(0)
     left_out = {key: count for key, count in rejected.items() if count and key != 'surplus'}
-    assert left_out == ({} if reason == 'nothing' else {reason: 1})
+    assert left_out == ({} if reason.startswith('nothing') else {reason: 1})
     held = (data.images == first[0]).flatten(1).all(1).sum()
-    assert held == (reason in ('repeated', 'nothing'))
+    assert held == (reason == 'repeated' or reason.startswith('nothing'))
 
 
 def test_a_conditional_image_that_looks_like_another_class_is_left_out(source):
@@ -146,11 +149,6 @@ def test_a_conditional_image_that_looks_like_another_class_is_left_out(source):
     script = Script(pixels(20), conditional=True)
     data, rejected, _ = maker(asks_for_3, script, balance=False, num_images=8, part_size=8).make(0)
     assert rejected['other_label'] == 1 and data.labels.tolist() == [3] * 8
-
-
-def test_a_sure_enough_labeller_keeps(source):
-    data, rejected, _ = maker(source, Script(between_classes()), balance=False, min_confidence=0.5).make(0)
-    assert rejected['low_confidence'] == 0 and (data.images == 50).flatten(1).all(1).any()
 
 
 def test_a_class_that_never_comes_is_an_error(source):
@@ -161,6 +159,91 @@ def test_a_class_that_never_comes_is_an_error(source):
         maker(zeros, lonely, max_draws=4).make(0)
 
 
-def test_nan_of_the_labeller_is_an_error(source):
+def test_nan_of_the_labeller_is_an_error(source, monkeypatch):
+    monkeypatch.setattr(Brightness, 'sharpness', float('nan'))
     with pytest.raises(SynthesisFailed, match='NaN or infinite logits'):
-        Labeller(Brightness(float('nan')), torch.device('cpu'))(source.images)
+        maker(source).make(0)
+
+
+def fill(source, folder, *, fails_at=None, **callbacks):
+    """Fill a folder with three parts; return the manifest and the parts that were made."""
+    made, parts = [], maker(source)
+
+    def make(part, progress):
+        if part == fails_at:
+            raise SynthesisFailed('no more')
+        made.append(part)
+        return PartMaker.make(parts, part, progress)
+
+    object.__setattr__(parts, 'make', make)
+    return parts.fill(folder, Processes(torch.device('cpu')), **callbacks), made
+
+
+@pytest.fixture
+def folder(tmp_path, source):
+    """Parts 0 and 1 of 3 are finished."""
+    with pytest.raises(SynthesisFailed, match='no more'):
+        fill(source, tmp_path / 'parts', fails_at=2)
+    return tmp_path / 'parts'
+
+
+def test_manifest_lists_all_parts_at_the_end(source, folder):
+    assert read_manifest(folder)['parts'] == []
+    for read in (manifest_parts, lambda path: open_archive(path, num_classes=CLASSES)):
+        with pytest.raises(ValueError, match='0 of 3 parts'):
+            read(folder)
+    (folder / '.part-00002.npz.1.ab.tmp').write_bytes(b'of a killed process')
+    shown, reported = [], []
+    manifest, made = fill(source, folder, progress=shown.append, report=reported.append)
+    assert made == [2] and shown[:2] == [23, 46] and shown[-1] == 50
+    assert manifest == read_manifest(folder) and manifest['complete'] and reported == manifest['parts'][2:]
+    counts = manifest['counts']
+    assert counts['images'] == 50 and counts['per_class'] == [13, 13, 12, 12]
+    assert list(counts['rejected']) == list(REASONS) and counts['drawn'] == 50 + sum(counts['rejected'].values())
+    assert manifest['parts'][0]['versions']['torch'].split('+')[0] == torch.__version__.split('+')[0]
+    assert len(open_archives(manifest_parts(folder, verify=True), num_classes=CLASSES, channels=1)) == 50
+    assert not list(folder.glob('.*'))
+
+
+DAMAGE = {
+    'archive gone': ('npz', lambda path: path.unlink()),
+    'archive cut': ('npz', lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    'record gone': ('json', lambda path: path.unlink()),
+    'record cut': ('json', lambda path: path.write_text('{"file": ')),
+    'record of another form': ('json', lambda path: path.write_text('[]')),
+    'record of another': ('json', lambda path: path.write_bytes(path.with_name('part-00001.json').read_bytes())),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_a_damaged_part_is_made_again(source, folder, damage):
+    suffix, change = DAMAGE[damage]
+    change(folder / f'part-00000.{suffix}')
+    manifest, made = fill(source, folder)
+    assert manifest['complete'] and made == [0, 2]
+
+
+PLANS = {
+    'the same': ({}, ''),
+    'another seed': ({'seed': 1}, 'seed = 0, now it is 1'),
+    'another filter': ({'filters': {'min_confidence': 0.5}}, 'filters.min_confidence = 0.0, now it is 0.5'),
+    'something new': ({'extra': 1}, 'extra = None, now it is 1'),
+    'unknown': (None, 'a generator that is missing'),
+}
+
+
+@pytest.mark.parametrize('case', PLANS)
+def test_a_folder_is_resumed_with_its_own_plan_only(source, folder, case):
+    changes, message = PLANS[case]
+    plan = None if changes is None else json.loads(json.dumps(maker(source).plan()))
+    if plan and 'filters' in changes:
+        changes = {'filters': plan['filters'] | changes['filters']}
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check_folder(folder, plan and plan | changes)
+
+
+def test_parts_of_something_else_are_not_used(tmp_path):
+    check_folder(tmp_path, {})
+    (tmp_path / 'part-00000.npz').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'part-00000.npz but no manifest.json'):
+        check_folder(tmp_path, {})

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, log
-from numbers import Real
+from math import inf, isfinite, log
 
 import torch
 from torch import Tensor
@@ -51,11 +50,12 @@ class Augment:
     cutmix: float = 0.
 
     def __post_init__(self) -> None:
-        _check_pixels(self.crop_padding, 'crop_padding')
-        _check_pixels(self.cutout, 'cutout')
-        _check_number(self.color_jitter, 'color_jitter')
-        _check_number(self.erase_prob, 'erase_prob', most=1)
-        _check_number(self.cutmix, 'cutmix')
+        for name in ('crop_padding', 'cutout'):
+            if not isinstance(value := getattr(self, name), int) or value < 0:
+                raise ValueError(f'got {name}={value!r}, expected an integer of at least 0; 0 turns it off')
+        for name, most in ('color_jitter', inf), ('erase_prob', 1), ('cutmix', inf):
+            if not (isfinite(value := getattr(self, name)) and 0 <= value <= most):
+                raise ValueError(f'got {name}={value!r}, expected a finite number from 0 to {most}')
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
         """Augment images (B, C, H, W) with random numbers from a CPU generator.
@@ -121,7 +121,7 @@ class Augment:
 def _draw_square(count: int, side: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     top = torch.randint(0, height, (count,), generator=generator) - side // 2
     left = torch.randint(0, width, (count,), generator=generator) - side // 2
-    return torch.stack([top, left, top + side, left + side], 1)
+    return _boxes(top, left, side, side)
 
 
 def _draw_rectangle(count: int, probability: float, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -133,8 +133,7 @@ def _draw_rectangle(count: int, probability: float, height: int, width: int, gen
     rows = (area * aspect).sqrt().round().clamp(1, height)
     columns = (area / aspect).sqrt().round().clamp(1, width)
     top, left = (top * (height - rows + 1)).floor(), (left * (width - columns + 1)).floor()
-    boxes = torch.stack([top, left, top + rows, left + columns], 1).long()
-    return boxes * (chosen < probability)[:, None]
+    return _boxes(top, left, rows, columns).long() * (chosen < probability)[:, None]
 
 
 def _draw_mixed(count: int, alpha: float, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -143,18 +142,8 @@ def _draw_mixed(count: int, alpha: float, height: int, width: int, generator: to
     share, row, column = torch.rand(3, count, generator=generator, dtype=torch.float64)
     share = torch.from_numpy(betaincinv(alpha, alpha, share.numpy()))
     rows, columns = ((length * share.sqrt()).round().long() for length in (height, width))
-    top, left = (row * height).long() - rows // 2, (column * width).long() - columns // 2
+    return _boxes((row * height).long() - rows // 2, (column * width).long() - columns // 2, rows, columns)
+
+
+def _boxes(top: Tensor, left: Tensor, rows: Tensor | int, columns: Tensor | int) -> Tensor:
     return torch.stack([top, left, top + rows, left + columns], 1)
-
-
-def _check_pixels(value: int, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f'got {name}={value!r}, expected an integer of at least 0; 0 turns it off')
-
-
-def _check_number(value: float, name: str, most: float | None = None) -> None:
-    if isinstance(value, bool) or not (
-        isinstance(value, Real) and isfinite(value) and value >= 0 and (most is None or value <= most)
-    ):
-        expected = 'a finite number of at least 0' if most is None else f'a number from 0 to {most}'
-        raise ValueError(f'got {name}={value!r}, expected {expected}')

@@ -7,7 +7,7 @@ import torch
 from timm_paf.data.arrays import LabelledImages
 from timm_paf.data.splits import stratified_split
 
-_TEST, _VAL = 360, 180
+_SIZES = (360, 180, 1257)  # test, validation, train
 _SPLIT_SEED = 20210  # fixed, so that all runs use the same test images
 
 
@@ -35,10 +35,5 @@ def digits_splits() -> DigitsSplits:
     labels = torch.from_numpy(raw.target).to(torch.int64)
     images = torch.from_numpy(raw.images).to(torch.float32)[:, None] / 16
     whole = LabelledImages(images, labels, num_classes=10, name='digits')
-    sizes = (_TEST, _VAL, len(whole) - _TEST - _VAL)
-    test, val, train = stratified_split(labels, sizes, seed=_SPLIT_SEED)
-    return DigitsSplits(
-        train=whole.subset(train, name='digits/train'),
-        val=whole.subset(val, name='digits/val'),
-        test=whole.subset(test, name='digits/test'),
-    )
+    parts = zip(('test', 'val', 'train'), stratified_split(labels, _SIZES, seed=_SPLIT_SEED), strict=True)
+    return DigitsSplits(**{part: whole.subset(indices, name=f'digits/{part}') for part, indices in parts})

@@ -1,12 +1,11 @@
 """Data sets kept on the device, and batches prefetched in the background."""
 
-import dataclasses
+import contextlib
 import os
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from timm_paf.data.arrays import ImageSource, LabelledImages
 from timm_paf.data.mixing import Batch
 
 _CHUNK_BYTES = 2**26  # read at a time when a data set is copied to the device
-_POLL_SECONDS = 0.1  # how often a waiting thread checks whether it must stop
 
 
 def stored_bytes(source: ImageSource) -> int:
@@ -52,26 +50,21 @@ def place_on_device(
     Raises:
         ValueError: If `required` and a set does not fit or cannot be copied.
     """
-    placed: list[ImageSource] = []
-    left = budget
-    for source in sources:
+    placed = list(sources)
+    for position, source in enumerate(sources):
         if isinstance(source, LabelledImages) and source.images.device.type == device.type:
-            placed.append(source)
             continue
-        if hasattr(source, 'prefetch'):
-            if required:
-                raise ValueError(f'{source.name}: images that are decoded during training cannot be kept on the device')
-            placed.append(source)
+        if required and hasattr(source, 'prefetch'):
+            raise ValueError(f'{source.name}: images that are decoded during training cannot be kept on the device')
+        if hasattr(source, 'prefetch') or (device.type == 'cpu' and not required):
             continue
         needed = stored_bytes(source)
-        if needed > left and required:
+        if needed <= budget:
+            placed[position], budget = _read_whole(source, device), budget - needed
+        elif required:
             raise ValueError(
-                f'{source.name}: needs {needed / 2**30:.2f} GiB on {device}, {left / 2**30:.2f} GiB are left of the '
-                f'budget; raise the budget, or do not require data on the device'
-            )
-        if needed <= left and (required or device.type != 'cpu'):
-            source, left = _read_whole(source, device), left - needed
-        placed.append(source)
+                f'{source.name}: needs {needed / 2**30:.2f} GiB on {device}, {budget / 2**30:.2f} GiB are left of the '
+                f'budget; raise the budget, or do not require data on the device')
     return placed
 
 
@@ -97,12 +90,12 @@ class Prefetched:
         """Seconds that the caller has waited in `next`, so far."""
         self._batches = batches
         self._device = device
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
+        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: deque[Future[tuple[Batch, torch.cuda.Event | None]]] = deque()
         if device.type == 'cuda' if threaded is None else threaded:
-            self._thread = threading.Thread(target=self._work, name='batches', daemon=True)
-            self._thread.start()
+            self._thread = ThreadPoolExecutor(1, 'batches')
+            self._ahead.extend(self._thread.submit(self._make) for _ in range(depth))
 
     def __enter__(self) -> 'Prefetched':
         return self
@@ -112,9 +105,9 @@ class Prefetched:
 
     def close(self) -> None:
         """Stop the thread and drop the batches made in advance."""
-        self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.shutdown(cancel_futures=True)
+        self._ahead.clear()
         if hasattr(self._batches, 'close'):
             self._batches.close()  # ends the worker processes of a loader now, not at garbage collection
 
@@ -125,55 +118,24 @@ class Prefetched:
     def __next__(self) -> Batch:
         started = time.perf_counter()
         try:
-            return next(self._batches) if self._thread is None else self._receive()
+            if self._thread is None:
+                return next(self._batches)
+            self._ahead.append(self._thread.submit(self._make))
+            batch, event = self._ahead.popleft().result()  # or raises the error or the end of the iterator
         finally:
             self.waited += time.perf_counter() - started
-
-    def _receive(self) -> Batch:
-        if self._stop.is_set():
-            raise StopIteration
-        kind, content = self._ready.get()
-        if kind != 'batch':
-            self._stop.set()
-            raise StopIteration if kind == 'end' else content
-        batch, event = content
         if event is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(event)
-            for tensor in _tensors(batch):
-                tensor.record_stream(stream)  # keeps its memory until this stream has used it
+            for value in vars(batch).values():
+                if isinstance(value, Tensor):
+                    value.record_stream(stream)  # keeps its memory until this stream has used it
         return batch
 
-    def _work(self) -> None:
-        try:
-            if self._device.type == 'cuda':
-                stream = torch.cuda.Stream(self._device)
-                with torch.cuda.device(self._device), torch.cuda.stream(stream):
-                    for batch in self._batches:
-                        if not self._send('batch', (batch, stream.record_event())):
-                            return
-            else:
-                for batch in self._batches:
-                    if not self._send('batch', (batch, None)):
-                        return
-            self._send('end', None)
-        except BaseException as error:  # raised again in the caller
-            self._send('error', error)
-
-    def _send(self, kind: str, content: Any) -> bool:
-        """Hand something to the caller; False if the caller has called `close`."""
-        while not self._stop.is_set():
-            try:
-                self._ready.put((kind, content), timeout=_POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    values = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-    return [value for value in values if isinstance(value, Tensor)]
+    def _make(self) -> tuple[Batch, torch.cuda.Event | None]:
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
+            batch = next(self._batches)
+            return batch, self._stream.record_event() if self._stream else None
 
 
 def _read_whole(source: ImageSource, device: torch.device) -> LabelledImages:

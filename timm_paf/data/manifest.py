@@ -7,8 +7,6 @@ from typing import Any
 
 from timm_paf._files import file_sha256
 
-__all__ = ['FORMAT', 'MANIFEST_NAME', 'manifest_parts', 'read_manifest']
-
 MANIFEST_NAME = 'manifest.json'
 FORMAT = 'timm_paf synthetic images 1'
 
@@ -37,10 +35,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         manifest['complete'] = len(manifest['parts']) == manifest['num_parts']
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: no such file; check the path') from None
-    except KeyError as error:
-        raise ValueError(f'{path}: {error} is missing; get the file again') from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'{path}: not a manifest of recipes/make_synthetic.py ({error}); get the file again') from None
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f'{error} is missing' if isinstance(error, KeyError) else error
+        raise ValueError(
+            f'{path}: not a manifest of recipes/make_synthetic.py ({reason}); get the file again') from None
     return manifest
 
 

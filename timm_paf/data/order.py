@@ -66,16 +66,10 @@ class IndexPermutation:
         self._keys = np.frombuffer(_hash(key, size=8 * _ROUNDS), dtype='<u8').astype(np.uint64)
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """Return the elements at the given positions of the permuted order.
-
-        Args:
-            positions: (M,) int64 on the CPU, each in 0..size-1.
-
-        Returns:
-            (M,) int64; positions 0..size-1 give every element exactly once.
+        """Return the elements (M,) int64 at positions (M,) int64 of the permuted order, all on the CPU.
 
         Raises:
-            IndexError: If a position is out of range.
+            IndexError: If a position is not in 0..size-1.
         """
         outside = positions[(positions < 0) | (positions >= self.size)]
         if len(outside):

@@ -64,10 +64,10 @@ def held_out(labels: Tensor, size: int, *, seed: int) -> Tensor:
     if not 1 <= size < len(labels):
         raise ValueError(f'got a held-out size of {size} for {len(labels)} images, expected 1 to {len(labels) - 1}')
     counts = {label: count for label, count in enumerate(torch.bincount(labels).tolist()) if count}
-    chosen = []
-    for label, quota in _proportional(counts, size).items():
-        ordinals = IndexPermutation(counts[label], 'held out', seed, label)(torch.arange(quota))
-        chosen.append((labels == label).nonzero()[:, 0][ordinals])
+    chosen = [
+        (labels == label).nonzero()[:, 0][
+            IndexPermutation(counts[label], 'held out', seed, label)(torch.arange(quota))]
+        for label, quota in _proportional(counts, size).items()]
     order = IndexPermutation(size, 'held out', seed, 'order')(torch.arange(size))
     return torch.cat(chosen)[order]
 
@@ -85,7 +85,5 @@ def _interleaved(classes: list[list[int]], ranks: list[int]) -> list[int]:
     """Order in which image i of a class of n has a pseudo-random relative position in [i/n, (i+1)/n)."""
     places = [
         ((place + ranks[index] / 2**63) / len(members), index)
-        for members in classes
-        for place, index in enumerate(members)
-    ]
+        for members in classes for place, index in enumerate(members)]
     return [index for _, index in sorted(places)]

@@ -52,125 +52,6 @@ def sample_synthetic(
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
 
-    _check_settings(train, n, components, mixtures)
-    samples = np.empty((n, int(np.prod(train.image_shape))), dtype=np.uint8)
-    labels = np.arange(n) % train.num_classes
-    for label in range(train.num_classes):
-        real = to_unit_range(train.images[train.labels == label]).flatten(1).double().cpu().numpy()
-        wanted = labels == label
-        # the exact solver, because the randomised one would be another source of variation
-        pca = PCA(components, svd_solver='full').fit(real)
-        mixture = GaussianMixture(
-            mixtures, reg_covar=_MIN_VARIANCE, max_iter=200, random_state=derive_seed('synthetic', seed, label) % 2**32)
-        mixture.fit(pca.transform(real))
-        pixels = pca.inverse_transform(mixture.sample(int(wanted.sum()))[0])
-        samples[wanted] = np.rint(pixels.clip(0, 1) * 255)
-    order = np.random.RandomState(derive_seed('synthetic', seed, 'order') % 2**32).permutation(n)
-    images = torch.from_numpy(samples[order]).reshape(n, *train.image_shape)
-    return LabelledImages(images, torch.from_numpy(labels[order]), train.num_classes, f'{train.name}/synthetic')
-
-
-class NearestImages:
-    """Distance of images to the nearest image of a training set, for removing near-duplicates.
-
-    The distance of two images is the root mean square of the differences of their pixels, rounded to 8 bits and scaled
-    to [0, 1]: 0 for equal images, 1 for black and white. It is computed from integers in float64, without rounding
-    before the root, so it depends neither on the batch nor on the device.
-
-    Args:
-        train: Training images; float ones are rounded to 8 bits.
-        device: Where to compute; the training set stays where it is.
-        chunk: Number of training images that are compared at a time, at least 1; limits memory, 8 bytes per pixel.
-    """
-
-    def __init__(self, train: ImageSource, *, device: torch.device | str = 'cpu', chunk: int = 4096) -> None:
-        if chunk < 1:
-            raise ValueError(f'got chunk={chunk}, expected at least 1')
-        self.train, self.device, self.chunk = train, torch.device(device), chunk
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return distances (B,) float64 of images (B, C, H, W) uint8, and indices (B,) int64 of the nearest images.
-
-        Both are on the CPU; among equally near training images the index is the lowest.
-
-        Raises:
-            ValueError: If the images are not uint8 or of another shape than the training images.
-        """
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.train.image_shape:
-            raise ValueError(
-                f'got images {tuple(images.shape)} {images.dtype}, expected (B, C, H, W) uint8 with (C, H, W) = '
-                f'{self.train.image_shape} as in {self.train.name}'
-            )
-        queries = images.to(self.device).flatten(1).double()
-        best = torch.full((len(queries),), torch.inf, dtype=torch.float64, device=self.device)
-        where = torch.zeros(len(queries), dtype=torch.int64, device=self.device)
-        for indices in torch.arange(len(self.train)).split(self.chunk):
-            known = self.train.take(indices)[0]
-            known = known if known.dtype == torch.uint8 else (known * 255).round()
-            known = known.to(self.device).flatten(1).double()
-            # |a-b|^2 = |a|^2 + |b|^2 - 2ab; all of these are integers far below 2^53
-            squares = queries.square().sum(1)[:, None] + known.square().sum(1) - 2 * queries @ known.T
-            low, index = squares.min(1)
-            nearer = low < best
-            best, where = torch.where(nearer, low, best), torch.where(nearer, index + int(indices[0]), where)
-        return (best / queries.shape[1]).sqrt().cpu() / 255, where.cpu()
-
-
-def cached_synthetic_digits(
-    n: int = 10_000,
-    seed: int = 0,
-    cache_dir: str | os.PathLike[str] | None = None,
-    *,
-    components: int = DEFAULT_COMPONENTS,
-    mixtures: int = DEFAULT_MIXTURES,
-) -> Path:
-    """Return an archive of synthetic digits made from the training split of `digits_splits`; the first call makes it.
-
-    The file name holds a hash of everything that determines its content (settings, revision of this generator, versions
-    of scikit-learn and NumPy, the training images), so an outdated file is never used. A damaged file is replaced.
-    Several processes may call it at once.
-
-    Args:
-        n: Number of images, at least 10.
-        seed: Any integer.
-        cache_dir: Cache folder, created if it does not exist. None for $TIMM_PAF_CACHE, or timm_paf in $XDG_CACHE_HOME
-            or ~/.cache.
-        components: As for `sample_synthetic`.
-        mixtures: As for `sample_synthetic`.
-
-    Returns:
-        Path of an `.npz` with `image` (n, 8, 8, 1) uint8 and `label` (n,) int64; `open_archive` reads it.
-
-    Raises:
-        ValueError: If a number is out of range.
-        OSError: If the cache cannot be written.
-    """
-    import sklearn
-
-    train = digits_splits().train
-    _check_settings(train, n, components, mixtures)
-    settings = {
-        'revision': _REVISION, 'n': int(n), 'seed': int(seed), 'components': int(components), 'mixtures': int(mixtures),
-        'sklearn': sklearn.__version__, 'numpy': np.__version__, 'train': train.fingerprint(),
-    }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    path = folder / f'digits-synthetic-n{n}-seed{seed}-{key}.npz'
-    if _is_intact(path, train, n):
-        return path
-    data = sample_synthetic(train, n, seed=seed, components=components, mixtures=mixtures)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with only_process(path, path, None):
-            if not _is_intact(path, train, n):  # otherwise another process has made it, and may be reading it
-                save_archive(path, data)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f'cannot write to the cache {folder} ({reason}); set TIMM_PAF_CACHE to another folder') from error
-    return path
-
-
-def _check_settings(train: LabelledImages, n: int, components: int, mixtures: int) -> None:
     pixels = int(np.prod(train.image_shape))
     if n < train.num_classes:
         raise ValueError(f'got n={n} synthetic images, expected at least one for each of {train.num_classes} classes')
@@ -183,8 +64,98 @@ def _check_settings(train: LabelledImages, n: int, components: int, mixtures: in
     if int(counts.min()) < needed:
         raise ValueError(
             f'{train.name}: class {int(counts.argmin())} has {int(counts.min())} images, but components={components} '
-            f'and mixtures={mixtures} need {needed}; lower them'
-        )
+            f'and mixtures={mixtures} need {needed}; lower them')
+    samples = np.empty((n, pixels), dtype=np.uint8)
+    labels = np.arange(n) % train.num_classes
+    for label in range(train.num_classes):
+        real = to_unit_range(train.images[train.labels == label]).flatten(1).double().cpu().numpy()
+        wanted = labels == label
+        # the exact solver, because the randomised one would be another source of variation
+        pca = PCA(components, svd_solver='full').fit(real)
+        mixture = GaussianMixture(
+            mixtures, reg_covar=_MIN_VARIANCE, max_iter=200, random_state=derive_seed('synthetic', seed, label) % 2**32)
+        mixture.fit(pca.transform(real))
+        drawn = pca.inverse_transform(mixture.sample(int(wanted.sum()))[0])
+        samples[wanted] = np.rint(drawn.clip(0, 1) * 255)
+    order = np.random.RandomState(derive_seed('synthetic', seed, 'order') % 2**32).permutation(n)
+    images = torch.from_numpy(samples[order]).reshape(n, *train.image_shape)
+    return LabelledImages(images, torch.from_numpy(labels[order]), train.num_classes, f'{train.name}/synthetic')
+
+
+def distance_to_nearest(
+    images: Tensor, train: ImageSource, *, device: torch.device | str = 'cpu', chunk: int = 4096,
+) -> Tensor:
+    """Return the distance of each image to the nearest image of a training set, for removing near-duplicates.
+
+    The distance of two images is the root mean square of the differences of their pixels, rounded to 8 bits and scaled
+    to [0, 1]: 0 for equal images, 1 for black and white. It is computed from integers in float64, without rounding
+    before the root, so it depends neither on the batch nor on the device.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        train: Training images of the same shape; float ones are rounded to 8 bits.
+        device: Where to compute; the training set stays where it is.
+        chunk: Number of training images that are compared at a time; limits memory, 8 bytes per pixel.
+
+    Returns:
+        (B,) float64 on the CPU.
+    """
+    queries = images.to(device).flatten(1).double()
+    best = torch.full((len(queries),), torch.inf, dtype=torch.float64, device=device)
+    for indices in torch.arange(len(train)).split(chunk):
+        known = train.take(indices)[0]
+        known = known if known.dtype == torch.uint8 else (known * 255).round()
+        known = known.to(device).flatten(1).double()
+        # |a-b|^2 = |a|^2 + |b|^2 - 2ab; all of these are integers far below 2^53
+        squares = queries.square().sum(1)[:, None] + known.square().sum(1) - 2 * queries @ known.T
+        best = torch.minimum(best, squares.amin(1))
+    return (best / queries.shape[1]).sqrt().cpu() / 255
+
+
+def cached_synthetic_digits(
+    n: int = 10_000, seed: int = 0, cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Return an archive of synthetic digits made from the training split of `digits_splits`; the first call makes it.
+
+    The file name holds a hash of everything that determines its content (settings, revision of this generator, versions
+    of scikit-learn and NumPy, the training images), so an outdated file is never used. A damaged file is replaced.
+    Several processes may call it at once.
+
+    Args:
+        n: Number of images, at least 10.
+        seed: Any integer.
+        cache_dir: Cache folder, created if it does not exist. None for $TIMM_PAF_CACHE, or timm_paf in $XDG_CACHE_HOME
+            or ~/.cache.
+
+    Returns:
+        Path of an `.npz` with `image` (n, 8, 8, 1) uint8 and `label` (n,) int64; `open_archive` reads it.
+
+    Raises:
+        ValueError: If n is below 10.
+        OSError: If the cache cannot be written.
+    """
+    import sklearn
+
+    train = digits_splits().train
+    settings = {
+        'revision': _REVISION, 'n': n, 'seed': seed, 'components': DEFAULT_COMPONENTS, 'mixtures': DEFAULT_MIXTURES,
+        'sklearn': sklearn.__version__, 'numpy': np.__version__, 'train': train.fingerprint(),
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    path = folder / f'digits-synthetic-n{n}-seed{seed}-{key}.npz'
+    if _is_intact(path, train, n):
+        return path
+    data = sample_synthetic(train, n, seed=seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_process(path, path, None):
+            if not _is_intact(path, train, n):  # otherwise another process has made it, and may be reading it
+                save_archive(path, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f'cannot write to the cache {folder} ({reason}); set TIMM_PAF_CACHE to another folder') from error
+    return path
 
 
 def _is_intact(path: Path, train: LabelledImages, n: int) -> bool:

@@ -64,41 +64,32 @@ class SyntheticConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        output = Path(self.output)
         if not self.output:
             raise ValueError('--output is missing; give the archive to write, such as digits_synth.npz.')
-        if not output.parent.is_dir():
-            raise ValueError(f'--output = {output}: the folder {output.parent} does not exist; create it first.')
-        if self.method == 'mixture':
-            self._check_mixture(output)
-        else:
-            self._check_diffusion(output)
-
-    def _check_mixture(self, output: Path) -> None:
+        output, checkpoint, mixture = Path(self.output), self.labeller_checkpoint, self.method == 'mixture'
         for name in ('generator', 'train', 'labeller', 'labeller_checkpoint', 'min_confidence'):
-            if getattr(self, name):
+            if mixture and getattr(self, name):
                 raise ValueError(f'{flag(name)} belongs to --method diffusion; add that, or remove {flag(name)}.')
-        if output.suffix != '.npz' or output.is_dir():
-            raise ValueError(f'--output = {output}: expected a file name that ends in .npz.')
-        if output.exists() and not self.overwrite:
-            raise ValueError(f'{output} already exists; give another --output, or --overwrite to replace it.')
-
-    def _check_diffusion(self, output: Path) -> None:
-        if output.suffix == '.npz' or output.is_file():
-            raise ValueError(f'--output = {output}: --method diffusion writes parts; give the name of a folder.')
-        if self.overwrite:
-            raise ValueError('--overwrite belongs to --method mixture; --method diffusion resumes an existing folder.')
-        if self.train == bool(self.generator):
-            raise ValueError('--method diffusion needs either --generator FOLDER or --train.')
-        if self.train_width % 8:
-            raise ValueError(f'--train-width = {self.train_width}: expected a multiple of 8.')
-        if self.train and self.sampling_steps is not None and self.sampling_steps > TIMESTEPS:
-            raise ValueError(f'--sampling-steps = {self.sampling_steps}: expected at most {TIMESTEPS} with --train.')
-        if self.labeller_checkpoint is None:
-            if self.train and not self.conditional:
-                raise ValueError('--no-conditional needs --labeller-checkpoint, a model that labels the images.')
-            if self.labeller or self.min_confidence > 0:
-                raise ValueError('--labeller and --min-confidence need --labeller-checkpoint, its weights.')
+        archive = (
+            (output.suffix != '.npz' or output.is_dir(), f'--output = {output}: expected a file name ending in .npz.'),
+            (output.exists() and not self.overwrite,
+             f'{output} already exists; give another --output, or --overwrite to replace it.'))
+        parts = (
+            (output.suffix == '.npz' or output.is_file(),
+             f'--output = {output}: --method diffusion writes parts; give the name of a folder.'),
+            (self.overwrite, '--overwrite belongs to --method mixture; --method diffusion resumes a folder.'),
+            (self.train == bool(self.generator), '--method diffusion needs either --generator FOLDER or --train.'),
+            (self.train_width % 8, f'--train-width = {self.train_width}: expected a multiple of 8.'),
+            (self.train and (self.sampling_steps or 0) > TIMESTEPS,
+             f'--sampling-steps = {self.sampling_steps}: expected at most {TIMESTEPS} with --train.'),
+            (self.train and not self.conditional and checkpoint is None,
+             '--no-conditional needs --labeller-checkpoint, a model that labels the images.'),
+            (checkpoint is None and (self.labeller or self.min_confidence > 0),
+             '--labeller and --min-confidence need --labeller-checkpoint, its weights.'))
+        folder = (not output.parent.is_dir(), f'--output = {output}: the folder {output.parent} does not exist.')
+        for wrong, message in (folder, *(archive if mixture else parts)):
+            if wrong:
+                raise ValueError(message)
 
     @property
     def generator_folder(self) -> Path:
@@ -108,7 +99,7 @@ class SyntheticConfig(Settings):
     def training_record(self, source: LabelledImages) -> dict[str, Any]:
         """Everything that determines the model of --train, as plain values."""
         names = ('train_steps', 'train_batch_size', 'train_lr', 'train_width', 'conditional', 'seed')
-        return {**{name: getattr(self, name) for name in names}, 'source': source.fingerprint()}
+        return {name: getattr(self, name) for name in names} | {'source': source.fingerprint()}
 
 
 def first_difference(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = '') -> str:

@@ -1,44 +1,35 @@
-"""One part of a set of synthetic images: sampled, labelled and filtered."""
+"""Synthetic images in parts, with a manifest: sampled, labelled, filtered, and written by several processes."""
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from timm_paf._files import file_sha256
-from timm_paf.data import ImageSource, LabelledImages, NearestImages, generator_for, to_unit_range
+from timm_paf._distributed import Processes
+from timm_paf._files import file_sha256, whole_file
+from timm_paf._versions import library_versions
+from timm_paf.data import ImageSource, LabelledImages, read_manifest, save_archive, to_unit_range
+from timm_paf.data.manifest import FORMAT, MANIFEST_NAME
+from timm_paf.data.order import generator_for
+from timm_paf.data.synthetic import distance_to_nearest
 from timm_paf.engine.model import build_model
 from timm_paf.models import load_weights, read_checkpoint
-from timm_paf.synthesis.config import SyntheticConfig
+from timm_paf.synthesis.config import SyntheticConfig, first_difference
 from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
 
-__all__ = ['REASONS', 'Labeller', 'PartMaker', 'load_labeller', 'part_name']
+__all__ = ['REASONS', 'Labeller', 'PartMaker', 'check_folder', 'load_labeller']
 
 REASONS = ('low_confidence', 'other_label', 'duplicate', 'near_duplicate', 'repeated', 'surplus')
 
 
-@dataclasses.dataclass(frozen=True)
-class Labeller:
-    """A classifier that labels images.
-
-    Args:
-        model: (B, C, H, W) float32 in [0, 1] -> (B, K) logits; put into eval mode.
-        device: Where it computes.
-        record: Description for the manifest.
-    """
+class Labeller(NamedTuple):
+    """A classifier (B, C, H, W) float32 in [0, 1] -> (B, K) logits, and its description for the manifest."""
     model: nn.Module
-    device: torch.device
-    record: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return labels (B,) int64 of uint8 images, and confidence (B,) float32, the label's softmax probability."""
-        logits = self.model.eval()(to_unit_range(images).to(self.device)).float()
-        if not logits.isfinite().all():
-            raise SynthesisFailed('The labeller gives NaN or infinite logits; check its checkpoint.')
-        confidence, labels = logits.softmax(1).max(1)
-        return labels.cpu(), confidence.cpu()
+    record: dict[str, Any]
 
 
 def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.device) -> Labeller | None:
@@ -56,7 +47,24 @@ def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.de
         raise ValueError(f'--labeller-checkpoint = {path}: it does not name its model; give --labeller.')
     model = build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0])
     record = {'model': name, 'weights': load_weights(model, path), 'sha256': file_sha256(path)}
-    return Labeller(model.to(device), device, record)
+    return Labeller(model.to(device).eval(), record)
+
+
+def check_folder(path: Path, plan: Mapping[str, Any] | None) -> None:
+    """Check that a folder is new, or was begun with the same `PartMaker.plan` (None if the generator is missing).
+
+    Raises:
+        ValueError: If the folder was begun with another plan, or holds parts of something else.
+    """
+    if (path / MANIFEST_NAME).exists():
+        begun = read_manifest(path)
+        difference = 'a generator that is missing'
+        if plan is not None:
+            difference = first_difference(plan, {key: begun.get(key) for key in plan})
+        if difference:
+            raise ValueError(f'{path} was begun with {difference}; use the same settings or another --output.')
+    elif others := sorted(path.glob('part-*')):
+        raise ValueError(f'{path} holds {others[0].name} but no {MANIFEST_NAME}; give another --output.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,16 +73,16 @@ class PartMaker:
 
     An image is left out for the first reason that applies (`REASONS`): the labeller's confidence is below
     `min_confidence`; the labeller disagrees with the class given to a conditional generator; the image equals a
-    training image; it is nearer to one than `min_distance` (see `NearestImages`); it repeats an image of the part; its
-    class is full. With `balance`, the sizes of classes differ by at most one, over all parts; without, classes are as
-    frequent as in the training set (conditional generator) or as sampled.
+    training image; it is nearer to one than `min_distance` (see `distance_to_nearest`); it repeats an image of the
+    part; its class is full. With `balance`, the sizes of classes differ by at most one, over all parts; without,
+    classes are as frequent as in the training set (conditional generator) or as sampled.
 
     Args:
         config: Sizes, seed and filters.
         generator: Source of images.
         labeller: Source of labels; None to trust a conditional generator.
         source: Training set.
-        device: Where distances are computed.
+        device: Where labels and distances are computed.
     """
     config: SyntheticConfig
     generator: Diffusion
@@ -82,42 +90,65 @@ class PartMaker:
     source: LabelledImages
     device: torch.device
 
-    @property
-    def num_parts(self) -> int:
-        """Number of parts."""
-        return -(-self.config.num_images // self.config.part_size)
-
     def plan(self) -> dict[str, Any]:
         """Everything that determines the images, as plain values for the manifest."""
         config, source = self.config, self.source
         return {
-            'seed': config.seed, 'num_images': config.num_images, 'num_parts': self.num_parts,
-            'part_size': config.part_size, 'batch_size': config.batch_size, 'num_classes': source.num_classes,
-            'image_shape': list(source.image_shape),
+            'seed': config.seed, 'num_images': config.num_images,
+            'num_parts': -(-config.num_images // config.part_size), 'part_size': config.part_size,
+            'batch_size': config.batch_size, 'num_classes': source.num_classes, 'image_shape': list(source.image_shape),
             'source': {'name': source.name, 'images': len(source), 'sha256': source.fingerprint()},
-            'generator': self.generator.record,
-            'labeller': None if self.labeller is None else self.labeller.record,
+            'generator': self.generator.record, 'labeller': self.labeller and self.labeller.record,
             'filters': {name: getattr(config, name) for name in ('balance', 'min_confidence', 'min_distance')}}
+
+    def fill(
+            self, path: Path, processes: Processes, *, progress: Callable[[int], None] = lambda done: None,
+            report: Callable[[dict[str, Any]], None] = lambda record: None) -> dict[str, Any]:
+        """Make the parts that are missing in a folder (see `check_folder`) and write the manifest.
+
+        Process r of W makes the parts r, r + W, r + 2W, … It calls `progress` with the number of images that it has
+        finished, and `report` with the record of each part that it has made. Returns the manifest (see
+        `read_manifest`); in other processes than process 0 it lists no parts.
+
+        Raises:
+            SynthesisFailed: If too few of the sampled images can be kept.
+            OSError: If the folder cannot be written.
+        """
+        path.mkdir(exist_ok=True)
+        plan, records, done = self.plan(), [], 0
+        if not (path / MANIFEST_NAME).exists():
+            _write_json(path / MANIFEST_NAME, _manifest(plan, []))
+        with processes.patient() as group:
+            for part in range(processes.rank, plan['num_parts'], processes.world_size):
+                record = _finished(path / f'part-{part:05}.npz')
+                if record is None:
+                    record = _write(path, *self.make(part, lambda kept: progress(done + kept)))  # noqa: B023
+                    report(record)
+                records.append(record)
+                done += record['images']
+                progress(done)
+            records = [record for each in group.gather_object(records) for record in each]
+        manifest = _manifest(plan, sorted(records, key=lambda record: record['file']))
+        if processes.is_primary:
+            _write_json(path / MANIFEST_NAME, manifest)
+        return manifest
 
     def make(
             self, part: int, progress: Callable[[int], None] = lambda kept: None,
     ) -> tuple[LabelledImages, dict[str, int], int]:
-        """Make one part.
+        """Make a part by its number; return shuffled images, the number left out by reason, and the number sampled.
 
-        Args:
-            part: Its number, from 0.
-            progress: Called with the number of images kept so far.
-
-        Returns:
-            The images in shuffled order, the number left out by reason, and the number sampled.
+        `progress` is called with the number of images kept so far.
 
         Raises:
             SynthesisFailed: If too few of the sampled images can be kept.
         """
-        config = self.config
-        size = min(config.part_size, config.num_images - part * config.part_size)
-        missing = self._wanted(part, size)
-        nearest = NearestImages(self.source, device=self.device)
+        config, classes, first = self.config, self.source.num_classes, part * self.config.part_size
+        size, name = min(config.part_size, config.num_images - first), f'part-{part:05}.npz'
+        # image i of the whole set is of class i mod K, which balances each part and the whole set
+        missing = torch.bincount(torch.arange(first, first + size) % classes, minlength=classes).tolist()
+        if not config.balance:
+            missing = [size] * classes
         rejected = dict.fromkeys(REASONS, 0)
         kept: dict[bytes, tuple[Tensor, int]] = {}
         drawn = batch = 0
@@ -126,13 +157,12 @@ class PartMaker:
                 reasons = ', '.join(f'{count} {reason}' for reason, count in rejected.items() if count)
                 lacking = f'; class {missing.index(max(missing))} lacks {max(missing)}' if config.balance else ''
                 raise SynthesisFailed(
-                    f'{part_name(part)}: {len(kept)} of {size} images after sampling {drawn} (left out: {reasons})'
-                    f'{lacking}. Lower --min-confidence or --min-distance, use --no-balance, raise --max-draws, or use '
-                    'better weights.')
+                    f'{name}: {len(kept)} of {size} images after sampling {drawn} (left out: {reasons}){lacking}; '
+                    'lower --min-confidence or --min-distance, give --no-balance, more --max-draws or better weights.')
             generator = generator_for('synthesis', config.seed, part, batch)
-            asked = self._ask(missing, size - len(kept), generator)
+            asked = self._choose_classes(missing, min(config.batch_size, size - len(kept)), generator)
             images = self.generator.draw(config.batch_size if asked is None else len(asked), asked, generator)
-            labels, good = self._judge(images, asked, nearest, rejected)
+            labels, good = self._filter(images, asked, rejected)
             for image, label in zip(images[good], labels[good].tolist(), strict=True):
                 content = image.numpy().tobytes()
                 if content in kept:
@@ -147,38 +177,31 @@ class PartMaker:
         order = torch.randperm(size, generator=generator_for('synthesis', config.seed, part, 'order'))
         stacked = torch.stack([image for image, _ in kept.values()])[order]
         numbers = torch.tensor([label for _, label in kept.values()])[order]
-        return LabelledImages(stacked, numbers, self.source.num_classes, part_name(part)), rejected, drawn
+        return LabelledImages(stacked, numbers, classes, name), rejected, drawn
 
-    def _wanted(self, part: int, size: int) -> list[int]:
-        """Highest number of images per class."""
-        classes = self.source.num_classes
-        if not self.config.balance:
-            return [size] * classes
-        # image i of the whole set is of class i mod K, which balances each part and the whole set
-        first = part * self.config.part_size
-        return torch.bincount(torch.arange(first, first + size) % classes, minlength=classes).tolist()
-
-    def _ask(self, missing: list[int], count: int, generator: torch.Generator) -> Tensor | None:
+    def _choose_classes(self, missing: list[int], count: int, generator: torch.Generator) -> Tensor | None:
         """Classes for the next batch of a conditional generator: those that are missing."""
         if not self.generator.conditional:
             return None
-        count = min(self.config.batch_size, count)
         if not self.config.balance:
-            return self.source.take(torch.randint(len(self.source), (count,), generator=generator))[1].cpu()
+            return self.source.labels[torch.randint(len(self.source), (count,), generator=generator)].cpu()
         pool = torch.repeat_interleave(torch.arange(len(missing)), torch.tensor(missing))
         return pool[torch.randperm(len(pool), generator=generator)[:count]]
 
-    def _judge(
-            self, images: Tensor, asked: Tensor | None, nearest: NearestImages, rejected: dict[str, int],
-    ) -> tuple[Tensor, Tensor]:
+    @torch.inference_mode()
+    def _filter(self, images: Tensor, asked: Tensor | None, rejected: dict[str, int]) -> tuple[Tensor, Tensor]:
         """Labels (B,) of a batch, and which images pass the filters (B,) bool; counts the others in `rejected`."""
-        distance, _ = nearest(images)
+        distance = distance_to_nearest(images, self.source, device=self.device)
         checks = {'duplicate': distance == 0, 'near_duplicate': distance < self.config.min_distance}
         labels = asked
         if self.labeller is not None:
-            labels, confidence = self.labeller(images)
-            disagrees = torch.zeros_like(labels, dtype=torch.bool) if asked is None else labels != asked
-            checks = {'low_confidence': confidence < self.config.min_confidence, 'other_label': disagrees, **checks}
+            logits = self.labeller.model(to_unit_range(images).to(self.device)).float()
+            if not logits.isfinite().all():
+                raise SynthesisFailed('The labeller gives NaN or infinite logits; check its checkpoint.')
+            confidence, labels = (values.cpu() for values in logits.softmax(1).max(1))
+            checks = {
+                'low_confidence': confidence < self.config.min_confidence,
+                'other_label': labels != (labels if asked is None else asked), **checks}
         assert labels is not None
         good = torch.ones(len(images), dtype=torch.bool)
         for reason, bad in checks.items():
@@ -187,6 +210,40 @@ class PartMaker:
         return labels, good
 
 
-def part_name(part: int) -> str:
-    """File name of a part."""
-    return f'part-{part:05}.npz'
+def _finished(path: Path) -> dict[str, Any] | None:
+    """Record of a part if it is complete and intact, else None."""
+    try:
+        record = json.loads(path.with_suffix('.json').read_text())
+        return record if record['file'] == path.name and file_sha256(path) == record['sha256'] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(folder: Path, data: LabelledImages, rejected: dict[str, int], drawn: int) -> dict[str, Any]:
+    """Write a part, then its record, which makes it a finished part."""
+    path = folder / data.name
+    for partial in folder.glob(f'.{path.stem}.*.tmp'):  # of a process that was killed while it wrote this part
+        partial.unlink(missing_ok=True)
+    save_archive(path, data)
+    record = {
+        'file': path.name, 'images': len(data),
+        'per_class': data.labels.bincount(minlength=data.num_classes).tolist(), 'drawn': drawn, 'rejected': rejected,
+        'sha256': file_sha256(path), 'versions': library_versions('diffusers')}
+    _write_json(path.with_suffix('.json'), record)
+    return record
+
+
+def _manifest(plan: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    rejected: Counter[str] = Counter()
+    for part in parts:
+        rejected.update(part['rejected'])
+    counts = {
+        'images': sum(part['images'] for part in parts),
+        'per_class': [sum(column) for column in zip(*(part['per_class'] for part in parts), strict=True)],
+        'drawn': sum(part['drawn'] for part in parts), 'rejected': rejected}
+    return {'format': FORMAT, 'complete': len(parts) == plan['num_parts'], **plan, 'counts': counts, 'parts': parts}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1, allow_nan=False) + '\n').encode())
