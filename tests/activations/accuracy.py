@@ -235,12 +235,13 @@ def _zeros(name: str, parameters: tuple[float, ...]) -> np.ndarray:
 def grid(name: str, parameters: tuple[float, ...], dtype: torch.dtype, *, per_binade: int = 128) -> Tensor:
     """Inputs of one measurement, all within +-1e4.
 
-    bfloat16 and float16: every number. float32 and float64: +-0, the ends, the smallest subnormal and normal numbers,
-    `per_binade` random numbers of either sign in every binade that float32 has, 160 `per_binade` numbers spread evenly
-    where |alpha x| < 120, and the 129 numbers around every zero of the value and of its derivatives.
+    bfloat16 and float16: every number, or fewer where `per_binade` is below 16. float32 and float64: +-0, the ends, the
+    smallest subnormal and normal numbers, `per_binade` random numbers of either sign in every binade that float32 has,
+    160 `per_binade` numbers spread evenly where |alpha x| < 120, and the 129 numbers around every zero of the value and
+    of its derivatives.
     """
     if torch.finfo(dtype).bits == 16:
-        every = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
+        every = torch.arange(-2**15, 2**15, max(1, 16 // per_binade)).to(torch.int16).view(dtype)
         return every[every.abs() <= LIMIT]
     generator = torch.Generator().manual_seed(0)
     exponents = torch.arange(-149, 14, dtype=torch.float64)

@@ -34,7 +34,7 @@ def assert_within_bounds(name, parameters, x):
 @pytest.mark.parametrize('name, parameters', CASES)
 def test_the_reference_is_the_formula_of_the_paper(name, parameters):
     """The reference of the measure, in extended precision, against arbitrary precision."""
-    points = [-700., -90., -12., -1.2784645, -0.5, -1e-3, 1e-3, 0.7, 3., 12., 90., 700.]
+    points = [-700., -90., -1.2784645, -1e-3, 0.7, 12., 700.]
     for x in points:
         value, *partials = accuracy.reference(name, np.array([x]), parameters)
         assert float(value[0]) == pytest.approx(float(exact(name, x, parameters)), rel=1e-13, abs=1e-300)
@@ -45,17 +45,18 @@ def test_the_reference_is_the_formula_of_the_paper(name, parameters):
             assert float(partial[0]) == pytest.approx(expected, rel=1e-9, abs=1e-16), (x, index)
 
 
+@pytest.mark.parametrize('per_binade', [2, pytest.param(16, marks=pytest.mark.slow)], ids=['few', 'all'])
 @pytest.mark.parametrize('dtype', accuracy.DTYPES)
 @pytest.mark.parametrize('name', NAMES)
-def test_errors_stay_within_what_is_stated(name, dtype):
+def test_errors_stay_within_what_is_stated(name, dtype, per_binade):
     if dtype == 'float64' and np.finfo(np.longdouble).nmant < 63:
         pytest.skip('no floating-point type of numpy is finer than float64 here')
     found = [
-        assert_within_bounds(name, p, accuracy.grid(name, p, accuracy.DTYPES[dtype], per_binade=16))
+        assert_within_bounds(name, p, accuracy.grid(name, p, accuracy.DTYPES[dtype], per_binade=per_binade))
         for p in accuracy.FORMULAS[name][1]]
     worst = {quantity: max(each[quantity] for each in found) for quantity in found[0]}
     cells = [f'{worst[q]:.3g}' if q in worst else '' for q in accuracy.QUANTITIES]
-    print(f'\n| `{name}` | {dtype} | {" | ".join(cells)} |')  # for docs/tables/accuracy.md: pytest -s
+    print(f'\n| `{name}` | {dtype} | {" | ".join(cells)} |')  # for docs/tables/accuracy.md: pytest -s -m slow
 
 
 def test_the_measure_sees_one_unit():
@@ -82,14 +83,14 @@ def parameters_of(name, alpha, beta):
     return st.tuples(*(signed(*(beta if q == 'd/dβ' else alpha)) for q in accuracy.quantities(name)[2:]))
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize('name', NAMES)
 def test_any_parameters_and_inputs_stay_within_what_is_stated(name, dtype):
     # alpha^2, what pssilu_fixed is made of, is a normal number or 0
     alpha = (1e-15, 99.) if name == 'pssilu_fixed' else ALPHA.get(name, (0., 10.))
     inputs = st.lists(st.floats(-accuracy.LIMIT, accuracy.LIMIT, width=32), min_size=1, max_size=20)
 
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
     @given(parameters_of(name, alpha, BETA), inputs)
     def check(parameters, x):
         x = torch.tensor(x).to(dtype)
@@ -101,7 +102,7 @@ def test_any_parameters_and_inputs_stay_within_what_is_stated(name, dtype):
 @pytest.mark.parametrize('name', NAMES)
 def test_any_derivative_is_consistent_to_second_order(name):
     """By finite differences, which must cross neither the kink at x = 0 nor that of |p|, nor an edge."""
-    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
     @given(parameters_of(name, (0.05, 4.), (0.05, 0.9)), st.lists(signed(0.05, 20.), min_size=1, max_size=6))
     def check(parameters, x):
         x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
@@ -113,7 +114,7 @@ def test_any_derivative_is_consistent_to_second_order(name):
 
 
 @pytest.mark.parametrize('name, parameters', CASES)
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
 def test_results_at_infinity_are_limits(name, parameters, dtype):
     """A limit is what the formula gives far out: finite there and approached, or growing without bound."""
     x = torch.tensor([INF, -INF], dtype=dtype)
@@ -130,10 +131,10 @@ def test_results_at_infinity_are_limits(name, parameters, dtype):
                 assert got == pytest.approx(float(second), rel=2.**-8, abs=1e-6)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize('layout', accuracy.LAYOUTS)
-def test_gradients_of_four_million_elements_are_summed_in_float32(dtype, layout):
-    assert accuracy.sum_error(dtype, accuracy.LAYOUTS[layout]) <= accuracy.STATED_SUM
+@pytest.mark.parametrize('layout, dtype', [
+    ('contiguous', torch.float32), ('channels_last', torch.bfloat16), ('sliced', torch.float16)], ids=str)
+def test_gradients_of_a_million_elements_are_summed_in_float32(dtype, layout):
+    assert accuracy.sum_error(dtype, accuracy.LAYOUTS[layout], n=2**20) <= accuracy.STATED_SUM
 
 
 def test_the_documentation_states_these_bounds():

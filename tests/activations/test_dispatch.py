@@ -20,22 +20,13 @@ def new_activation(monkeypatch):
     return 'parabola'
 
 
-@pytest.mark.parametrize('mode', kernels.choice.MODES)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_a_new_activation_needs_no_kernel(new_activation, mode, dtype):
-    x = torch.tensor([-1., 0.5, 2.], dtype=dtype, requires_grad=True)
-    alpha = torch.tensor([0.5], requires_grad=True)
+@pytest.mark.parametrize('mode, dtype, device', [
+    *((mode, torch.float32, 'cpu') for mode in choice.MODES), ('auto', torch.bfloat16, 'cpu'),
+    ('auto', torch.float64, 'cpu'), pytest.param('fused', torch.float32, 'cuda', marks=pytest.mark.gpu)], ids=str)
+def test_a_new_activation_needs_no_kernel(new_activation, mode, dtype, device):
+    x = torch.tensor([-1., 0.5, 2.], dtype=dtype, device=device, requires_grad=True)
+    alpha = torch.tensor([0.5], device=device, requires_grad=True)
     with kernels.use(mode):
-        y = apply(new_activation, x, alpha, None, 1)
-        grad_x, grad_alpha = torch.autograd.grad(y.sum(), [x, alpha])
-    assert y.tolist() == [-0.5, 0.625, 4.] and grad_x.tolist() == [0., 1.5, 3.] and grad_alpha.tolist() == [5.25]
-
-
-@pytest.mark.gpu
-def test_a_new_activation_needs_no_kernel_on_a_gpu(new_activation):
-    x = torch.tensor([-1., 0.5, 2.], device='cuda', requires_grad=True)
-    alpha = torch.tensor([0.5], device='cuda', requires_grad=True)
-    with kernels.use('fused'):
         y = apply(new_activation, x, alpha, None, 1)
         grad_x, grad_alpha = torch.autograd.grad(y.sum(), [x, alpha])
     assert y.tolist() == [-0.5, 0.625, 4.] and grad_x.tolist() == [0., 1.5, 3.] and grad_alpha.tolist() == [5.25]

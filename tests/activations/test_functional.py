@@ -39,7 +39,7 @@ REFERENCE = {
         lambda m, x, a, b: shifted(m, x, abs(a), abs(b)), [(1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.9)]),
 }
 CASES = [pytest.param(name, p, id=f'{name}-{",".join(map(str, p))}') for name, (_, ps) in REFERENCE.items() for p in ps]
-GRID = [s * v for v in (1e-3, 0.1, 0.5, 1., 1.2784645, 2., 5., 12., 40., 88., 200., 1e4) for s in (1, -1)]
+GRID = [s * v for v in (1e-3, 0.5, 1.2784645, 5., 40., 200., 1e4) for s in (1, -1)]
 
 
 def exact(name, x, parameters):
@@ -62,31 +62,16 @@ def evaluate(name, x, parameters, dtype=torch.float64, x_grad=True):
 
 
 @pytest.mark.parametrize('name, parameters', CASES)
-def test_value_equals_formula(name, parameters):
-    y, _, _ = evaluate(name, GRID, parameters)
-    expected = torch.tensor([float(exact(name, x, parameters)) for x in GRID], dtype=torch.float64)
-    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize('name, parameters', CASES)
-def test_gradients_equal_finite_differences(name, parameters):
+def test_values_and_gradients_equal_the_formula(name, parameters):
     for x in GRID:
-        y, x_tensor, tensors = evaluate(name, [x], parameters)
+        y, x_tensor, tensors = evaluate(name, x, parameters)
+        assert y.item() == pytest.approx(float(exact(name, x, parameters)), rel=1e-12, abs=1e-14), x
         y.backward()
         for index, tensor in enumerate([x_tensor, *tensors]):
             if index and parameters[index - 1] == 0 and name == 'psilu':
                 continue  # |alpha| has no derivative there; see test_absolute_value_has_a_slope_at_zero
             expected = float(exact_partial(name, x, parameters, index))
             assert tensor.grad.item() == pytest.approx(expected, rel=1e-9, abs=1e-12), (x, index)
-
-
-@pytest.mark.parametrize('name, parameters', CASES)
-def test_first_and_second_derivatives_are_consistent(name, parameters):
-    x = torch.tensor([-30., -3., -0.7, 0.4, 2., 25.], dtype=torch.float64, requires_grad=True)
-    off_the_kink = [p if abs(p) > 1e-3 else 0.2 for p in parameters]
-    tensors = [torch.tensor([p], dtype=torch.float64, requires_grad=True) for p in off_the_kink]
-    assert torch.autograd.gradcheck(getattr(functional, name), (x, *tensors))
-    assert torch.autograd.gradgradcheck(getattr(functional, name), (x, *tensors))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -101,34 +86,6 @@ def test_only_nan_gives_nan(name, parameters, dtype):
     finite, _, tensors = evaluate(name, [v for v in values if math.isfinite(v)][:-1], parameters, dtype)
     finite.sum().backward()
     assert all(t.grad.isfinite().all() for t in tensors)
-
-
-@pytest.mark.parametrize('name, parameters, x, limit', [
-    ('prelu0', (0.,), -INF, 0.), ('preluplus', (0.,), INF, 0.), ('pelu', (2.,), -INF, -2.), ('psilu', (1.,), -INF, 0.),
-    ('psilu', (0.,), -INF, -INF), ('psoftplus', (1.,), -INF, 0.), ('psoftplus', (1.,), INF, INF),
-    ('reblu', (0.5,), INF, INF), ('pssilu', (1., 0.3), -INF, INF), ('pssilu', (1., 0.), -INF, 0.),
-    ('pssilu', (1., 0.3), INF, INF),
-])
-def test_limits_at_infinity(name, parameters, x, limit):
-    y, _, _ = evaluate(name, [x], parameters, torch.float32, x_grad=False)
-    assert y.item() == limit
-
-
-@pytest.mark.parametrize('dtype, ulp', [(torch.bfloat16, 2.**-8), (torch.float16, 2.**-11)], ids=['bf16', 'fp16'])
-@pytest.mark.parametrize('name, parameters', CASES)
-def test_half_precision_is_rounded_once(name, parameters, dtype, ulp):
-    """As computed in float64 from the same inputs, up to half a unit in the last place of the output."""
-    x = torch.tensor([v for v in GRID if abs(v) < 100], dtype=dtype)
-    y, half, tensors = evaluate(name, x.tolist(), parameters, dtype)
-    reference, x64, tensors64 = evaluate(name, x.tolist(), parameters)
-    y.sum().backward()
-    reference.sum().backward()
-    smallest = torch.finfo(dtype).smallest_normal
-    scale = reference.abs().maximum(0.3 * x64.abs().clamp(max=10) * 1e-4)  # near a zero the terms are larger than f
-    assert ((y.double() - reference).abs() <= 1.01 * ulp * scale + smallest * ulp * 4).all()
-    torch.testing.assert_close(half.grad.double(), x64.grad, rtol=1.01 * ulp, atol=2e-6)
-    for tensor, tensor64 in zip(tensors, tensors64, strict=True):
-        torch.testing.assert_close(tensor.grad, tensor64.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name, inside, beyond', [
@@ -179,13 +136,14 @@ def test_one_parameter_a_channel_is_one_function_a_channel(name):
     torch.testing.assert_close(last.movedim(-1, 1), y)
 
 
-@pytest.mark.parametrize('shape', [(), (0,), (2, 0, 3), (7,), (2, 3), (2, 3, 4, 5, 2)], ids=str)
 @pytest.mark.parametrize('name', REFERENCE)
-def test_any_shape(name, shape):
-    y, x, tensors = evaluate(name, torch.randn(shape).tolist(), REFERENCE[name][1][0])
-    assert y.shape == x.shape == (torch.Size(shape) if 0 not in shape else x.shape)
-    y.sum().backward()
-    assert x.grad.shape == x.shape and all(t.grad.shape == (1,) for t in tensors)
+def test_any_shape(name):
+    for shape in ((), (0,), (2, 0, 3), (7,), (2, 3, 4, 5, 2)):
+        x = torch.randn(shape, requires_grad=True)
+        parameters = [torch.tensor([p], requires_grad=True) for p in REFERENCE[name][1][0]]
+        y = getattr(functional, name)(x, *parameters)
+        y.sum().backward()
+        assert y.shape == x.grad.shape == shape and all(p.grad.shape == (1,) for p in parameters)
 
 
 @pytest.mark.parametrize('name', REFERENCE)
@@ -221,28 +179,23 @@ def test_backward_keeps_the_input_alone(name):
 
 @pytest.mark.parametrize('call, error, message', [
     (lambda: functional.psilu(torch.arange(3), 1.), TypeError, 'torch.int64 tensor; expected a floating-point'),
-    (lambda: functional.psilu(torch.ones(3, dtype=torch.bool), 1.), TypeError, 'torch.bool tensor; expected'),
-    (lambda: functional.psilu(torch.ones(3, dtype=torch.complex64), 1.), TypeError, 'torch.complex64 tensor; expected'),
     (lambda: functional.psilu([1., 2.], 1.), TypeError, 'x is list'),
-    (lambda: functional.psilu(torch.rand(2), 1j), TypeError, 'alpha is complex 1j; expected a real number'),
     (lambda: functional.psilu(torch.rand(2), 'one'), TypeError, "alpha is str 'one'; expected a real number"),
     (lambda: functional.psilu(torch.rand(2), torch.tensor([2])), TypeError, 'alpha is a torch.int64 tensor'),
     (lambda: functional.pssilu(torch.rand(2), 1., torch.tensor(1j)), TypeError, 'beta is a torch.complex64 tensor'),
     (lambda: functional.psilu(torch.rand(2, 3), torch.ones(0)), ValueError, 'holds 0 values'),
     (lambda: functional.psilu(torch.rand(()), torch.ones(2)), ValueError, 'channels along dimension 1'),
     (lambda: functional.psilu(torch.rand(2, 3), torch.ones(4)), ValueError, 'does not have 4 channels'),
-    (lambda: functional.psilu(torch.rand(3), torch.ones(3)), ValueError, 'channels along dimension 1'),
     (lambda: functional.pssilu(torch.rand(2, 3), 1., torch.ones(3, 1)), ValueError, 'expected .*C'),
-], ids=['integers', 'bool', 'complex', 'list', 'complex-number', 'string', 'integer-alpha', 'complex-beta', 'none',
-        'no-rank', 'channels', 'rank', 'shape'])
+], ids=['integers', 'list', 'string', 'integer-alpha', 'complex-beta', 'none', 'no-rank', 'channels', 'shape'])
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', REFERENCE)
-def test_autocast_promotes_nothing(name, dtype):
+def test_autocast_promotes_nothing(name):
+    dtype = torch.bfloat16
     x = torch.randn(4, 3, requires_grad=True)
     parameters = [torch.tensor([p], requires_grad=True) for p in REFERENCE[name][1][0]]
     with torch.autocast('cpu', dtype=dtype):
@@ -251,18 +204,6 @@ def test_autocast_promotes_nothing(name, dtype):
     assert y.dtype == dtype
     y.sum().backward()
     assert x.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize('name', REFERENCE)
-def test_vmap_and_jacobian(name):
-    parameters = [torch.tensor([p]) for p in REFERENCE[name][1][0]]
-    x = torch.randn(5, 4)
-    function = getattr(functional, name)
-    torch.testing.assert_close(torch.func.vmap(lambda row: function(row, *parameters))(x), function(x, *parameters))
-    jacobian = torch.func.jacrev(lambda v: function(v, *parameters))(x[0])
-    v = x[0].clone().requires_grad_()
-    (diagonal,) = torch.autograd.grad(function(v, *parameters).sum(), v)
-    torch.testing.assert_close(jacobian, torch.diag(diagonal))
 
 
 SMOOTH = {  # parameters away from every kink and edge
@@ -277,10 +218,12 @@ def plain(name, *arguments):
 
 
 @forward_mode
-@pytest.mark.parametrize('outer', [torch.func.jacrev, torch.func.jacfwd], ids=['jacrev', 'jacfwd'])
-@pytest.mark.parametrize('inner', [torch.func.jacrev, torch.func.jacfwd], ids=['jacrev', 'jacfwd'])
-@pytest.mark.parametrize('name', REFERENCE)
+@pytest.mark.parametrize('name, inner, outer', [
+    *((name, 'jacrev', 'jacfwd') for name in REFERENCE),
+    *((name, inner, 'jacrev') for name in ('prelu0', 'pssilu') for inner in ('jacrev', 'jacfwd')),
+    ('pssilu', 'jacfwd', 'jacfwd')])
 def test_forward_and_reverse_mode_in_any_order(name, inner, outer):
+    inner, outer = getattr(torch.func, inner), getattr(torch.func, outer)
     arguments = [torch.tensor([-2., -0.5, 0.3, 1.7], dtype=torch.float64)]
     arguments += [torch.tensor([p], dtype=torch.float64) for p in SMOOTH[name]]
     every = tuple(range(len(arguments)))
@@ -308,15 +251,19 @@ def test_tangents_of_some_arguments_in_the_dtype_of_x(name, dtype):
 
 
 @pytest.mark.parametrize('name', REFERENCE)
-def test_vmap_over_parameters(name):
-    x = torch.randn(5)
-    many = [torch.tensor([[p], [p + 0.1], [p + 0.2]]) for p in SMOOTH[name]]
-    mapped = torch.func.vmap(lambda *p: getattr(functional, name)(x, *p))(*many)
-    for row, *parameters in zip(mapped, *many, strict=True):
-        torch.testing.assert_close(row, getattr(functional, name)(x, *parameters))
+def test_vmap_over_inputs_and_parameters(name):
+    function, x = getattr(functional, name), torch.randn(5, 4)
+    many = [torch.tensor([[p], [p + 0.1], [p + 0.2], [p + 0.3], [p + 0.4]]) for p in SMOOTH[name]]
+    for mapped, parameters in (
+            (torch.func.vmap(lambda row: function(row, *(p[0] for p in many)))(x), [p[:1].expand(5, 1) for p in many]),
+            (torch.func.vmap(function)(x, *many), many)):
+        for row, values, *single in zip(mapped, x, *parameters, strict=True):
+            torch.testing.assert_close(row, function(values, *single))
 
 
-@pytest.mark.parametrize('name', REFERENCE)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[] if name in ('prelu0', 'psoftplus', 'pssilu') else pytest.mark.slow)
+    for name in REFERENCE])
 def test_traces_as_one_graph_with_gradients(name):
     torch._dynamo.reset()
     function = getattr(functional, name)
@@ -379,7 +326,7 @@ def test_nan_goes_into_every_gradient(name):
 
 def test_gradients_have_the_dtype_of_their_tensor():
     x = torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    for dtype in (torch.float64, torch.float16):
         alpha = torch.tensor(1., dtype=dtype, requires_grad=True)
         grad_x, grad_alpha = torch.autograd.grad(functional.psilu(x, alpha).sum(), [x, alpha])
         assert grad_x.dtype == torch.bfloat16 and grad_alpha.dtype == dtype and grad_alpha.shape == ()

@@ -30,10 +30,11 @@ def test_new_modules_are_the_functions_they_extend(name, reference):
     torch.testing.assert_close(ACTIVATIONS[name]()(X), reference(X), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures('reference')
 @pytest.mark.parametrize('name', INITIAL)
 def test_module_is_the_function_of_its_parameters(name):
     module = ACTIVATIONS[name](**dict.fromkeys(INITIAL[name], 0.4))
-    torch.testing.assert_close(module(X), getattr(functional, name)(X, *[0.4] * len(INITIAL[name])), rtol=0, atol=0)
+    assert torch.equal(module(X), getattr(functional, name)(X, *[0.4] * len(INITIAL[name])))
 
 
 @pytest.mark.parametrize('settings, learns', [
@@ -46,11 +47,7 @@ def test_parameters_can_be_held(settings, learns):
     assert list(module.state_dict()) and set(module.state_dict()) == {'alpha', 'beta'}
     x = X.clone().requires_grad_()
     module(x).square().sum().backward()
-    for name in learns:
-        assert getattr(module, name).grad.abs().item() > 0
-
-
-def test_held_shift_can_be_made_to_learn():
+    assert all(getattr(module, name).grad.abs().item() > 0 for name in learns)
     assert [n for n, _ in SSiLU(learnable=True).named_parameters()] == ['beta']
 
 
@@ -62,18 +59,13 @@ def test_device_dtype_and_channels():
     assert PSSiLU(num_parameters=6, channel_dim=-1)(torch.rand(2, 3, 6)).shape == (2, 3, 6)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize('parameter_dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures('reference')
 @pytest.mark.parametrize('name', INITIAL)
-def test_output_has_the_inputs_dtype(name, dtype, parameter_dtype):
-    assert ACTIVATIONS[name](dtype=parameter_dtype)(X.to(dtype)).dtype == dtype
-
-
-@pytest.mark.parametrize('name', INITIAL)
-def test_input_is_not_overwritten(name):
-    x = X.clone()
-    ACTIVATIONS[name](inplace=True)(x)
-    assert torch.equal(x, X)
+def test_output_has_the_inputs_dtype_and_the_input_stays(name):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = X.to(dtype)
+        assert ACTIVATIONS[name](dtype=torch.bfloat16, inplace=True)(x).dtype == dtype
+        assert torch.equal(x, X.to(dtype))
 
 
 @pytest.mark.parametrize('name, settings, message', [
@@ -83,7 +75,6 @@ def test_input_is_not_overwritten(name):
     ('psilu', dict(beta=0.3), "PSiLU has no parameter 'beta'; it has alpha"),
     ('psilu', dict(learnable={'gamma': True}), "no parameter 'gamma'"),
     ('psilu', dict(num_parameters=0), 'num_parameters = 0: expected 1, or'),
-    ('psilu', dict(num_parameters=2.5), 'num_parameters = 2.5'),
 ])
 def test_bad_arguments_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -98,7 +89,7 @@ def test_unknown_names_bring_the_nearest():
 
 
 def test_softplus_is_torchs():
-    torch.testing.assert_close(Softplus(inplace=True)(X), nn.functional.softplus(X), rtol=0, atol=0)
+    assert torch.equal(Softplus(inplace=True)(X), nn.functional.softplus(X))
 
 
 def test_repr_shows_the_values():

@@ -281,7 +281,7 @@ def test_prints_as_a_table():
     text = str(shape.describe('pssilu', alpha=2., beta=0.1))
     lines = {line.split('│')[1].strip(): line.split('│')[2].strip() for line in text.splitlines() if '│' in line}
     assert text.splitlines()[0].strip() == 'pssilu(alpha=2, beta=0.1)'
-    assert lines['greatest curvature'] == '1.11111 at x = 0'
+    assert lines['curvature'] == '1.11111 at x = 0'
     assert lines['negative on'] == '(-1.09861, 0)' and lines['breaks'] == 'none'
 
 
@@ -298,8 +298,8 @@ def test_plot_draws_values_and_derivatives_without_spikes():
     torch.testing.assert_close(relu[0], x.clamp(min=0), rtol=0, atol=1e-14)
     assert (relu[1].isnan() == (x == 0)).all() and set(relu[1][x != 0].tolist()) == {0., 1.}
     assert (relu[2].isnan() == (x == 0)).all() and not relu[2][x != 0].any()
-    marks = [line for line in figure.axes[2].lines if list(line.get_xdata()) == [0.] and line.get_marker() != 'None']
-    assert len(marks) == 1  # ReLU's kink, and none of SiLU
+    marks = [line for line in figure.axes[2].lines if set(line.get_xdata()) == {0.} and line.get_color() != '0.6']
+    assert [line.get_color() for line in marks] == [lines[2][0].get_color()]  # ReLU's kink, and none of SiLU
     silu = torch.as_tensor(lines[2][1].get_ydata())
     assert float(silu.max()) == pytest.approx(0.5, abs=1e-4) and not silu.isnan().any()
     styles = [(line.get_linestyle(), line.get_marker()) for line in lines[0]]

@@ -20,14 +20,7 @@ BETA_BOUND = 0.5
 
 
 class ParameterSpec(NamedTuple):
-    """One parameter of an activation: its initial value, whether it learns by default, and its range.
-
-    Attributes:
-        init: Initial value.
-        learnable: Whether it learns unless the caller says otherwise.
-        least: Smallest absolute value.
-        greatest: Largest absolute value.
-    """
+    """One parameter: initial value, whether it learns by default, smallest and largest absolute value."""
     init: float
     learnable: bool = True
     least: float = 0.

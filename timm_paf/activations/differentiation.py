@@ -37,18 +37,12 @@ def square(parameter: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Formula(NamedTuple):
-    """One activation for autograd.
-
-    Attributes:
-        value: f(x, a) or f(x, a, b).
-        partials: (x, a, b, need_params) -> df/dx, df/da, df/db; the last two may be None if not `need_params`.
-        alpha: alpha -> a, da/dalpha.
-        beta: beta -> b, db/dbeta; None for an activation without beta.
-    """
-    value: Callable[..., Tensor]
+    """One activation for autograd."""
+    value: Callable[..., Tensor]  # f(x, a) or f(x, a, b)
+    # (x, a, b, need_params) -> df/dx, df/da, df/db; the last two may be None if not need_params
     partials: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
-    alpha: Transform = identity
-    beta: Transform | None = None
+    alpha: Transform = identity  # alpha -> a, da/dalpha
+    beta: Transform | None = None  # beta -> b, db/dbeta; None for an activation without beta
 
 
 FORMULAS: dict[str, Formula] = {}  # by name; `functional` adds one for each activation

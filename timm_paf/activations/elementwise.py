@@ -19,23 +19,18 @@ Activation = str | nn.Module | Callable[[Tensor], Tensor]
 
 
 class ClosedForm(NamedTuple):
-    """What the formula says: where f, f' or f'' may jump, the unit of x, and the slopes at -inf and inf."""
+    """Where f, f' or f'' may jump, the unit of x, and the slopes at -inf and inf, by the formula."""
     breaks: tuple[float, ...] = ()
     scale: float = 1.
     slopes: tuple[float, float] | None = None
 
 
 class Elementwise(NamedTuple):
-    """An activation: its name, its parameters, the function, and its closed forms if they are known."""
+    """An activation, with its closed form if it is known."""
     name: str
     parameters: Mapping[str, float]
     function: Callable[[Tensor], Tensor]
     known: ClosedForm | None
-
-    @property
-    def title(self) -> str:
-        """The name with the parameters, such as 'psilu(alpha=2)'."""
-        return title(self.name, self.parameters)
 
 
 def title(name: str, parameters: Mapping[str, float]) -> str:
@@ -64,11 +59,9 @@ _CLOSED_FORMS: dict[str, Callable[..., ClosedForm]] = {
     'pssilu': lambda a, b: _sigmoid_like(abs(a), abs(b)),
 }
 _OTHERS: dict[type, ClosedForm] = {  # exact types: a subclass may be another function
-    **dict.fromkeys(
-        (nn.ReLU, nn.LeakyReLU, nn.PReLU, TimmPReLU, nn.ELU, nn.CELU, nn.SELU), ClosedForm((0.,))),
-    **dict.fromkeys((
-        nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity, Softplus, GELU, GELUTanh, QuickGELU,
-    ), ClosedForm()),
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.PReLU, TimmPReLU, nn.ELU, nn.CELU, nn.SELU), ClosedForm((0.,))),
+    **dict.fromkeys((nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity), ClosedForm()),
+    **dict.fromkeys((Softplus, GELU, GELUTanh, QuickGELU), ClosedForm()),
     nn.ReLU6: ClosedForm((0., 6.)),
     nn.Hardswish: ClosedForm((-3., 3.)),
 }
@@ -77,21 +70,18 @@ _OTHERS: dict[type, ClosedForm] = {  # exact types: a subclass may be another fu
 def elementwise(activation: Activation, parameters: Mapping[str, float]) -> Elementwise:
     """Prepare an activation for `shape.describe`; arguments and errors are the same."""
     if isinstance(activation, str):
-        module, name = _by_name(activation, parameters), activation.lower().removeprefix('shared_')
+        module, name = _by_name(activation.lower(), parameters), activation.lower().removeprefix('shared_')
     elif isinstance(activation, nn.Module):
+        module, name = activation, next((n for n, c in REGISTERED.items() if type(activation) is c), str(activation))
         if parameters:
-            raise TypeError(
-                f'{type(activation).__name__} is a module and has its parameters; {", ".join(parameters)} can be given '
-                'with a name or a function.')
-        module = activation
-        name = next((name for name, cls in REGISTERED.items() if type(module) is cls), str(module))
+            raise TypeError(f'{name} is a module and has its parameters; {", ".join(parameters)} can be given with a '
+                            'name or a function.')
     elif callable(activation) and not isinstance(activation, type):
         function = functools.partial(activation, **parameters)
         return Elementwise(getattr(activation, '__name__', repr(activation)), dict(parameters), function, None)
     else:
         raise TypeError(
             f'activation {activation!r}: expected a name such as "pssilu", an nn.Module instance, or a function.')
-
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError(f'{name} is on the meta device and has no values; load it first.')
@@ -102,24 +92,23 @@ def elementwise(activation: Activation, parameters: Mapping[str, float]) -> Elem
     values, known = dict(parameters), _OTHERS.get(type(module))
     if isinstance(module, ParametricActivation):
         values = {label: float(getattr(module, label).detach()) for label in module.parameter_specs}
-    if not all(map(math.isfinite, values.values())):
-        raise ValueError(f'{title(name, values)} has no shape: expected finite parameters.')
-    if isinstance(module, ParametricActivation) and name in _CLOSED_FORMS:
-        known = _CLOSED_FORMS[name](*(spec.clamp(values[label]) for label, spec in module.parameter_specs.items()))
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(f'{title(name, values)} has no shape: expected finite parameters.')
+        if name in _CLOSED_FORMS:
+            known = _CLOSED_FORMS[name](*(spec.clamp(values[label]) for label, spec in module.parameter_specs.items()))
     return Elementwise(
         name, values, copy.deepcopy(module).to('cpu', torch.float64).eval().requires_grad_(False), known)
 
 
 def _by_name(name: str, parameters: Mapping[str, float]) -> nn.Module:
-    lower = name.lower()
-    layer: Any = REGISTERED.get(lower.removeprefix('shared_'))
+    layer: Any = REGISTERED.get(name.removeprefix('shared_'))
+    settings: dict[str, Any] = dict(parameters)
     if layer is None:
         try:
-            layer = get_act_layer(lower)
+            layer = get_act_layer(name)
         except KeyError:
-            layer = activation_class(lower)  # raises the error that suggests names
-    settings: dict[str, Any] = dict(parameters)
-    if isinstance(layer, type) and issubclass(layer, ParametricActivation):
+            layer = activation_class(name)  # raises the error that suggests names
+    elif issubclass(layer, ParametricActivation):
         settings.update(dtype=torch.float64, device='cpu')
     try:
         return layer(**settings)

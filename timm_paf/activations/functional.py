@@ -61,9 +61,6 @@ def _prelu0_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) ->
     return dx, x.clamp(max=0) if need_params else None, None
 
 
-FORMULAS['prelu0'] = Formula(_prelu0, _prelu0_partials)
-
-
 def prelu0(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PReLU: x for x > 0, alpha x for x <= 0.
 
@@ -95,23 +92,13 @@ def _preluplus_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool)
     return step(x) * alpha, torch.relu(x) if need_params else None, None
 
 
-FORMULAS['preluplus'] = Formula(_preluplus, _preluplus_partials)
-
-
 def preluplus(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PReLU+: alpha x for x > 0, 0 otherwise.
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Slope on positive inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 1 (ReLU).
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: PReLU+ of arXiv 2110.05626.
     """
     if torch.jit.is_scripting():
@@ -130,23 +117,13 @@ def _pelu_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) -> P
     return dx, torch.expm1(below) if need_params else None, None
 
 
-FORMULAS['pelu'] = Formula(_pelu, _pelu_partials)
-
-
 def pelu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PELU: x for x > 0, alpha (exp(x) - 1) otherwise.
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Depth of the negative side, any finite value; a number, (), (1,) or (C,). The paper starts it at 1 (ELU).
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: PELU of arXiv 2110.05626 (one parameter, unlike the two of arXiv 1605.09332).
     """
     if torch.jit.is_scripting():
@@ -164,23 +141,13 @@ def _peluplus_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) 
     return dx, torch.relu(x) if need_params else None, None
 
 
-FORMULAS['peluplus'] = Formula(_peluplus, _peluplus_partials)
-
-
 def peluplus(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PELU+: alpha x for x > 0, exp(x) - 1 otherwise.
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Slope on positive inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 1 (ELU).
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: PELU+ of arXiv 2110.05626.
     """
     if torch.jit.is_scripting():
@@ -205,23 +172,13 @@ def _psilu_partials(x: Tensor, a: Tensor, beta: None, need_params: bool) -> Part
     return dx, (bounded * s) * (bounded * c) * (tail * complement_tail), None
 
 
-FORMULAS['psilu'] = Formula(_psilu, _psilu_partials, absolute(sharpness))
-
-
 def psilu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSiLU: x sigmoid(|alpha| x).
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Sharpness, |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1 (SiLU).
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: PSiLU of arXiv 2110.05626; Swish with a trainable beta of arXiv 1710.05941, without the absolute value.
     """
     if torch.jit.is_scripting():
@@ -250,24 +207,14 @@ def _psoftplus_partials(x: Tensor, a: Tensor, beta: None, need_params: bool) -> 
     return dx, -(bounded.abs() * s * tail + softplus_rest(size, a)) / a, None
 
 
-FORMULAS['psoftplus'] = Formula(_psoftplus, _psoftplus_partials, absolute(softplus_sharpness))
-
-
 def psoftplus(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
-    r"""PSoftplus: log(1 + exp(|alpha| x)) / |alpha|.
+    r"""PSoftplus: log(1 + exp(|alpha| x)) / |alpha|, which is log(2)/|alpha| at x = 0.
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Sharpness, `PSOFTPLUS_ALPHA_MIN` <= |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts
             it at 1 (Softplus).
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x; at x = 0 it is log(2)/|alpha|.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: PSoftplus of arXiv 2110.05626.
     """
     if torch.jit.is_scripting():
@@ -288,23 +235,13 @@ def _reblu_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) -> 
     return dx, torch.relu(x) * chord if need_params else None, None
 
 
-FORMULAS['reblu'] = Formula(_reblu, _reblu_partials)
-
-
 def reblu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""ReBLU: x + alpha (sqrt(x^2 + 1) - 1) for x > 0, 0 otherwise.
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Bend on positive inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 0 (ReLU).
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: ReBLU of arXiv 2110.05626 (`pblu` in the authors' code), after the bent identity.
     """
     if torch.jit.is_scripting():
@@ -336,25 +273,15 @@ def _pssilu_partials(x: Tensor, a: Tensor, b: Tensor, need_params: bool) -> Part
     return dx, da, db
 
 
-FORMULAS['pssilu'] = Formula(_pssilu, _pssilu_partials, absolute(sharpness), absolute(shift))
-
-
 def pssilu(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSSiLU: x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|).
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Sharpness, |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1.
         beta: Shift that makes outputs positive on negative inputs, |beta| <= `BETA_MAX`; as alpha. The published
             models start it at 1e-8.
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: PSSiLU of arXiv 2110.05626 (`pssilu2` in the authors' code).
     """
     if torch.jit.is_scripting():
@@ -365,24 +292,14 @@ def pssilu(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tens
         return apply('pssilu', x, alpha, beta, channel_dim)
 
 
-FORMULAS['pssilu_fixed'] = Formula(_pssilu, _pssilu_partials, square, absolute(shift))
-
-
 def pssilu_fixed(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSSiLU with a constant shift: x (sigmoid(alpha^2 x) - |beta|) / (1 - |beta|).
 
     Args:
-        x: Floating-point tensor of any shape.
         alpha: Root of the sharpness, alpha^2 <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1.
         beta: Shift, |beta| <= `BETA_MAX`; as alpha. The paper holds it at 0.3.
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: `pssilu` in the authors' code of arXiv 2110.05626.
     """
     if torch.jit.is_scripting():
@@ -397,16 +314,9 @@ def ssilu(x: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
     r"""SSiLU, the shifted SiLU: x (sigmoid(x) - |beta|) / (1 - |beta|).
 
     Args:
-        x: Floating-point tensor of any shape.
         beta: Shift, |beta| <= `BETA_MAX`; a number, (), (1,) or (C,). The paper holds it at 0.3.
-        channel_dim: Dimension of x for a parameter of shape (C,).
 
-    Returns:
-        Tensor like x.
-
-    Raises:
-        TypeError, ValueError: As `prelu0`.
-
+    Other arguments, result and errors are as for `prelu0`.
     Source: SSiLU of arXiv 2110.05626; PSSiLU at alpha = 1.
     """
     if torch.jit.is_scripting():
@@ -416,6 +326,17 @@ def ssilu(x: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
         return apply('pssilu', x, 1., beta, channel_dim)
 
 
+FORMULAS.update({
+    'prelu0': Formula(_prelu0, _prelu0_partials),
+    'preluplus': Formula(_preluplus, _preluplus_partials),
+    'pelu': Formula(_pelu, _pelu_partials),
+    'peluplus': Formula(_peluplus, _peluplus_partials),
+    'psilu': Formula(_psilu, _psilu_partials, absolute(sharpness)),
+    'psoftplus': Formula(_psoftplus, _psoftplus_partials, absolute(softplus_sharpness)),
+    'reblu': Formula(_reblu, _reblu_partials),
+    'pssilu': Formula(_pssilu, _pssilu_partials, absolute(sharpness), absolute(shift)),
+    'pssilu_fixed': Formula(_pssilu, _pssilu_partials, square, absolute(shift)),
+})
 for _name in __all__:  # torch.fx records a call of the function instead of tracing into it
     if _name.islower():
         torch.fx.wrap(_name)

@@ -3,6 +3,7 @@
 One module may be at many places of a network (see `sharing`). A state dict then contains its tensors once, under the
 name of the first place. Both that form and the form with a copy per place can be loaded.
 """
+import dataclasses
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,6 @@ __all__ = [
 ACTIVATIONS: dict[str, type['ParametricActivation']] = {}
 REGISTERED: dict[str, type[nn.Module]] = {}  # the same and what timm lacks to compare with
 
-
 # For saving: destination and key prefix of the last state_dict() call that wrote a module. For loading: the places seen
 # so far. Both are outside the modules, so that copies and pickles do not contain them.
 _written: 'weakref.WeakKeyDictionary[ParametricActivation, tuple]' = weakref.WeakKeyDictionary()
@@ -41,14 +41,13 @@ def _is_marked(mark: Any, destination: dict) -> bool:
     return mark() is destination if isinstance(mark, weakref.ref) else mark == id(destination)
 
 
+@dataclasses.dataclass
 class _LoadRecord:
     """State of one load_state_dict() call for one module."""
-
-    def __init__(self, call: list, prefix: str) -> None:
-        self.call = call  # the list of error messages identifies the call: it is one list per call
-        self.first_prefix = prefix
-        self.repeated = False  # whether a later place has a copy in the file
-        self.absent: list[str] = []  # keys of later places without a copy
+    call: list  # of error messages, which identifies the call: it is one list per call
+    first_prefix: str
+    repeated: bool = False  # whether a later place has a copy in the file
+    absent: list[str] = dataclasses.field(default_factory=list)  # keys of later places without a copy
 
 
 class ParametricActivation(nn.Module):
@@ -58,16 +57,14 @@ class ParametricActivation(nn.Module):
     it under a name, for `act_layer=`, `shared`, `convert_activations`, `shape` and the names of models.
 
     Args:
-        alpha: Initial value; default as in the paper.
-        beta: Initial value; default as in the paper.
+        alpha, beta: Initial values; default as in the paper.
         learnable: True or False for all parameters, or a mapping such as `{'alpha': True, 'beta': False}`. A parameter
             that does not learn is a buffer: saved, moved and cast with the module, not seen by optimizers. Default: the
             paper's choice.
         num_parameters: 1, or the number of channels for one value per channel.
         channel_dim: Dimension of the channels in the input, for one value per channel.
         inplace: Accepted because timm passes it, and ignored: the gradient needs the input.
-        device: Device of the parameters. Default: that of the model under construction, else torch's default.
-        dtype: Dtype of the parameters, with the same default.
+        device, dtype: Of the parameters. Default: those of the model under construction, else torch's default.
 
     Raises:
         ValueError: If an initial value is outside its range, or the activation lacks a parameter that is named.
@@ -314,11 +311,7 @@ class PSSiLU(ParametricActivation, name='pssilu'):
 
 
 class Softplus(nn.Module):
-    """torch's softplus with the signature that timm expects (nn.Softplus has no `inplace`).
-
-    Args:
-        inplace: Accepted and ignored.
-    """
+    """torch's softplus with the signature that timm expects; `inplace` is accepted and ignored."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()

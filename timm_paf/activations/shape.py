@@ -7,15 +7,17 @@ properties, for a registered name, a module with learned parameters, or any elem
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from timm_paf.activations.curve import Break, Curve, Interval, intervals
 from timm_paf.activations.elementwise import Activation, elementwise, title
-from timm_paf.activations.shape_plot import plot
+from timm_paf.activations.text import table_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 __all__ = ['Activation', 'ActivationShape', 'Break', 'MEAN_RANGE', 'describe', 'plot']
@@ -28,28 +30,19 @@ class ActivationShape:
     """Result of `describe`. A place can be -inf or inf: an extremum can be a limit.
 
     Attributes:
-        name: Registered name, or the text of the module.
-        parameters: Its parameters.
-        curvature: Largest |f''|; inf at a kink.
-        curvature_at: Its place, the nearest to 0 if there are several.
-        finite_curvature: Largest |f''| away from kinks, including the one-sided limits at kinks.
-        finite_curvature_at: Its place.
+        name, parameters: Registered name, or the text of the module, and its parameters.
+        curvature, curvature_at: Largest |f''| and its place, the nearest to 0 if there are several; inf at a kink.
+        finite_curvature, finite_curvature_at: The same away from kinks, with the one-sided limits at kinks.
         negative_sign: Sign of the output on x < 0: 'positive' (somewhere positive, nowhere negative), 'negative',
             'zero' or 'mixed'.
-        positive_on: Intervals of x < 0 with positive output.
-        negative_on: Intervals of x < 0 with negative output.
-        negative_max: Supremum of the output on x < 0.
-        negative_max_at: Its place.
-        negative_min: Infimum of the output on x < 0.
-        negative_min_at: Its place.
-        negative_mean: Mean output over -mean_range <= x <= 0, with equal weight for all x.
-        mean_range: Length of that interval.
-        slope_left: Limit of f' at -inf; infinite if it is unbounded, NaN if there is none.
-        slope_right: Limit of f' at inf, in the same way.
+        positive_on, negative_on: Intervals of x < 0 with positive and with negative output.
+        negative_max, negative_max_at, negative_min, negative_min_at: Supremum and infimum of the output on x < 0, and
+            their places.
+        negative_mean, mean_range: Mean output over -mean_range <= x <= 0, with equal weight for all x.
+        slope_left, slope_right: Limits of f' at -inf and inf; infinite if it is unbounded, NaN if there is none.
         monotonicity: 'increasing' or 'decreasing' (not strictly), 'constant', or 'neither'.
         falls_on: Intervals of falling output; an interval of length 0 is a downward jump.
-        zeros: Isolated zeros. A zero without a change of sign is found only at x = 0.
-        zero_on: Intervals of zero output.
+        zeros, zero_on: Isolated zeros, and intervals of zero output. Without a change of sign only x = 0 is found.
         smoothness: 'discontinuous', 'C0' (kinks), 'C1' (f'' jumps), 'C2+' (no break found up to the second derivative)
             or 'smooth' (all derivatives, by the formula).
         breaks: Jumps of f, f' and f''.
@@ -83,41 +76,22 @@ class ActivationShape:
 
         Intervals become texts such as '(-inf, -1.27846)'. A number can be inf, which `json.dumps` writes as Infinity.
         """
-        plain: dict[str, float | str] = {'name': self.name, **self.parameters}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ('name', 'parameters'):
-                plain[field.name] = _text(value) if isinstance(value, tuple) else value
-        return plain
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {'name': values.pop('name'), **values.pop('parameters'), **values}
+        return {name: _text(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def table(self) -> 'Table':
         """Format the shape as a table for a terminal."""
         from rich.table import Table
         table = Table('property', 'value', title=title(self.name, self.parameters))
-
-        def extremum(value: float, x: float) -> str:
-            return f'{value:.6g} at x = {x:.6g}'
-
-        for label, value in {
-                'greatest curvature': extremum(self.curvature, self.curvature_at),
-                '  away from kinks': extremum(self.finite_curvature, self.finite_curvature_at),
-                'output on x < 0': self.negative_sign,
-                '  positive on': _text(self.positive_on),
-                '  negative on': _text(self.negative_on),
-                '  greatest': extremum(self.negative_max, self.negative_max_at),
-                '  least': extremum(self.negative_min, self.negative_min_at),
-                f'  mean over [{-self.mean_range:g}, 0]': f'{self.negative_mean:.6g}',
-                'slope at -inf, inf': f'{self.slope_left:.6g}, {self.slope_right:.6g}',
-                'monotonicity': self.monotonicity,
-                '  falls on': _text(self.falls_on),
-                'zeros': _text((*self.zeros, *self.zero_on)),
-                'smoothness': self.smoothness,
-                '  breaks': _text(self.breaks)}.items():
-            table.add_row(label, value or 'none')
+        row = {name: f'{value:.6g}' if isinstance(value, float) else value for name, value in self.to_dict().items()}
+        for name, value in row.items():
+            if name not in {'name', *self.parameters} and not name.endswith('_at'):
+                place = f' at x = {row[f"{name}_at"]}' if f'{name}_at' in row else ''
+                table.add_row(name.replace('_', ' '), f'{value}{place}' or 'none')
         return table
 
     def __str__(self) -> str:
-        from timm_paf.activations.text import table_text
         return table_text(self.table())
 
 
@@ -156,39 +130,102 @@ def describe(activation: Activation, *, mean_range: float = MEAN_RANGE, **parame
     with torch.inference_mode(False), torch.enable_grad():
         function = elementwise(activation, parameters)
         curve = Curve(function)
-        falling, values = curve.runs(1), curve.runs(0)
-        negative = [run for run in values if run.left < 0]
-        on_negative = {sign: intervals(negative, sign, 0.) for sign in (-1, 1)}
-        down = [(spot.x, spot.x) for spot in curve.breaks if spot.order == 0 and spot.jump < 0]
-        falls = tuple(sorted([*intervals(falling, -1), *down]))
-        rises = any(run.sign > 0 for run in falling) or any(s.order == 0 and s.jump > 0 for s in curve.breaks)
+        values, slopes = curve.runs(0), curve.runs(1)
+        positive, negative = intervals(values, 1, 0.), intervals(values, -1, 0.)
+        jumps = [spot for spot in curve.breaks if spot.order == 0]
+        falls = (*intervals(slopes, -1), *((spot.x, spot.x) for spot in jumps if spot.jump < 0))
+        rises = any(run.sign > 0 for run in slopes) or any(spot.jump > 0 for spot in jumps)
+        curvature = finite = curve.greatest_curvature()
+        kinks = [spot.x for spot in curve.breaks if spot.order < 2]
+        if kinks:
+            curvature = math.inf, min(kinks, key=abs)
+        least, greatest = curve.extent_on_negative([run.left for run in slopes[1:]])
         zeros, zero_on = curve.zeros(values)
-        finite, kink = curve.greatest_curvature(), curve.first_kink()
-        extent = curve.extent_on_negative(falling)
+        smoothness = ('discontinuous', 'C0', 'C1', 'smooth' if function.known else 'C2+')
         return ActivationShape(
-            name=function.name,
-            parameters=function.parameters,
-            curvature=finite[0] if kink is None else math.inf,
-            curvature_at=finite[1] if kink is None else kink,
-            finite_curvature=finite[0],
-            finite_curvature_at=finite[1],
-            negative_sign={(False, False): 'zero', (True, False): 'negative', (False, True): 'positive'}.get(
-                (bool(on_negative[-1]), bool(on_negative[1])), 'mixed'),
-            positive_on=on_negative[1],
-            negative_on=on_negative[-1],
-            negative_max=extent[1][0],
-            negative_max_at=extent[1][1],
-            negative_min=extent[0][0],
-            negative_min_at=extent[0][1],
-            negative_mean=curve.mean_on_negative(mean_range),
-            mean_range=float(mean_range),
-            slope_left=curve.slopes[0],
-            slope_right=curve.slopes[1],
-            monotonicity={(False, False): 'constant', (True, False): 'increasing', (False, True): 'decreasing'}.get(
-                (rises, bool(falls)), 'neither'),
-            falls_on=falls,
-            zeros=zeros,
-            zero_on=zero_on,
-            smoothness=curve.smoothness(),
-            breaks=curve.breaks,
-        )
+            name=function.name, parameters=function.parameters,
+            curvature=curvature[0], curvature_at=curvature[1],
+            finite_curvature=finite[0], finite_curvature_at=finite[1],
+            negative_sign=(('zero', 'negative'), ('positive', 'mixed'))[bool(positive)][bool(negative)],
+            positive_on=positive, negative_on=negative,
+            negative_max=greatest[0], negative_max_at=greatest[1], negative_min=least[0], negative_min_at=least[1],
+            negative_mean=curve.mean_on_negative(mean_range), mean_range=float(mean_range),
+            slope_left=curve.slopes[0], slope_right=curve.slopes[1],
+            monotonicity=(('constant', 'decreasing'), ('increasing', 'neither'))[rises][bool(falls)],
+            falls_on=tuple(sorted(falls)), zeros=zeros, zero_on=zero_on,
+            smoothness=smoothness[min((spot.order for spot in curve.breaks), default=3)], breaks=curve.breaks)
+
+
+def plot(
+        activations: Activation | Iterable[Activation] | Mapping[str, Activation], *,
+        x_range: tuple[float, float] = (-5., 5.),
+) -> 'Figure':
+    """Plot activations and their first two derivatives next to each other.
+
+    A derivative that jumps has a gap. A kink, where the curvature is infinite, is a vertical line in the panel of f''.
+
+    Args:
+        activations: One or several activations as for `describe`, without parameters; a mapping gives them labels.
+        x_range: Smallest and largest x.
+
+    Returns:
+        A figure that pyplot does not manage; `figure.savefig('shapes.png')` writes it.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+        ValueError: If the range or `activations` is empty; and as `describe`.
+        TypeError: As `describe`.
+
+    Example:
+        >>> shape.plot({'ReLU': 'relu', 'PSSiLU, alpha 2, beta 0.1': PSSiLU(alpha=2., beta=0.1)}).savefig('shapes.png')
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("shape.plot needs matplotlib; install it with: pip install 'timm-paf[plot]'") from error
+    low, high = map(float, x_range)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f'x_range = {x_range}: expected two finite numbers, the first smaller.')
+    items: Any = [activations] if isinstance(activations, str) or callable(activations) else activations
+    labels = [str(label) for label in items] if isinstance(items, Mapping) else None
+    functions = [elementwise(item, {}) for item in (items.values() if isinstance(items, Mapping) else items)]
+    if not functions:
+        raise ValueError('activations is empty: expected at least one.')
+    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    panels = figure.subplots(1, 3, sharex=True)
+    for n, function in enumerate(functions):
+        with torch.inference_mode(False), torch.enable_grad():
+            curve = Curve(function)
+            x, lines = _lines(curve, low, high)
+        # dashes and markers distinguish the curves without colour; the colours are those of Okabe and Ito
+        colour = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9')[n % 7]
+        dashes = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))[n % 5]
+        label = labels[n] if labels else title(function.name, function.parameters)
+        for panel, line in zip(panels, lines, strict=True):
+            panel.plot(x, line, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker='os^DvPX*'[n % 8],
+                       markersize=5, markerfacecolor='white', markevery=(0.03 + 0.03 * (n % 4), 0.12))
+        for spot in curve.breaks:
+            if spot.order == 1 and low < spot.x < high:
+                panels[2].axvline(spot.x, color=colour, linestyle=dashes, linewidth=1.2)
+    for panel, label in zip(panels, ('$f(x)$', "$f'(x)$", "$f''(x)$"), strict=True):
+        panel.set(xlabel='$x$', ylabel=label, xlim=(low, high))
+        panel.axhline(0, color='0.6', linewidth=0.8, zorder=0)
+        panel.axvline(0, color='0.6', linewidth=0.8, zorder=0)
+        panel.grid(color='0.92')
+        panel.margins(y=0.1)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(len(functions), 4),
+                  frameon=False)
+    return figure
+
+
+def _lines(curve: Curve, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """X of shape (N,), and f, f' and f'' of shape (3, N) with NaN at their breaks."""
+    inside = [spot for spot in curve.breaks if low < spot.x < high]
+    x = np.append(curve.x[(low < curve.x) & (curve.x < high)], np.linspace(low, high, 1001))
+    for left, right in (curve.sides[spot.x] for spot in inside):
+        x = x[(x <= left) | (x >= right)]
+    x = np.unique(np.append(x[x != 0], [spot.x for spot in inside]))
+    lines = curve.derivatives(x)
+    for spot in inside:
+        lines[spot.order:, x == spot.x] = math.nan  # lines that do not jump have no gap
+    return x, lines

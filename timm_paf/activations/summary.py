@@ -2,7 +2,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from timm_paf.activations import shape
 from timm_paf.activations.modules import ParametricActivation
@@ -30,44 +30,30 @@ def activation_summary(model: nn.Module) -> dict[str, float]:
         Names to plain numbers, with the same names each time; empty without a parametric activation. The shape is NaN
         if a parameter is not finite.
     """
-    modules = list(paf_modules(model))
-    row: dict[str, float] = {}
-    if len(modules) > MANY or any(module.num_parameters > 1 for _, module in modules):
-        kinds = sorted({type(module) for _, module in modules}, key=lambda kind: kind.__name__)
-        for kind in kinds:
-            prefix = '' if len(kinds) == 1 else f'{kind.name}.'
-            row.update(_together([module for _, module in modules if type(module) is kind], prefix))
-        return row
-    for place, module in modules:
-        prefix = '' if len(modules) == 1 else f'{place}.'
-        values = {name: float(getattr(module, name).detach()) for name in module.parameter_specs}
-        gradients = {f'{name}_grad': _gradient_norm([getattr(module, name)]) for name in values}
-        numbers = {**values, **gradients, **_shape_of(type(module), values)}
-        row.update({f'{prefix}{name}': value for name, value in numbers.items()})
-    return row
+    modules = dict(paf_modules(model))
+    together = len(modules) > MANY or any(module.num_parameters > 1 for module in modules.values())
+    groups: dict[str, list[ParametricActivation]] = {place: [module] for place, module in modules.items()}
+    if together:
+        kinds = sorted({type(module) for module in modules.values()}, key=lambda kind: kind.__name__)
+        groups = {kind.name: [m for m in modules.values() if type(m) is kind] for kind in kinds}
+    rows = {label: _row(group, together) for label, group in groups.items()}
+    return {name if len(rows) == 1 else f'{label}.{name}': value for label, row in rows.items()
+            for name, value in row.items()}
 
 
-def _together(modules: list[ParametricActivation], prefix: str) -> dict[str, float]:
-    row, means = {}, {}
-    for name in modules[0].parameter_specs:
+def _row(modules: list[ParametricActivation], together: bool) -> dict[str, float]:
+    row, means, norms = {}, {}, {}
+    for name, spec in modules[0].parameter_specs.items():
         tensors = [getattr(module, name) for module in modules]
         values = torch.cat([tensor.detach().double().cpu().flatten() for tensor in tensors])
-        means[name] = values.mean().item()
-        row.update({
-            f'{name}_mean': means[name], f'{name}_min': values.min().item(), f'{name}_max': values.max().item(),
-            f'{name}_grad': _gradient_norm(tensors)})
-    row.update(_shape_of(type(modules[0]), means))
-    return {f'{prefix}{name}': value for name, value in row.items()}
-
-
-def _gradient_norm(tensors: list[Tensor]) -> float:
-    gradients = [tensor.grad.double().cpu().flatten() for tensor in tensors if tensor.grad is not None]
-    return torch.linalg.vector_norm(torch.cat(gradients)).item() if gradients else math.nan
-
-
-def _shape_of(kind: type[ParametricActivation], values: dict[str, float]) -> dict[str, float]:
-    if not all(map(math.isfinite, values.values())):
-        return dict.fromkeys(_SHAPE, math.nan)
-    inside = {name: kind.parameter_specs[name].clamp(value) for name, value in values.items()}
-    described = shape.describe(kind.name, **inside)
-    return {name: float(getattr(described, name)) for name in _SHAPE}
+        gradients = [tensor.grad.double().cpu().flatten() for tensor in tensors if tensor.grad is not None]
+        norm = torch.linalg.vector_norm(torch.cat(gradients)).item() if gradients else math.nan
+        mean = values.mean().item()
+        means[name] = spec.clamp(mean) if math.isfinite(mean) else math.nan
+        if together:
+            row.update({f'{name}_mean': mean, f'{name}_min': values.min().item(), f'{name}_max': values.max().item(),
+                        f'{name}_grad': norm})
+        else:
+            row[name], norms[f'{name}_grad'] = mean, norm
+    found = shape.describe(modules[0].name, **means) if all(map(math.isfinite, means.values())) else None
+    return {**row, **norms, **{name: float(getattr(found, name, math.nan)) for name in _SHAPE}}
