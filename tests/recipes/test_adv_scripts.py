@@ -1,5 +1,6 @@
 """adv_train.py and adv_validate.py: the same results as the engine's commands, over public names only."""
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,34 @@ def test_script_and_command_train_alike(tmp_path):
         assert {path.name for path in (tmp_path / name).iterdir()} == {'report.json', 'report.html'}
 
 
-@pytest.mark.parametrize('script', ['adv_train.py', 'adv_validate.py'])
-def test_scripts_run_as_commands(script, tmp_path):
+# ends at the import of torch, with the settings of OpenMP's waiting threads at this moment
+SPY = """
+import importlib.abc, os, runpy, sys
+class Spy(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == 'torch':
+            sys.exit(str([os.environ.get(key) for key in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')]))
+sys.meta_path.insert(0, Spy())
+runpy.run_path(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize('given, expected', [
+    ({}, ['1000', '1']), ({'GOMP_SPINCOUNT': '7'}, ['7', '1']), ({'OMP_WAIT_POLICY': 'ACTIVE'}, [None, None])],
+    ids=['unset', 'spin count', 'wait policy'])
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_openmp_threads_wait_without_spinning(path, given, expected):
+    unset = {'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'OMP_WAIT_POLICY'}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | given
+    result = subprocess.run([sys.executable, '-c', SPY, path], capture_output=True, text=True, env=environment)
+    assert result.stderr.strip() == str(expected)
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_scripts_run_as_commands(path, tmp_path):
     """From any folder; a mistake gives status 2, one line on stderr and nothing on stdout."""
     result = subprocess.run(
-        [sys.executable, RECIPES / script, '--no-such-flag', '1'], capture_output=True, text=True, cwd=tmp_path)
+        [sys.executable, path, '--no-such-flag', '1'], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == ''
     assert 'Traceback' not in result.stderr and '--no-such-flag' in result.stderr
     assert list(tmp_path.iterdir()) == []
