@@ -8,8 +8,6 @@ from torch.nn import functional
 from timm_paf.activations import ACTIVATIONS, ParametricActivation
 from timm_paf.data import Batch
 
-__all__ = ['EPS', 'FORMULAS', 'STEPS', 'STEP_SIZE', 'attacked', 'plain_formulas', 'plain_update']
-
 STEPS, EPS, STEP_SIZE = 10, 0.2, 0.05
 
 
@@ -44,33 +42,24 @@ def plain_formulas(model: nn.Module) -> None:
             module.forward = lambda x, f=formula, parameters=parameters: f(x, *parameters)
 
 
-def attacked(model: nn.Module, x: Tensor, y: Tensor, *, random_start: bool = True) -> Tensor:
+def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float = EPS, steps: int = STEPS,
+             step_size: float = STEP_SIZE, random_start: bool = True) -> Tensor:
     """PGD as in their trainer: gradients of the parameters are not switched off."""
-    x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1) if random_start else x.clone()
-    for _ in range(STEPS):
+    x_adv = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1) if random_start else x.clone()
+    for _ in range(steps):
         x_adv.requires_grad_()
         (gradient,) = torch.autograd.grad(functional.cross_entropy(model(x_adv), y), x_adv)
-        x_adv = x_adv.detach() + STEP_SIZE * gradient.sign()
-        x_adv = (x + (x_adv - x).clamp(-EPS, EPS)).clamp(0, 1)
+        x_adv = x_adv.detach() + step_size * gradient.sign()
+        x_adv = (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
     return x_adv.detach()
 
 
 def plain_update(
         model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, x_adv: Tensor | None = None) -> None:
-    """Update the weights as their trainer does.
-
-    One more forward pass on the clean images, to log their accuracy, is part of it.
-
-    Args:
-        model: Network; left in training mode.
-        optimizer: Optimizer of the network.
-        batch: Images and labels.
-        x_adv: Attacked images; made by `attacked` if None.
-    """
+    """Update the weights as their trainer does, with `x_adv` if given, and measure the clean accuracy for the log."""
     x, y = batch.x, batch.y
-    model.eval()
     if x_adv is None:
-        x_adv = attacked(model, x, y)
+        x_adv = attacked(model.eval(), x, y)
     model.train()
     optimizer.zero_grad()
     output = model(x_adv)
@@ -83,5 +72,5 @@ def plain_update(
         nn.utils.clip_grad_norm_([beta], 0.01)
     optimizer.step()
     loss.item()
-    (output.argmax(1) == y).float().mean().item()
-    (model(x).argmax(1) == y).float().mean().item()
+    for logged in (output, model(x)):
+        (logged.argmax(1) == y).float().mean().item()

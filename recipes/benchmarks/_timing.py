@@ -5,16 +5,14 @@ two times of the same round, and a figure is the median over the rounds with its
 """
 import argparse
 import datetime
-import functools
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,31 +26,24 @@ __all__ = ['Table', 'kept_bytes', 'new_parser', 'peak_bytes', 'ratios', 'run', '
 Name = TypeVar('Name', bound=Hashable)
 
 
-def seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[..., object], *args: object) -> float:
     """Time that an action takes, in seconds, including all work that it starts on a GPU."""
     started = timer()  # waits for the GPU, if there is one
-    action()
+    action(*args)
     return timer() - started
 
 
 def take_turns(contestants: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Name, list[float]]:
-    """Time every contestant once per round, in an order that shifts by one place from round to round.
+    """Seconds of every contestant in each round, in an order that shifts by one place from round to round.
 
-    One more round comes first as a warm-up and is not counted.
-
-    Args:
-        contestants: Functions by name. Each gets the number of the round, and can choose its inputs by it.
-        rounds: Number of rounds that count.
-
-    Returns:
-        Seconds per round, by name.
+    Each contestant gets the number of the round. One more round comes first as a warm-up and is not counted.
     """
     names = list(contestants)
     times: dict[Name, list[float]] = {name: [] for name in names}
-    for number in range(-1, rounds):
-        first = max(number, 0) % len(names)
+    for number in (0, *range(rounds)):
+        first = number % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(seconds(functools.partial(contestants[name], max(number, 0))))
+            times[name].append(seconds(contestants[name], number))
     return {name: values[1:] for name, values in times.items()}
 
 
@@ -64,11 +55,9 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
 def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
     """Largest number of bytes that an action allocates at one time, on top of what is allocated before it."""
     if device.type == 'cuda':
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        action()
-        torch.cuda.synchronize(device)
+        seconds(action)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         action()
@@ -82,70 +71,45 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
 
 def kept_bytes(forward: Callable[[], Tensor], own: Sequence[Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass, without the tensors `own`; each piece of memory counts once."""
-    known = {tensor.untyped_storage()._cdata for tensor in own}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that none is freed and its number used again
+    kept: dict[int, torch.UntypedStorage] = {}  # storages stay alive, so that no number is used again
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-class Figure(NamedTuple):
-    """Values of all rounds for one cell of the table."""
-    row: str
-    column: str
-    unit: str
-    values: list[float]
-
-    def __str__(self) -> str:
-        median, low, high = (_number(f(self.values)) for f in (statistics.median, min, max))
-        return median if len(self.values) == 1 else f'{median} ({low} … {high})'
-
-
-def _number(value: float) -> str:
-    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+    known = {tensor.untyped_storage()._cdata for tensor in own}
+    return sum(storage.nbytes() for number, storage in kept.items() if number not in known)
 
 
 class Table:
-    """Figures in rows and columns, printed as Markdown and written as JSON.
-
-    Args:
-        title: What is measured and how: printed above the table.
-    """
+    """Figures in rows and columns, under a title that says what is measured and how."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.figures: list[Figure] = []
+        self.figures: list[tuple[str, str, str, list[float]]] = []  # row, column, unit, values of all rounds
 
     def add(self, row: str, column: str, values: Sequence[float], unit: str = '') -> None:
         """Fill a cell with the values of all rounds."""
-        self.figures.append(Figure(row, column, unit, list(values)))
+        self.figures.append((row, column, unit, list(values)))
 
     def markdown(self) -> str:
-        """Title and table; empty cells where nothing is measured."""
-        cells = {(figure.row, figure.column): str(figure) for figure in self.figures}
-        columns = {figure.column: figure.unit for figure in self.figures}
-        lines = [f'| | {" | ".join(f"{name}, {unit}" if unit else name for name, unit in columns.items())} |',
-                 f'| --- |{" ---: |" * len(columns)}']
-        for row in dict.fromkeys(figure.row for figure in self.figures):
-            lines.append(f'| {row} | {" | ".join(cells.get((row, column), "") for column in columns)} |')
-        return '\n'.join([f'{self.title}:', '', *lines, ''])
+        """Title and table, with medians and ranges; empty cells where nothing is measured."""
+        columns = {column: f'{column}, {unit}' if unit else column for _, column, unit, _ in self.figures}
+        rows = {row: dict.fromkeys(columns, '') for row, *_ in self.figures}
+        for row, column, _, values in self.figures:
+            median, low, high = (
+                f'{f(values):,.0f}' if abs(f(values)) >= 1000 else f'{f(values):.3g}'
+                for f in (statistics.median, min, max))
+            rows[row][column] = median if len(values) == 1 else f'{median} ({low} … {high})'
+        lines = [f'| | {" | ".join(columns.values())} |', f'| --- |{" ---: |" * len(columns)}',
+                 *(f'| {row} | {" | ".join(cells.values())} |' for row, cells in rows.items())]
+        return '\n'.join([self.title, '', *lines, ''])
 
 
 def new_parser(script: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """Parser with the options that all benchmarks have.
-
-    Args:
-        script: File of the script.
-        description: Its docstring, of which the first line is shown.
-        rounds: Default of `--rounds`.
-    """
+    """Parser of a script and the first line of its docstring, with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(
         prog=Path(script).name, description=(description or '').splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -158,55 +122,39 @@ def new_parser(script: str, description: str | None, rounds: int) -> argparse.Ar
     return parser
 
 
-def run(
-        parser: argparse.ArgumentParser,
-        measure: Callable[[argparse.Namespace], list[Table]],
-        argv: Sequence[str] | None,
-) -> int:
-    """Parse the command line, measure, print and write the tables.
-
-    Returns:
-        Exit status: 0, or 2 after one line about the error.
-    """
+def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Table | list[Table]],
+        argv: Sequence[str] | None) -> int:
+    """Parse the command line, measure, print and write the tables; the exit status is 2 after an error in one line."""
     args = parser.parse_args(argv)
     try:
-        _use(args)
-        tables = measure(args)
+        if args.rounds < 1:
+            raise ValueError(f'--rounds {args.rounds}: expected 1 or more.')
+        torch.set_num_threads(args.threads)
+        if args.device != 'cpu':
+            if not torch.cuda.is_available():
+                raise ValueError(f'--device {args.device}: torch finds no GPU; use cpu.')
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
+        measured = measure(args)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
-    words = ['python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)]
-    versions = {name: version for name, version in library_versions().items() if version != 'unknown'}
-    facts = {'command': shlex.join(words), 'date': str(datetime.date.today()), 'device': _device_name(args.device)}
-    listed = ', '.join(f'{name} {version.split("+")[0]}' for name, version in versions.items())
-    text = '\n'.join([*(table.markdown() for table in tables),
-                      f'`{facts["command"]}`, {facts["date"]}, {listed}, {facts["device"]}.'])
+    tables = [measured] if isinstance(measured, Table) else measured
+    command = shlex.join(['python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)])
+    today, versions = str(datetime.date.today()), library_versions()
+    device = f'CPU ({torch.get_num_threads()} of {os.cpu_count()} cores)'
+    if args.device != 'cpu':
+        device = torch.cuda.get_device_name(args.device)
+    listed = ', '.join(f'{name} {version}' for name, version in versions.items())
+    text = '\n'.join([*(table.markdown() for table in tables), f'`{command}`, {today}, {listed}, {device}.'])
     print(text)
     figures = [
-        {'row': f.row, 'column': f.column, 'unit': f.unit, 'median': statistics.median(f.values),
-         'low': min(f.values), 'high': max(f.values), 'rounds': len(f.values)}
-        for table in tables for f in table.figures]
-    written = json.dumps({**facts, 'versions': versions, 'figures': figures}, indent=2)
+        {'row': row, 'column': column, 'unit': unit, 'median': statistics.median(values), 'low': min(values),
+         'high': max(values), 'rounds': len(values)}
+        for table in tables for row, column, unit, values in table.figures]
+    written = json.dumps({
+        'command': command, 'date': today, 'device': device, 'versions': versions, 'figures': figures}, indent=2)
     for path, content in ((args.output, text), (args.json, written)):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content + '\n', encoding='utf-8')
     return 0
-
-
-def _use(args: argparse.Namespace) -> None:
-    if args.rounds < 1:
-        raise ValueError(f'--rounds {args.rounds}: expected 1 or more.')
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
-        raise ValueError(f'--device {args.device}: {str(error).splitlines()[0]}') from None
-    torch.set_num_threads(args.threads)
-    if args.device != 'cpu':
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-
-
-def _device_name(device: str) -> str:
-    if device != 'cpu':
-        return torch.cuda.get_device_name(device)
-    return f'CPU ({platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores)'

@@ -2,8 +2,7 @@
 
     python recipes/benchmarks/first_light.py --output output/first_light
 
-Each run is `adv_train.py` with its default configuration. Finished runs are not repeated. Without adversarial training
-the checkpoint with the best clean accuracy is measured.
+Each run is `adv_train.py` with its default configuration. Finished runs are not repeated.
 """
 import argparse
 import json
@@ -14,38 +13,28 @@ from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[1] / 'adv_train.py'
 ROWS = {
-    'ReLU': ('wrn10_2_relu', 'pgd-at'), 'SiLU': ('wrn10_2_silu', 'pgd-at'),
-    'PSoftplus': ('wrn10_2_psoftplus', 'pgd-at'), 'PSSiLU': ('wrn10_2_pssilu', 'pgd-at'),
-    'ReLU, no adversarial training': ('wrn10_2_relu', 'plain')}
+    'ReLU': ('relu', 'pgd-at'), 'SiLU': ('silu', 'pgd-at'), 'PSoftplus': ('psoftplus', 'pgd-at'),
+    'PSSiLU': ('pssilu', 'pgd-at'), 'ReLU, no adversarial training': ('relu', 'plain')}
 
-
-def report(output: Path, model: str, task: str, seed: int) -> dict:
-    """Report of one run, which is made if it does not exist."""
-    name = f'{model}-{task}-{seed}'
-    metric = 'clean' if task == 'plain' else 'robust'
-    if not (output / name / 'report.json').exists():
-        subprocess.run([
-            sys.executable, str(TRAIN), '--model', model, '--task', task, '--seed', str(seed), '--eval-metric', metric,
-            '--output', str(output), '--experiment', name], check=True, stdout=sys.stderr)
-    return json.loads((output / name / 'report.json').read_text())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--output', type=Path, default=Path('output/first_light'), help='folder of the runs')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='one run each')
-    args = parser.parse_args()
-    print('| network | clean | PGD-20 | AutoAttack |\n| --- | ---: | ---: | ---: |')
-    for title, (model, task) in ROWS.items():
-        reports = [report(args.output, model, task, seed) for seed in args.seeds]
-        cells = [title]
-        for name in ('clean', 'pgd', 'autoattack'):
-            values = [100 * one[name]['correct'] / one[name]['total'] for one in reports]
-            deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            cells.append(f'{statistics.mean(values):.1f}{deviation} ({reports[0][name]["total"]})')
-        print(f'| {" | ".join(cells)} |', flush=True)
-    print(json.dumps(reports[0]['versions']))
-
-
-if __name__ == '__main__':
-    main()
+parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+parser.add_argument('--output', type=Path, default=Path('output/first_light'), help='folder of the runs')
+parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='one run each')
+args = parser.parse_args()
+print('| network | clean | PGD-20 | AutoAttack |\n| --- | ---: | ---: | ---: |')
+for title, (act, task) in ROWS.items():
+    reports = []
+    for seed in args.seeds:
+        name = f'wrn10_2_{act}-{task}-{seed}'
+        if not (args.output / name / 'report.json').exists():
+            subprocess.run([
+                sys.executable, TRAIN, '--model', f'wrn10_2_{act}', '--task', task, '--seed', str(seed), '--output',
+                args.output, '--experiment', name, '--eval-metric', 'clean' if task == 'plain' else 'robust',
+            ], check=True, stdout=sys.stderr)
+        reports.append(json.loads((args.output / name / 'report.json').read_text()))
+    cells = [title]
+    for metric in ('clean', 'pgd', 'autoattack'):
+        values = [100 * report[metric]['correct'] / report[metric]['total'] for report in reports]
+        deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+        cells.append(f'{statistics.mean(values):.1f}{deviation} ({reports[0][metric]["total"]})')
+    print(f'| {" | ".join(cells)} |', flush=True)
+print(json.dumps(reports[0]['versions']))

@@ -57,7 +57,7 @@ benchmark step_narrow 120 train_step --models "${narrow}_relu" "${narrow}_pssilu
     --rounds 3 "${step[@]}"
 benchmark attack 30 attack --subjects model --model "${narrow}_relu" --timing-images "$batch" --no-counts --rounds 5
 benchmark data 60 data --archive "$OUTPUT/images.npz" --images "$images" --batches 200 --rounds 1 \
-    --measures ours device training --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
+    --measures ours training --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
 
 "$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" || failed=1
 exit $failed

@@ -1,10 +1,6 @@
-"""Table of docs/tables/models.md: size and memory of every architecture, with an activation in place and another one.
+"""Table of docs/tables/models.md: size and memory of every architecture.
 
-    python recipes/benchmarks/model_cost.py
-
-Nothing is computed: the networks are on the meta device, where tensors have a shape and no values. Parameters are
-counted without alpha and beta. Multiply-adds are half of what `torch.utils.flop_counter` counts for one image. Memory
-is what autograd keeps for the backward pass of one more image, without the weights.
+    python recipes/benchmarks/model_cost.py --output docs/tables/models.md
 """
 import argparse
 import functools
@@ -19,38 +15,35 @@ from torch.utils.flop_counter import FlopCounterMode
 import timm_paf
 
 MODULES = ('cifar_resnet', 'preact_resnet', 'wide_resnet', 'cifar_vgg', 'imagenet_resnet')
+TITLE = """\
+# Size of the models
+
+Parameters are counted without alpha and beta, of which a network has at most one each. Multiply-adds are those of
+convolutions and matrix products for one image. Memory is what autograd keeps for the backward pass of one image in
+float32, without the weights: the input and what convolutions, norms and activations save, each piece of memory once.
+ReLU and ELU are computed in place; all other activations keep the same. The networks are on the meta device, where
+nothing is computed."""
 
 
-def input_size(name: str) -> tuple[int, ...]:
-    return timm.get_pretrained_cfg_value(name, 'input_size') or ()
-
-
-def cost(name: str) -> tuple[int, int, int]:
-    """Parameters, multiply-adds and kept bytes of a network."""
-    model = timm.create_model(name, device='meta')
-    size = input_size(name)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.empty(1, *size, device='meta'))
-    model.train()
-    own = [*model.parameters(), *model.buffers()]
-    two, three = (kept_bytes(functools.partial(model, torch.empty(n, *size, device='meta')), own) for n in (2, 3))
-    learned = sum(p.numel() for p in timm_paf.paf_parameters(model).values())
-    return sum(p.numel() for p in model.parameters()) - learned, counter.get_total_flops() // 2, three - two
-
-
-def measure(args: argparse.Namespace) -> list[Table]:
+def measure(args: argparse.Namespace) -> Table:
     archs = args.arch or [
         name.removesuffix('_relu') for module in MODULES for name in timm.list_models('*_relu', module=module)]
-    table = Table('Size of the models, and memory per image')
+    table = Table(TITLE)
     for arch in archs:
-        print(arch, file=sys.stderr)
-        size = '×'.join(map(str, input_size(f'{arch}_relu')))
-        for act in ('relu', 'pssilu'):
-            parameters, multiply_adds, kept = cost(f'{arch}_{act}')
-            table.add(f'`{arch}`, {size}', f'kept with {act}', [kept / 2**20], 'MiB')
-        table.add(f'`{arch}`, {size}', 'parameters', [parameters])
-        table.add(f'`{arch}`, {size}', 'multiply-adds', [multiply_adds / 1e9], 'G')
-    return [table]
+        size = timm.get_pretrained_cfg_value(f'{arch}_relu', 'input_size') or ()
+        row = f'`{arch}`, {"×".join(map(str, size))}'
+        for act, title in (('relu', 'relu, elu'), ('pssilu', 'all others')):
+            model = timm.create_model(f'{arch}_{act}', device='meta')
+            own = [*model.parameters(), *model.buffers()]
+            two, three = (
+                kept_bytes(functools.partial(model, torch.empty(n, *size, device='meta')), own) for n in (2, 3))
+            table.add(row, f'kept, {title}', [(three - two) / 2**20], 'MiB')
+        learned = sum(p.numel() for p in timm_paf.paf_parameters(model).values())
+        table.add(row, 'parameters', [sum(p.numel() for p in model.parameters()) - learned])
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(torch.empty(1, *size, device='meta'))
+        table.add(row, 'multiply-adds', [counter.get_total_flops() / 2e9], 'G')
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,17 +1,13 @@
-"""Training updates of the engine compared with a plain loop, with their bare passes and with the device's peak rate.
+"""Training updates of the engine compared with a plain loop and with their bare passes.
 
     python recipes/benchmarks/train_step.py --models wrn10_2_pssilu
     python recipes/benchmarks/train_step.py --models wrn28_10_relu wrn28_10_pssilu --precisions fp32 bf16 \
         --ways eager compiled --channels-last --image-size 32 --device cuda
 
 For each model, precision and way (eager or compiled), PGD-10 updates of the engine are timed; making the batches and
-the optimizer are part of them. They take turns with
-
-- the plain loop (`_plain_loop.py`), written as the paper's authors train: activations by their formulas in torch's
-  operations, float32, one more forward pass on the clean images to log their accuracy;
-- the bare passes: 12 forward and 11 backward passes through the network, as PGD-10 needs, and nothing else;
-- a large matrix product in each precision. `of peak` is the rate of the convolutions and matrix products of the bare
-  passes within the time of an update, as a share of it.
+the optimizer are part of them. They take turns with the plain loop (`_plain_loop.py`), written as the paper's authors
+train: activations by their formulas in torch's operations, float32, one more forward pass on the clean images to log
+their accuracy; and with the bare passes: 12 forward and 11 backward passes through the network, as PGD-10 needs.
 
 Before anything is timed, the engine is compared with the plain loop from the same weights: its attack must raise the
 loss as far, without a random start, and an update on the same attacked images must change the weights in the same way.
@@ -25,7 +21,7 @@ import functools
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -35,36 +31,32 @@ from _timing import Table, new_parser, peak_bytes, ratios, run, take_turns
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from timm_paf.attacks import PGD
 from timm_paf.data import Batch, digits_splits, save_archive
 from timm_paf.engine import TrainConfig, Trainer
 
 PLAIN = 'plain loop'
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 # largest differences from the plain loop: share of what the attack gains, share of the change of the weights
 TOLERANCE = {'fp32': (0.02, 0.01), 'tf32': (0.1, 0.1), 'bf16': (0.1, 0.3)}
 
 
 def make_trainer(args: argparse.Namespace, folder: Path, model: str, precision: str, way: str) -> Trainer:
     """Trainer of the engine, with an epoch that does not end during the benchmark."""
-    if args.image_size:
-        data = dict(
-            dataset=str(folder / 'train.npz'), test_data=(str(folder / 'test.npz'),), val_size=100, num_classes=10,
-            synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True)
-    else:
-        data = dict(synthetic=('generated',), synthetic_fraction=0.5, crop_padding=1)
-    return Trainer(TrainConfig(
+    config = TrainConfig(
         model=model, model_kwargs=tuple(args.model_kwargs), batch_size=args.batch_size, device=args.device,
         attack_steps=STEPS, eps=str(EPS), attack_step_size=str(STEP_SIZE), updates_per_epoch=10**6, epochs=1,
-        amp=precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None,
+        amp=precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None, crop_padding=1,
         channels_last=args.channels_last, opt_fused=args.opt_fused, output=str(folder), autoattack='none',
-        **data), console=Console(quiet=True))
+        synthetic=('generated',), synthetic_fraction=0.5)
+    if args.image_size:
+        config = dataclasses.replace(
+            config, dataset=str(folder / 'train.npz'), test_data=(str(folder / 'test.npz'),), val_size=100,
+            num_classes=10, synthetic=(), synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True)
+    return Trainer(config, console=Console(quiet=True))
 
 
 def write_colour_digits(folder: Path, size: int) -> None:
-    """Write the digits as archives of colour images (3, size, size)."""
     splits = digits_splits()
     for name, split in (('train', splits.train), ('test', splits.test)):
         images = F.interpolate(split.images, size=(size, size), mode='bilinear').expand(-1, 3, -1, -1)
@@ -81,10 +73,6 @@ def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
         name: settings[name] for name in ('lr', 'momentum', 'weight_decay')})
 
 
-def layout(args: argparse.Namespace) -> torch.memory_format:
-    return torch.channels_last if args.channels_last else torch.contiguous_format
-
-
 def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespace) -> None:
     """Raise ValueError if the trainer's attack or update differs from the plain loop; makes one update."""
     task, attack = trainer.task, cast(PGD, trainer.task.attack)
@@ -93,10 +81,10 @@ def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespa
     x_adv = attacked(plain.eval(), batch.x, batch.y, random_start=False)
     expected = change_of(plain, lambda: plain_update(plain, optimizer, batch, x_adv))
     attack.random_start = False
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=precision == 'bf16'):
-        x_ours = attack(task.trainable_module, batch.x.contiguous(memory_format=layout(args)), batch.y)
+    with autocast(args, precision):
+        x_ours = attack(task.trainable_module, as_trained(batch.x, args), batch.y)
     attack.random_start = True
-    task.attack = lambda model, x, y: x_adv.contiguous(memory_format=layout(args))
+    task.attack = lambda model, x, y: as_trained(x_adv, args)
     change = change_of(trainer.model, lambda: trainer.train_step(batch))
     task.attack = attack
     with torch.no_grad():
@@ -109,11 +97,19 @@ def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespa
             f'gains and {off[1]:.2%} of the change of the weights; nothing was timed.')
 
 
+def as_trained(x: Tensor, args: argparse.Namespace) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+
+
 def change_of(model: nn.Module, update: Callable[[], object]) -> Tensor:
     """Change of all weights by an update."""
     before = [parameter.detach().clone() for parameter in model.parameters()]
     update()
     return torch.cat([(p.detach() - old).flatten().double() for p, old in zip(model.parameters(), before, strict=True)])
+
+
+def autocast(args: argparse.Namespace, precision: str) -> torch.autocast:
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=precision == 'bf16')
 
 
 def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -130,87 +126,39 @@ def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
     torch.autograd.grad(F.cross_entropy(model.train()(x.detach()), y), parameters)
 
 
-def flops_of_update(model: nn.Module, x: Tensor) -> int:
-    """Operations of convolutions and matrix products in the bare passes.
+def contestants(args: argparse.Namespace, folder: Path) -> dict[tuple[str, str, str], Callable[[int], object]]:
+    """Functions to time, by model, precision and way, each checked."""
+    found: dict[tuple[str, str, str], Callable[[int], object]] = {}
 
-    A backward pass to the input takes as many as a forward pass, one to the weights as well.
-    """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(model).to('meta').eval()(x.to('meta'))
-    return counter.get_total_flops() * (STEPS + 2 + STEPS + 2)
+    def add(key: tuple[str, str, str], action: Callable[..., object], *arguments: object) -> None:
+        found[key] = lambda number: [action(*arguments) for _ in range(args.updates)]
 
-
-class Contestants:
-    """Functions to time, by model, precision and way, each checked; `flops` by model."""
-
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.args = args
-        self.functions: dict[tuple[str, str, str], Callable[[int], object]] = {}
-        self.flops: dict[str, int] = {}
-        for model in args.models:
-            for precision, way in itertools.product(args.precisions, args.ways):
-                self._add(model, precision, way, folder)
-        self.size = 8192 if args.device != 'cpu' else 1024
-        for precision in args.precisions:
-            a = torch.randn(self.size, self.size, device=args.device, dtype=DTYPES[precision])
-            self.functions['matrix product', precision, ''] = functools.partial(_product, a)
-
-    def _add(self, model: str, precision: str, way: str, folder: Path) -> None:
-        args, trainer = self.args, make_trainer(self.args, folder, model, precision, way)
+    for model, precision, way in itertools.product(args.models, args.precisions, args.ways):
+        trainer = make_trainer(args, folder, model, precision, way)
         batches = trainer.batches()
         first = next(batches)
-        if model not in self.flops:
-            self.flops[model] = flops_of_update(trainer.model, first.x)
-            network, optimizer = plain_copy(trainer)
-            self.functions[model, 'fp32', PLAIN] = self._several(
-                functools.partial(plain_update, network, optimizer, first))
-        if args.check:
-            check(trainer, first, precision, args)
-        else:
-            trainer.train_step(first)
+        if (model, 'fp32', PLAIN) not in found:
+            add((model, 'fp32', PLAIN), plain_update, *plain_copy(trainer), first)
+        check(trainer, first, precision, args)
         if args.passes:
-            network = copy.deepcopy(trainer.model)
-            x = first.x.contiguous(memory_format=layout(args))
-            self.functions[model, precision, f'{way}, bare passes'] = self._several(functools.partial(
-                _in_precision, precision, network, x, first.y))
-        self.functions[model, precision, way] = self._several(functools.partial(_next_update, trainer, batches))
-
-    def _several(self, action: Callable[[], object]) -> Callable[[int], object]:
-        return lambda number: [action() for _ in range(self.args.updates)]
+            add((model, precision, f'{way}, bare passes'), autocast(args, precision)(bare_passes),
+                copy.deepcopy(trainer.model), as_trained(first.x, args), first.y)
+        add((model, precision, way), lambda trainer, batches: trainer.train_step(next(batches)), trainer, batches)
+    return found
 
 
-def _product(a: Tensor, number: int) -> Tensor:
-    with torch.no_grad():
-        return a @ a
-
-
-def _in_precision(precision: str, model: nn.Module, x: Tensor, y: Tensor) -> None:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'):
-        bare_passes(model, x, y)
-
-
-def _next_update(trainer: Trainer, batches: Iterator[Batch]) -> None:
-    trainer.train_step(next(batches))
-
-
-def measure(args: argparse.Namespace) -> list[Table]:
+def measure(args: argparse.Namespace) -> Table:
     if min(args.updates, args.batch_size) < 1:
         raise ValueError('expected --updates and --batch-size of 1 or more.')
     with tempfile.TemporaryDirectory() as folder:
         if args.image_size:
             write_colour_digits(Path(folder), args.image_size)
-        found = Contestants(args, Path(folder))
-        times = take_turns(found.functions, args.rounds)
-    table = Table(f'PGD-{STEPS}, batches of {args.batch_size}, {args.rounds} rounds of {args.updates} updates')
-    rates = {precision: [2 * found.size**3 / t for t in times['matrix product', precision, '']]
-             for precision in args.precisions}
+        functions = contestants(args, Path(folder))
+        times = take_turns(functions, args.rounds)
+    table = Table(f'PGD-{STEPS}, batches of {args.batch_size}, {args.rounds} rounds of {args.updates} updates:')
     for (model, precision, way), taken in times.items():
-        row = ', '.join(filter(None, (model, precision, way)))
-        if model == 'matrix product':
-            table.add(row, 'rate', [rate / 1e12 for rate in rates[precision]], 'TFLOP/s')
-            continue
+        row = f'{model}, {precision}, {way}'
         table.add(row, 'speed', [args.updates * args.batch_size / t for t in taken], 'images/s')
-        table.add(row, 'rate', [args.updates * found.flops[model] / t / 1e12 for t in taken], 'TFLOP/s')
         if way in args.ways:
             table.add(row, '÷ plain loop', ratios(times[model, 'fp32', PLAIN], taken))
             if args.passes:
@@ -218,20 +166,17 @@ def measure(args: argparse.Namespace) -> list[Table]:
                 table.add(row, 'over the passes', [100 * (ratio - 1) for ratio in over], '%')
             if model != args.models[0]:
                 table.add(row, f'÷ {args.models[0]}', ratios(times[args.models[0], precision, way], taken))
-            table.add(row, 'of peak', [
-                100 * args.updates * found.flops[model] / t / rate
-                for t, rate in zip(taken, rates[precision], strict=True)], '%')
         if args.device != 'cpu':
-            action = functools.partial(found.functions[model, precision, way], 0)
+            action = functools.partial(functions[model, precision, way], 0)
             table.add(row, 'most allocated', [peak_bytes(action, torch.device(args.device)) / 2**20], 'MiB')
-    return [table]
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__file__, __doc__, rounds=7)
     parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'], help='models to train')
     parser.add_argument('--model-kwargs', nargs='+', default=[], metavar='NAME=VALUE', help='arguments of the models')
-    parser.add_argument('--precisions', nargs='+', default=['fp32'], choices=tuple(DTYPES), help='precisions to use')
+    parser.add_argument('--precisions', nargs='+', default=['fp32'], choices=('fp32', 'bf16'), help='precisions to use')
     parser.add_argument('--ways', nargs='+', default=['eager'], choices=('eager', 'compiled'), help='ways to run them')
     parser.add_argument('--backend', default='inductor', help='backend of torch.compile for --ways compiled')
     parser.add_argument('--channels-last', action='store_true', help='memory format of the engine')
@@ -240,7 +185,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--batch-size', type=int, default=128, help='images per update')
     parser.add_argument('--updates', type=int, default=3, help='updates per round')
     parser.add_argument('--passes', action=argparse.BooleanOptionalAction, default=True, help='time the bare passes')
-    parser.add_argument('--check', action=argparse.BooleanOptionalAction, default=True, help='compare before timing')
     return run(parser, measure, argv)
 
 

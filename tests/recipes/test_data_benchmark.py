@@ -1,6 +1,7 @@
 """Benchmark of the data on a small archive: what it makes, reads and prints."""
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,12 +27,10 @@ def test_the_archive_is_stored_and_sorted(tmp_path):
 def test_every_reader_gives_augmented_batches(tmp_path):
     path = tmp_path / 'a.npz'
     benchmark.make_archive(path, 200)
-    benchmark.make_folder(path, tmp_path / 'images', 50)
-    readers = [
-        benchmark.our_batches(path, 16), benchmark.our_batches(tmp_path / 'images', 16),
-        *(benchmark.peer_batches(benchmark.PeerArchive(path, loaded=loaded), 16) for loaded in (False, True))]
-    for reader in readers:
-        x, y = next(reader)
+    for batches in (
+            benchmark.our_batches(path, 16), *(benchmark.peer_batches(
+                lambda loaded=loaded: benchmark.PeerArchive(path, loaded), 16) for loaded in (False, True))):
+        x, y = next(batches)
         assert x.shape == (16, 3, 32, 32) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
         assert len(y.unique()) > 2  # shuffled: the archive is sorted by class
         assert (x[:, :, 0] == 0).all(2).all(1).any()  # padding of a shifted image
@@ -48,8 +47,8 @@ def test_every_measure_and_the_ratios(tmp_path, monkeypatch):
         def apply(self, function, args):
             return function(*args)
 
-    monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda kind: type('C', (), {
-        'Pool': staticmethod(lambda *args, **kwargs: Pool())}))
+    context = SimpleNamespace(Pool=lambda *args, **kwargs: Pool())
+    monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda kind: context)
     path = tmp_path / 'data.json'
     assert benchmark.main([
         '--archive', str(tmp_path / 'a.npz'), '--images', '400', '--batches', '3', '--batch-size', '8',

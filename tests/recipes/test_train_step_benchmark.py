@@ -1,39 +1,31 @@
 """Benchmark of the training update: what it refuses to time, and its figures."""
+import argparse
 import json
 
 import pytest
 import torch
 
-pytest.importorskip('timm_paf.engine.trainer')
 from recipes.benchmarks import train_step as benchmark
 
-TINY = ['--batch-size', '4', '--updates', '1', '--rounds', '2']
-
-
-def figures(path):
-    return {(f['row'], f['column']): f for f in json.loads(path.read_text())['figures']}
+TINY = ['--batch-size', '2', '--updates', '1', '--rounds', '1']
 
 
 def test_every_model_and_way(tmp_path):
     path = tmp_path / 'a.json'
     assert benchmark.main([
-        *TINY, '--models', 'wrn10_2_relu', 'wrn10_2_pssilu', '--precisions', 'bf16', '--ways', 'eager', 'compiled',
-        '--backend', 'eager', '--no-passes', '--channels-last', '--image-size', '8', '--json', str(path)]) == 0
-    found = figures(path)
-    for way in ('eager', 'compiled'):
-        for column in ('speed', '÷ plain loop', '÷ wrn10_2_relu', 'of peak'):
-            assert found[f'wrn10_2_pssilu, bf16, {way}', column]['rounds'] == 2
-    assert found['matrix product, bf16', 'rate']['median'] > 0
+        *TINY, '--models', 'wrn10_2_relu', 'wrn10_2_pssilu', '--precisions', 'bf16', '--channels-last',
+        '--image-size', '8', '--json', str(path)]) == 0
+    found = {(f['row'], f['column']) for f in json.loads(path.read_text())['figures']}
+    assert {('wrn10_2_pssilu, bf16, eager', column) for column in (
+        'speed', '÷ plain loop', '÷ wrn10_2_relu', 'over the passes')} <= found
 
 
-def test_the_bare_passes_are_those_of_an_update_in_its_precision(tmp_path):
-    path = tmp_path / 'a.json'
-    assert benchmark.main([*TINY, '--precisions', 'bf16', '--json', str(path)]) == 0
-    assert ('wrn10_2_pssilu, bf16, eager', 'over the passes') in figures(path)
+def test_the_bare_passes_are_those_of_an_update_in_its_precision():
     seen = []
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     model[1].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    benchmark._in_precision('bf16', model, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    with benchmark.autocast(argparse.Namespace(device='cpu'), 'bf16'):
+        benchmark.bare_passes(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
     assert seen == 12 * [torch.bfloat16] and model[1].weight.requires_grad
 
 
