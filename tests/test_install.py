@@ -1,5 +1,6 @@
 """An editable install as users have it: their script lies next to the clone, whose folder has the package's name."""
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -49,4 +50,4 @@ def test_mypy_sees_the_types_in_a_users_script(parent):
     shown = subprocess.run(
         [sys.executable, '-m', 'mypy', '--python-executable', str(python), '--ignore-missing-imports',
          '--follow-imports', 'silent', 'typed.py'], cwd=parent, capture_output=True, text=True)
-    assert 'Revealed type is "builtins.int"' in shown.stdout, shown.stdout + shown.stderr
+    assert re.search(r'Revealed type is "(builtins\.)?int"', shown.stdout), shown.stdout + shown.stderr
