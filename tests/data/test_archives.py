@@ -46,9 +46,7 @@ FORMATS = {
     'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}, NCHW, LABEL),
     'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
     'behind a prefix': (behind_a_prefix, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
-    'big-endian labels': (np.savez, {'image': NHWC, 'label': LABEL.astype('>i2')}, {}, NCHW, LABEL),
     'uint64 labels': (np.savez, {'image': NHWC, 'label': LABEL.astype(np.uint64)}, {'channels': 3}, NCHW, LABEL),
-    'floats to 1': (np.savez, {'image': NHWC / 255, 'label': LABEL}, {}, UNIT, LABEL),
     'float16 to 255': (np.savez, {'image': NHWC.astype(np.float16), 'label': LABEL}, {}, UNIT, LABEL),
     'big-endian floats': (np.savez, {'image': NHWC.astype('>f4'), 'label': LABEL}, {}, UNIT, LABEL),
     'soft labels in float16': (np.savez, {'image': NHWC, 'label': SOFT.astype(np.float16)}, {}, NCHW, SOFT),
@@ -83,42 +81,32 @@ def test_take_returns_what_was_written(tmp_path, monkeypatch, format, where):
 FEW, FEW_X, FEW_Y = NHWC[:6], NCHW[:6], np.array([0, 1, 2, 2, 1, 0])
 
 
-def with_nan(array, index, value=np.nan):
-    array = array.astype(np.float64)
-    array[index].flat[1] = value
+def with_nan(array, index):
+    array[index].flat[1] = np.nan
     return array
 
 
 SOFT = np.eye(3)[FEW_Y] * .7 + .1
-NEGATIVE = SOFT + np.array([[0, 0, 0]] * 3 + [[-.3, .3, 0]] + [[0, 0, 0]] * 2)
 SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
 OBJECTS = np.empty(6, object)
 BAD = {
-    'foreign keys': ({'data': FEW, 'extrapolated_targets': FEW_Y}, {}, 'holds data, extrapolated_targets; expected'),
     'keys of two kinds': ({'image': FEW, 'Y': FEW_Y}, {}, 'holds image, Y; expected'),
     'both pairs': ({'image': FEW, 'label': FEW_Y, 'X': FEW, 'Y': FEW_Y}, {}, 'expected'),
     'empty': ({}, {}, 'holds nothing; expected'),
     'integer images': ({'image': FEW.astype(int), 'label': FEW_Y}, {}, "'image' is of dtype int64, expected uint8"),
-    'normalised images': (
-        {'image': FEW / 127.5 - 1, 'label': FEW_Y}, {}, "'image' has pixels from -.* at index 0,"),
+    'normalised images': ({'image': FEW / 127.5 - 1, 'label': FEW_Y}, {}, "'image' has pixels from -.* at index 0,"),
     'images beyond 255': ({'image': FEW * 2., 'label': FEW_Y}, {}, r'expected finite values in \[0, 255\]'),
     'NaN in an image': ({'image': with_nan(FEW / 255, 4), 'label': FEW_Y}, {}, 'pixels from nan .* index 4'),
     'soft labels that do not add up': ({'image': FEW, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
-    'soft labels below zero': ({'image': FEW, 'label': NEGATIVE}, {}, "'label' has the row .* at index 3"),
-    'soft labels of other classes': ({'image': FEW, 'label': SOFT[:, :2]}, {}, r'\(6, 2\) .*, expected \(6, 3\)'),
     'flat images': ({'image': FEW.reshape(6, -1), 'label': FEW_Y}, {}, r"'image' has shape \(6, 60\), expected"),
     'no images': ({'image': FEW[:0], 'label': FEW_Y[:0]}, {}, 'nothing empty'),
-    'object images': ({'image': OBJECTS, 'label': FEW_Y}, {}, "'image' is of dtype object: .* not read"),
     'object labels': ({'image': FEW, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
     'float labels': ({'image': FEW, 'label': FEW_Y / 1}, {}, "'label' is of dtype float64, expected integers"),
-    'column of labels': ({'image': FEW, 'label': FEW_Y[:, None]}, {}, r"'label' has shape \(6, 1\) for 6 images"),
     'counts differ': ({'image': FEW, 'label': FEW_Y[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
     'no classes': ({'image': FEW, 'label': FEW_Y}, {'num_classes': 0}, 'got num_classes=0'),
     'label too high': ({'X': FEW, 'Y': FEW_Y + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
-    'label negative': ({'image': FEW, 'label': FEW_Y - 1}, {}, "'label' has values from -1 to 1.*index 0"),
     'label beyond int64': ({'image': FEW, 'label': FEW_Y.astype(np.uint64) + np.uint64(2**63)}, {}, 'from 92233'),
     'other channels': ({'image': FEW, 'label': FEW_Y}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
-    'no channel axis': ({'image': FEW[..., :2], 'label': FEW_Y}, {}, 'expected 1 or 3 channels'),
     'other layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
     'layout left open': ({'image': SQUARE, 'label': FEW_Y}, {}, 'NHWC or NCHW; choose one with layout='),
     'no such layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'HWC'}, "layout='HWC'"),
@@ -135,13 +123,12 @@ def test_bad_members(tmp_path, case):
     assert case in ('no such layout', 'no classes') or str(tmp_path / 'a.npz') in str(caught.value)
 
 
-def written(save, *arrays, **members):
-    buffer = io.BytesIO()
-    save(buffer, *arrays, **members)
+def written(**members):
+    np.savez(buffer := io.BytesIO(), **members)
     return buffer.getvalue()
 
 
-GOOD = written(np.savez, image=FEW, label=FEW_Y)
+GOOD = written(image=FEW, label=FEW_Y)
 
 
 def with_flipped_pixel():
@@ -162,10 +149,8 @@ def with_member(name, content):
 BROKEN = {
     'truncated': (lambda: GOOD[:-200], 'not a readable .npz'),
     'empty file': (lambda: b'', 'not a readable .npz'),
-    'npy': (lambda: written(np.save, FEW), 'not a readable .npz'),
     'flipped bit': (with_flipped_pixel, "'image' .*CRC"),
     'short member': (lambda: with_member('image', lambda data: data[:-1]), "'image' holds 359 bytes .* 360"),
-    'long member': (lambda: with_member('label', lambda data: data + b'x'), "'label' holds 49 bytes .* 48"),
     'member is no array': (lambda: with_member('image', lambda data: b'hello'), "'image' cannot be read"),
     'lying header': (
         lambda: with_member('image', lambda data: data.replace(b'(6, 5, 4, 3), }        ', b'(6, 5, 4, 333333333), }')),

@@ -23,7 +23,7 @@ def on_disk(tmp_path):
 def test_counts(tmp_path, make):
     report = sample_report(make(tmp_path))
     assert report.images == 7 and report.image_shape == (3, 4, 4) and report.image_dtype == 'uint8'
-    assert report.class_counts == (2, 1, 4, 0) and report.pixel_range is None
+    assert report.class_counts == (2, 1, 4, 0)
     assert '7 images 3x4x4 uint8' in str(report) and 'labels from 0 to 2' in str(report)
     assert 'rarest of 4 classes has 0.0 %, the most frequent 57.1 %, and 1 do not occur' in str(report)
 
@@ -34,7 +34,6 @@ def test_parts_are_added_up(tmp_path):
     assert report.images == 21 and report.class_counts == (6, 3, 12, 0)
     assert report.image_dtype == 'float32+uint8' and report.label_dtype == 'float32+int64'
     assert sample_report(object()) is None
-    np.testing.assert_allclose(report.pixel_range, (0, 1))  # uint8 wraps: 336 values hold every one from 0 to 255
 
 
 def test_the_report_of_a_sample(tmp_path, monkeypatch):
@@ -44,7 +43,7 @@ def test_the_report_of_a_sample(tmp_path, monkeypatch):
     np.savez(tmp_path / 'a.npz', image=images, label=np.arange(300) * 3 // 300)
     report = sample_report(open_archive(tmp_path / 'a.npz', num_classes=3, mapped=True))
     assert report.class_counts == (10, 10, 10) and (report.images, report.sampled) == (300, 30)
-    assert report.pixel_range[0] >= 0 and report.pixel_range[1] > 250 and 'a sample of 30 labels' in str(report)
+    assert 'a sample of 30 labels' in str(report)
 
 
 @pytest.mark.parametrize('count', [1, 5, 1024, 1025, 1026, 5000, 10**8])

@@ -95,17 +95,12 @@ def test_an_archive_that_changes_while_it_is_copied(tmp_path, cache):
     assert entries(cache) == []
 
 
-DAMAGE = {
-    'cut short': lambda copy: os.truncate(copy, 500),
-    'of other arrays': lambda copy: np.savez(copy, pixels=NHWC[:50], targets=LABEL),
-    'without labels': lambda copy: np.savez(copy, pixels=NHWC),
-}
-
-
-@pytest.mark.parametrize('damage', DAMAGE)
+@pytest.mark.parametrize('damage', [
+    lambda copy: os.truncate(copy, 500), lambda copy: np.savez(copy, pixels=NHWC[:50], targets=LABEL),
+    lambda copy: np.savez(copy, pixels=NHWC)], ids=['cut short', 'of other arrays', 'without labels'])
 def test_a_copy_that_is_not_whole_is_made_again(tmp_path, cache, damage):
     source = opened(deflated(tmp_path / 'a.npz'), cache)
-    DAMAGE[damage](source.pixels.path)
+    damage(source.pixels.path)
     again = opened(tmp_path / 'a.npz', cache)
     assert np.array_equal(again.take(torch.arange(60))[0], NCHW)
 
@@ -130,13 +125,9 @@ def test_damaged_archives_leave_nothing_behind(tmp_path, cache):
     assert entries(cache) == []
 
 
-@pytest.mark.parametrize('image, label, message', [
-    (NHWC, LABEL + 1, "a.npz: 'label' has values from 1 to 3.* at index 40"),
-    (NHWC / 127.5 - 1, LABEL, "a.npz: 'image' has pixels from -.* at index 0, expected"),
-], ids=['label', 'pixels'])
-def test_messages_about_the_content_name_the_archive(tmp_path, cache, image, label, message):
-    with pytest.raises(ValueError, match=message):
-        opened(deflated(tmp_path / 'a.npz', image, label), cache)
+def test_messages_about_the_content_name_the_archive(tmp_path, cache):
+    with pytest.raises(ValueError, match=r"a\.npz: 'label' has values from 1 to 3.* at index 40"):
+        opened(deflated(tmp_path / 'a.npz', label=LABEL + 1), cache)
 
 
 def test_no_room(tmp_path, cache, monkeypatch):

@@ -136,17 +136,15 @@ class ConcatenatedImages:
         """
         indices = checked_indices(indices, self)
         owner = torch.bucketize(indices, self._ends, right=True)
-        images, labels, slots = [], [], []
+        images, labels = [], []
         for number in owner.unique().tolist() or [0]:
-            slot = (owner == number).nonzero()[:, 0]
             start = int(self._ends[number]) - len(self.parts[number])
-            part_images, part_labels = self.parts[number].take(indices[slot] - start)
-            slots.append(slot)
+            part_images, part_labels = self.parts[number].take(indices[owner == number] - start)
             images.append(part_images)
             labels.append(label_distribution(part_labels, self.num_classes) if self._mixed else part_labels)
         if len({image.dtype for image in images}) > 1:
             images = [to_unit_range(image) for image in images]
-        back = torch.cat(slots).argsort().to(images[0].device)
+        back = owner.argsort(stable=True).argsort().to(images[0].device)
         return torch.cat(images)[back], torch.cat(labels)[back]
 
 

@@ -187,8 +187,8 @@ def _timm(name: str, options: DatasetOptions) -> DataSplits:
             for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
         val, test = (part.loaded(name=f'{name}/{kind}') for part, kind in zip(measured, ('val', 'test'), strict=True))
         return DataSplits(train, val, test)
-    train_images, test_images = (
-        _decoded(name, split, options) for split in (options.train_split, options.test_split))
+    train_images = _decoded(name, options.train_split, options)
+    test_images = _decoded(name, options.test_split, options)
     test = test_images.subset(_test_order(test_images), name=f'{name}/test').loaded(name=f'{name}/test')
     if options.val_split is not None:
         val = _decoded(name, options.val_split, options).loaded(name=f'{name}/val')

@@ -125,15 +125,14 @@ class DiskImages:
             f'set?')
 
     def _check_sample(self) -> SampleReport:
-        count, bounds = len(self), None
+        count = len(self)
         sample = sample_indices(count, _SAMPLE)
         if self.pixels.dtype == np.uint8:
             self.pixels.rows(sample[[0, -1]])  # shows that the file is readable at both ends
         else:
             checked = sample[::4]
             pixels = self.pixels.rows(checked)
-            bounds = float(pixels.min()), float(pixels.max())
-            self._limit = 255 if bounds[1] > 1 else 1
+            self._limit = 255 if pixels.max() > 1 else 1
             self._check_pixels(pixels, checked)
         complete = self.targets.nbytes <= _ALL_LABELS
         targets = self.targets.range(0, count) if complete else self.targets.rows(sample)
@@ -143,7 +142,7 @@ class DiskImages:
             self._labels = numbers.astype(np.min_scalar_type(self.num_classes - 1))
         counts = tuple(np.bincount(numbers, minlength=self.num_classes).tolist())
         return SampleReport(
-            count, self.image_shape, str(self.pixels.dtype), str(self.targets.dtype), bounds, len(targets), counts)
+            count, self.image_shape, str(self.pixels.dtype), str(self.targets.dtype), len(targets), counts)
 
     def _class_numbers(self, targets: np.ndarray) -> np.ndarray:
         return targets.argmax(1) if self.soft else targets.astype(np.int64)

@@ -69,7 +69,7 @@ class FolderImages:
                 with self._open(index) as image:
                     self._check(index, image)
         counts = tuple(np.bincount(self._labels, minlength=num_classes).tolist())
-        self.report = SampleReport(len(self), self.image_shape, 'uint8', 'folder', None, len(self), counts)
+        self.report = SampleReport(len(self), self.image_shape, 'uint8', 'folder', len(self), counts)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -18,7 +18,6 @@ class SampleReport:
         image_shape: (C, H, W).
         image_dtype: As stored.
         label_dtype: As stored.
-        pixel_range: Smallest and largest stored value in the sample; None if pixels are uint8.
         sampled: Number of labels that were read; equal to `images` if it was all of them.
         class_counts: Number of labels per class among those; a soft label counts for its largest entry.
     """
@@ -27,7 +26,6 @@ class SampleReport:
     image_shape: tuple[int, int, int]
     image_dtype: str
     label_dtype: str
-    pixel_range: tuple[float, float] | None
     sampled: int
     class_counts: tuple[int, ...]
 
@@ -52,21 +50,18 @@ def sample_report(source: ImageSource) -> SampleReport | None:
         reports = [report for part in source.parts if (report := sample_report(part))]
         if len(reports) < len(source.parts):
             return None
-        bounds = [bound for report in reports for bound in report.pixel_range or ()]
         counts = np.sum([report.class_counts for report in reports], axis=0)
         image_dtype, label_dtype = (
             '+'.join(sorted({getattr(report, name) for report in reports})) for name in ('image_dtype', 'label_dtype'))
         return SampleReport(
-            len(source), source.image_shape, image_dtype, label_dtype, (min(bounds), max(bounds)) if bounds else None,
-            sum(report.sampled for report in reports), tuple(counts.tolist()))
+            len(source), source.image_shape, image_dtype, label_dtype, sum(report.sampled for report in reports),
+            tuple(counts.tolist()))
     if not isinstance(source, LabelledImages):
         return getattr(source, 'report', None)
     labels = source.labels.argmax(1) if source.soft else source.labels
-    low, high = source.images.aminmax()
     image_dtype, label_dtype = (str(data.dtype).removeprefix('torch.') for data in (source.images, source.labels))
     return SampleReport(
-        len(source), source.image_shape, image_dtype, label_dtype,
-        None if source.images.dtype == torch.uint8 else (float(low), float(high)), len(source),
+        len(source), source.image_shape, image_dtype, label_dtype, len(source),
         tuple(torch.bincount(labels, minlength=source.num_classes).tolist()))
 
 
