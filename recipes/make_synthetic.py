@@ -73,7 +73,7 @@ def open_generator(
     generator = load_diffusion(config, train, device=processes.device)
     if not generator.conditional and labeller is None:
         raise ValueError(f'{config.generator_folder}: the model is not class-conditional; give --labeller-checkpoint.')
-    maker = PartMaker(config=config, generator=generator, labeller=labeller, source=train, device=processes.device)
+    maker = PartMaker(config=config, generator=generator, labeller=labeller, source=train)
     check_folder(Path(config.output), maker.plan())
     return maker
 

@@ -22,7 +22,7 @@ def images_of(labels, generator):
 
 class Draws:
     """A generator that draws the classes it is asked for, or of its own accord mostly class 0."""
-    record = {'name': 'draws'}
+    record, device = {'name': 'draws'}, torch.device('cpu')
 
     def __init__(self, *, conditional):
         self.conditional = conditional
@@ -51,12 +51,11 @@ def source():
 
 def maker(source, generator=None, labeller=True, **settings):
     settings = dict(num_images=50, part_size=23, batch_size=16, min_distance=0.) | settings
-    cpu = torch.device('cpu')
     config = SyntheticConfig(
         method='diffusion', generator='x', output='folder', labeller_checkpoint='x' if labeller else None, **settings)
     return PartMaker(
         config=config, generator=generator or Draws(conditional=False),
-        labeller=Labeller(Brightness(), {}) if labeller else None, source=source, device=cpu)
+        labeller=Labeller(Brightness(), {}) if labeller else None, source=source)
 
 
 WAYS = {
@@ -104,6 +103,7 @@ def test_without_balance_images_come_as_they_are_drawn(source):
 
 class Script:
     """Draws the images given, then new ones of all classes in turn."""
+    device = torch.device('cpu')
 
     def __init__(self, first, *, conditional=False):
         self.first, self.conditional = first, conditional

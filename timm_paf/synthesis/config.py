@@ -23,9 +23,7 @@ _data, _mixture, _diffusion, _train, _labels = (
 class SyntheticConfig(Settings):
     """Settings of recipes/make_synthetic.py, one field per flag; they are checked when the object is made."""
     dataset: str = _data('digits', 'Data set to learn from.', choices=('digits',))
-    method: str = _data(
-        'mixture', 'mixture: a Gaussian mixture per class; diffusion: a diffusion model.',
-        choices=('mixture', 'diffusion'))
+    method: str = _data('mixture', 'Gaussian mixture per class, or diffusion model.', choices=('mixture', 'diffusion'))
     num_images: int = _data(10_000, 'Number of images, all classes together.', least=1)
     output: str = _data('', 'Archive NAME.npz (mixture) or folder (diffusion) to write.', unset='required')
     seed: int = _data(0, 'Random seed, any integer.')
@@ -52,13 +50,11 @@ class SyntheticConfig(Settings):
 
     labeller_checkpoint: str | None = _labels(
         None, 'Weights of a model that gives or checks the labels.', unset='no such model', metavar='FILE')
-    labeller: str | None = _labels(
-        None, "Name of that model in timm's registry.", unset='as in the checkpoint', metavar='MODEL')
-    min_confidence: float = _labels(
-        0., 'Drop images whose label has a lower softmax probability, 0 to 1.', least=0, most=1)
+    labeller: str | None = _labels(None, "That model's name in timm.", unset='as in the checkpoint', metavar='MODEL')
+    min_confidence: float = _labels(0., 'Drop images whose label has a lower probability, 0 to 1.', least=0, most=1)
     balance: bool = _labels(True, 'Make equally many images per class.')
     min_distance: float = _labels(
-        0.02, 'Drop images nearer than this to a training image: root mean square of pixel differences, 0 to 1.',
+        0.02, 'Drop images this near to a training image (root mean square of pixel differences, 0 to 1).',
         least=0, most=1)
     max_draws: int = _labels(20, 'Give up when more than this many images are sampled per image kept.', least=1)
 
@@ -72,16 +68,14 @@ class SyntheticConfig(Settings):
                 raise ValueError(f'{flag(name)} belongs to --method diffusion; add that, or remove {flag(name)}.')
         archive = (
             (output.suffix != '.npz' or output.is_dir(), f'--output = {output}: expected a file name ending in .npz.'),
-            (output.exists() and not self.overwrite,
-             f'{output} already exists; give another --output, or --overwrite to replace it.'))
+            (output.exists() and not self.overwrite, f'{output} already exists; give another --output or --overwrite.'))
         parts = (
             (output.suffix == '.npz' or output.is_file(),
              f'--output = {output}: --method diffusion writes parts; give the name of a folder.'),
             (self.overwrite, '--overwrite belongs to --method mixture; --method diffusion resumes a folder.'),
             (self.train == bool(self.generator), '--method diffusion needs either --generator FOLDER or --train.'),
+            (self.train and (self.sampling_steps or 0) > TIMESTEPS, f'--sampling-steps: expected at most {TIMESTEPS}.'),
             (self.train_width % 8, f'--train-width = {self.train_width}: expected a multiple of 8.'),
-            (self.train and (self.sampling_steps or 0) > TIMESTEPS,
-             f'--sampling-steps = {self.sampling_steps}: expected at most {TIMESTEPS} with --train.'),
             (self.train and not self.conditional and checkpoint is None,
              '--no-conditional needs --labeller-checkpoint, a model that labels the images.'),
             (checkpoint is None and (self.labeller or self.min_confidence > 0),

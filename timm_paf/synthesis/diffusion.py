@@ -192,7 +192,7 @@ def fit_diffusion(
         if ((step + 1) % 20 == 0 or step + 1 == config.train_steps) and not (loss + tail).isfinite():
             raise SynthesisFailed(f'The loss of the generator is NaN or infinite at step {step + 1}; lower --train-lr.')
         progress(step + 1)
-    _save(config.generator_folder, unet=ema.module, scheduler=scheduler, record=config.training_record(train))
+    _save(config.generator_folder, ema.module, scheduler, config.training_record(train))
     return float(tail)
 
 
@@ -220,7 +220,7 @@ def _small_unet(config: SyntheticConfig, train: LabelledImages) -> torch.nn.Modu
         resnet_time_scale_shift='scale_shift', num_class_embeds=train.num_classes if config.conditional else None)
 
 
-def _save(folder: Path, *, unet: Any, scheduler: Any, record: dict[str, Any]) -> None:
+def _save(folder: Path, unet: Any, scheduler: Any, record: dict[str, Any]) -> None:
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.', suffix='.tmp', dir=folder.parent) as temporary:
         partial = Path(temporary) / folder.name

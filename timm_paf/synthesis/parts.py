@@ -36,8 +36,7 @@ def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.de
     """Load the model of --labeller-checkpoint; None if there is none.
 
     Raises:
-        ValueError: If the checkpoint or the model is not as expected.
-        FileNotFoundError: If there is no such file.
+        ValueError: If the checkpoint or the model is not as expected; FileNotFoundError if there is no such file.
     """
     path = config.labeller_checkpoint
     if path is None:
@@ -79,16 +78,14 @@ class PartMaker:
 
     Args:
         config: Sizes, seed and filters.
-        generator: Source of images.
+        generator: Source of images; labels and distances are computed on its device.
         labeller: Source of labels; None to trust a conditional generator.
         source: Training set.
-        device: Where labels and distances are computed.
     """
     config: SyntheticConfig
     generator: Diffusion
     labeller: Labeller | None
     source: LabelledImages
-    device: torch.device
 
     def plan(self) -> dict[str, Any]:
         """Everything that determines the images, as plain values for the manifest."""
@@ -191,11 +188,11 @@ class PartMaker:
     @torch.inference_mode()
     def _filter(self, images: Tensor, asked: Tensor | None, rejected: dict[str, int]) -> tuple[Tensor, Tensor]:
         """Labels (B,) of a batch, and which images pass the filters (B,) bool; counts the others in `rejected`."""
-        distance = distance_to_nearest(images, self.source, device=self.device)
+        distance = distance_to_nearest(images, self.source, device=self.generator.device)
         checks = {'duplicate': distance == 0, 'near_duplicate': distance < self.config.min_distance}
         labels = asked
         if self.labeller is not None:
-            logits = self.labeller.model(to_unit_range(images).to(self.device)).float()
+            logits = self.labeller.model(to_unit_range(images).to(self.generator.device)).float()
             if not logits.isfinite().all():
                 raise SynthesisFailed('The labeller gives NaN or infinite logits; check its checkpoint.')
             confidence, labels = (values.cpu() for values in logits.softmax(1).max(1))
