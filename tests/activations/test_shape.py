@@ -165,6 +165,7 @@ def test_special_places():
     assert (found.curvature, found.curvature_at, found.smoothness) == (near(2.), 2., 'C1')  # next to a break
     found = shape.describe(lambda x: x - x.tanh())  # 0 in float64 for |x| < 1e-8, by cancellation
     assert (found.zeros, found.zero_on, found.negative_on) == ((0.,), (), ((-INF, 0.),))
+    assert shape.describe(lambda x: (x - 1.3).abs()).zeros == (1.3,)
     found = shape.describe(lambda x: torch.where(x > 2, x - 1, x))  # a downward jump
     assert found.falls_on == ((2., 2.),) and found.monotonicity == 'neither'
 
