@@ -195,21 +195,30 @@ def test_wrong_arguments_are_named(call, error, message):
 
 @pytest.mark.parametrize('name', REFERENCE)
 def test_autocast_promotes_nothing(name):
-    dtype = torch.bfloat16
     x = torch.randn(4, 3, requires_grad=True)
     parameters = [torch.tensor([p], requires_grad=True) for p in REFERENCE[name][1][0]]
-    with torch.autocast('cpu', dtype=dtype):
+    with torch.autocast('cpu', dtype=torch.bfloat16):
         y = getattr(functional, name)(torch.nn.functional.linear(x, torch.eye(3)), *parameters)
         assert getattr(functional, name)(x.detach().double(), *parameters).dtype == torch.float64
-    assert y.dtype == dtype
     y.sum().backward()
-    assert x.grad.dtype == torch.float32
+    assert y.dtype == torch.bfloat16 and x.grad.dtype == torch.float32
 
 
 SMOOTH = {  # parameters away from every kink and edge
     'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (0.3,), 'psilu': (1.3,), 'psoftplus': (0.7,),
     'reblu': (0.6,), 'ssilu': (0.3,), 'pssilu_fixed': (0.8, 0.3), 'pssilu': (1.3, 0.2)}
 forward_mode = pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')  # torch's own, on the way in
+
+
+@forward_mode
+@pytest.mark.parametrize('name', REFERENCE)
+def test_first_and_second_derivatives_are_consistent(name):
+    """By finite differences, which must cross neither the kink at x = 0 nor that of |p|, nor an edge."""
+    x = torch.tensor([-30., -3., -0.7, 0.4, 2., 25.], dtype=torch.float64, requires_grad=True)
+    for sign in (1, -1):
+        tensors = [torch.tensor([sign * p], dtype=torch.float64, requires_grad=True) for p in SMOOTH[name]]
+        assert torch.autograd.gradcheck(getattr(functional, name), (x, *tensors), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(getattr(functional, name), (x, *tensors))
 
 
 def plain(name, *arguments):

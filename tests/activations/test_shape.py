@@ -1,5 +1,4 @@
 """Shapes against closed forms, and searched properties against known ones."""
-import csv
 import importlib.util
 import json
 import math
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from timm_paf.activations import ACTIVATIONS, PELU, PSoftplus, PSSiLU, functional, shape
+from timm_paf.activations import ACTIVATIONS, PSoftplus, PSSiLU, functional, shape
 
 INF = math.inf
 SILU_AT, SILU_LEAST = -1.2784645427610738, -0.27846454276107379  # -(1 + W(1/e)) and -W(1/e), W being Lambert's
@@ -48,13 +47,8 @@ CLOSED_FORMS = [
     ('prelu0', {'alpha': -0.2}, dict(
         negative_sign='positive', monotonicity='neither', falls_on=((-INF, 0.),), slope_left=-0.2, negative_max=INF,
         negative_max_at=-INF, negative_mean=0.8, breaks=(shape.Break(0., 1, 1.2),))),
-    ('prelu0', {'alpha': 0.2}, dict(
-        negative_sign='negative', monotonicity='increasing', falls_on=(), negative_min=-INF, slope_left=0.2)),
     ('prelu0', {'alpha': 1.}, dict(curvature=0., smoothness='smooth', breaks=(), zeros=(0.,))),
-    ('preluplus', {'alpha': 0.4}, dict(
-        slope_left=0., slope_right=0.4, curvature=INF, breaks=(shape.Break(0., 1, 0.4),))),
     ('preluplus', {'alpha': 0.}, dict(monotonicity='constant', zero_on=((-INF, INF),), smoothness='smooth')),
-    ('pelu', {'alpha': 1.}, dict(curvature=1., curvature_at=0., smoothness='C1', slope_left=0., slope_right=1.)),
     ('pelu', {'alpha': 0.5}, dict(
         curvature=INF, finite_curvature=0.5, finite_curvature_at=0., smoothness='C0', negative_min=-0.5,
         negative_min_at=-INF, breaks=(shape.Break(0., 1, 0.5),))),
@@ -80,8 +74,6 @@ CLOSED_FORMS = [
         negative_sign='positive', zeros=(0.,), falls_on=((-INF, 0.),), negative_min=0., negative_min_at=0.)),
     ('pssilu', {'alpha': 1e4, 'beta': 0.3}, dict(
         curvature=5e3 / 0.7, curvature_at=0., zeros=(-math.log(7 / 3) / 1e4, 0.), slope_left=-0.3 / 0.7)),
-    ('pssilu', {'alpha': 1e-3, 'beta': 1e-8}, dict(
-        curvature=5e-4 / (1 - 1e-8), zeros=(-math.log(1e8 - 1) * 1e3, 0.), slope_left=-1e-8 / (1 - 1e-8))),
     ('pssilu', {'alpha': 1e-12, 'beta': 0.3}, dict(
         zeros=(-math.log(7 / 3) * 1e12, 0.), slope_left=-0.3 / 0.7, negative_max=INF)),
     ('pssilu', {'alpha': 0., 'beta': 0.99}, dict(
@@ -96,16 +88,14 @@ def test_closed_forms(name, parameters, expected):
     found = shape.describe(name, **parameters)
     for field, value in expected.items():
         if isinstance(value, tuple):
-            flat = [tuple(vars(v).values()) if isinstance(v, shape.Break) else v for v in getattr(found, field)]
-            wanted = [tuple(vars(v).values()) if isinstance(v, shape.Break) else v for v in value]
-            assert len(flat) == len(wanted), (field, flat)
-            for one, other in zip(flat, wanted, strict=True):
-                assert one == near(other), field
+            pairs = zip(getattr(found, field), value, strict=True)
+            assert all((vars(a) if field == 'breaks' else a) == near(vars(b) if field == 'breaks' else b)
+                       for a, b in pairs), field
         else:
             assert getattr(found, field) == (value if isinstance(value, str) else near(value)), field
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(-4, 4).map(lambda e: 10.**e), st.sampled_from([-1, 1]), st.floats(1e-8, 0.99))
 def test_pssilu_at_any_parameters(alpha, sign, beta):
     found = shape.describe('pssilu', alpha=sign * alpha, beta=-sign * beta)
@@ -118,7 +108,7 @@ def test_pssilu_at_any_parameters(alpha, sign, beta):
     assert found.monotonicity == 'neither' and len(found.falls_on) == 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.floats(-3, 4).map(lambda e: 10.**e))
 def test_psoftplus_and_psilu_at_any_sharpness(alpha):
     softplus, silu = shape.describe('psoftplus', alpha=alpha), shape.describe('psilu', alpha=alpha)
@@ -132,9 +122,8 @@ def test_psoftplus_and_psilu_at_any_sharpness(alpha):
 
 
 @pytest.mark.parametrize('name, parameters', [
-    ('prelu0', (-0.2,)), ('preluplus', (0.4,)), ('pelu', (1.,)), ('pelu', (0.5,)), ('peluplus', (3.,)),
-    ('psilu', (30.,)), ('psoftplus', (1e3,)), ('psoftplus', (0.02,)), ('reblu', (0.6,)), ('ssilu', (0.3,)),
-    ('pssilu_fixed', (2., 0.1)), ('pssilu', (50., 0.3)),
+    ('prelu0', (-0.2,)), ('pelu', (1.,)), ('pelu', (0.5,)), ('psoftplus', (1e3,)), ('psoftplus', (0.02,)),
+    ('reblu', (0.6,)), ('pssilu', (50., 0.3)),
 ])
 def test_a_search_finds_what_is_known_in_closed_form(name, parameters):
     """A search on the bare function finds the breaks and limits that the registered name has from its formula."""
@@ -171,22 +160,17 @@ def test_limits_that_are_infinite_or_missing():
     assert math.isnan(shape.describe(lambda x: x + torch.sin(x).square()).slope_right)
 
 
-def test_curvature_is_greatest_beside_a_break():
+def test_special_places():
     found = shape.describe(lambda x: torch.where(x < 2, x.clamp(min=0).pow(3) / 6, 2 * x - 8 / 3))
-    assert (found.curvature, found.curvature_at, found.smoothness) == (near(2.), 2., 'C1')
-
-
-def test_digits_lost_to_cancellation_are_no_zeros():
-    found = shape.describe(lambda x: x - x.tanh())  # 0 in float64 for |x| < 1e-8
+    assert (found.curvature, found.curvature_at, found.smoothness) == (near(2.), 2., 'C1')  # next to a break
+    found = shape.describe(lambda x: x - x.tanh())  # 0 in float64 for |x| < 1e-8, by cancellation
     assert (found.zeros, found.zero_on, found.negative_on) == ((0.,), (), ((-INF, 0.),))
-
-
-def test_a_downward_jump_is_a_fall():
-    found = shape.describe(lambda x: torch.where(x > 2, x - 1, x))
+    assert shape.describe(lambda x: (x - 1.3).abs()).zeros == (1.3,)
+    found = shape.describe(lambda x: torch.where(x > 2, x - 1, x))  # a downward jump
     assert found.falls_on == ((2., 2.),) and found.monotonicity == 'neither'
 
 
-@pytest.mark.parametrize('length', [0.5, 8., 100.])
+@pytest.mark.parametrize('length', [0.5, 100.])
 def test_mean_over_the_stated_range(length):
     found = shape.describe('elu', mean_range=length)
     assert found.negative_mean == near(-1 - math.expm1(-length) / length) and found.mean_range == length
@@ -200,18 +184,20 @@ def test_learned_values_are_read_and_the_module_is_left_alone():
     assert found.parameters == {'alpha': 3., 'beta': near(0.1)} and found.name == 'pssilu'
     assert found.curvature == pytest.approx(1.5 / 0.9, rel=1e-6)
     assert module.training and module.alpha.dtype == torch.float32 and module.alpha.grad is None
+    with torch.no_grad(), pytest.raises(ValueError, match='expected finite parameters'):
+        shape.describe(module.apply(lambda m: m.alpha.fill_(math.nan)))
 
 
-@pytest.mark.parametrize('value', [0., -0., 1e-45, 1e-3, 0.5, 0.99, 1., 1e4, 1e5, -1e20, 3e38], ids=str)
 @pytest.mark.parametrize('name', ACTIVATIONS)
-def test_learned_values_at_and_beyond_the_edges_have_a_shape(name, value):
+def test_learned_values_at_and_beyond_the_edges_have_a_shape(name):
     module = ACTIVATIONS[name]()
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.fill_(value)
-    found = shape.describe(module)
-    numbers = [v for v in found.to_dict().values() if isinstance(v, float)]
-    assert not any(map(math.isnan, numbers)) and math.isfinite(found.finite_curvature)
+    for value in (0., -0., 1e-45, 0.99, 1e5, -1e20):
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.fill_(value)
+        found = shape.describe(module)
+        numbers = [v for v in found.to_dict().values() if isinstance(v, float)]
+        assert not any(map(math.isnan, numbers)) and math.isfinite(found.finite_curvature), value
 
 
 def test_a_module_is_described_in_inference_mode_and_in_place():
@@ -239,7 +225,6 @@ def test_logging_every_epoch_is_cheap():
     ('relu', {'mean_range': 0.}, ValueError, 'mean_range = 0.0'),
     (PSSiLU(), {'alpha': 2.}, TypeError, 'is a module and has its parameters'),
     (PSSiLU(num_parameters=3), {}, ValueError, 'one value per channel'),
-    (nn.PReLU(3), {}, ValueError, 'one value per channel'),
     (PSSiLU(device='meta'), {}, ValueError, 'meta device'),
     (3, {}, TypeError, 'expected a name'),
     (nn.GELU, {}, TypeError, 'nn.Module instance'),
@@ -248,37 +233,20 @@ def test_logging_every_epoch_is_cheap():
     (lambda x: x.detach() * 2, {}, ValueError, 'through autograd'),
     (torch.sqrt, {}, ValueError, 'finite on'),
     (torch.sin, {}, ValueError, 'oscillates without end'),
-], ids=['unknown', 'range', 'foreign-parameter', 'mean-range', 'module-and-parameters', 'channels', 'prelu-channels',
-        'meta', 'number', 'class', 'softmax', 'sum', 'detached', 'sqrt', 'sine'])
+], ids=['unknown', 'range', 'foreign-parameter', 'mean-range', 'module-and-parameters', 'channels', 'meta',
+         'number', 'class', 'softmax', 'sum', 'detached', 'sqrt', 'sine'])
 def test_errors_say_what_to_do(activation, parameters, error, words):
     with pytest.raises(error, match=words):
         shape.describe(activation, **parameters)
 
 
-def test_nan_has_no_shape():
-    module = PELU()
-    with torch.no_grad():
-        module.alpha.fill_(math.nan)
-    with pytest.raises(ValueError, match='expected finite parameters'):
-        shape.describe(module)
-
-
-def test_rows_for_csv_and_json(tmp_path):
+def test_rows_and_tables():
     found = shape.describe('pssilu', alpha=2., beta=0.1)
     row = found.to_dict()
     assert json.loads(json.dumps(row)) == row
-    with open(tmp_path / 'shapes.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, row)
-        writer.writeheader()
-        writer.writerow(row)
-    with open(tmp_path / 'shapes.csv', newline='') as file:
-        back, = csv.DictReader(file)
-    assert float(back['negative_max']) == INF and float(back['curvature']) == found.curvature
-    assert back['zeros'] == '-1.09861, 0' and back['alpha'] == '2.0'
-
-
-def test_prints_as_a_table():
-    text = str(shape.describe('pssilu', alpha=2., beta=0.1))
+    assert list(row)[:4] == ['name', 'alpha', 'beta', 'curvature'] and row['negative_max'] == INF
+    assert row['zeros'] == '-1.09861, 0' and row['alpha'] == 2. and row['curvature'] == found.curvature
+    text = str(found)
     lines = {line.split('│')[1].strip(): line.split('│')[2].strip() for line in text.splitlines() if '│' in line}
     assert text.splitlines()[0].strip() == 'pssilu(alpha=2, beta=0.1)'
     assert lines['curvature'] == '1.11111 at x = 0'
@@ -289,7 +257,8 @@ matplotlib = pytest.mark.skipif(importlib.util.find_spec('matplotlib') is None, 
 
 
 @matplotlib
-def test_plot_draws_values_and_derivatives_without_spikes():
+def test_plot_draws_values_and_derivatives_without_spikes(tmp_path):
+    from matplotlib import pyplot
     figure = shape.plot({'kinked': 'relu', 'smooth': 'silu'}, x_range=(-2., 3.))
     assert [axes.get_ylabel() for axes in figure.axes] == ['$f(x)$', "$f'(x)$", "$f''(x)$"]
     lines = [[line for line in axes.lines if line.get_label() in ('kinked', 'smooth')] for axes in figure.axes]
@@ -305,13 +274,7 @@ def test_plot_draws_values_and_derivatives_without_spikes():
     styles = [(line.get_linestyle(), line.get_marker()) for line in lines[0]]
     assert styles[0][0] != styles[1][0] and styles[0][1] != styles[1][1]  # readable without colour
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['kinked', 'smooth']
-
-
-@matplotlib
-def test_plot_writes_a_file_and_leaves_pyplot_alone(tmp_path):
-    from matplotlib import pyplot
-    shape.plot([PSSiLU(alpha=2., beta=0.1), torch.tanh]).savefig(tmp_path / 'shapes.png')
-    assert (tmp_path / 'shapes.png').read_bytes().startswith(b'\x89PNG')
+    figure.savefig(tmp_path / 'shapes.png')
     assert not pyplot.get_fignums()
 
 
@@ -323,8 +286,7 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
 
 @matplotlib
 @pytest.mark.parametrize('activations, x_range, words', [
-    ([], (-1., 1.), 'activations is empty'), ('relu', (1., 1.), 'x_range'), ('relu', (0., INF), 'x_range'),
-], ids=['nothing', 'empty-range', 'infinite-range'])
+    ([], (-1., 1.), 'activations is empty'), ('relu', (1., 1.), 'x_range')], ids=['nothing', 'empty-range'])
 def test_plot_errors(activations, x_range, words):
     with pytest.raises(ValueError, match=words):
         shape.plot(activations, x_range=x_range)

@@ -32,13 +32,7 @@ _MOST_RUNS = 64  # intervals of one sign
 
 @dataclasses.dataclass(frozen=True)
 class Break:
-    """A jump of a function or one of its first two derivatives.
-
-    Attributes:
-        x: The place.
-        order: 0 if the value jumps, 1 for a kink (the slope jumps), 2 if only the second derivative jumps.
-        jump: Value on the right minus value on the left.
-    """
+    """A jump at x, right minus left: of the value (order 0), the slope (1, a kink) or only the second derivative."""
     x: float
     order: int
     jump: float
@@ -72,7 +66,7 @@ class Curve:
         y = self.derivatives(x)
         finite = np.isfinite(y).all(axis=0)
         self.x, self.y = x[finite], y[:, finite]
-        self.noise = 0. if known.slopes else 4 * _EPS  # of a sign: the functions of others may lose digits
+        self.noise = 0. if known.slopes else 8 * _EPS  # of a sign: the functions of others may lose digits
         self.sides: dict[float, tuple[float, float]] = {}  # place of a break -> points on both of its sides
         self.breaks = tuple(self._breaks(activation.known))
         if self.sides:
@@ -210,14 +204,12 @@ class Curve:
         points = [(x, side) for x in {*extrema, *self.sides} if x < 0 for side in self.sides.get(x, (x,))]
         jumps_at_0 = any(spot.x == 0 and spot.order == 0 for spot in self.breaks)
         points.append((0., self.sides[0.][0] if jumps_at_0 else 0.))
-        values = (self.value([side for _, side in points]) + 0.).tolist()
-        last, inner = float(self.y[0, 0]), float(self.y[0, _PER_DECADE])
+        last, inner, slope = float(self.y[0, 0]), float(self.y[0, _PER_DECADE]), self.slopes[0]
         limit = last + 0. if abs(last - inner) <= 1e-3 * max(abs(last), 1.) else math.copysign(math.inf, last)
-        if self.slopes[0] and not math.isnan(self.slopes[0]):
-            limit = -math.copysign(math.inf, self.slopes[0])
-        found = [*zip(values, (x for x, _ in points), strict=True), (limit, -math.inf)]
-        found.sort(key=lambda candidate: abs(candidate[1]))
-        return min(found, key=lambda candidate: candidate[0]), max(found, key=lambda candidate: candidate[0])
+        limit = limit if slope == 0 or math.isnan(slope) else -math.copysign(math.inf, slope)
+        values = [limit, *(self.value([side for _, side in points]) + 0.).tolist()]
+        found = sorted(zip(values, [-math.inf, *(x for x, _ in points)], strict=True), key=lambda pair: abs(pair[1]))
+        return min(found, key=lambda pair: pair[0]), max(found, key=lambda pair: pair[0])
 
     def mean_on_negative(self, length: float) -> float:
         """Compute the mean of f over [-length, 0] by Gauss's rule on cells that shrink towards 0 and end at breaks."""

@@ -41,8 +41,9 @@ def title(name: str, parameters: Mapping[str, float]) -> str:
 
 def _sigmoid_like(a: float, b: float = 0.) -> ClosedForm:
     """Closed form of x (sigmoid(a x) - b)/(1 - b), which is a line at a = 0."""
-    line = (0.5 - b) / (1 - b)
-    return ClosedForm((), 1 / max(a, 1e-100), (-b / (1 - b), 1.)) if a > 0 else ClosedForm(slopes=(line, line))
+    if a == 0:
+        return ClosedForm(slopes=((0.5 - b) / (1 - b),) * 2)
+    return ClosedForm(scale=1 / max(a, 1e-100), slopes=(-b / (1 - b), 1.))
 
 
 # name -> closed form of the parameters that enter the formula

@@ -42,7 +42,7 @@ class ActivationShape:
         slope_left, slope_right: Limits of f' at -inf and inf; infinite if it is unbounded, NaN if there is none.
         monotonicity: 'increasing' or 'decreasing' (not strictly), 'constant', or 'neither'.
         falls_on: Intervals of falling output; an interval of length 0 is a downward jump.
-        zeros, zero_on: Isolated zeros, and intervals of zero output. Without a change of sign only x = 0 is found.
+        zeros, zero_on: Isolated zeros (without a change of sign only at x = 0 and at breaks), and intervals of zeros.
         smoothness: 'discontinuous', 'C0' (kinks), 'C1' (f'' jumps), 'C2+' (no break found up to the second derivative)
             or 'smooth' (all derivatives, by the formula).
         breaks: Jumps of f, f' and f''.
@@ -196,17 +196,23 @@ def plot(
     for n, function in enumerate(functions):
         with torch.inference_mode(False), torch.enable_grad():
             curve = Curve(function)
-            x, lines = _lines(curve, low, high)
+            inside = [spot for spot in curve.breaks if low < spot.x < high]
+            x = np.append(curve.x[(low < curve.x) & (curve.x < high)], np.linspace(low, high, 1001))
+            for left, right in (curve.sides[spot.x] for spot in inside):
+                x = x[(x <= left) | (x >= right)]
+            x = np.unique(np.append(x[x != 0], [spot.x for spot in inside]))
+            lines = curve.derivatives(x)
         # dashes and markers distinguish the curves without colour; the colours are those of Okabe and Ito
         colour = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9')[n % 7]
         dashes = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))[n % 5]
+        for spot in inside:
+            lines[spot.order:, x == spot.x] = math.nan  # lines that do not jump have no gap
+            if spot.order == 1:
+                panels[2].axvline(spot.x, color=colour, linestyle=dashes, linewidth=1.2)
         label = labels[n] if labels else title(function.name, function.parameters)
         for panel, line in zip(panels, lines, strict=True):
             panel.plot(x, line, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker='os^DvPX*'[n % 8],
                        markersize=5, markerfacecolor='white', markevery=(0.03 + 0.03 * (n % 4), 0.12))
-        for spot in curve.breaks:
-            if spot.order == 1 and low < spot.x < high:
-                panels[2].axvline(spot.x, color=colour, linestyle=dashes, linewidth=1.2)
     for panel, label in zip(panels, ('$f(x)$', "$f'(x)$", "$f''(x)$"), strict=True):
         panel.set(xlabel='$x$', ylabel=label, xlim=(low, high))
         panel.axhline(0, color='0.6', linewidth=0.8, zorder=0)
@@ -216,16 +222,3 @@ def plot(
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(len(functions), 4),
                   frameon=False)
     return figure
-
-
-def _lines(curve: Curve, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """X of shape (N,), and f, f' and f'' of shape (3, N) with NaN at their breaks."""
-    inside = [spot for spot in curve.breaks if low < spot.x < high]
-    x = np.append(curve.x[(low < curve.x) & (curve.x < high)], np.linspace(low, high, 1001))
-    for left, right in (curve.sides[spot.x] for spot in inside):
-        x = x[(x <= left) | (x >= right)]
-    x = np.unique(np.append(x[x != 0], [spot.x for spot in inside]))
-    lines = curve.derivatives(x)
-    for spot in inside:
-        lines[spot.order:, x == spot.x] = math.nan  # lines that do not jump have no gap
-    return x, lines
