@@ -17,7 +17,7 @@ def learned_network(channels=1, classes=10):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    return model, x[:24], y[:24]
+    return model, x[:18], y[:18]
 
 
 @pytest.fixture(scope='session')
@@ -27,7 +27,7 @@ def learned():
 
 @pytest.fixture(scope='module')
 def trained():
-    return learned_network()
+    return learned_network(classes=5)
 
 
 @pytest.fixture
@@ -38,10 +38,11 @@ def short(monkeypatch):
     def shortened(self, *args, **kwargs):
         original(self, *args, **kwargs)
         for apgd in (self.apgd, self.apgd_targeted):
-            apgd.n_iter = apgd.n_iter_orig = 12
-            apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = 3, 1, 1
+            apgd.n_iter = apgd.n_iter_orig = 8
+            apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = 2, 1, 1
         self.apgd.n_restarts = min(self.apgd.n_restarts, 2)
-        self.fab.n_iter, self.fab.n_restarts = 6, min(self.fab.n_restarts, 2)
-        self.square.n_queries = 60
+        self.fab.n_iter, self.fab.n_restarts = 4, min(self.fab.n_restarts, 2)
+        self.square.n_queries = 50
+        self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 4
 
     monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)

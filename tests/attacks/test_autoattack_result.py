@@ -42,13 +42,6 @@ def test_saved_images_are_the_images(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['adv.npz']
 
 
-def test_failed_save_leaves_the_old_file(tmp_path):
-    (tmp_path / 'adv.npz').write_text('old')
-    with pytest.raises(AttributeError):
-        result(None).save(tmp_path / 'adv.npz', B([0]))
-    assert (tmp_path / 'adv.npz').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
-
-
 def test_verdicts_as_a_table(tmp_path):
     write_verdicts(
         tmp_path / 'verdicts.csv', B([2, 0]), {'clean': B([True, True]), 'pgd': B([True, False])},

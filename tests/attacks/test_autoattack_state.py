@@ -1,16 +1,13 @@
-"""A killed run resumes exactly; the state of another run is an error and stays unchanged."""
-import json
-import os
+"""A killed run resumes exactly; processes share a run; the state of another run is an error and stays unchanged."""
+import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyautoattack
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
 from timm_paf.attacks import CompileSettings, autoattack, check_state
 
@@ -20,8 +17,8 @@ SETTINGS = dict(eps=0.04, version='custom', attacks=['apgd-ce', 'apgd-dlr'], bat
 def problem():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.SiLU(), nn.Linear(8, 5)).eval()
-    x = torch.rand(26, 1, 6, 6)
-    return model, x, model(x).argmax(1).roll(1).where(torch.arange(26) == 3, model(x).argmax(1))
+    x = torch.rand(14, 1, 6, 6)
+    return model, x, model(x).argmax(1).roll(1).where(torch.arange(14) == 3, model(x).argmax(1))
 
 
 def assert_same(one, other):
@@ -51,7 +48,7 @@ def found(tmp_path_factory):
     """The state of a run that stopped after three batches, and the result of a whole run."""
     folder = tmp_path_factory.mktemp('interrupted')
     whole = autoattack(*problem(), **SETTINGS)
-    assert 0 < whole.robust.sum() < whole.clean.sum() < 26 and all(run.broken for run in whole.runs)
+    assert 0 < whole.robust.sum() < whole.clean.sum() < 14 and all(run.broken for run in whole.runs)
     with pytest.raises(Interrupted):
         autoattack(*problem(), **SETTINGS, state=folder / 'state', progress=interrupt_after(3))
     return folder / 'state', whole
@@ -100,13 +97,12 @@ def other_activation(model, x, y):
 
 @pytest.mark.parametrize('change, message', [
     (other(eps=0.05), 'eps 0.04 instead of 0.05'), (other(norm='l2'), 'norm linf instead of l2'),
-    (other(seed=2), 'seed 1 instead of 2'), (other(batch_size=5), 'batch_size 4 instead of 5'),
+    (other(batch_size=5, seed=2), 'batch_size 4 instead of 5; seed 1 instead of 2'),
     (other(attacks=['apgd-ce']), "components ['apgd-ce', 'apgd-dlr'] instead of ['apgd-ce']"),
     (other(compile=CompileSettings(backend='eager')), 'compile None instead of'), (other_weights, 'other model'),
-    (other_activation, 'other model'), (lambda model, x, y: (model, 1 - x, y, SETTINGS), 'other images'),
-    (lambda model, x, y: (model, x, (y + 1) % 5, SETTINGS), 'other labels'),
-    (lambda model, x, y: (model, x[:20], y[:20], SETTINGS), 'other images; other labels'),
-], ids=['eps', 'norm', 'seed', 'batch size', 'components', 'compile', 'weights', 'layers', 'images', 'labels', 'fewer'])
+    (other_activation, 'other model'), (lambda model, x, y: (model, x, (y + 1) % 5, SETTINGS), 'other labels'),
+    (lambda model, x, y: (model, x[:9], y[:9], SETTINGS), 'other images; other labels'),
+], ids=['eps', 'norm', 'two', 'components', 'compile', 'weights', 'layers', 'labels', 'fewer'])
 def test_state_of_another_run_is_an_error_and_stays(interrupted, change, message):
     state, _ = interrupted
     before = contents(state)
@@ -132,31 +128,21 @@ def test_a_compiled_run_is_resumed(tmp_path):
 @pytest.mark.parametrize('name, content, message', [
     ('run.json', b'{"eps', 'run.json cannot be read'), ('run.json', b'[]', 'run.json cannot be read'),
     ('01-000000.npz', b'PK', 'delete this file'), ('01-000000.npz', b'', 'delete this file'),
-], ids=['cut', 'other json', 'cut batch', 'empty batch'])
+    ('01-000000.npz', 'object', 'delete this file'), ('01-000001.npz', 'moved', 'other images'),
+], ids=['cut', 'other json', 'cut batch', 'empty batch', 'code', 'moved batch'])
 def test_a_damaged_state_is_named(interrupted, name, content, message):
     state, whole = interrupted
-    (state / name).write_bytes(content)
+    if content == 'object':  # which numpy would unpickle, and so execute
+        np.savez(state / name, attacked=np.array([print], dtype=object), allow_pickle=True)
+    else:
+        (state / name).write_bytes((state / '01-000000.npz').read_bytes() if content == 'moved' else content)
     before = contents(state)
     with pytest.raises(ValueError, match=message):
         autoattack(*problem(), **SETTINGS, state=state)
     assert contents(state) == before
-    if name.endswith('npz'):
+    if content == b'PK':
         (state / name).unlink()
         assert_same(autoattack(*problem(), **SETTINGS, state=state), whole)
-
-
-def test_a_moved_batch_is_detected(interrupted):
-    state, _ = interrupted
-    (state / '01-000001.npz').write_bytes((state / '01-000000.npz').read_bytes())
-    with pytest.raises(ValueError, match='other images'):
-        autoattack(*problem(), **SETTINGS, state=state)
-
-
-def test_a_state_executes_no_code(interrupted):
-    state, _ = interrupted
-    np.savez(state / '01-000000.npz', attacked=np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match='cannot be read'):
-        autoattack(*problem(), **SETTINGS, state=state)
 
 
 def test_other_files_are_left_alone(tmp_path):
@@ -174,54 +160,63 @@ def test_other_files_are_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['empty', 'file', 'mine', 'thesis.tex']
 
 
-def test_run_json_identifies_the_run(interrupted):
-    run = json.loads((interrupted[0] / 'run.json').read_text())
-    assert (run['eps'], run['norm'], run['components']) == (0.04, 'linf', ['apgd-ce', 'apgd-dlr'])
-    assert {len(run[name]) for name in ('images', 'labels', 'model')} == {64}
+def work(rank, folder):
+    """One of two processes."""
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
+    shared = dict(rank=rank, world_size=2)
+    model, x, y = problem()
+    seen, errors = [], []
+    result = autoattack(
+        model, x, y, **SETTINGS, **shared, state=folder / 'state', progress=lambda *args: seen.append(args))
+    for images, settings in (
+            ((1 - 0.001 * rank) * x, SETTINGS), (x + 9 * rank, SETTINGS),
+            (x, dict(SETTINGS, seed=7, state=folder / 'state'))):
+        try:
+            autoattack(model, images, y, **settings, **shared)
+        except ValueError as error:
+            errors.append(str(error))
+    torch.save((result, {s[0]: s[2] for s in seen}, errors), folder / f'{rank}.pt')
+    distributed.destroy_process_group()
 
 
-# One process imports; each of its children runs until it is killed or finished.
-KILLER = '''
-import os, random, signal, sys, time
-sys.path.insert(0, sys.argv[2])
-import pyautoattack, torch
-torch.set_num_threads(1)
-from test_autoattack_state import SETTINGS, problem
-from timm_paf.attacks import autoattack
-folder, rng, kills = sys.argv[1], random.Random(5), 0
-started = time.monotonic()
-while True:
-    child = os.fork()
-    if not child:
-        result = autoattack(*problem(), **SETTINGS, state=folder + '/state')
-        torch.save((result.robust, result.x_adv, result.broken_by), folder + '/result.pt')
-        os._exit(0)
-    deadline = time.monotonic() + rng.uniform(0.05, 0.6) * (1 + kills / 2)
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done or time.monotonic() > deadline:
-            break
-        time.sleep(0.005)
-    if done:
-        assert status == 0, status
-        break
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-    assert time.monotonic() - started < 300
-print(kills)
-'''
+def test_two_processes_find_the_result_of_one(found, tmp_path, monkeypatch):
+    """And both raise if one has an error."""
+    multiprocessing.start_processes(work, (tmp_path,), nprocs=2, start_method='spawn')
+    results, images, errors = zip(
+        *(torch.load(tmp_path / f'{rank}.pt', weights_only=False) for rank in range(2)), strict=True)
+    for result in results:
+        assert_same(result, found[1])
+    for run in found[1].runs:  # each attacked its share
+        shares = [each[run.name] for each in images]
+        assert sum(shares) == run.attacked and all(shares)
+    for each in errors:  # other images in one process, images out of range in one process, the state of another run
+        for error, message in zip(
+                each, ['processes differ', 'expected [0, 1]', 'seed 1 instead of 7'], strict=True):
+            assert message in error
+    assert errors[0][1].startswith('rank 1: ')
+    monkeypatch.delattr(pyautoattack.autoattack.APGDAttack, 'perturb')  # one process resumes the finished run
+    assert_same(autoattack(*problem(), **SETTINGS, state=tmp_path / 'state'), found[1])
+
+
+def finish(folder):
+    torch.set_num_threads(1)
+    torch.save(autoattack(*problem(), **SETTINGS, state=folder / 'state'), folder / 'result.pt')
 
 
 def test_killed_at_random_moments(tmp_path, found):
-    script = tmp_path / 'killer.py'
-    script.write_text(KILLER)
-    run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True,
-        env={**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}, timeout=400)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) >= 2  # else it was never killed
-    robust, x_adv, broken_by = torch.load(tmp_path / 'result.pt', weights_only=True)
-    whole = found[1]
-    assert torch.equal(robust, whole.robust) and torch.equal(x_adv, whole.x_adv) and broken_by == whole.broken_by
+    processes = multiprocessing.get_context('forkserver')  # one process imports, and makes copies of itself
+    processes.set_forkserver_preload([__name__, 'pyautoattack'])
+    rng, kills = random.Random(5), 0
+    while True:
+        child = processes.Process(target=finish, args=(tmp_path,))
+        child.start()
+        child.join(rng.uniform(0.05, 0.6) * (1 + kills / 2))
+        if child.exitcode is not None:
+            break
+        child.kill()
+        child.join()
+        kills += 1
+    assert child.exitcode == 0 and kills >= 2  # else it was never killed
+    assert_same(torch.load(tmp_path / 'result.pt', weights_only=False), found[1])
     assert not list((tmp_path / 'state').glob('.*.tmp'))

@@ -64,7 +64,7 @@ def cases(draw):
 
 
 @NORMS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=cases())
 def test_projection(norm, case):
     """Feasible, idempotent, and the nearest of all feasible points."""
@@ -82,18 +82,6 @@ def test_projection(norm, case):
 
 
 @NORMS
-def test_projection_is_the_solution_of_the_quadratic_program(norm):
-    """The definition above by another way: no feasible point found at random, or on the way to one, is nearer."""
-    x, generator = images(3, 20, (6,), torch.float64, 0.3)
-    z = x + torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    found = BALLS[norm].project(z, x, 0.7)
-    for _ in range(300):
-        other = BALLS[norm].start(x, 0.7, generated(x, generator)).add(x).clamp(0, 1)
-        toward = found + 1e-3 * (other - found)  # feasible too: the set is convex
-        assert ((toward - z).norm(dim=1) >= (found - z).norm(dim=1) - 1e-12).all()
-
-
-@NORMS
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_projected_in_float32(norm, dtype):
     x, generator = images(0, 3, (3, 16, 16), dtype, 0.2)
@@ -106,15 +94,14 @@ def test_half_precision_is_projected_in_float32(norm, dtype):
 
 
 @NORMS
-@pytest.mark.parametrize('shape', [(1, 3, 32, 32), (2, 3, 224, 224)], ids=str)
-def test_large_images_keep_to_the_radius(norm, shape):
+def test_large_images_keep_to_the_radius(norm):
     """Running sums over many pixels lose digits; the result must not."""
-    x = torch.rand(shape)
-    z = x + torch.randn(shape)
+    x = torch.rand(2, 3, 224, 224)
+    z = x + torch.randn_like(x)
     eps = {'linf': 4 / 255, 'l2': 3., 'l1': 75.}[norm]
     found = BALLS[norm].project(z, x, eps)
     torch.testing.assert_close(
-        distance(found, x, norm), torch.full((shape[0],), eps, dtype=torch.float64), rtol=3e-6, atol=1e-7)
+        distance(found, x, norm), torch.full((2,), eps, dtype=torch.float64), rtol=3e-6, atol=1e-7)
 
 
 @NORMS
@@ -132,16 +119,10 @@ def test_memory_format_is_kept(norm):
     ball = BALLS[norm]
     for image in (ball.project(x + 0.1, x, 0.2), ball.start(x, 0.2, noise), ball.step(x, x - 0.5, 0.1)):
         assert image.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(ball.project(x + 0.1, x, 0.2), ball.project(x.contiguous() + 0.1, x.contiguous(), 0.2))
-
-
-@NORMS
-def test_batches_of_other_images_change_nothing(norm):
-    x, generator = images(1, 5, (3, 4, 4), torch.float32, 0.2)
-    z = x + torch.randn(x.shape, generator=generator)
-    whole = BALLS[norm].project(z, x, 0.4)
-    assert torch.equal(whole[3:4], BALLS[norm].project(z[3:4], x[3:4], 0.4))
-    assert BALLS[norm].project(z[:0], x[:0], 0.4).shape == (0, 3, 4, 4)
+    expected = ball.project(x.contiguous() + 0.1, x.contiguous(), 0.2)
+    torch.testing.assert_close(ball.project(x + 0.1, x, 0.2), expected)
+    assert torch.equal(ball.project(x[1:] + 0.1, x[1:], 0.2), ball.project(x + 0.1, x, 0.2)[1:])
+    assert ball.project(x[:0], x[:0], 0.2).shape == (0, 3, 4, 4)
 
 
 @pytest.mark.parametrize('norm, move', [('linf', [1., -1, 0, 1]), ('l2', [.6, -.8, 0, 0]), ('l1', [0, -1., 0, 0])])
@@ -187,11 +168,3 @@ def test_starts_fill_the_ball_evenly(norm, n):
     assert (start / 0.2).mean().abs() < 0.02
     if n > 1:
         assert (start[:, 0] * start[:, 1]).mean().abs() / 0.04 < 3 / math.sqrt(20_000) / n
-
-
-def test_marginal_of_the_l1_ball():
-    """In two dimensions the L1 ball is a turned square: x + y and x - y are independent and uniform."""
-    x = torch.full((20_000, 2), 0.5)
-    start = BALLS['l1'].start(x, 1., generated(x, torch.Generator().manual_seed(1)))
-    for turned in (start.sum(1), start[:, 0] - start[:, 1]):
-        assert kstest((turned + 1) / 2, 'uniform').pvalue > 1e-3

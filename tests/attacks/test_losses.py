@@ -44,22 +44,14 @@ def test_value_and_gradient(name):
     assert find_loss(name)[0] is LOSSES[name]
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('name', LOSSES)
-def test_half_precision_logits_are_compared_in_float32(name, dtype):
-    logits = (30 * LOGITS).to(dtype)
-    compared = [t.to(dtype) if t.is_floating_point() else t for t in COMPARED.get(name, (Y,))]
+def test_half_precision_logits_are_compared_in_float32(name):
+    logits = (30 * LOGITS).half()
+    compared = [t.half() if t.is_floating_point() else t for t in COMPARED.get(name, (Y,))]
     values = LOSSES[name](logits, *compared)
     assert values.dtype == torch.float32
     wide = LOSSES[name](logits.double(), *[t.double() if t.is_floating_point() else t for t in compared])
     torch.testing.assert_close(values.double(), wide, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('name', LOSSES)
-def test_each_image_by_itself(name):
-    compared = COMPARED.get(name, (Y,))
-    values = LOSSES[name](LOGITS, *compared)
-    torch.testing.assert_close(LOSSES[name](LOGITS[2:3], *(t[2:3] for t in compared)), values[2:3], rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize('name, classes', [('margin', 2), ('dlr', 3), ('dlr-targeted', 4)])
@@ -78,15 +70,6 @@ def test_equal_logits_are_finite(name):
     value = LOSSES[name](logits, *((y, y + 1) if name == 'dlr-targeted' else (y,)))
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     assert value.item() == 0 and gradient.isfinite().all()
-
-
-def test_dlr_does_not_see_the_scale():
-    torch.testing.assert_close(LOSSES['dlr'](LOGITS * 1000, Y), LOSSES['dlr'](LOGITS, Y))
-
-
-def test_unknown_names():
-    with pytest.raises(ValueError, match="loss = 'hinge'"):
-        find_loss('hinge')
 
 
 def test_margin_is_zero_between_two_classes():

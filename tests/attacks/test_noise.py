@@ -8,7 +8,7 @@ from timm_paf.attacks.noise import generated, seeded
 
 
 @pytest.mark.parametrize('dtype, bits', [(torch.float32, 24), (torch.float64, 53)], ids=str)
-@pytest.mark.parametrize('seed, attempt, image', [(0, 0, 0), (7, 2, 123), (2**63, 1, -5)])
+@pytest.mark.parametrize('seed, attempt, image', [(0, 0, 0), (2**63, 1, -5)])
 def test_bits_are_those_of_unsigned_arithmetic(dtype, bits, seed, attempt, image):
     """The same with Python's integers."""
     golden, wrap = 0x9E3779B97F4A7C15, 2**64
@@ -30,9 +30,9 @@ def test_a_number_depends_on_seed_attempt_image_and_place_alone():
     assert all((other != whole).float().mean() > 0.99 for other in others)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize('source', ['images', 'attempts', 'places', 'generator'])
-def test_numbers_are_even_and_independent(dtype, source):
+@pytest.mark.parametrize('source, dtype', [
+    ('images', torch.float32), ('attempts', torch.float32), ('places', torch.float64), ('generator', torch.float32)])
+def test_numbers_are_even_and_independent(source, dtype):
     """Along each of the things they depend on; neighbours are not correlated."""
     n = 50_000
     x = torch.zeros(n, 1, dtype=dtype)

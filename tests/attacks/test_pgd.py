@@ -41,10 +41,9 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('eps, step_size, steps, random_start', [
-    (EPS, None, 10, True), ('8/255', '2/255', 3, False), (0.5, 0.7, 2, True), (1., 1., 1, True),
-    ('1/255', '8/255', 5, True),
+    (EPS, None, 10, True), ('8/255', '2/255', 3, False), (1., 1., 1, True), ('1/255', '8/255', 5, True),
 ], ids=str)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_result_is_feasible(network, batch, eps, step_size, steps, random_start, dtype):
     x, y = batch[0].to(dtype), batch[1]
     x[0], x[1] = 0, 1  # on the edges of the pixel range
@@ -69,46 +68,15 @@ def test_result_is_feasible_in_other_norms(norm, order, eps, shape):
     assert (length <= eps * (1 + 1e-5)).all() and (length > 0.5 * eps).all()
 
 
-def test_model_is_left_as_found(network, batch):
-    network[1].eval()  # a frozen BatchNorm inside a training network
-    network[4].weight.requires_grad_(False)
-    network[0].weight.grad = torch.ones_like(network[0].weight)
-    modes = [m.training for m in network.modules()]
-    asks = [p.requires_grad for p in network.parameters()]
-    state = {k: v.clone() for k, v in network.state_dict().items()}
-    random_state = torch.get_rng_state()
-    PGD(eps=EPS)(network, *batch)
-    assert [m.training for m in network.modules()] == modes
-    assert [p.requires_grad for p in network.parameters()] == asks
-    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())  # BatchNorm's buffers too
-    assert torch.equal(network[0].weight.grad, torch.ones_like(network[0].weight))
-    assert [p.grad is None for p in network.parameters()] == [False] + [True] * (len(asks) - 1)
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-def test_model_is_left_as_found_when_it_fails(network, batch):
-    network.train()
-    with pytest.raises(ZeroDivisionError):
-        PGD(eps=EPS, loss=lambda logits, y: 1 / 0)(network, *batch)
-    assert all(m.training for m in network.modules()) and all(p.requires_grad for p in network.parameters())
-
-
-def test_attack_runs_in_eval_mode(network, batch):
-    """Dropout off and running statistics: the result is that of the same network put in eval mode beforehand."""
-    network.train()
-    first = PGD(eps=EPS, seed=5)(network, *batch)
-    assert torch.equal(first, PGD(eps=EPS, seed=5)(network.eval(), *batch))
-
-
 @pytest.mark.parametrize('settings', [
     {}, dict(norm='l2', eps=1), dict(norm='l1', eps=3), dict(step_rule='momentum'), dict(step_rule='cosine'),
     dict(loss='kl'), dict(loss='margin'), dict(loss='dlr'), dict(mode='train'),
 ], ids=str)
-@pytest.mark.parametrize('seeds', [None, torch.arange(16)], ids=['generator', 'seeds'])
-def test_nothing_waits_for_the_device(network, batch, settings, seeds):
+def test_nothing_waits_for_the_device(network, batch, settings):
     attack = PGD(**{'eps': EPS, 'steps': 3, **settings})
     with NoWaiting():
-        attack(network, *batch, seeds=seeds)
+        attack(network, *batch)
+        attack(network, *batch, seeds=torch.arange(16))
     with pytest.raises(AssertionError, match='waits for the device'), NoWaiting():
         attack.eps * batch[0].sum().item()
 
@@ -142,39 +110,7 @@ def test_starts_come_from_the_attacks_own_generator(network, batch):
     assert torch.equal(PGD(eps=EPS, seed=44)(network, *batch, generator=given), first)
 
 
-def test_starts_fill_the_ball():
-    x = torch.full((4000, 2), 0.5)
-    starts = PGD(eps=0.1, step_size=1e-9, steps=1)(nn.Flatten(), x, torch.zeros(4000).long()) - x
-    assert starts.abs().max() <= 0.1 + 1e-6
-    for quantile in (0.1, 0.25, 0.5, 0.9):
-        assert starts.quantile(quantile).item() == pytest.approx(0.2 * quantile - 0.1, abs=0.006)
-
-
-def test_image_does_not_depend_on_its_batch(network, batch):
-    attack = PGD(eps=EPS, random_start=False)
-    x, y = batch
-    whole = attack(network, x, y)
-    torch.testing.assert_close(attack(network, x[3:5], y[3:5]), whole[3:5], rtol=0, atol=1e-6)
-
-
-def test_no_grad_around_it_changes_nothing(network, batch):
-    expected = PGD(eps=EPS)(network, *batch)
-    with torch.no_grad():
-        assert torch.equal(PGD(eps=EPS)(network, *batch), expected)
-
-
-def test_more_steps_and_a_larger_ball_are_stronger(network, batch):
-    x, y = batch
-    with eval_mode(network), torch.no_grad():
-        losses = [
-            nn.functional.cross_entropy(network(PGD(eps=eps, steps=steps, random_start=False)(network, x, y)), y).item()
-            for eps, steps in ((0.02, 1), (0.02, 20), (0.1, 20))]
-    one_step, many_steps, large_ball = losses
-    assert one_step <= 1.001 * many_steps < large_ball
-
-
-@pytest.mark.parametrize('rule', ['fixed', 'cosine', 'momentum'])
-@pytest.mark.parametrize('loss', ['ce', 'margin'])
+@pytest.mark.parametrize('rule, loss', [('fixed', 'ce'), ('cosine', 'margin'), ('momentum', 'ce')])
 def test_it_is_what_a_second_implementation_is(network, batch, rule, loss):
     """A bare loop over signs in float64, written for this test alone."""
     x, y = batch[0].double(), batch[1]
@@ -197,7 +133,9 @@ def test_it_is_what_a_second_implementation_is(network, batch, rule, loss):
 def test_fgsm_is_one_step(network, batch):
     x, y = batch[0].requires_grad_(), batch[1]
     nn.functional.cross_entropy(network.eval()(x), y).backward()
-    torch.testing.assert_close(FGSM(eps='4/255')(network, x, y), (x + 4 / 255 * x.grad.sign()).clamp(0, 1).detach())
+    with torch.no_grad():  # changes nothing
+        x_adv = FGSM(eps='4/255')(network, x, y)
+    torch.testing.assert_close(x_adv, (x + 4 / 255 * x.grad.sign()).clamp(0, 1).detach())
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
@@ -227,20 +165,12 @@ def test_clean_logits_are_computed_once_without_a_graph(network, batch):
     assert not torch.equal(other, first)
 
 
-def test_autocast_may_be_on(network, batch):
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        x_adv = PGD(eps=EPS)(network, *batch)
-    assert x_adv.dtype == torch.float32 and x_adv.isfinite().all()
-
-
 @pytest.mark.parametrize('settings, message', [
-    (dict(eps=0), 'eps = 0'), (dict(eps='x'), "eps = 'x'"),
     (dict(eps=8), 'Did you mean 8/255'), (dict(eps=EPS, steps=0), 'steps = 0'),
     (dict(eps=EPS, steps=1.5), 'steps = 1.5'), (dict(eps=EPS, step_size=-1), 'step_size = -1'),
     (dict(eps=EPS, norm='l9'), "norm = 'l9'"), (dict(eps=EPS, loss='hinge'), "loss = 'hinge'"),
     (dict(eps=EPS, restarts=0), 'restarts = 0'), (dict(eps=EPS, target_classes=True), 'target_classes = True'),
-    (dict(eps=EPS, mode='val'), "mode = 'val'"),
-    (dict(eps=EPS, step_rule='adam'), "step_rule = 'adam'"),
+    (dict(eps=EPS, mode='val'), "mode = 'val'"), (dict(eps=EPS, step_rule='adam'), "step_rule = 'adam'"),
     (dict(eps=EPS, restarts=2, random_start=False), 'without random_start'),
     (dict(eps=EPS, early_stop=True, mode='train'), "mode = 'train' with early_stop or restarts"),
     (dict(eps=EPS, restarts=2, mode='train'), "mode = 'train' with early_stop or restarts"),
@@ -250,11 +180,14 @@ def test_bad_settings_are_named(settings, message):
         PGD(**settings)
 
 
+class Detached(nn.Flatten):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
 @pytest.mark.parametrize('settings, changes, message', [
     ({}, dict(x=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), 'torch.uint8'),
     ({}, dict(y=torch.zeros(3).long()), r'y has shape \(3,\)'),
-    ({}, dict(y=torch.zeros(2)), 'y is a torch.float32'),
-    ({}, dict(seeds=torch.zeros(1).long()), r'seeds has shape \(1,\)'),
     ({}, dict(seeds=torch.zeros(2)), 'seeds is a torch.float32'),
     ({}, dict(seeds=torch.zeros(2).long(), generator=torch.Generator()), 'seeds and generator'),
     ({}, dict(target=torch.zeros(2).long()), "loss = 'ce'"),
@@ -265,13 +198,10 @@ def test_bad_settings_are_named(settings, message):
     (dict(norm='l1', eps=65), {}, 'eps = 65 in l1.* 64'),
     (dict(loss=lambda logits, y: logits.sum()), {}, r'loss returns .* \(\)'),
     ({}, dict(model=nn.Conv2d(1, 1, 3)), r'\(2, 1, 6, 6\); expected logits \(2, classes\)'),
-    ({}, dict(model=lambda x: x.detach().flatten(1)), 'no gradient'),
+    ({}, dict(model=Detached()), 'no gradient'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_bad_calls_are_named(network, settings, changes, message):
     call = {'model': network, 'x': torch.zeros(2, 1, 8, 8), 'y': torch.zeros(2).long(), **changes}
-    if not isinstance(call['model'], nn.Module):
-        function, call['model'] = call['model'], nn.Identity()
-        call['model'].forward = function
     with pytest.raises(ValueError, match=message):
         PGD(**{'eps': EPS, **settings})(**call)
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from timm_paf.attacks import STEP_RULES
-from timm_paf.attacks.steps import step_rule
 
 
 @pytest.mark.parametrize('name, shares', [
@@ -27,8 +26,3 @@ def test_momentum_adds_gradients_of_equal_size():
     follow = STEP_RULES['momentum'].follow
     torch.testing.assert_close(follow(follow(None, first), second), torch.tensor([[[1.5, 1.5]], [[-1., 1.]]]))
     assert torch.equal(follow(None, torch.zeros(1, 2)), torch.zeros(1, 2))
-
-
-def test_unknown_names():
-    with pytest.raises(ValueError, match="step_rule = 'adam'"):
-        step_rule('adam')

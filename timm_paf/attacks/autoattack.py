@@ -20,7 +20,7 @@ from timm_paf.attacks.autoattack_model import AutoAttackModel, WarningLog, prese
 from timm_paf.attacks.autoattack_progress import Progress, ProgressEstimator, passes_per_image
 from timm_paf.attacks.autoattack_result import AutoAttackResult, ComponentRun
 from timm_paf.attacks.autoattack_settings import AutoAttackSettings
-from timm_paf.attacks.autoattack_state import BatchResult, RunState, fingerprint, is_empty
+from timm_paf.attacks.autoattack_state import BatchResult, find_run, fingerprint, load_or_compute, open_run
 from timm_paf.attacks.checks import check_images
 from timm_paf.attacks.compiled import Compile, CompiledModel
 from timm_paf.attacks.state import eval_mode, frozen_parameters
@@ -53,8 +53,7 @@ def autoattack(
     """Run AutoAttack: each component attacks the images that are still robust, packed into full batches.
 
     The result for every image is that of the package called directly with the same seed, batch size and components.
-    Processes that share a run take batches in turn, and a resumed run repeats no finished batch; neither changes a
-    result.
+    Neither the number of processes nor a resumed run changes a result; a resumed run repeats no finished batch.
 
     Args:
         model: Maps images in [0, 1] to logits (B, K); left as found.
@@ -69,17 +68,12 @@ def autoattack(
         device: Device of the model; that of its first parameter if None.
         progress: Called as progress(component, images done, images in all, robust images, seconds left), for the share
             of this process, after every batch and twice a second inside a batch.
-        state: Folder for the state of the run. If it has an interrupted run of the same model, images and settings,
-            that run is resumed. All processes need access to it.
+        state: Folder, shared by all processes, for the state of the run; an interrupted run is resumed from it.
         rank: Number of this process among those of `torch.distributed`.
         world_size: Number of processes.
-        amp_dtype: torch.bfloat16 runs the model under autocast in the attacks, which may make them weaker. Results are
-            in the model's own precision all the same.
-        compile: Compile the forward and backward passes, see `PGD`. Smaller batches are padded to a half, a quarter or
-            an eighth of batch_size. Results can differ by rounding.
-
-    Returns:
-        The result for each image; the same in every process.
+        amp_dtype: torch.bfloat16 runs the model under autocast in the attacks, which may make them weaker, but not for
+            the results.
+        compile: Compile the forward and backward passes, see `PGD`. Results can differ by rounding.
 
     Raises:
         ValueError: See `check_images`; or if a setting is invalid, or `state` belongs to another run.
@@ -89,9 +83,9 @@ def autoattack(
     with (
             Processes.from_rank(rank, world_size, device=device).patient() as processes,
             torch.autocast(device.type, enabled=False)):
-        run = processes.run_together(lambda: _Run(model, x, y, processes, AutoAttackSettings(
-            eps=eps, norm=norm, version=version, attacks=attacks, batch_size=batch_size, seed=seed, device=device,
-            amp_dtype=amp_dtype, compile=compile)))
+        run = processes.run_together(lambda: _Run(
+            model, x, y, processes, eps=eps, norm=norm, version=version, attacks=attacks, batch_size=batch_size,
+            seed=seed, device=device, amp_dtype=amp_dtype, compile=compile))
         run.open_state(state)
         with eval_mode(run.model), frozen_parameters(run.model), preserve_global_state(device), torch.no_grad():
             return run.finish(progress)
@@ -100,62 +94,54 @@ def autoattack(
 def check_state(state: str | os.PathLike, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> None:
     """Check that `autoattack` with the same arguments can start or resume in this folder. Writes nothing.
 
-    Args:
-        state: The folder; it may not exist yet, or be empty.
-        model: The model, as for `autoattack`.
-        x: Images.
-        y: Labels.
-        **settings: Arguments of `autoattack` that decide the result: `eps`, `norm`, `version`, `attacks`,
-            `batch_size`, `seed`, `device`, `amp_dtype` and `compile`.
+    All arguments are those of `autoattack`, except for `progress`, `rank` and `world_size`.
 
     Raises:
         ValueError: If the folder has other files or the state of another run, or an argument is invalid.
     """
-    if is_empty(Path(state)):
-        return
     device = settings.pop('device', None) or next((p.device for p in model.parameters()), x.device)
-    run = _Run(model, x, y, Processes(device), AutoAttackSettings(device=device, **settings))
-    RunState(state, run.identity)
+    find_run(Path(state), _Run(model, x, y, Processes(device), device=device, **settings).identity())
 
 
 class _Run:
     """One run of all components, after checks of model, images, labels and settings."""
 
-    def __init__(
-            self, model: nn.Module, x: Tensor, y: Tensor, processes: Processes, settings: AutoAttackSettings) -> None:
-        classes = check_images(model, x, y, device=settings.device)
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, processes: Processes, **settings: Any) -> None:
+        self.settings = AutoAttackSettings(**settings)
+        classes = check_images(model, x, y, device=self.settings.device)
         self.x, self.y = x.detach().float().contiguous(), y.detach().cpu()
-        self.processes, self.settings, self.warnings = processes, settings, WarningLog()
-        self.components, left_out = settings.components(x, classes)
+        self.processes, self.warnings = processes, WarningLog()
+        self.components, left_out = self.settings.components(x, classes)
         self.warnings.add(*(f'{name} left out: its loss needs more than {classes} classes.' for name in left_out))
         self.bare_model = model
-        if (compiled := settings.compiled) is not None:
-            size = compiled.batch_size or min(settings.batch_size, len(x))
+        if (compiled := self.settings.compiled) is not None:
+            size = compiled.batch_size or min(self.settings.batch_size, len(x))
             model = CompiledModel(model, compile=dataclasses.replace(compiled, batch_size=size), halves=True)
-        self.model = AutoAttackModel(model, classes=classes, amp_dtype=settings.amp_dtype)
-        self.state = RunState(None, {})
+        self.model = AutoAttackModel(model, classes=classes)
+        self.folder: Path | None = None
 
-    @property
     def identity(self) -> dict[str, Any]:
-        """See `fingerprint`."""
         return fingerprint(self.bare_model, self.x, self.y, self.settings.identity(self.components))
 
     def open_state(self, path: str | os.PathLike | None) -> None:
         """Open the state in process 0 first; all processes must have the same arguments."""
         if path is None and not self.processes.is_distributed:
             return
-        identity = self.identity
+        identity = self.identity()
         text = json.dumps(identity, sort_keys=True)
         if any(other != text for other in self.processes.all_gather_object(text)):
             raise ValueError('processes differ in model, images, labels or settings; pass the same to all of them.')
-        self.processes.broadcast_object(lambda: RunState(path, identity, clean_up=True))
-        self.state = self.processes.run_together(lambda: RunState(path, identity))
+        if path is not None:
+            self.folder = folder = Path(path)
+            self.processes.broadcast_object(lambda: open_run(folder, identity))
+            if not all(self.processes.all_gather_object(folder.is_dir())):
+                raise ValueError(f'state {folder} is not visible to all processes; choose a folder that they share.')
 
     def finish(self, progress: Progress | None) -> AutoAttackResult:
         """Run all components, or the rest of them if the state has results."""
+        from pyautoattack import checks
         components = self.components
         self.adversary = self._adversary()
-        self._run_package_checks()
         clean = self.processes.broadcast_object(self._clean)
         costs = [passes_per_image(self.adversary, name, self.model.classes) for name in components]
         estimator = ProgressEstimator(progress, costs, self.model, self.processes.world_size)
@@ -175,49 +161,48 @@ class _Run:
                 name=name, attacked=sum(len(b.attacked) for b in results), broken=sum(len(b.broken) for b in results),
                 seconds=math.fsum(b.seconds for b in results), forwards=sum(b.forwards for b in results),
                 backwards=sum(b.backwards for b in results)))
-        self._check_result(accuracy, robust, x_adv)
+        checks.check_square_sr(accuracy, logger=self.warnings.logger)
+        if differing := int((self._correct(x_adv) != robust).sum()):
+            self.warnings.add(
+                f'{differing} images are classified differently in other batches; their margin is within rounding.')
         return AutoAttackResult(
             robust, clean, x_adv, components, tuple(self.warnings.messages), tuple(broken_by), tuple(runs))
 
     def _adversary(self) -> Any:
-        """The package's `AutoAttack`, with no more target classes than the model has."""
-        from pyautoattack import AutoAttack
-        settings = self.settings
+        """The package's `AutoAttack`, with no more target classes than the model has, after its own checks."""
+        from pyautoattack import AutoAttack, checks
+        settings, logger = self.settings, self.warnings.logger
         adversary = AutoAttack(
             self.model, norm=_NORMS[settings.norm][0], eps=settings.radius, seed=settings.seed, device=settings.device,
             version=settings.version, attacks=list(self.components) if settings.version == 'custom' else None)
-        for targeted in (adversary.apgd_targeted, adversary.fab):
+        apgd, fab = adversary.apgd_targeted, adversary.fab
+        for targeted in (apgd, fab):
             targeted.n_target_classes = min(targeted.n_target_classes, self.model.classes - 1)
-        adversary.logger = adversary.apgd.logger = adversary.apgd_targeted.logger = self.warnings.logger
-        return adversary
-
-    def _run_package_checks(self) -> None:
-        """Run the package's own checks on the first batch, in its order."""
-        from pyautoattack import checks
-        x, y = (t[:self.settings.batch_size].to(self.settings.device) for t in (self.x, self.y))
-        logger = self.warnings.logger
-        if self.settings.version != 'rand':
+        adversary.logger = adversary.apgd.logger = apgd.logger = logger
+        x, y = (t[:settings.batch_size].to(settings.device) for t in (self.x, self.y))
+        if settings.version != 'rand':
             checks.check_randomized(self.model, x, y, bs=len(x), logger=logger)
         classes = checks.check_range_output(self.model, x, logger=logger)
         checks.check_dynamic(self.model, x, False, logger=logger)
         checks.check_n_classes(
-            classes, list(self.components), self.adversary.apgd_targeted.n_target_classes,
-            self.adversary.fab.n_target_classes, logger=logger)
+            classes, list(self.components), apgd.n_target_classes, fab.n_target_classes, logger=logger)
+        return adversary
+
+    def _file(self, component: int, batch: int) -> Path | None:
+        return None if self.folder is None else self.folder / f'{component:02d}-{batch:06d}.npz'
 
     def _clean(self) -> Tensor:
         """(N,) bool: classified correctly without an attack. A resumed run reads it from the state."""
-        everything = torch.arange(len(self.x))
-        result = self.state.load(0, 0, everything)
-        if result is None:
+        def compute(everything: Tensor) -> BatchResult:
             self.model.all_finite()
             correct = self._correct(self.x)
             if not self.model.all_finite():
                 raise ValueError(
                     'the model returns NaN or infinite logits on clean images; check that its training finished.')
-            result = BatchResult(attacked=everything, broken=everything[~correct], images=self.x[:0].cpu())
-            self.state.save(0, 0, result)
+            return BatchResult(attacked=everything, broken=everything[~correct], images=self.x[:0].cpu())
+
         clean = torch.ones(len(self.x), dtype=torch.bool)
-        clean[result.broken] = False
+        clean[load_or_compute(self._file(0, 0), torch.arange(len(self.x)), compute).broken] = False
         return clean
 
     def _correct(self, x: Tensor) -> Tensor:
@@ -235,51 +220,38 @@ class _Run:
             index, self.components[index], sum(len(batches[number]) for number in share), len(images))
         results = {}
         for number in share:
-            batch = batches[number]
-            result = self.state.load(index + 1, number, batch)
-            if result is None:
-                estimator.start_batch(len(batch))
-                result = self._attack(index, batch)
-                self.state.save(index + 1, number, result)
-            estimator.end_batch(len(batch), len(result.broken))
-            results[number] = result
+            result = results[number] = load_or_compute(
+                self._file(index + 1, number), batches[number], lambda batch: self._attack(index, batch, estimator))
+            estimator.end_batch(len(batches[number]), len(result.broken))
         by_number = {n: result for part in self.processes.all_gather_object(results) for n, result in part.items()}
         return [by_number[number] for number in range(len(batches))]
 
-    def _attack(self, index: int, numbers: Tensor) -> BatchResult:
+    def _attack(self, index: int, numbers: Tensor, estimator: ProgressEstimator) -> BatchResult:
         """Attack the images with these numbers."""
-        name, device = self.components[index], self.settings.device
+        estimator.start_batch(len(numbers))
+        name, device, model = self.components[index], self.settings.device, self.model
         x, y = self.x[numbers.to(self.x.device)].to(device), self.y[numbers].to(device)
-        forwards, backwards = self.model.forwards, self.model.backwards
+        forwards, backwards, started = model.forwards, model.backwards, time.monotonic()
         warnings, self.warnings.messages = self.warnings.messages, []
-        started = time.monotonic()
         attack = _component_attack(self.adversary, name, self.components[:index], self.settings.seed)
-        with self.model.mixed_precision():
-            x_adv = attack.perturb(x.clone(), y.clone()).detach()
-        fooled = self.model(x_adv).max(1).indices != y
+        model.autocast = self.settings.amp_dtype
+        x_adv = attack.perturb(x.clone(), y.clone()).detach()
+        model.autocast = None
+        fooled = model(x_adv).max(1).indices != y
         distance = torch.linalg.vector_norm((x_adv - x).flatten(1), _NORMS[self.settings.norm][1], dim=1)
         outside = distance > self.settings.radius * (1 + 1e-4) + 1e-6
         outside |= ((x_adv < 0) | (x_adv > 1)).flatten(1).any(1)
         if bool((outside & fooled).any()):
             self.warnings.add(f'{name} left the ball or [0, 1] with some images; these do not count as broken.')
-        if not self.model.all_finite():
+        if not model.all_finite():
             self.warnings.add(f'the model returned NaN or infinite logits under {name}; do not trust its results.')
         broken = (fooled & ~outside).cpu()
         result = BatchResult(
             attacked=numbers, broken=numbers[broken], images=x_adv.cpu()[broken], seconds=time.monotonic() - started,
-            forwards=self.model.forwards - forwards, backwards=self.model.backwards - backwards,
+            forwards=model.forwards - forwards, backwards=model.backwards - backwards,
             warnings=tuple(self.warnings.messages))
         self.warnings.messages = warnings
         return result
-
-    def _check_result(self, accuracy: dict[str, float], robust: Tensor, x_adv: Tensor) -> None:
-        """Run the package's check of Square against the other attacks, and classify the final images again."""
-        from pyautoattack import checks
-        checks.check_square_sr(accuracy, logger=self.warnings.logger)
-        differing = int((self._correct(x_adv) != robust).sum())
-        if differing:
-            self.warnings.add(
-                f'{differing} images are classified differently in other batches; their margin is within rounding.')
 
 
 def _component_attack(adversary: Any, name: str, earlier: tuple[str, ...], seed: int) -> Any:
@@ -291,6 +263,6 @@ def _component_attack(adversary: Any, name: str, earlier: tuple[str, ...], seed:
         if 'fab-t' in (name, *earlier):  # the package sets one restart at the first fab-t and keeps it
             attack.n_restarts = 1
     else:
-        attack = {'apgd-t': adversary.apgd_targeted, 'square': adversary.square}[name]
+        attack = adversary.square if name == 'square' else adversary.apgd_targeted
     attack.seed = seed
     return attack

@@ -18,27 +18,14 @@ class AutoAttackModel(nn.Module):
 
     The package views gradients as matrices, writes into logits and selects from them, which fails with other memory
     formats or dtypes.
-
-    Args:
-        model: Maps images to logits (B, classes), in eval mode.
-        classes: Number of classes.
-        amp_dtype: Dtype of autocast inside `mixed_precision`; None for the model's own precision.
-
-    Attributes:
-        forwards: Images passed through the model so far.
-        backwards: Images for which a gradient was requested so far.
-        on_forward: Called after every forward pass.
     """
 
-    def __init__(self, model: nn.Module, *, classes: int, amp_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, *, classes: int) -> None:
         super().__init__()
-        self.model = model
-        self.classes = classes
-        self.dtype = input_dtype(model)
-        self.amp_dtype = amp_dtype
-        self.forwards = self.backwards = 0
-        self.on_forward: Callable[[], None] = lambda: None
-        self._mixed = False
+        self.model, self.classes, self.dtype = model, classes, input_dtype(model)
+        self.forwards = self.backwards = 0  # images passed through the model, and images with a gradient
+        self.on_forward: Callable[[], None] = lambda: None  # called after every forward pass
+        self.autocast: torch.dtype | None = None  # dtype of autocast around the model
         self._finite: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,27 +34,17 @@ class AutoAttackModel(nn.Module):
             self.backwards += len(x)
             x = x.view_as(x)
             x.register_hook(lambda gradient: gradient.contiguous())
-        with torch.autocast(x.device.type, dtype=self.amp_dtype) if self._mixed else nullcontext():
+        with nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast):
             logits = self.model(x.to(self.dtype)).float()
         finite = logits.detach().isfinite().all()  # stays on the device, so that nothing waits for it here
         self._finite = finite if self._finite is None else self._finite & finite
         self.on_forward()
         return logits
 
-    @contextmanager
-    def mixed_precision(self) -> Iterator[None]:
-        """Run the model under autocast inside, if it has an `amp_dtype`."""
-        self._mixed = self.amp_dtype is not None
-        try:
-            yield
-        finally:
-            self._mixed = False
-
     def all_finite(self) -> bool:
         """Whether all logits since the last call were finite."""
-        finite = self._finite is None or bool(self._finite)
-        self._finite = None
-        return finite
+        finite, self._finite = self._finite, None
+        return finite is None or bool(finite)
 
 
 class WarningLog(logging.Handler):
@@ -97,10 +74,9 @@ def preserve_global_state(device: torch.device) -> Iterator[None]:
     from pyautoattack import checks
     trace, state, counts = sys.gettrace(), random.getstate(), dict(checks.funcs)
     cuda = device.type == 'cuda' or torch.cuda.is_initialized()
-    devices = list(range(torch.cuda.device_count())) if cuda else []
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
             yield
     finally:
         random.setstate(state)

@@ -12,13 +12,7 @@ _INTERVAL = 0.5  # seconds between two reports inside a batch
 
 
 def passes_per_image(adversary: Any, component: str, classes: int) -> int:
-    """Forward and backward passes of a component for an image that stays robust.
-
-    Args:
-        adversary: A `pyautoattack.AutoAttack`.
-        component: Name of the component.
-        classes: Number of classes.
-    """
+    """Forward and backward passes of a component of `pyautoattack.AutoAttack` for an image that stays robust."""
     apgd, targeted, fab, square = adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square
     untargeted = apgd.n_restarts * (apgd.n_iter_orig + 1) * 2 * apgd.eot_iter
     return {
@@ -32,14 +26,14 @@ def passes_per_image(adversary: Any, component: str, classes: int) -> int:
 
 
 class ProgressEstimator:
-    """Calls a progress function after every batch, and inside a batch twice a second.
+    """Calls `progress`, see `autoattack`, after every batch, and inside a batch twice a second.
 
     The estimate assumes that every robust image stays robust and that the speed so far continues. So it is too long
     until the first component has broken the easy images.
 
     Args:
-        progress: Called as progress(component, images done, images in all, robust images, seconds left).
-        costs: Passes per image for each component, in order.
+        progress: The function, or None.
+        costs: `passes_per_image` of each component, in order.
         model: The adapter, which counts its passes.
         processes: Number of processes that share the batches.
     """
@@ -58,8 +52,7 @@ class ProgressEstimator:
 
     def start_batch(self, size: int) -> None:
         """The attack on a batch starts."""
-        self._batch = size
-        self._started, self._passes = time.monotonic(), self.model.forwards + self.model.backwards
+        self._batch, self._started, self._passes = size, time.monotonic(), self.model.forwards + self.model.backwards
 
     def end_batch(self, size: int, broken: int) -> None:
         """A batch is finished: after an attack, or because its result was read from the state."""

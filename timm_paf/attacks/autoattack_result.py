@@ -18,7 +18,7 @@ __all__ = ['AutoAttackResult', 'ComponentRun', 'pointwise_worst_case', 'write_ve
 class ComponentRun:
     """Counts and cost of one component of AutoAttack.
 
-    Args:
+    Attributes:
         name: Name of the component.
         attacked: Images that it attacked.
         broken: Images that it broke.
@@ -44,8 +44,7 @@ class AutoAttackResult:
         x_adv: (N, …) float32 images on the CPU: the adversarial image where one was found, else the original.
         components: Names of the components that were run, in order.
         warnings: Warnings of the package's checks and of ours, one sentence each.
-        broken_by: For each image 'clean' if it was misclassified before any attack, the component that broke it, or
-            None.
+        broken_by: For each image the component that broke it, or 'clean', or None; see `pointwise_worst_case`.
         runs: Counts and cost of each component, in order.
     """
     robust: Tensor
@@ -59,18 +58,12 @@ class AutoAttackResult:
     def not_broken_by(self) -> dict[str, Tensor]:
         """For each component a mask (N,) bool: it did not break the image. It attacks only images robust before it."""
         return {
-            name: torch.tensor([broken != name for broken in self.broken_by], dtype=torch.bool)
-            for name in self.components}
+            name: torch.tensor([by != name for by in self.broken_by], dtype=torch.bool) for name in self.components}
 
     def save(self, path: str | os.PathLike, y: Tensor) -> None:
-        """Write the images as npz: `image` (N, C, H, W) float32, `label` (N,) int64 and `broken_by` (N,) text.
+        """Write the images with their labels y (N,) as an archive that `timm_paf.data` reads; replaces a file.
 
-        `timm_paf.data` reads this archive. `broken_by` is '' for robust images. The file is written as a whole or not
-        at all.
-
-        Args:
-            path: File to write; an existing file is replaced.
-            y: Labels (N,).
+        It has `image` (N, C, H, W) float32, `label` (N,) int64 and `broken_by` (N,) text, '' for robust images.
         """
         with whole_file(path) as file:
             np.savez(
@@ -78,10 +71,7 @@ class AutoAttackResult:
                 broken_by=np.array([name or '' for name in self.broken_by]))
 
 
-def pointwise_worst_case(
-        clean: Tensor,
-        attacks: Mapping[str, Tensor],
-) -> tuple[Tensor, tuple[str | None, ...]]:
+def pointwise_worst_case(clean: Tensor, attacks: Mapping[str, Tensor]) -> tuple[Tensor, tuple[str | None, ...]]:
     """Images that are robust to every attack.
 
     Args:
@@ -110,10 +100,8 @@ def pointwise_worst_case(
 def write_verdicts(path: str | os.PathLike, y: Tensor, correct: Mapping[str, Tensor], **columns: tuple) -> None:
     """Write a CSV with one row per image: its number, its label, and 1 or 0 for correct under each attack.
 
-    The file is written as a whole or not at all.
-
     Args:
-        path: File to write; an existing file is replaced.
+        path: File to write as a whole or not at all; an existing file is replaced.
         y: Labels (N,).
         correct: Masks (N,) bool by column name.
         columns: More columns by name, N values each; None becomes an empty field.

@@ -1,15 +1,15 @@
 """Settings of AutoAttack: their checks, and which components they select."""
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from timm_paf.attacks.balls import ball
+from timm_paf.attacks.checks import check_integers
 from timm_paf.attacks.compiled import Compile, CompileSettings
-from timm_paf.attacks.threat import Eps, parse_eps
+from timm_paf.attacks.threat import ThreatModel
 
 __all__ = ['AutoAttackSettings']
 
@@ -19,62 +19,39 @@ _CLASSES = {'apgd-t': 4, 'apgd-dlr': 3}  # the targeted DLR loss compares the fo
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttackSettings:
-    """The arguments of `autoattack` that decide the result, together with model, images and labels.
-
-    Attributes:
-        radius: eps as a float.
-        compiled: `compile` as settings; None if nothing is compiled.
-
-    Raises:
-        ValueError: If a setting is invalid.
-    """
-    eps: Eps
+class AutoAttackSettings(ThreatModel):
+    """The arguments of `autoattack` that decide the result, together with model, images and labels."""
     device: torch.device
-    norm: str = 'linf'
     version: str = 'standard'
     attacks: Sequence[str] | None = None
     batch_size: int = 250
     seed: int = 0
     amp_dtype: torch.dtype | None = None
     compile: Compile = False
-    radius: float = field(init=False)
-    compiled: CompileSettings | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.version not in (*_VERSIONS, 'custom') or (self.version == 'custom') != (self.attacks is not None):
+        super().__post_init__()
+        attacks, version = self.attacks, self.version
+        if version not in (*_VERSIONS, 'custom') or (version == 'custom') != (attacks is not None):
             raise ValueError(
-                f'version = {self.version!r} with attacks = {self.attacks}: expected standard or rand without a list '
-                'of attacks, or custom with a list.')
-        attacks = self.attacks
+                f'version = {version!r} with attacks = {attacks}: expected standard or rand without a list of attacks, '
+                'or custom with a list.')
         if attacks is not None and (isinstance(attacks, str) or not attacks or not set(attacks) <= set(_COMPONENTS)):
             raise ValueError(f'attacks = {attacks!r}: expected a list of some of {", ".join(_COMPONENTS)}.')
-        ball(self.norm)
-        for name, value, least in (('batch_size', self.batch_size, 1), ('seed', self.seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f'{name} = {value!r}: expected an integer, at least {least}.')
+        check_integers(1, batch_size=self.batch_size)
+        check_integers(0, seed=self.seed)
         if self.amp_dtype not in (None, torch.bfloat16):
             raise ValueError(
                 f'amp_dtype = {self.amp_dtype}: expected torch.bfloat16; in float16 small gradients become 0.')
-        object.__setattr__(self, 'radius', parse_eps(self.eps, norm=self.norm))
-        object.__setattr__(self, 'compiled', CompileSettings.of(self.compile))
+        CompileSettings.of(self.compile)
 
     def components(self, x: Tensor, classes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Components to run, and those left out because their loss needs more classes.
-
-        Args:
-            x: Images.
-            classes: Number of classes.
-
-        Raises:
-            ValueError: If no component remains, or the images are too small for Square.
-        """
+        """Components to run on these images, and those left out because their loss needs more classes."""
         chosen = _VERSIONS.get(self.version) or tuple(self.attacks or ())
         if 'square' in chosen and (x.dim() != 4 or (self.norm != 'linf' and min(x.shape[-2:]) < 5)):
-            least = '' if self.norm == 'linf' else ' of at least 5 x 5 pixels'
             raise ValueError(
-                f'Square needs images (N, C, H, W){least} in {self.norm}, got {tuple(x.shape)}; use version custom '
-                'without it.')
+                f'Square needs images (N, C, H, W), in L2 and L1 of at least 5 x 5 pixels, got {tuple(x.shape)}; use '
+                'version custom without it.')
         possible = tuple(name for name in chosen if classes >= _CLASSES.get(name, 2))
         if not possible:
             raise ValueError(f'none of {", ".join(chosen)} works with {classes} classes; choose other attacks.')
@@ -82,9 +59,14 @@ class AutoAttackSettings:
 
     def identity(self, components: tuple[str, ...]) -> dict[str, Any]:
         """JSON values that have to be equal for a run to be resumed."""
-        compile = {} if self.compiled is None else {'compile': [self.compiled.backend, self.compiled.mode]}
+        compiled = {} if self.compiled is None else {'compile': [self.compiled.backend, self.compiled.mode]}
         return {
             'eps': self.radius, 'norm': self.norm, 'version': self.version, 'components': list(components),
             'batch_size': self.batch_size, 'seed': self.seed, 'amp_dtype': str(self.amp_dtype),
-            **compile, 'device': self.device.type, 'torch': torch.__version__,
+            **compiled, 'device': self.device.type, 'torch': torch.__version__,
             'pyautoattack': metadata.version('pyautoattack')}
+
+    @property
+    def compiled(self) -> CompileSettings | None:
+        """`compile` as settings; None if nothing is compiled."""
+        return CompileSettings.of(self.compile)

@@ -1,13 +1,12 @@
 """State of an AutoAttack run in a folder, for exact resume.
 
-`run.json` identifies the run: settings, and hashes of images, labels and model. Every finished batch of a component is
-one file, written as a whole or not at all. So a kill costs only the batches under attack, and processes write in
-parallel.
+`run.json` identifies the run. Every finished batch of a component is one file, written as a whole or not at all. So a
+kill costs only the batches under attack, and processes write in parallel.
 """
 import hashlib
 import json
-import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from timm_paf._files import whole_file
 
-__all__ = ['BatchResult', 'RunState', 'fingerprint', 'is_empty']
+__all__ = ['BatchResult', 'find_run', 'fingerprint', 'load_or_compute', 'open_run']
 
 _FORMAT = 2
 _HASHES = ('images', 'labels', 'model')
@@ -26,16 +25,12 @@ _HASHES = ('images', 'labels', 'model')
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """Result of a component on one batch.
+    """Result of a component on one batch, see `ComponentRun`.
 
-    Args:
+    Attributes:
         attacked: (B,) int64, numbers of the images in the batch.
         broken: (F,) int64, numbers of the images that the component broke.
         images: (F, …) float32, adversarial images for these.
-        seconds: Time of the attack.
-        forwards: Images passed through the model.
-        backwards: Images for which a gradient was computed.
-        warnings: Warnings during the attack.
     """
     attacked: Tensor
     broken: Tensor
@@ -56,14 +51,7 @@ def _sha256(*tensors: Tensor) -> str:
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
-    """Identity of a run as JSON values: the settings, and hashes of images, labels and model.
-
-    Args:
-        model: Its weights and the classes of its modules are hashed.
-        x: Images.
-        y: Labels.
-        settings: JSON values that decide the result.
-    """
+    """Identity of a run as JSON values: the settings, and hashes of images, labels, weights and module classes."""
     weights = model.state_dict()
     modules = '\n'.join(f'{name} {type(module).__qualname__}' for name, module in model.named_modules())
     names = '\n'.join([*weights, modules]).encode()
@@ -72,89 +60,63 @@ def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
         'model': hashlib.sha256(names + _sha256(*weights.values()).encode()).hexdigest()}
 
 
-def is_empty(path: Path) -> bool:
-    """Whether a new run can use the folder: it does not exist, or has only hidden files (of a run that was killed)."""
-    return not path.exists() or (path.is_dir() and all(entry.name[0] == '.' for entry in path.iterdir()))
+def find_run(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether a folder has the state of this run; False if a new run can use it. ValueError if it can not."""
+    run = path / 'run.json'
+    if not run.exists():
+        if path.exists() and not (path.is_dir() and all(entry.name[0] == '.' for entry in path.iterdir())):
+            raise ValueError(f'state {path} exists and is not a state of AutoAttack; choose another name.')
+        return False  # hidden files are of a run that was killed
+    try:
+        stored = json.loads(run.read_text())
+        names = sorted(stored.keys() | identity.keys())
+    except (OSError, ValueError, AttributeError):
+        raise ValueError(f'state {path}: run.json cannot be read; choose another name.') from None
+    differing = [
+        f'other {name}' if name in _HASHES else f'{name} {stored.get(name)} instead of {identity.get(name)}'
+        for name in names if stored.get(name) != identity.get(name)]
+    if differing:
+        raise ValueError(
+            f'state {path} belongs to another run: {"; ".join(differing)}. Repeat that run, or choose another name; '
+            f'nothing was changed.')
+    return True
 
 
-class RunState:
-    """The folder of one run.
+def open_run(path: Path, identity: dict[str, Any]) -> None:
+    """Create the folder of a run, or remove what a killed process left in it. For one process, before others write."""
+    if find_run(path, identity):
+        for unfinished in path.glob('.*.tmp'):
+            unfinished.unlink()
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    with whole_file(path / 'run.json') as file:
+        file.write(json.dumps(identity, indent=2).encode())
 
-    Args:
-        path: The folder; None stores nothing.
-        identity: Result of `fingerprint`.
-        clean_up: Remove unfinished files of a killed process. Only for one process, before others write.
 
-    Raises:
-        ValueError: If the folder has other files or the state of another run. Nothing is changed then.
-        OSError: If the folder cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike | None, identity: dict[str, Any], *, clean_up: bool = False) -> None:
-        self.path = None if path is None else Path(path)
-        if self.path is None:
-            return
-        run = self.path / 'run.json'
-        if run.exists():
-            self._compare(run, identity)
-            for unfinished in self.path.glob('.*.tmp') if clean_up else ():
-                unfinished.unlink()
-            return
-        if not is_empty(self.path):
-            raise ValueError(f'state {self.path} exists and is not a state of AutoAttack; choose another name.')
-        self.path.mkdir(parents=True, exist_ok=True)
-        with whole_file(run) as file:
-            file.write(json.dumps(identity, indent=2).encode())
-
-    def _compare(self, run: Path, identity: dict[str, Any]) -> None:
-        try:
-            stored = json.loads(run.read_text())
-            if not isinstance(stored, dict):
-                raise ValueError
-        except (OSError, ValueError):
-            raise ValueError(f'state {self.path}: run.json cannot be read; choose another name.') from None
-        differing = [
-            f'other {name}' if name in _HASHES else f'{name} {stored.get(name)} instead of {identity.get(name)}'
-            for name in sorted({*stored, *identity}) if stored.get(name) != identity.get(name)]
-        if differing:
-            raise ValueError(
-                f'state {self.path} belongs to another run: {"; ".join(differing)}. Repeat that run, or choose another '
-                f'name; nothing was changed.')
-
-    def _file(self, component: int, batch: int) -> Path | None:
-        return None if self.path is None else self.path / f'{component:02d}-{batch:06d}.npz'
-
-    def save(self, component: int, batch: int, result: BatchResult) -> None:
-        """Write the result of a batch, identified by the numbers of component and batch. It is on disk on return."""
-        file = self._file(component, batch)
+def load_or_compute(file: Path | None, attacked: Tensor, compute: Callable[[Tensor], BatchResult]) -> BatchResult:
+    """The result of a batch from its file, else from `compute`; it is on the disk then. None stores nothing."""
+    if file is None or not file.exists():
+        result = compute(attacked)
         if file is not None:
             with whole_file(file) as opened:
                 np.savez(
-                    opened, attacked=result.attacked.numpy(), broken=result.broken.numpy(),
-                    images=result.images.numpy(), warnings=np.array(json.dumps(result.warnings)),
+                    opened, attacked=attacked.numpy(), broken=result.broken.numpy(), images=result.images.numpy(),
+                    warnings=np.array(json.dumps(result.warnings)),
                     numbers=np.array([result.seconds, result.forwards, result.backwards], dtype=np.float64))
-
-    def load(self, component: int, batch: int, attacked: Tensor) -> BatchResult | None:
-        """Read the result of a batch; None if the batch is not finished.
-
-        Raises:
-            ValueError: If the file is damaged or has the result of other images.
-        """
-        file = self._file(component, batch)
-        if file is None or not file.exists():
-            return None
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                arrays = {name: torch.from_numpy(content[name]) for name in ('attacked', 'broken', 'images')}
-                seconds, forwards, backwards = content['numbers'].tolist()
-                warnings = tuple(json.loads(str(content['warnings'])))
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            reason = ' '.join(str(error).split())[:100]
-            raise ValueError(
-                f'state {file} cannot be read ({reason}); delete this file, and its batch is attacked again.') from None
-        if not torch.equal(arrays['attacked'], attacked):
-            raise ValueError(
-                f'state {file} has the result of other images: the model does not give the same predictions every '
-                f'time, or the file was moved. Choose another name.')
-        return BatchResult(
-            **arrays, seconds=seconds, forwards=int(forwards), backwards=int(backwards), warnings=warnings)
+        return result
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            stored, broken, images = (torch.from_numpy(content[name]) for name in ('attacked', 'broken', 'images'))
+            seconds, forwards, backwards = content['numbers'].tolist()
+            warnings = tuple(json.loads(str(content['warnings'])))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = ' '.join(str(error).split())[:100]
+        raise ValueError(
+            f'state {file} cannot be read ({reason}); delete this file, and its batch is attacked again.') from None
+    if not torch.equal(stored, attacked):
+        raise ValueError(
+            f'state {file} has the result of other images: the model does not give the same predictions every time, or '
+            f'the file was moved. Choose another name.')
+    return BatchResult(
+        attacked=stored, broken=broken, images=images, seconds=seconds, forwards=int(forwards),
+        backwards=int(backwards), warnings=warnings)

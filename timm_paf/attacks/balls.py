@@ -13,7 +13,7 @@ from torch import Tensor
 from timm_paf._dtypes import compute_dtype
 from timm_paf.attacks.noise import Noise
 
-__all__ = ['BALLS', 'Ball', 'ball', 'check_radius']
+__all__ = ['BALLS', 'Ball', 'check_radius']
 
 Number = float | Tensor
 SPARSITY = 0.01  # fraction of the coordinates that an L1 step changes
@@ -84,23 +84,21 @@ def _room(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _moved(x: Tensor, sign: Tensor, length: Tensor) -> Tensor:
-    moved = x.flatten(1).to(length.dtype) + sign * length
-    return _like(moved.clamp_(0, 1), x)
+    return _like((x.flatten(1).to(length.dtype) + sign * length).clamp_(0, 1), x)
 
 
 def _l2_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
     """The nearest point has lengths min(t a, m) with one t in [0, 1]; a is the length of each pixel, m its maximum.
 
-    This follows from the Karush-Kuhn-Tucker conditions. The squared norm increases with t. A pixel reaches its maximum
-    at t = m / a, and between two such points the squared norm is a constant plus t² times a constant. Sorting the
-    points finds the interval.
+    This follows from the Karush-Kuhn-Tucker conditions. A pixel reaches its maximum at t = m / a, and between two such
+    points the squared norm is a constant plus t² times a constant. Sorting the points finds the interval.
     """
     sign, length, room = _room(x_adv, x)
     tiny = torch.finfo(length.dtype).tiny
     limits, order = (room / length.clamp(min=tiny)).clamp_(max=2).sort(1)  # t <= 1, so larger values do not matter
-    stopped = room.gather(1, order).square().cumsum(1)
-    going = length.gather(1, order).square().flip(1).cumsum(1).flip(1)
-    at_limits = stopped + limits.square() * (going - length.gather(1, order).square())
+    squares = length.gather(1, order).square()
+    going = squares.flip(1).cumsum(1).flip(1) - squares
+    at_limits = room.gather(1, order).square().cumsum(1) + limits.square() * going
     count = (at_limits <= eps**2).sum(1, keepdim=True)  # pixels that reach their maximum before t
     first = (torch.arange(length.shape[1], device=x.device) < count).to(length.dtype)
     stops = torch.zeros_like(room).scatter_(1, order, first)
@@ -120,10 +118,9 @@ def _l1_start(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
-    """The step, distributed over pixels in the order of their gradients; each takes at most one equal part.
+    """The step, in equal parts for the 1 % of the pixels with the largest gradients (SLIDE, arXiv 1904.13000).
 
-    The steepest step changes a single pixel. Tramèr and Boneh (arXiv 1904.13000, SLIDE) change 1 % of the pixels by
-    equal parts instead. Here, the part that would take a pixel out of [0, 1] goes to the next pixels.
+    The part that would take a pixel out of [0, 1] goes to the next pixels.
     """
     wide = gradient.flatten(1).to(compute_dtype(x_adv.dtype))
     at = x_adv.flatten(1).to(wide.dtype)
@@ -138,8 +135,8 @@ def _l1_step(x_adv: Tensor, gradient: Tensor, step_size: Number) -> Tensor:
 def _l1_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
     """The nearest point has lengths clamp(a - t, 0, m) with one t >= 0; a is the length of each pixel, m its maximum.
 
-    This follows from the Karush-Kuhn-Tucker conditions; the set is that of Croce and Hein (arXiv 2103.01208). The norm
-    is piecewise linear in t, with a corner at a - m, where a pixel leaves its maximum, and at a, where it reaches 0.
+    The set is that of Croce and Hein (arXiv 2103.01208). The norm is piecewise linear in t, with a corner at a - m,
+    where a pixel leaves its maximum, and at a, where it reaches 0.
     """
     sign, length, room = _room(x_adv, x)
     leaves = (length - room).clamp_(min=0)
@@ -169,24 +166,9 @@ BALLS = {
 }
 
 
-def ball(norm: str) -> Ball:
-    """The ball of the norm with this name.
-
-    Raises:
-        ValueError: If there is no such norm.
-    """
-    if norm not in BALLS:
-        raise ValueError(f'norm = {norm!r}: expected {", ".join(BALLS)}.')
-    return BALLS[norm]
-
-
 def check_radius(eps: float, norm: str, x: Tensor) -> None:
-    """Check that a ball around an image can exclude other images.
-
-    Raises:
-        ValueError: If eps is larger than the largest distance of two images.
-    """
-    largest = ball(norm).largest(_pixels(x))
+    """Raise ValueError if eps is larger than the largest distance of two images."""
+    largest = BALLS[norm].largest(_pixels(x))
     if eps > largest:
         raise ValueError(
             f'eps = {eps:g} in {norm}: the largest distance of two images of shape {tuple(x.shape[1:])} with pixels in '

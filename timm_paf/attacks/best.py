@@ -1,5 +1,5 @@
 """State of an attack on a batch, and the best adversarial image found for each image."""
-import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -7,36 +7,24 @@ from torch import Tensor, nn
 __all__ = ['AttackState', 'BestAdversarial', 'logits_without_autocast']
 
 
-@dataclasses.dataclass
+@dataclass
 class AttackState:
-    """The images under attack, one row per image in every tensor.
-
-    Attributes:
-        x: (B, …), the clean images.
-        y: (B,), their labels.
-        index: (B,), their rows in the batch that the attack was called with.
-        x_adv: (B, …), the current adversarial images.
-        clean_logits: (B, K), the model's logits on x.
-        target: (B,), the class that the attack aims for.
-        seeds: (B,), a seed for each image.
-        memory: (B, …), what the step rule keeps from the last step.
-    """
-    x: Tensor
-    y: Tensor
-    index: Tensor
-    x_adv: Tensor
-    clean_logits: Tensor | None = None
-    target: Tensor | None = None
+    """The images under attack, one row per image in every tensor."""
+    x: Tensor  # clean images (B, …)
+    y: Tensor  # labels
+    index: Tensor  # rows in the batch that the attack was called with
+    x_adv: Tensor  # the current adversarial images
+    clean_logits: Tensor | None = None  # the model's logits on x, (B, K)
+    target: Tensor | None = None  # the class that the attack aims for
     seeds: Tensor | None = None
-    memory: Tensor | None = None
+    memory: Tensor | None = None  # the last direction, for the step rule
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, rows: Tensor) -> 'AttackState':
         """The state of some rows, (n,) int64, as a batch of its own."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: v[rows] for name, v in values.items() if v is not None})
+        return AttackState(**{name: value[rows] for name, value in vars(self).items() if value is not None})
 
 
 @torch.no_grad()
@@ -53,18 +41,12 @@ class BestAdversarial:
 
     Args:
         model: The model under attack.
-        state: The batch; `target` defines success if `targeted`.
+        state: The batch.
         targeted: Success is classification as the target, not just misclassification.
-
-    Attributes:
-        x_adv: (B, …), the best adversarial images.
-        fooled: (B,) bool, whether they fool the model.
-        value: (B,), their loss.
     """
 
     def __init__(self, model: nn.Module, state: AttackState, *, targeted: bool) -> None:
-        self.model = model
-        self.targeted = targeted
+        self.model, self.targeted = model, targeted
         self.x_adv = state.x.clone()
         self.fooled = torch.zeros_like(state.y, dtype=torch.bool)
         wide = torch.float32 if state.x.device.type == 'mps' else torch.float64  # mps has no float64
@@ -81,10 +63,10 @@ class BestAdversarial:
         return success & logits.isfinite().all(1)  # NaN logits are a broken model, not a success
 
     def update(self, state: AttackState, logits: Tensor, values: Tensor | None, *, exact: bool = False) -> Tensor:
-        """Compare the current adversarial images with the best ones.
+        """Compare the current adversarial images of some rows with the best ones.
 
         Args:
-            state: Some images of the batch.
+            state: The rows.
             logits: (b, K), on state.x_adv.
             values: (b,), the loss there; None for the clean images, which any adversarial image replaces.
             exact: The logits were computed without autocast.
@@ -92,10 +74,10 @@ class BestAdversarial:
         Returns:
             (b,) bool: which of them fool the model. Waits for the device under autocast only.
         """
-        fools = self._fools(logits.detach(), state.y, state.target)
+        fools = self._fools(logits, state.y, state.target)
         if self.mixed and not exact and len(rows := fools.nonzero().flatten()):
             doubtful = state.take(rows)
-            again = logits_without_autocast(self.model, doubtful.x_adv.detach())
+            again = logits_without_autocast(self.model, doubtful.x_adv)
             fools = fools.index_copy(0, rows, self._fools(again, doubtful.y, doubtful.target))
         if values is None:
             values = torch.full_like(fools, -torch.inf, dtype=self.value.dtype)
@@ -105,14 +87,13 @@ class BestAdversarial:
         self.fooled.index_copy_(0, index, fools | before)
         self.value.index_copy_(0, index, torch.where(better, value, self.value[index]))
         mask = better.view(-1, *[1] * (state.x.dim() - 1))
-        self.x_adv.index_copy_(0, index, torch.where(mask, state.x_adv.detach(), self.x_adv[index]))
+        self.x_adv.index_copy_(0, index, torch.where(mask, state.x_adv, self.x_adv[index]))
         return fools
 
     def recheck(self, state: AttackState) -> None:
-        """Classify the best images of robust rows again without autocast, at the end of a restart.
+        """Under autocast, classify the best images of robust rows again without it, at the end of a restart.
 
-        A success that autocast hid then counts, and no later image with a higher loss replaces it. Does nothing, and
-        does not wait for the device, if autocast is off.
+        A success that autocast hid then counts, and no later image with a higher loss replaces it.
         """
         if self.mixed and len(rows := self.robust_rows()):
             rest = state.take(rows)

@@ -1,35 +1,42 @@
 """Checks of what an attack is called with and of what the model returns."""
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from timm_paf.attacks.state import eval_mode
 
-__all__ = ['check_batch', 'check_images', 'check_logits', 'check_pixels', 'input_dtype']
+__all__ = ['check_batch', 'check_images', 'check_integers', 'check_logits', 'check_pixels', 'choose', 'input_dtype']
+
+T = TypeVar('T')
 
 
-def check_batch(
-        x: Tensor,
-        y: Tensor,
-        *,
-        seeds: Tensor | None = None,
-        target: Tensor | None = None,
-        clean_logits: Tensor | None = None,
-) -> None:
-    """Check that the tensors of a call fit together. Their values are not read, which would wait for the device.
+def choose(label: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of a table with this name; ValueError if there is none."""
+    if name not in table:
+        raise ValueError(f'{label} = {name!r}: expected {", ".join(table)}.')
+    return table[name]
 
-    Raises:
-        ValueError: If x is not a floating-point batch, or another tensor does not have one row per image.
-        RuntimeError: Inside torch.inference_mode.
+
+def check_integers(least: int, **numbers: object) -> None:
+    """Raise ValueError if a number is not an integer, or smaller than `least`."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f'{name} = {number!r}: expected an integer, at least {least}.')
+
+
+def check_batch(x: Tensor, *, clean_logits: Tensor | None = None, **rows: Tensor | None) -> None:
+    """Check that images, their logits, and tensors (B,) of int64 by name fit together.
+
+    Values are not read, which would wait for the device.
     """
     if torch.is_inference_mode_enabled() or x.is_inference():
         raise RuntimeError('PGD needs gradients, which torch.inference_mode disables; use torch.no_grad instead.')
-    if not x.is_floating_point() or x.dim() < 2:
-        raise ValueError(
-            f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected a floating-point batch (B, C, H, W).')
-    for label, what, value in (('y', 'label', y), ('seeds', 'seed', seeds), ('target', 'class', target)):
+    _check_float(x)
+    for label, value in rows.items():
         if value is not None and value.shape != x.shape[:1]:
-            raise ValueError(
-                f'{label} has shape {tuple(value.shape)}; expected one {what} for each of {x.shape[0]} images.')
+            raise ValueError(f'{label} has shape {tuple(value.shape)}; expected one value for each of {len(x)} images.')
         if value is not None and value.dtype != torch.int64:
             raise ValueError(f'{label} is a {value.dtype} tensor; expected torch.int64.')
     if clean_logits is not None and (clean_logits.dim() != 2 or len(clean_logits) != len(x)):
@@ -37,12 +44,13 @@ def check_batch(
             f'clean_logits has shape {tuple(clean_logits.shape)}; expected logits (B, K) of {len(x)} images.')
 
 
-def check_logits(logits: Tensor, n: int, *, differentiable: bool = False) -> Tensor:
-    """Return the logits of n images unchanged, after a check of their shape.
+def _check_float(x: Tensor) -> None:
+    if not x.is_floating_point() or x.dim() < 2:
+        raise ValueError(f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected images (B, C, H, W) as floats.')
 
-    Raises:
-        ValueError: If they are not (n, K), or if they need a gradient and have none.
-    """
+
+def check_logits(logits: Tensor, n: int, *, differentiable: bool = False) -> Tensor:
+    """Return logits (n, K) unchanged; ValueError if they have another shape, or need a gradient and have none."""
     if logits.dim() != 2 or len(logits) != n:
         raise ValueError(f'the model returns a tensor of shape {tuple(logits.shape)}; expected logits ({n}, classes).')
     if differentiable and not logits.requires_grad:
@@ -58,11 +66,7 @@ def input_dtype(model: nn.Module) -> torch.dtype:
 
 
 def check_pixels(x: Tensor) -> None:
-    """Check that all pixels are in [0, 1].
-
-    Raises:
-        ValueError: If a pixel is outside of [0, 1] or NaN.
-    """
+    """Raise ValueError if a pixel is outside of [0, 1] or NaN."""
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(
@@ -75,7 +79,7 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
 
     Args:
         model: Maps images to logits; runs on the first two images.
-        x: Images (N, C, H, W), floating-point, in [0, 1].
+        x: Images (N, C, H, W), floating-point, in [0, 1]; at least one.
         y: Labels (N,), int64.
         device: Device of the model.
 
@@ -83,13 +87,11 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
         The number of classes.
 
     Raises:
-        ValueError: If pixels are outside of [0, 1], shapes or labels do not fit, or logits are not finite or not
-            (B, K).
+        ValueError: If one of these is not so, or logits are not finite or not (B, K).
     """
-    if not x.is_floating_point() or x.dim() < 2 or not len(x):
-        raise ValueError(f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected images (N, C, H, W) as floats.')
-    if y.shape != x.shape[:1]:
-        raise ValueError(f'y has shape {tuple(y.shape)}; expected one label for each of {len(x)} images.')
+    _check_float(x)
+    if y.shape != x.shape[:1] or not len(x):
+        raise ValueError(f'y has shape {tuple(y.shape)}; expected one label for each of {len(x)} images, at least one.')
     check_pixels(x)
     with eval_mode(model), torch.no_grad():
         logits = check_logits(model(x[:2].to(device, input_dtype(model))), len(x[:2]))

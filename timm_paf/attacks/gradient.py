@@ -9,35 +9,22 @@ from timm_paf.attacks.balls import Ball
 from timm_paf.attacks.losses import Loss
 from timm_paf.attacks.steps import StepRule
 
-__all__ = ['flat_ends', 'scaled', 'traced_step']
+__all__ = ['scaled', 'traced_step']
 
 GRADIENT_AT_LOGITS = 64.  # about the size after loss scaling in training, and far from the limits of float16
 
 
 def scaled(slope: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient for the logits (B, K), scaled to a similar size for every image by a power of two.
+    """The gradient for the logits (B, K), scaled by a power of two for each image, so that it is not 0 in float16.
 
-    Steps do not depend on the size of an image's gradient. Without scaling, the gradient of a confident image is 0 in
-    float16.
+    No step depends on the size of an image's gradient.
     """
     largest = slope.abs().amax(1, keepdim=True).clamp_(min=2.**-100)
     return (slope * (GRADIENT_AT_LOGITS * largest.frexp()[0] / largest)).to(dtype)
 
 
-def flat_ends(gradient: Tensor) -> Tensor:
-    """The gradient with NaN replaced by 0 and infinity by the largest finite number."""
-    return gradient.nan_to_num(0.)
-
-
 def traced_step(value: Loss, ball: Ball, rule: StepRule) -> Callable[..., tuple[Tensor, ...]]:
-    """One step of PGD that uses only tensors, for torch.compile.
-
-    torch.func puts the forward and the backward pass into the same graph.
-
-    Args:
-        value: The loss, of (logits, …).
-        ball: The norm's functions.
-        rule: The step rule.
+    """One step of PGD for torch.compile; torch.func puts the forward and the backward pass into the same graph.
 
     Returns:
         A function (model, x_adv, x, memory, *what the loss compares with, eps, step size) -> logits, values of the
@@ -54,7 +41,7 @@ def traced_step(value: Loss, ball: Ball, rule: StepRule) -> Callable[..., tuple[
             return values.sum(), values
 
         slope, values = torch.func.grad(total, has_aux=True)(wide)
-        gradient = flat_ends(pull(scaled(slope, logits.dtype))[0])
+        gradient = pull(scaled(slope, logits.dtype))[0].nan_to_num(0.)
         direction = rule.follow(memory, gradient)
         moved = ball.project(ball.step(x_adv, direction, step_size), x, eps)
         return (logits, values, moved, direction) if rule.remembers else (logits, values, moved)

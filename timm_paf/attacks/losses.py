@@ -6,11 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from timm_paf._dtypes import compute_dtype
+from timm_paf.attacks.checks import choose
 
-__all__ = [
-    'LOSSES', 'TARGETED', 'Loss', 'cross_entropy', 'kl_divergence', 'margin', 'dlr', 'targeted_cross_entropy',
-    'targeted_dlr', 'find_loss',
-]
+__all__ = ['LOSSES', 'Loss', 'find_loss', 'kl_divergence']
 
 Loss = Callable[..., Tensor]
 
@@ -31,8 +29,7 @@ def _largest_other(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K) and labels (B,); values (B,)."""
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(_wide(logits, classes=1, name='ce'), y, reduction='none')
 
 
@@ -47,43 +44,27 @@ def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
     return functional.kl_div(logits, clean, reduction='none', log_target=True).sum(1)
 
 
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the logit of the label; positive for a misclassified image; values (B,).
-
-    Carlini and Wagner, arXiv 1608.04644.
-
-    Raises:
-        ValueError: If there are fewer than 2 classes.
-    """
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest other logit minus the logit of the label. Carlini and Wagner, arXiv 1608.04644."""
     logits = _wide(logits, classes=2, name='margin')
     return _largest_other(logits, y) - _of_class(logits, y)
 
 
-def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio: the margin divided by the largest minus the third largest logit; values (B,).
-
-    Croce and Hein, arXiv 2003.01690, equation 6. It does not depend on the scale of the logits.
-
-    Raises:
-        ValueError: If there are fewer than 3 classes.
-    """
+def _dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin divided by the largest minus the third largest logit. Croce and Hein, arXiv 2003.01690, equation 6."""
     logits = _wide(logits, classes=3, name='dlr')
     first, _, third = logits.topk(3, dim=1).values.unbind(1)
     return (_largest_other(logits, y) - _of_class(logits, y)) / (first - third + 1e-12)
 
 
-def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probability of the target class (B,); values (B,)."""
+def _targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -functional.cross_entropy(_wide(logits, classes=1, name='ce-targeted'), target, reduction='none')
 
 
-def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Logit of the target minus that of the label, divided by the largest minus the mean of the third and fourth; (B,).
+def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Logit of the target minus that of the label, divided by the largest minus the mean of the third and fourth.
 
     Croce and Hein, arXiv 2003.01690, equation 7.
-
-    Raises:
-        ValueError: If there are fewer than 4 classes.
     """
     logits = _wide(logits, classes=4, name='dlr-targeted')
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
@@ -91,28 +72,18 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {
-    'ce': cross_entropy,
+    'ce': _cross_entropy,
     'kl': kl_divergence,
-    'margin': margin,
-    'dlr': dlr,
-    'ce-targeted': targeted_cross_entropy,
-    'dlr-targeted': targeted_dlr,
+    'margin': _margin,
+    'dlr': _dlr,
+    'ce-targeted': _targeted_cross_entropy,
+    'dlr-targeted': _targeted_dlr,
 }
-TARGETED = frozenset({'ce-targeted', 'dlr-targeted'})
 _COMPARED_WITH = {'kl': ('clean_logits',), 'ce-targeted': ('target',), 'dlr-targeted': ('y', 'target')}
 
 
 def find_loss(loss: str | Loss) -> tuple[Loss, tuple[str, ...]]:
-    """The loss with this name, or a function (logits, y), and the arguments that it takes after the logits.
-
-    Returns:
-        The function, and the names of its arguments: some of 'y', 'clean_logits' and 'target'.
-
-    Raises:
-        ValueError: If there is no such loss.
-    """
+    """The loss, and its arguments after the logits: some of 'y', 'clean_logits' and 'target'."""
     if not isinstance(loss, str):
         return loss, ('y',)
-    if loss not in LOSSES:
-        raise ValueError(f'loss = {loss!r}: expected {", ".join(LOSSES)}, or a function.')
-    return LOSSES[loss], _COMPARED_WITH.get(loss, ('y',))
+    return choose('loss', loss, LOSSES), _COMPARED_WITH.get(loss, ('y',))

@@ -1,8 +1,7 @@
 """Random numbers for starting points: from a generator, or from one seed per image.
 
-Both are uniform on (-1, 1); the balls transform them. Numbers from a generator depend on how many were drawn before.
-Numbers from a seed are a function of (seed of the attack, restart, seed of the image, position) alone. So an image has
-the same start in every batch, whichever other images have left it.
+Both are uniform on (-1, 1); the balls transform them. Numbers from a seed are a function of (seed of the attack,
+restart, seed of the image, position) alone. So an image has the same start in every batch.
 """
 from collections.abc import Callable
 
@@ -18,15 +17,7 @@ Noise = Callable[[int], Tensor]
 
 
 def generated(x: Tensor, generator: torch.Generator) -> Noise:
-    """Noise from a generator.
-
-    Args:
-        x: Images (B, …), which give the batch size, device and precision.
-        generator: Generator on the device of x; every call advances it.
-
-    Returns:
-        A function n -> numbers (B, n) in (-1, 1).
-    """
+    """Noise n -> numbers (B, n) for images x (B, …), from a generator on their device."""
     dtype = compute_dtype(x.dtype)
 
     def draw(n: int) -> Tensor:
@@ -36,16 +27,13 @@ def generated(x: Tensor, generator: torch.Generator) -> Noise:
 
 
 def seeded(x: Tensor, seeds: Tensor, *, seed: int, attempt: int) -> Noise:
-    """Noise as a function of the seed of each image. Nothing waits for the device.
+    """Noise n -> numbers (B, n), never 0, as a function of the seeds of images x (B, …). Nothing waits for the device.
 
     Args:
-        x: Images (B, …).
+        x: Images.
         seeds: Seed of each image (B,), int64.
         seed: Seed of the attack.
         attempt: Number of the restart.
-
-    Returns:
-        A function n -> numbers (B, n) in (-1, 1), never 0; the first numbers do not depend on n.
     """
     attack = splitmix64((splitmix64(seed % 2**64) + attempt * GOLDEN) % 2**64)
     keys = splitmix64(seeds.to(x.device)[:, None] ^ to_int64(attack))

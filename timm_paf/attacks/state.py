@@ -1,5 +1,5 @@
 """Contexts that change a model and restore it."""
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,16 +12,23 @@ MODES = ('eval', 'train')
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule has its own mode back, even where they differed."""
-    training = [module for module in model.modules() if module.training]
+def _changed(things: Iterable[Any], name: str, value: bool) -> Iterator[None]:
+    """An attribute of modules or parameters has this value inside, and its own value afterwards."""
+    before = [(thing, getattr(thing, name)) for thing in things]
     try:
-        for module in training:
-            module.training = False
+        for thing, _ in before:
+            setattr(thing, name, value)
         yield
     finally:
-        for module in training:
-            module.training = True
+        for thing, own in before:
+            setattr(thing, name, own)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule has its own mode back, even where they differed."""
+    with _changed(model.modules(), 'training', False):
+        yield
 
 
 @contextmanager
@@ -32,38 +39,20 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     the statistics of the batch, and everything else is in evaluation mode, so dropout is off. A BatchNorm layer in
     evaluation mode inside a network in training mode is frozen and stays in evaluation mode. Running statistics and
     counters are neither read nor written.
-
-    Args:
-        model: The network.
-        mode: 'eval' or 'train'.
     """
     norms = [
         module for module in model.modules()
         if mode == 'train' and isinstance(module, _BatchNorm) and (module.training or not model.training)]
-    training = [module.training for module in norms]
-    with eval_mode(model):
-        try:
-            for module in norms:
-                module.training = True
-            with still_statistics(model):
-                yield
-        finally:
-            for module, flag in zip(norms, training, strict=True):
-                module.training = flag
+    with eval_mode(model), _changed(norms, 'training', True), still_statistics(model):
+        yield
 
 
 @contextmanager
 def still_statistics(model: nn.Module) -> Iterator[None]:
     """Keep running statistics: layers in training mode normalise with the batch and do not update them."""
-    tracking: list[Any] = [  # nn.Module does not declare the attribute
-        module for module in model.modules() if getattr(module, 'track_running_stats', False) and module.training]
-    try:
-        for module in tracking:
-            module.track_running_stats = False
+    tracking = [m for m in model.modules() if m.training and getattr(m, 'track_running_stats', False)]
+    with _changed(tracking, 'track_running_stats', False):
         yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
 
 
 @contextmanager
@@ -73,11 +62,5 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
     An attack needs the gradient for the image only. A custom autograd function computes the gradients of its parameters
     whenever they require one, even if torch.autograd.grad is not asked for them.
     """
-    learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learnable:
-            parameter.requires_grad_(False)
+    with _changed(model.parameters(), 'requires_grad', False):
         yield
-    finally:
-        for parameter in learnable:
-            parameter.requires_grad_(True)

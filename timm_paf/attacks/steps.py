@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['STEP_RULES', 'StepRule', 'step_rule']
+__all__ = ['STEP_RULES', 'StepRule']
 
 
 class StepRule(NamedTuple):
@@ -34,14 +34,3 @@ STEP_RULES = {
     'cosine': StepRule(lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, lambda before, gradient: gradient),
     'momentum': StepRule(lambda i, n: 1., _momentum, remembers=True),
 }
-
-
-def step_rule(name: str) -> StepRule:
-    """The rule with this name.
-
-    Raises:
-        ValueError: If there is no such rule.
-    """
-    if name not in STEP_RULES:
-        raise ValueError(f'step_rule = {name!r}: expected {", ".join(STEP_RULES)}.')
-    return STEP_RULES[name]

@@ -3,7 +3,8 @@ import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from timm_paf.attacks.balls import ball
+from timm_paf.attacks.balls import BALLS
+from timm_paf.attacks.checks import choose
 
 __all__ = ['ThreatModel', 'parse_eps']
 
@@ -16,8 +17,7 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
     Args:
         eps: Text such as '8/255' or '0.5', or a number, in units of the pixel range [0, 1].
         label: Name of the value in an error.
-        norm: In 'linf' the maximum is 1. In 'l2' and 'l1' it depends on the size of the images, and
-            `timm_paf.attacks.balls.check_radius` checks it.
+        norm: In 'linf' the maximum is 1; in 'l2' and 'l1' it depends on the images, and the attack checks it.
 
     Returns:
         The nearest float; a fraction is divided once, exactly.
@@ -37,7 +37,7 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
         value = float(exact)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(f'{label} = {eps!r}: expected a number or a fraction such as 8/255.') from None
-    if not value > 0 or not math.isfinite(value):
+    if not 0 < value < math.inf:
         raise ValueError(f'{label} = {eps}: expected a number greater than 0, such as 8/255.')
     if norm == 'linf' and value > 1:
         raise ValueError(f'{label} = {eps}: pixels are in [0, 1]; expected at most 1. Did you mean {eps}/255?')
@@ -49,11 +49,8 @@ class ThreatModel:
     """A norm ball around each image, intersected with the pixel range [0, 1].
 
     Args:
-        eps: Radius in units of [0, 1], see `parse_eps`.
+        eps: Radius in units of [0, 1], see `parse_eps`; the attribute `radius` is its float.
         norm: 'linf', 'l2' or 'l1'.
-
-    Attributes:
-        radius: eps as a float.
 
     Raises:
         ValueError: If eps or norm is invalid.
@@ -63,7 +60,7 @@ class ThreatModel:
     radius: float = field(init=False)
 
     def __post_init__(self) -> None:
-        ball(self.norm)
+        choose('norm', self.norm, BALLS)
         object.__setattr__(self, 'radius', parse_eps(self.eps, norm=self.norm))
 
     def __str__(self) -> str:
