@@ -22,10 +22,8 @@ COLUMNS = {
     'epoch': 'epoch', 'train_loss': 'loss', 'train_robust': 'training, attacked, %',
     'eval_clean': 'validation, clean, %', 'eval_robust': 'validation, attacked, %',
     'train_images_per_second': 'images/s', 'train_data_wait': 'waiting for data, %', 'lr': 'learning rate'}
-CURVES = {
-    'loss': {'train_loss': 'training loss'},
-    'accuracy, %': {
-        'train_robust': 'training, attacked', 'eval_clean': 'validation, clean', 'eval_robust': 'validation, attacked'}}
+CURVES = {'loss': {'train_loss': 'training loss'}, 'accuracy, %': {
+    'train_robust': 'training, attacked', 'eval_clean': 'validation, clean', 'eval_robust': 'validation, attacked'}}
 SHAPE_NOTE = (
     'Finite curvature: the largest curvature away from kinks. Negative mean and min: mean and smallest output on '
     'negative inputs. Slope left: slope at minus infinity. According to the paper (arXiv 2110.05626), positive outputs '

@@ -78,8 +78,7 @@ def robustness_curve(
                 model, x, y, attack=attack, batch_size=batch_size, device=device, seeds=torch.arange(len(x)),
                 processes=processes)
             robust &= alone
-            points.append(CurvePoint(
-                eps=text, eps_value=radius, alone=Accuracy.of(alone), worst=Accuracy.of(robust)))
+            points.append(CurvePoint(eps=text, eps_value=radius, alone=Accuracy.of(alone), worst=Accuracy.of(robust)))
     return RobustnessCurve(
         points=tuple(points), attack=f'PGD-{steps}', norm=norm, steps=steps, seed=seed,
         seconds=time.monotonic() - started)

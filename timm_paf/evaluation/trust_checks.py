@@ -209,8 +209,7 @@ def black_box(probe: Probe) -> TrustCheck:
     survivors = int(robust.sum())
     if not survivors:
         return TrustCheck(
-            'black box', 'pass', 'no image is robust to PGD.',
-            'There is nothing left for an attack without gradients.')
+            'black box', 'pass', 'no image is robust to PGD.', 'There is nothing left for an attack without gradients.')
     chosen = left = robust.nonzero().flatten()[:probe.n_square]
     if probe.gradients is not None and bool(probe.gradients.isfinite().all()):
         left = probe.autoattack(chosen, ('apgd-ce', 'apgd-t'))
