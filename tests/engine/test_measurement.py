@@ -109,7 +109,7 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     assert (entry['architecture'], entry['reported'], entry['footnote']) == ('Wide', '61.5', 'A remark.')
     assert (entry['authors'], entry['additional_data'], entry['eps']) == ('A B, C D', False, '0.1')
     output = capsys.readouterr().out
-    assert 'digits is none of its data sets' in output and 'AutoAttack standard, not rand' in output
+    assert 'no data set digits' in output and 'AutoAttack standard, not rand' in output
 
 
 @pytest.mark.parametrize('argv, message', [

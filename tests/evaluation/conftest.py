@@ -1,20 +1,16 @@
-"""Small networks for digits, trained in seconds."""
+"""Small networks for digits, trained in seconds, and a linear model whose robustness is known exactly."""
 import pyautoattack
 import pytest
 import torch
 from torch import nn
 
-from timm_paf.attacks import PGD, ThreatModel
+from timm_paf.attacks import PGD
 from timm_paf.data import digits_splits
-
-THREAT = ThreatModel(eps='0.1')
 
 
 def train(steps, eps):
     """A convolutional network, trained plainly (eps 0) or on PGD-5 images."""
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1),
         nn.BatchNorm2d(32), nn.SiLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(),
@@ -34,7 +30,6 @@ def train(steps, eps):
         loss.backward()
         optimizer.step()
         schedule.step()
-    torch.set_num_threads(threads)
     model.zero_grad(set_to_none=True)
     return model.eval()
 
@@ -62,10 +57,24 @@ def digits():
 @pytest.fixture(scope='session')
 def robust_network():
     """Adversarially trained."""
-    return train(250, THREAT.radius)
+    return train(120, 0.1)
 
 
 @pytest.fixture(scope='session')
 def plain_network():
     """Accurate, and not robust at all."""
-    return train(200, 0)
+    return train(120, 0)
+
+
+@pytest.fixture
+def ramp():
+    """A model, images (41, 1, 4, 4), labels, and the largest eps at which each image is robust.
+
+    There are two classes, split at mean pixel 1/2.
+    """
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.zeros(16), torch.full((16,), 10 / 16)]))
+        model[1].bias.copy_(torch.tensor([0., -5.]))
+    x = torch.linspace(0.3, 0.7, 41)[:, None, None, None].expand(41, 1, 4, 4).contiguous()
+    return model, x, (x[:, 0, 0, 0] > 0.5).long(), (x[:, 0, 0, 0] - 0.5).abs()

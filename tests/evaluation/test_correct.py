@@ -7,24 +7,17 @@ from torch import multiprocessing
 
 from timm_paf._distributed import Processes
 from timm_paf.attacks import PGD, ThreatModel
-from timm_paf.evaluation import (
-    CorruptionArchive,
-    accuracy_under_attack,
-    clean_accuracy,
-    corruption_accuracy,
-    evaluate_robustness,
-    robustness_curve,
-)
+from timm_paf.evaluation import CorruptionArchive, corruption_accuracy, evaluate_robustness, robustness_curve
 from timm_paf.evaluation.correct import correct_mask
 
 N, BATCH = 40, 7
-ATTACK = dict(eps=0.2, steps=2)  # weak, so that the start decides about some
+CPU = torch.device('cpu')
 
 
 def seeded_mask(model, x, y, *, batch_size=BATCH, seeds=None, seed=0, processes=None):
-    seeds = torch.arange(len(x)) if seeds is None else seeds
+    attack = PGD(eps=0.2, steps=2, seed=seed)  # weak, so that the start decides about some
     return correct_mask(
-        model, x, y, attack=PGD(**ATTACK, seed=seed), batch_size=batch_size, device=None, seeds=seeds,
+        model, x, y, attack=attack, batch_size=batch_size, seeds=torch.arange(len(x)) if seeds is None else seeds,
         processes=processes)
 
 
@@ -45,18 +38,24 @@ def test_batches_do_not_matter(robust_network, images, batch_size):
     assert not all(torch.equal(one, seeded_mask(robust_network, x, y, seed=seed)) for seed in range(1, 9))
 
 
-@pytest.mark.parametrize('batch_size', [1, 7, 64])
-def test_reports_and_curves_are_the_same_in_any_batches(robust_network, images, batch_size):
-    found = []
-    for size in (N, batch_size):
-        report = evaluate_robustness(
-            robust_network, *images, threat=ThreatModel(eps='0.2'), pgd_steps=2, autoattack_version=None,
-            batch_size=size)
-        curve = robustness_curve(robust_network, *images, eps=[0, 0.1, 0.2], steps=2, batch_size=size)
-        early = robustness_curve(robust_network, *images, eps=[0, 0.1, 0.2], steps=2, batch_size=size, early_stop=True)
-        assert [point.worst for point in early.points] == [point.worst for point in curve.points]
-        found.append((report.measurements['pgd'].accuracy, report.by_class, curve.points))
-    assert found[0] == found[1]
+def everything(model, x, y, folder, rank=0, world_size=1, batch_size=BATCH):
+    """Counts and masks of all shared measurements, the images that this process classified, and the error of one."""
+    shared = dict(batch_size=batch_size, rank=rank, world_size=world_size)
+    seen = []
+    hook = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    report = evaluate_robustness(
+        model, x, y, threat=ThreatModel(eps='0.2'), pgd_steps=2, autoattack_version=None, **shared).to_dict()
+    curve = robustness_curve(model, x, y, eps=[0, 0.1, 0.2], steps=2, **shared).to_dict()
+    corruptions = corruption_accuracy(model, CorruptionArchive(folder / 'corruptions'), **shared).to_dict()
+    hook.remove()
+    with Processes.from_rank(rank, world_size, device=CPU).patient() as processes:
+        mask = seeded_mask(model, x, y, processes=processes)
+        with pytest.raises(ValueError, match='NaN'):  # in the last batch, which is that of one process
+            correct_mask(
+                model, x, y, batch_size=BATCH, processes=processes,
+                attack=lambda model, images, labels: images if len(images) == BATCH else images * torch.nan)
+    counts = [report['clean']['correct'], report['pgd']['correct']]
+    return [counts, report['by_class'], curve['points'], corruptions['severities'], mask.tolist()], sum(seen)
 
 
 def work(rank, folder):
@@ -71,77 +70,25 @@ def work(rank, folder):
             dist.destroy_process_group()
 
 
-def everything(model, x, y, folder, rank=0, world_size=1):
-    """Counts and masks of all shared measurements, the images that this process classified, and the error of one."""
-    shared = dict(batch_size=BATCH, rank=rank, world_size=world_size)
-    seen = []
-    hook = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    report = evaluate_robustness(
-        model, x, y, threat=ThreatModel(eps='0.2'), pgd_steps=2, autoattack_version=None, **shared)
-    curve = robustness_curve(model, x, y, eps=[0, 0.1, 0.2], steps=2, **shared)
-    corruptions = corruption_accuracy(model, CorruptionArchive(folder / 'corruptions'), **shared)
-    hook.remove()
-    with Processes.from_rank(rank, world_size, device=torch.device('cpu')).patient() as processes:
-        mask = seeded_mask(model, x, y, processes=processes)
-        try:  # the last batch is that of one process
-            correct_mask(
-                model, x, y, batch_size=BATCH, device=None, processes=processes,
-                attack=lambda model, images, labels: images if len(images) == BATCH else images * torch.nan)
-            error = ''
-        except ValueError as caught:
-            error = str(caught)
-    return {
-        'pgd': report.measurements['pgd'].accuracy.correct, 'clean': report.measurements['clean'].accuracy.correct,
-        'by_class': [entry.to_dict() for entry in report.by_class], 'curve': curve.to_dict()['points'],
-        'corruptions': corruptions.to_dict()['severities'], 'mask': mask, 'error': error, 'seen': sum(seen)}
-
-
-@pytest.fixture(scope='module')
-def found(robust_network, images, tmp_path_factory):
-    """Results of one process, and of each of two and of three processes that share the work."""
-    folder = tmp_path_factory.mktemp('ranks')
+def test_processes_share_the_work_and_find_what_one_finds(robust_network, images, tmp_path):
     x, y = images
-    torch.save((robust_network, x, y), folder / 'problem.pt')
-    (folder / 'corruptions').mkdir()
+    torch.save((robust_network, x, y), tmp_path / 'problem.pt')
+    (tmp_path / 'corruptions').mkdir()
     pixels = (x * 255).byte().permute(0, 2, 3, 1).numpy()
     for name in ('fog', 'snow'):
         levels = [np.roll(pixels, severity, axis=2) // (1 + (name == 'fog')) for severity in range(5)]
-        np.save(folder / 'corruptions' / f'{name}.npy', np.concatenate(levels))
-    np.save(folder / 'corruptions' / 'labels.npy', y.numpy())
-    multiprocessing.start_processes(work, (folder,), nprocs=3, start_method='spawn')
-    several = {
-        world_size: [torch.load(folder / f'{world_size}-{rank}.pt') for rank in range(world_size)]
-        for world_size in (2, 3)}
-    return everything(robust_network, x, y, folder), several
-
-
-@pytest.mark.parametrize('world_size', [2, 3])
-def test_processes_find_what_one_finds(found, world_size):
-    alone, several = found
-    assert 0 < alone['pgd'] < alone['clean'] <= N
-    for rank in several[world_size]:
-        assert torch.equal(rank['mask'], alone['mask'])
-        for name in ('pgd', 'clean', 'by_class', 'curve', 'corruptions'):
-            assert rank[name] == alone[name]
-
-
-@pytest.mark.parametrize('world_size', [2, 3])
-def test_no_process_does_what_another_does(found, world_size):
-    alone, several = found
-    checks = 2 * 2 * (world_size - 1)  # each process checks the logits' shape on two images, in report and curve
-    assert sum(rank['seen'] for rank in several[world_size]) == alone['seen'] + checks
-    assert all(rank['seen'] < alone['seen'] for rank in several[world_size])
-
-
-@pytest.mark.parametrize('world_size', [2, 3])
-def test_all_leave_where_one_meets_an_error(found, world_size):
-    _, several = found
-    assert all('NaN' in rank['error'] for rank in several[world_size])
-
-
-@pytest.mark.parametrize('measure', [
-    clean_accuracy, lambda *problem: accuracy_under_attack(*problem, attack=PGD(eps=0.1))], ids=['clean', 'attacked'])
-def test_images_out_of_range_are_refused(robust_network, images, measure):
-    x, y = images
-    with pytest.raises(ValueError, match=r'expected \[0, 1\]'):
-        measure(robust_network, x * 255, y)
+        np.save(tmp_path / 'corruptions' / f'{name}.npy', np.concatenate(levels))
+    np.save(tmp_path / 'corruptions' / 'labels.npy', y.numpy())
+    alone, seen_alone = everything(robust_network, x, y, tmp_path)
+    (clean, attacked), *_ = alone
+    assert 0 < attacked < clean <= N
+    assert everything(robust_network, x, y, tmp_path, batch_size=N)[0] == alone
+    # the fork server imports the packages once for all processes
+    multiprocessing.set_forkserver_preload(['timm_paf.evaluation'])
+    multiprocessing.start_processes(work, (tmp_path,), nprocs=3, start_method='forkserver')
+    for world_size in (2, 3):
+        found = [torch.load(tmp_path / f'{world_size}-{rank}.pt') for rank in range(world_size)]
+        assert all(results == alone for results, _ in found)
+        checks = 2 * 2 * (world_size - 1)  # each process checks the logits' shape on two images, in report and curve
+        assert sum(seen for _, seen in found) == seen_alone + checks
+        assert all(seen < seen_alone for _, seen in found)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from timm_paf.evaluation import (
@@ -70,15 +71,12 @@ def example(label=3, prediction=5, attack='PGD-20 (linf 0.2)'):
 
 def full_report(text='', **changes):
     """A report with every part; `text` is added to each of its texts."""
-    check = TrustCheck(
-        name=f'black box{text}', status='warn', finding=f'found it{text}', meaning=f'gradients are masked{text}')
+    check = TrustCheck(f'black box{text}', 'warn', f'found it{text}', f'gradients are masked{text}')
+    attacked = Measurement(
+        accuracy=Accuracy(50, 100), attack=f'PGD-20{text}', norm='linf', eps='8/255', steps=20, seed=0, seconds=3.,
+        details={'warnings': [f'odd{text}'], 'clean_correct': 0, 'by': {'apgd-ce': 2}, 'runs': [1]})
     values = dict(
-        measurements={
-            'clean': Measurement(accuracy=Accuracy(90, 100), attack='none'),
-            'pgd': Measurement(
-                accuracy=Accuracy(50, 100), attack=f'PGD-20{text}', norm='linf', eps='8/255', steps=20, seed=0,
-                seconds=3.,
-                details={'warnings': [f'odd{text}'], 'clean_correct': 0, 'by': {'apgd-ce': 2}, 'runs': [1]})},
+        measurements={'clean': Measurement(accuracy=Accuracy(90, 100), attack='none'), 'pgd': attacked},
         model=f'net{text}', dataset=f'digits{text}', split='test', checkpoint=f'a.pth{text}', checkpoint_sha256='ab12',
         by_class=(ClassAccuracy(label=4, clean=Accuracy(9, 10), robust=Accuracy(2, 10)),),
         trust=TrustReport(
@@ -95,64 +93,52 @@ def full_report(text='', **changes):
     return RobustnessReport(**{**values, **changes})
 
 
-def test_all_text_is_escaped():
-    section = Section(
-        title=EVIL, text=[EVIL], figures=[figure(EVIL, lambda: b'png')], header=[EVIL], rows=[[EVIL], [None]],
-        columns='t', note=EVIL)
-    text = full_report(EVIL).page(title=EVIL, subtitle=EVIL, sections=[section])
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+
+
+def test_every_part_is_on_the_page(tmp_path):
+    full_report().save_page(tmp_path / 'report.html')
+    text = (tmp_path / 'report.html').read_text()
     page = Parsed(text)
-    assert not any(tag in ('script', 'link', 'iframe') for tag, _ in page.tags) and '<script' not in text
-    assert page.text.count('<script>alert("1")</script> &') >= 20  # shown as given
-    assert EVIL in {attrs['alt'] for tag, attrs in page.tags if tag == 'img'}
-
-
-def test_every_part_is_on_the_page():
-    page = Parsed(full_report().page())
     for words in (
             'Robustness of net', '50 of 100 images; 40.4 to 59.6 %', 'PGD-20', '8/255', '50 / 100', 'ab12',
             '1 of 1 checks warn', 'gradients are masked', '3 forward and backward passes and 2 forward passes each',
             'at this or a smaller eps', 'Least robust: class 4', 'fog', 'attacked: 3, predicted 5',
             'attacked: 2, correct', 'odd; clean correct: 0; by: apgd-ce 2', torch.__version__.split('+')[0]):
         assert words in page.text
-    assert [tag for tag, _ in page.tags].count('img') == 3 + 4
+    assert len(page.pictures()) == 3 + 4
     assert [np.asarray(decoded(uri)).max() for uri in page.pictures()[-4:]] == [0, 255, 0, 255]
+    assert Parsed(figure(EVIL, Figure)).tags[1][1]['alt'] == EVIL
+    # nothing is loaded from elsewhere
+    sources = [value for _, attrs in page.tags for name, value in attrs.items() if name in ('src', 'href')]
+    assert all(value.startswith(PREFIX) for value in sources) and 'url(' not in text and '@import' not in text
 
 
-def test_nothing_is_fetched_from_elsewhere():
-    text = full_report().page()
-    sources = [value for _, attrs in Parsed(text).tags for name, value in attrs.items() if name in ('src', 'href')]
-    assert sources and all(value.startswith(PREFIX) for value in sources)
-    assert 'url(' not in text and '@import' not in text
+@pytest.mark.usefixtures('no_matplotlib')
+def test_all_text_is_escaped():
+    section = Section(title=EVIL, text=[EVIL], header=[EVIL], rows=[[EVIL], [None]], columns='t', note=EVIL)
+    text = full_report(EVIL).page(title=EVIL, subtitle=EVIL, sections=[section])
+    page = Parsed(text)
+    assert not any(tag in ('script', 'link', 'iframe') for tag, _ in page.tags) and '<script' not in text
+    assert page.text.count('<script>alert("1")</script> &') >= 20  # shown as given
 
 
+@pytest.mark.usefixtures('no_matplotlib')
+def test_without_matplotlib_the_page_says_so():
+    page = Parsed(full_report().page())
+    assert page.text.count("pip install 'timm-paf[plot]'") == 3
+    assert len(page.pictures()) == 4 and '5 / 10' in page.text
+
+
+@pytest.mark.usefixtures('no_matplotlib')
 @pytest.mark.parametrize('missing, words', [
     ('trust', 'Trust checks'), ('curve', 'Robust accuracy by eps'), ('corruptions', 'Common corruptions'),
     ('by_class', 'Accuracy by class'), ('examples', 'Examples')])
 def test_parts_that_were_not_measured_are_left_out(missing, words):
     empty = () if missing in ('by_class', 'examples') else None
     assert words not in Parsed(full_report(**{missing: empty}).page()).text
-
-
-def test_a_curve_with_early_stop_has_one_column(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    curve = RobustnessCurve(
-        points=(CurvePoint(eps='0.1', eps_value=0.1, alone=None, worst=Accuracy(5, 10)),), attack='PGD-20', norm='linf',
-        steps=20, seed=7, seconds=1.)
-    text = Parsed(full_report(curve=curve).page()).text
-    assert 'at this eps only' not in text and '5 / 10' in text
-
-
-def test_without_matplotlib_the_page_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    page = Parsed(full_report().page())
-    assert page.text.count("pip install 'timm-paf[plot]'") == 3
-    assert len(page.pictures()) == 4 and '5 / 10' in page.text
-
-
-def test_the_page_is_saved(tmp_path):
-    report = full_report()
-    report.save_page(tmp_path / 'report.html')
-    assert (tmp_path / 'report.html').read_text() == report.page()
 
 
 @pytest.mark.parametrize('channels, mode', [(1, 'L'), (3, 'RGB'), (2, 'L'), (5, 'L')])

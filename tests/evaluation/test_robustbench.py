@@ -36,6 +36,7 @@ def report(*, clean=(8702, 10000), robust=(6155, 10000), eps='8/255', norm='linf
 def test_the_papers_entry_comes_out():
     assert robustbench_info(report(), additional_data=False, **TEXTS) == PUBLISHED
     assert robustbench_obstacles(report()) == []
+    assert 'footnote' not in robustbench_info(report(), additional_data=False, **{**TEXTS, 'footnote': None})
 
 
 @pytest.mark.parametrize('changes, expected', [
@@ -48,21 +49,12 @@ def test_settings_reach_the_file(changes, expected):
     assert info == {**PUBLISHED, **expected} and json.loads(json.dumps(info)) == info
 
 
-def test_no_footnote_no_key():
-    assert 'footnote' not in robustbench_info(report(), **{'additional_data': False, **TEXTS, 'footnote': None})
-
-
-@pytest.mark.parametrize('changes, message', [
-    (dict(venue=' '), 'venue: expected'), (dict(link='', name=''), 'link, name')], ids=['blank', 'two'])
-def test_empty_texts_are_refused(changes, message):
+@pytest.mark.parametrize('measured, changes, message', [
+    (report(), dict(venue=' '), 'venue: expected'), (report(), dict(link='', name=''), 'link, name'),
+    (RobustnessReport(measurements={}), {}, 'no measurement clean and autoattack')], ids=['blank', 'two', 'accuracies'])
+def test_what_an_entry_needs(measured, changes, message):
     with pytest.raises(ValueError, match=message):
-        robustbench_info(report(), **{'additional_data': False, **TEXTS, **changes})
-
-
-def test_both_accuracies_are_needed():
-    incomplete = RobustnessReport(measurements={'clean': Measurement(accuracy=Accuracy(1, 2), attack='none')})
-    with pytest.raises(ValueError, match='no measurement autoattack'):
-        robustbench_info(incomplete, additional_data=False, **TEXTS)
+        robustbench_info(measured, **{'additional_data': False, **TEXTS, **changes})
 
 
 WARNING = TrustReport(

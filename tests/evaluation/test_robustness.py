@@ -6,96 +6,80 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from timm_paf.attacks import PGD, ThreatModel
 from timm_paf.evaluation import Accuracy, accuracy_under_attack, clean_accuracy, evaluate_robustness
 
-
-def threshold_model(margin=10.):
-    """Two classes by the mean pixel: logits (0, margin (mean - 1/2)); an image at mean 1/2 + d is robust if eps < d."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.stack([torch.zeros(16), torch.full((16,), margin / 16)]))
-        model[1].bias.copy_(torch.tensor([0., -margin / 2]))
-    return model
+pytestmark = pytest.mark.usefixtures('short_autoattack')
 
 
-X = torch.linspace(0.3, 0.7, 41)[:, None, None, None].expand(41, 1, 4, 4).contiguous()
-Y = (X[:, 0, 0, 0] > 0.5).long()
-
-
-def test_counts_are_those_of_the_closed_form():
-    model = threshold_model().train()
-    assert clean_accuracy(model, X, Y, batch_size=7) == Accuracy(41, 41)
-    distance = (X[:, 0, 0, 0] - 0.5).abs()
-    for eps in (0.015, 0.055, 0.105, 0.3):
-        attack = PGD(eps=eps, steps=5)
-        expected = int((distance > eps).sum())
-        assert accuracy_under_attack(model, X, Y, attack=attack, batch_size=7) == Accuracy(expected, 41)
+def test_counts_are_those_of_the_closed_form(ramp):
+    model, x, y, distance = ramp
+    assert clean_accuracy(model.train(), x, y, batch_size=7) == Accuracy(41, 41)
+    for eps in (0.015, 0.055, 0.3):
+        expected = Accuracy(int((distance > eps).sum()), 41)
+        assert accuracy_under_attack(model, x, y, attack=PGD(eps=eps, steps=5), batch_size=7) == expected
     assert model.training
 
 
-def test_report_counts_every_attack(tmp_path):
-    model, eps = threshold_model(), 0.055
+def test_report_counts_every_attack(ramp, tmp_path):
+    model, x, y, distance = ramp
+    robust = distance > 0.055
     checkpoint = tmp_path / 'weights.pth'
     checkpoint.write_bytes(b'some weights')
     report = evaluate_robustness(
-        model, X, Y, threat=ThreatModel(eps='0.055'), pgd_steps=5, n_examples=8, batch_size=5, seed=4,
+        model, x, y, threat=ThreatModel(eps='0.055'), pgd_steps=5, n_examples=8, batch_size=5, seed=4,
         model_name='threshold', dataset='ramp', split='test', checkpoint=checkpoint)
     report.save(tmp_path / 'report.json')
     content = json.loads((tmp_path / 'report.json').read_text())
-    distance = (X[:, 0, 0, 0] - 0.5).abs()
-    assert (content['clean']['correct'], content['clean']['total']) == (41, 41)
-    assert (content['pgd']['correct'], content['pgd']['total']) == (int((distance > eps).sum()), 41)
-    assert (content['autoattack']['correct'], content['autoattack']['total']) == (int((distance[:8] > eps).sum()), 8)
-    assert (content['pgd']['eps'], content['pgd']['norm'], content['pgd']['steps'], content['pgd']['seed']) == (
-        '0.055', 'linf', 5, 4)
+    for name, correct, total in (('clean', 41, 41), ('pgd', robust.sum(), 41), ('autoattack', robust[:8].sum(), 8)):
+        assert (content[name]['correct'], content[name]['total']) == (int(correct), total)
+    assert [content['pgd'][name] for name in ('eps', 'norm', 'steps', 'seed')] == ['0.055', 'linf', 5, 4]
     assert content['checkpoint_sha256'] == hashlib.sha256(b'some weights').hexdigest()
     assert content['versions']['torch'] == torch.__version__.split('+')[0]
-    assert (content['model'], content['dataset'], content['split']) == ('threshold', 'ramp', 'test')
-    assert [p.name for p in tmp_path.iterdir() if p.suffix == '.tmp'] == []
+    assert [content[name] for name in ('model', 'dataset', 'split')] == ['threshold', 'ramp', 'test']
+    # classes are counted under all attacks
+    for entry, label in zip(content['by_class'], (0, 1), strict=True):
+        assert entry['robust']['correct'] == int(robust[y == label].sum())
+        assert (entry['label'], entry['clean']['total']) == (label, int((y == label).sum()))
 
 
-def test_autoattack_can_be_left_out(tmp_path):
+def test_autoattack_can_be_left_out(ramp, tmp_path):
     settings = dict(threat=ThreatModel(eps=0.1), autoattack_version=None)
-    report = evaluate_robustness(threshold_model(), X, Y, **settings)
-    assert list(report.measurements) == ['clean', 'pgd']
+    assert list(evaluate_robustness(*ramp[:3], **settings).measurements) == ['clean', 'pgd']
     with pytest.raises(ValueError, match=r'adv\.npz is for AutoAttack'):
-        evaluate_robustness(threshold_model(), X, Y, **settings, save_adv=tmp_path / 'adv.npz')
+        evaluate_robustness(*ramp[:3], **settings, save_adv=tmp_path / 'adv.npz')
 
 
-def test_saved_images_give_the_reports_number(tmp_path):
-    model, y = threshold_model(), Y.clone()
+def test_saved_images_give_the_reports_number(ramp, tmp_path):
+    model, x, y, _ = ramp
     y[0] = 1 - y[0]
     report = evaluate_robustness(
-        model, X, y, threat=ThreatModel(eps='0.055'), pgd_steps=1, n_examples=30, batch_size=7,
+        model, x, y, threat=ThreatModel(eps='0.055'), pgd_steps=1, n_examples=30, batch_size=7,
         save_adv=tmp_path / 'adv.npz', save_verdicts=tmp_path / 'verdicts.csv').to_dict()
     with np.load(tmp_path / 'adv.npz') as content:
         x_adv, labels = torch.from_numpy(content['image']), torch.from_numpy(content['label'])
-    assert torch.equal(labels, y[:30]) and (x_adv - X[:30]).abs().max() <= 0.055 + 1e-6
-    again = clean_accuracy(model, x_adv, labels)
-    assert (again.correct, again.total) == (report['autoattack']['correct'], report['autoattack']['total'])
+    assert torch.equal(labels, y[:30]) and (x_adv - x[:30]).abs().max() <= 0.055 + 1e-6
+    attacked = report['autoattack']
+    assert clean_accuracy(model, x_adv, labels) == Accuracy(attacked['correct'], attacked['total'])
     rows = list(csv.DictReader((tmp_path / 'verdicts.csv').read_text().splitlines()))
     for name in ('autoattack', 'worst_case'):
         assert sum(int(row[name]) for row in rows) == report[name]['correct']
     for row in rows:
         assert int(row['worst_case']) == min(int(row[name]) for name in ('clean', 'pgd', 'autoattack'))
         assert (row['broken_by'] == '') == (row['worst_case'] == '1')
-    assert rows[0]['broken_by'] == 'clean' and report['autoattack']['broken_by']['clean'] == 1
-    lost = sum(report['autoattack']['broken_by'].values())
-    assert lost == 30 - report['autoattack']['correct'] == 1 + sum(
-        run['broken'] for run in report['autoattack']['runs'])
+    assert rows[0]['broken_by'] == 'clean' and attacked['broken_by']['clean'] == 1
+    assert sum(attacked['broken_by'].values()) == 30 - attacked['correct']
+    assert sum(run['broken'] for run in attacked['runs']) == 29 - attacked['correct']
 
 
-def test_attacked_images_with_nan_are_an_error():
+def test_attacked_images_with_nan_are_an_error(ramp):
     with pytest.raises(ValueError, match='NaN'):
-        accuracy_under_attack(threshold_model(), X, Y, attack=lambda model, x, y: x * torch.nan)
+        accuracy_under_attack(*ramp[:3], attack=lambda model, x, y: x * torch.nan)
 
 
-def test_classes_are_counted_under_all_attacks():
-    report = evaluate_robustness(threshold_model(), X, Y, threat=ThreatModel(eps=0.055), pgd_steps=5, n_examples=8)
-    distance = (X[:, 0, 0, 0] - 0.5).abs()
-    assert [(e.label, e.clean.total, e.robust.correct) for e in report.by_class] == [
-        (label, len(distance[label == Y]), int((distance[label == Y] > 0.055).sum())) for label in (0, 1)]
-    assert report.to_dict()['by_class'][0]['robust']['correct'] == report.by_class[0].robust.correct
+def test_pixels_out_of_range_are_refused(ramp):
+    model, x, y, _ = ramp
+    for measure in (clean_accuracy, lambda *problem: accuracy_under_attack(*problem, attack=PGD(eps=0.1))):
+        with pytest.raises(ValueError, match=r'expected \[0, 1\]'):
+            measure(model, x * 255, y)

@@ -1,25 +1,39 @@
 """Counts of correctly classified images, and the attack under which they were counted."""
-import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ['Accuracy', 'Measurement']
+__all__ = ['Accuracy', 'Measurement', 'Part']
 
 
-@dataclasses.dataclass(frozen=True)
-class Accuracy:
+@dataclass(frozen=True)
+class Part:
+    """A part of a report."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in report.json."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Accuracy(Part):
     """Number of correctly classified images.
-
-    Args:
-        correct: Correctly classified images.
-        total: Classified images; at least 1.
 
     Raises:
         ValueError: If not 0 <= correct <= total, or total is 0.
     """
-    correct: int
-    total: int
+    correct: int  #: Correctly classified images.
+    total: int  #: Classified images; at least 1.
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or self.total < 1:
@@ -35,21 +49,13 @@ class Accuracy:
         """Accuracy in percent."""
         return 100 * self.correct / self.total
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's confidence interval for the accuracy on the population of images, in [0, 1].
-
-        Args:
-            confidence: Probability that such an interval contains the true accuracy, between 0 and 1.
-
-        Raises:
-            ValueError: If confidence is not between 0 and 1.
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval for the accuracy on the population of images, in [0, 1].
 
         Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
         """
         from scipy.stats import binomtest  # takes a second to import
-        if not 0 < confidence < 1:
-            raise ValueError(f'confidence = {confidence}: expected a number between 0 and 1, such as 0.95.')
-        low, high = binomtest(self.correct, self.total).proportion_ci(confidence, method='wilson')
+        low, high = binomtest(self.correct, self.total).proportion_ci(0.95, method='wilson')
         return float(low), float(high)
 
     @property
@@ -66,33 +72,22 @@ class Accuracy:
         return f'{self.percent:.1f} % ({self.correct} of {self.total} images, 95 % interval {self.interval_text} %)'
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """An accuracy and the attack under which it was measured.
-
-    Args:
-        accuracy: The counts.
-        attack: Name and strength, e.g. 'PGD-20', or 'none'.
-        norm: Norm of the ball; None without an attack.
-        eps: Radius as the user wrote it; None without an attack.
-        eps_value: Radius as a number.
-        steps: Number of gradient steps, for attacks that have one.
-        seed: Seed of the attack.
-        seconds: Duration.
-        details: Further facts about the attack; plain values only.
-    """
-    accuracy: Accuracy
-    attack: str
-    norm: str | None = None
-    eps: str | None = None
-    eps_value: float | None = None
-    steps: int | None = None
-    seed: int | None = None
-    seconds: float | None = None
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Part):
+    """An accuracy and the attack under which it was measured."""
+    accuracy: Accuracy  #: The counts.
+    attack: str  #: Name and strength, e.g. 'PGD-20', or 'none'.
+    norm: str | None = None  #: Norm of the ball; None without an attack.
+    eps: str | None = None  #: Radius as the user wrote it; None without an attack.
+    eps_value: float | None = None  #: Radius as a number.
+    steps: int | None = None  #: Number of gradient steps, for attacks that have one.
+    seed: int | None = None  #: Seed of the attack.
+    seconds: float | None = None  #: Duration.
+    details: dict[str, Any] = field(default_factory=dict)  #: Further facts about the attack; plain values only.
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values on one level, with `correct` and `total` as integers."""
-        names = ('attack', 'norm', 'eps', 'eps_value', 'steps', 'seed', 'seconds')
-        known = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        known = {
+            name: value for name, value in vars(self).items()
+            if value is not None and name not in ('accuracy', 'details')}
         return {**self.accuracy.to_dict(), **known, **self.details}

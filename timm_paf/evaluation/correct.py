@@ -1,5 +1,6 @@
-"""Correct masks: which images a model classifies correctly, clean or attacked; processes share the work."""
+"""Predictions on clean and attacked images: correct masks, shared by processes, and examples for the report page."""
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
 
-__all__ = ['Attack', 'correct_mask', 'map_in_turn', 'model_device']
+__all__ = ['Attack', 'Example', 'adversarial_examples', 'correct_mask', 'map_in_turn', 'model_device']
 
 Attack = Callable[..., Tensor]
 Item = TypeVar('Item')
@@ -20,75 +21,69 @@ def model_device(model: nn.Module, default: torch.device) -> torch.device:
     return next((p.device for p in model.parameters()), default)
 
 
-def map_in_turn(
-        processes: Processes,
-        items: Sequence[Item],
-        work: Callable[[Sequence[Item]], list[Result]],
-) -> list[Result]:
-    """Results for all items, in every process; the processes take items in turn.
+def map_in_turn(processes: Processes, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """Results of `work` for all items, in every process; the processes take items in turn.
 
-    Args:
-        processes: The processes that share the items.
-        items: All items; the same in every process.
-        work: Called once, with the items of this process; returns one result for each.
-
-    Raises:
-        ValueError: Or OSError, in every process, if `work` raises one in any process.
+    If `work` raises ValueError or OSError in any process, so does every process.
     """
     n = processes.world_size
-    parts = processes.all_gather_object(processes.run_together(lambda: work(items[processes.rank::n])))
+    parts = processes.all_gather_object(
+        processes.run_together(lambda: [work(item) for item in items[processes.rank::n]]))
     return [parts[number % n][number // n] for number in range(len(items))]
 
 
 @torch.no_grad()
 def correct_mask(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        attack: Attack | None,
-        batch_size: int,
-        device: torch.device | None,
-        seeds: Tensor | None = None,
-        processes: Processes | None = None,
+        model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack | None = None, batch_size: int,
+        device: torch.device | None = None, seeds: Tensor | None = None, processes: Processes | None = None,
 ) -> Tensor:
-    """Which images the model classifies correctly, clean or attacked, in eval mode; the model is not changed.
+    """Which images the model classifies correctly, clean or attacked, in eval mode: (N,) bool on the CPU.
 
-    Batches do not depend on the number of processes, so that rounding does not either.
-
-    Args:
-        model: Maps images to logits.
-        x: Images (N, …), on any device.
-        y: Labels (N,).
-        attack: Called per batch as attack(model, x, y), with `seeds=` if seeds are given; None for clean images.
-        batch_size: Images per batch.
-        device: Device of the model; that of its first parameter if None.
-        seeds: One seed per image, (N,) int64, so that an image's random start does not depend on its batch.
-        processes: Processes that share the images. Each has all images and receives the whole mask.
-
-    Returns:
-        (N,) bool on the CPU.
-
-    Raises:
-        ValueError: If the attack returns NaN, which would be counted as a misclassified image.
+    Arguments and errors are those of `accuracy_under_attack`. `processes` share the images; each has all of them and
+    receives the whole mask. Batches, and with them rounding, do not depend on the number of processes.
     """
     device = device or model_device(model, x.device)
 
-    def correct_of(batches: Sequence[slice]) -> list[Tensor]:
-        found, finite = [], torch.ones((), dtype=torch.bool, device=device)
-        with eval_mode(model):
-            for rows in batches:
-                images, labels = x[rows].to(device), y[rows].to(device)
-                if attack is not None:
-                    seeded = {} if seeds is None else {'seeds': seeds[rows].to(device)}
-                    images = attack(model, images, labels, **seeded)
-                    finite &= images.isfinite().all()
-                found.append(model(images).argmax(1) == labels)
-        if not finite:
-            raise ValueError(
-                'the attack returned images with NaN, because gradients of the model are NaN; check_trust counts the '
-                'affected images.')
-        return [correct.cpu() for correct in found]
+    def correct_of(rows: slice) -> Tensor:
+        images, labels = x[rows].to(device), y[rows].to(device)
+        if attack is not None:
+            images = attack(model, images, labels, **({} if seeds is None else {'seeds': seeds[rows].to(device)}))
+            if not images.isfinite().all():
+                raise ValueError(
+                    'the attack returned images with NaN, because gradients of the model are NaN; check_trust counts '
+                    'the affected images.')
+        return (model(images).argmax(1) == labels).cpu()
 
-    batches = [slice(first, min(first + batch_size, len(x))) for first in range(0, len(x), batch_size)]
-    return torch.cat(map_in_turn(processes or Processes(device), batches, correct_of))
+    batches = [slice(first, first + batch_size) for first in range(0, len(x), batch_size)]
+    with eval_mode(model):
+        return torch.cat(map_in_turn(processes or Processes(device), batches, correct_of))
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image and its attacked version."""
+    original: Tensor  #: (C, H, W) in [0, 1], on the CPU.
+    adversarial: Tensor  #: The attacked image, like `original`.
+    label: int  #: Its class.
+    clean_prediction: int  #: Predicted class of the original.
+    prediction: int  #: Predicted class of the attacked image.
+    attack: str  #: Name of the attack, with norm and eps.
+
+
+@torch.no_grad()
+def adversarial_examples(
+        model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, title: str, n: int = 12,
+        device: torch.device | None = None, seeds: Tensor | None = None,
+) -> tuple[Example, ...]:
+    """The first n images with their attacked versions, whether the attack succeeds or not.
+
+    Other arguments are those of `accuracy_under_attack`; `title` is the name of the attack.
+    """
+    device = device or model_device(model, x.device)
+    x, y = x[:n].to(device), y[:n].to(device)
+    with eval_mode(model):
+        x_adv = attack(model, x, y, **({} if seeds is None else {'seeds': seeds[:n].to(device)}))
+        clean, attacked = model(x).argmax(1).tolist(), model(x_adv).argmax(1).tolist()
+    return tuple(
+        Example(original, adversarial, label, before, after, title) for original, adversarial, label, before, after in
+        zip(x.float().cpu(), x_adv.float().cpu(), y.tolist(), clean, attacked, strict=True))

@@ -1,7 +1,7 @@
 """Accuracy under common corruptions, from a folder in the format of CIFAR-10-C."""
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
-from timm_paf.evaluation.accuracy import Accuracy
+from timm_paf.evaluation.accuracy import Accuracy, Part
 from timm_paf.evaluation.correct import map_in_turn, model_device
 
 __all__ = ['BENCHMARK_CORRUPTIONS', 'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy']
@@ -30,16 +30,6 @@ class CorruptionArchive:
 
     Severities 1 to 5 are consecutive blocks of N images. The files are memory-mapped and read batch by batch.
 
-    Args:
-        folder: The folder.
-
-    Attributes:
-        folder: The folder.
-        names: Names of the corruptions; first those of the benchmark, in its order.
-        labels: Labels (N,) or (5 N,).
-        images_per_severity: N.
-        image_shape: (C, H, W).
-
     Raises:
         FileNotFoundError: If the folder, its labels or its images do not exist.
         ValueError: If a file has another format.
@@ -47,75 +37,52 @@ class CorruptionArchive:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = folder = Path(folder)
-        if not (folder / 'labels.npy').is_file():
-            raise FileNotFoundError(f'corruptions {folder}: there is no labels.npy; expected a folder like CIFAR-10-C.')
-        found = sorted(path.stem for path in folder.glob('*.npy') if path.stem != 'labels')
-        if not found:
-            raise FileNotFoundError(f'corruptions {folder}: there is no <corruption>.npy next to labels.npy.')
+        found = {path.stem for path in folder.glob('*.npy')}
+        for file, missing in (('labels.npy', 'labels' not in found), ('<corruption>.npy', not found - {'labels'})):
+            if missing:
+                raise FileNotFoundError(f'corruptions {folder}: there is no {file}; expected a folder like CIFAR-10-C.')
         known = [name for name in BENCHMARK_CORRUPTIONS if name in found]
-        self.names = (*known, *(name for name in found if name not in known))
+        #: Names of the corruptions; first those of the benchmark, in its order.
+        self.names = (*known, *sorted(found - {*known, 'labels'}))
         self.labels = _mapped(folder / 'labels.npy')
-        if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
-            raise ValueError(
-                f'{folder / "labels.npy"}: {self.labels.dtype} of shape {self.labels.shape}; expected integers (N,).')
-        self._images = {name: self._checked(folder / f'{name}.npy') for name in self.names}
+        self._images = {name: _mapped(folder / f'{name}.npy') for name in self.names}
+        for name, images in self._images.items():
+            if images.dtype != np.uint8 or images.ndim != 4 or not len(images) or len(images) % SEVERITIES:
+                raise ValueError(
+                    f'{folder / name}.npy: {images.dtype} of shape {images.shape}; expected uint8 (5 N, H, W, C).')
         shapes = {images.shape for images in self._images.values()}
         if len(shapes) > 1:
             raise ValueError(f'corruptions {folder}: files of different shapes, {sorted(shapes)}; expected one shape.')
         (count, height, width, channels), = shapes
-        self.images_per_severity = count // SEVERITIES
-        self.image_shape = (channels, height, width)
-
-    def _checked(self, path: Path) -> np.ndarray:
-        images = _mapped(path)
-        if images.dtype != np.uint8 or images.ndim != 4 or not len(images) or len(images) % SEVERITIES:
-            raise ValueError(f'{path}: {images.dtype} of shape {images.shape}; expected uint8 (5 N, H, W, C).')
-        if len(self.labels) not in (len(images), len(images) // SEVERITIES):
+        dtype, shape = self.labels.dtype, self.labels.shape
+        if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count // SEVERITIES,)):
             raise ValueError(
-                f'{path}: {len(images)} images and {len(self.labels)} labels; expected one label per image, or one per '
-                'image of one severity.')
-        return images
+                f'{folder / "labels.npy"}: {dtype} of shape {shape} for {count} images; expected integers, one per '
+                'image, or one per image of one severity.')
+        self.images_per_severity = count // SEVERITIES  #: N.
+        self.image_shape = (channels, height, width)  #: (C, H, W).
 
     def batches(
-            self,
-            name: str,
-            severity: int,
-            *,
-            batch_size: int,
-            n_examples: int | None = None,
+            self, name: str, severity: int, *, batch_size: int, n_examples: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images, float32 (B, C, H, W) in [0, 1], and labels, int64 (B,).
-
-        Args:
-            name: A corruption, one of `names`.
-            severity: 1 to 5.
-            batch_size: Images per batch.
-            n_examples: Only the first n images; all if None.
-        """
+        """Batches of one corruption and severity (1 to 5): float32 (B, C, H, W) in [0, 1], and labels, int64 (B,)."""
         n = self.images_per_severity
-        start = (severity - 1) * n
-        labels = self.labels[start:start + n] if len(self.labels) == SEVERITIES * n else self.labels
-        stop = min(n_examples or n, n)
-        for first in range(0, stop, batch_size):
-            last = min(first + batch_size, stop)
-            images = torch.from_numpy(np.array(self._images[name][start + first:start + last]))
+        rows = slice((severity - 1) * n, severity * n)
+        images = self._images[name][rows][:n_examples or n]
+        labels = self.labels[rows] if len(self.labels) > n else self.labels
+        for first in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[first:first + batch_size]))
             yield (
-                images.permute(0, 3, 1, 2).contiguous().float() / 255,
-                torch.from_numpy(np.array(labels[first:last], dtype=np.int64)))
+                batch.permute(0, 3, 1, 2).contiguous().float() / 255,
+                torch.from_numpy(np.array(labels[first:first + len(batch)], dtype=np.int64)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptionReport:
-    """Result of `corruption_accuracy`.
-
-    Args:
-        accuracies: For each corruption, one accuracy per severity from 1 to 5.
-        archive: The folder.
-        seconds: Duration.
-    """
-    accuracies: dict[str, tuple[Accuracy, ...]]
-    archive: str
-    seconds: float
+class CorruptionReport(Part):
+    """Result of `corruption_accuracy`."""
+    accuracies: dict[str, tuple[Accuracy, ...]]  #: For each corruption, one accuracy per severity from 1 to 5.
+    archive: str  #: The folder.
+    seconds: float  #: Duration.
 
     @property
     def averaged(self) -> tuple[str, ...]:
@@ -138,69 +105,54 @@ class CorruptionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the first level holds the mean."""
-        cells = {name: [cell.to_dict() for cell in row] for name, row in self.accuracies.items()}
+        rest = super().to_dict()
         return {
-            **self.mean.to_dict(), 'attack': 'common corruptions', 'averaged': list(self.averaged), 'severities': cells,
-            'archive': self.archive, 'seconds': self.seconds}
+            **self.mean.to_dict(), 'attack': 'common corruptions', 'averaged': list(self.averaged),
+            'severities': rest.pop('accuracies'), **rest}
 
 
 def corruption_accuracy(
-        model: nn.Module,
-        archive: CorruptionArchive,
-        *,
-        n_examples: int | None = None,
-        batch_size: int = 250,
-        device: torch.device | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        model: nn.Module, archive: CorruptionArchive, *, n_examples: int | None = None, batch_size: int = 250,
+        device: torch.device | None = None, progress: Callable[[str, int, int], None] | None = None,
+        rank: int = 0, world_size: int = 1,
 ) -> CorruptionReport:
     """Accuracy for each corruption and severity, in eval mode; the model is not changed.
 
-    Several processes take the pairs of corruption and severity in turn; each reads only its own.
+    Several processes take the pairs of corruption and severity in turn; each reads only its own. Other arguments are
+    those of `evaluate_robustness`.
 
     Args:
         model: Maps images in [0, 1] to logits.
-        archive: The images.
+        archive: The images; each process needs them.
         n_examples: Only the first n images of each severity; all if None.
-        batch_size: Images per batch.
-        device: Device of the model; that of its first parameter if None.
         progress: Called as progress(corruption, corruptions done, all corruptions).
-        rank: Number of this process, as in `evaluate_robustness`.
-        world_size: Number of processes; each needs the archive.
 
     Raises:
         ValueError: If a label is not a class of the model.
     """
     started = time.monotonic()
     device = device or model_device(model, torch.device('cpu'))
-    cells = [(name, severity) for name in archive.names for severity in range(1, SEVERITIES + 1)]
+    cells = [(name, severity) for name in archive.names for severity in range(1, 1 + SEVERITIES)]
 
-    def accuracies_of(mine: Sequence[tuple[str, int]]) -> list[Accuracy]:
-        found = []
-        for name, severity in mine:
-            if progress is not None:
-                progress(name, archive.names.index(name), len(archive.names))
-            batches = archive.batches(name, severity, batch_size=batch_size, n_examples=n_examples)
-            found.append(Accuracy.of(torch.cat([_correct(model, x, y, device) for x, y in batches])))
-        return found
+    def accuracy_of(cell: tuple[str, int]) -> Accuracy:
+        name, severity = cell
+        if progress is not None:
+            progress(name, archive.names.index(name), len(archive.names))
+        correct = []
+        for x, y in archive.batches(name, severity, batch_size=batch_size, n_examples=n_examples):
+            logits = model(x.to(device)).cpu()
+            if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+                raise ValueError(
+                    f'labels.npy has labels from {int(y.min())} to {int(y.max())}; expected 0 to '
+                    f'{logits.shape[1] - 1}, the classes of the model.')
+            correct.append(logits.argmax(1) == y)
+        return Accuracy.of(torch.cat(correct))
 
     shared = Processes.from_rank(rank, world_size, device=device)
     with eval_mode(model), torch.no_grad(), shared.patient() as processes:
-        found = dict(zip(cells, map_in_turn(processes, cells, accuracies_of), strict=True))
-    accuracies = {
-        name: tuple(found[name, severity] for severity in range(1, SEVERITIES + 1)) for name in archive.names}
-    return CorruptionReport(
-        accuracies=accuracies, archive=str(archive.folder), seconds=time.monotonic() - started)
-
-
-def _correct(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tensor:
-    logits = model(x.to(device))
-    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-        raise ValueError(
-            f'labels.npy has labels from {int(y.min())} to {int(y.max())}; expected 0 to {logits.shape[1] - 1}, the '
-            'classes of the model.')
-    return logits.argmax(1).cpu() == y
+        found = map_in_turn(processes, cells, accuracy_of)
+    accuracies = {name: tuple(found[SEVERITIES * i:SEVERITIES * (i + 1)]) for i, name in enumerate(archive.names)}
+    return CorruptionReport(accuracies=accuracies, archive=str(archive.folder), seconds=time.monotonic() - started)
 
 
 def _mapped(path: Path) -> np.ndarray:

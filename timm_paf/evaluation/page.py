@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
@@ -15,77 +15,68 @@ from PIL import Image
 from torch import Tensor
 
 from timm_paf.evaluation import plots
+from timm_paf.evaluation.accuracy import Accuracy
+from timm_paf.evaluation.corruptions import CorruptionReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ['Section', 'figure', 'image_uri', 'render']
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A further section of a page, with its parts in this order.
-
-    Args:
-        title: The heading.
-        text: Paragraphs.
-        figures: Plots from `figure`.
-        header: Titles of the table's columns.
-        rows: Rows of the table; None is an empty cell.
-        columns: One letter per column: 's' short text, 't' long text, 'n' number, 'c' code.
-        note: A paragraph in small print.
-    """
-    title: str
-    text: Sequence[str] = ()
-    figures: Sequence[Markup] = ()
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | int | float | None]]
-    columns: str
-    note: str = ''
+    """A further section of a page, with its parts in this order."""
+    title: str  #: The heading.
+    text: Sequence[str] = ()  #: Paragraphs.
+    figures: Sequence[Markup] = ()  #: Plots from `figure`.
+    header: Sequence[str]  #: Titles of the table's columns.
+    rows: Sequence[Sequence[str | int | float | None]]  #: Rows; None is an empty cell, floats show four digits.
+    columns: str  #: One letter per column: 's' short text, 't' long text, 'n' number, 'c' code.
+    note: str = ''  #: A paragraph in small print.
 
 
 def render(**content: Any) -> str:
-    """The text of an HTML file.
-
-    Args:
-        content: Variables of the template: `title`, `subtitle`, `report` (a `RobustnessReport`) and `sections`.
-    """
+    """The text of an HTML file, from `title`, `subtitle`, `report` (a `RobustnessReport`) and `sections`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('timm_paf.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(image_uri=image_uri, settings=_settings)
-    environment.globals.update(figure=figure, plots=plots)
+    environment.filters.update(image_uri=image_uri, settings=_settings, corruption_rows=_corruption_rows)
+    environment.globals.update(figure=figure, plots=plots, cells=_cells)
     return environment.get_template('report.html.j2').render(content)
 
 
-def figure(alt: str, plot: Callable[..., bytes], *arguments: Any) -> Markup:
-    """A plot as HTML; a line with the reason if a package is not installed.
-
-    Args:
-        alt: Description of the plot, for screen readers.
-        plot: Returns the bytes of a PNG file.
-        arguments: Arguments of `plot`.
-    """
+def figure(alt: str, plot: Callable[..., 'Figure'], *arguments: Any) -> Markup:
+    """The figure plot(*arguments) as HTML, described by `alt`; the reason in its place if a package is missing."""
     try:
-        png = plot(*arguments)
+        drawn, stream = plot(*arguments), io.BytesIO()
     except ImportError as error:
         return Markup('<p class="soft">No figure: {}. The table has the same numbers.</p>').format(error)
-    return Markup('<figure><img src="{}" alt="{}"></figure>').format(_data_uri(png), alt)
+    drawn.savefig(stream, format='png', metadata={'Software': None})  # equal figures give equal bytes
+    return Markup('<figure><img src="{}" alt="{}"></figure>').format(_data_uri(stream), alt)
 
 
 def image_uri(image: Tensor) -> str:
-    """An image as the `src` of an HTML image.
-
-    Args:
-        image: (C, H, W) in [0, 1]; if C is not 1 or 3, the mean over channels is shown.
-    """
+    """The `src` of an HTML image, from (C, H, W) in [0, 1]; if C is not 1 or 3, from the mean over channels."""
     if image.shape[0] not in (1, 3):
         image = image.mean(0, keepdim=True)
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    stream = io.BytesIO()
+    pixels, stream = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8), io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(stream, format='PNG')
-    return _data_uri(stream.getvalue())
+    return _data_uri(stream)
 
 
-def _data_uri(png: bytes) -> str:
-    return f'data:image/png;base64,{base64.b64encode(png).decode()}'
+def _data_uri(png: io.BytesIO) -> str:
+    return f'data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}'
+
+
+def _cells(accuracy: Accuracy) -> list[str]:
+    return [f'{accuracy.percent:.1f} %', accuracy.interval_text, f'{accuracy.correct} / {accuracy.total}']
+
+
+def _corruption_rows(report: CorruptionReport) -> list[list[str]]:
+    rows = {name.replace('_', ' '): (*cells, report.of(name)) for name, cells in report.accuracies.items()}
+    rows['mean'] = (*map(report.at_severity, range(1, 6)), report.mean)
+    return [[name, *(f'{cell.percent:.1f}' for cell in cells)] for name, cells in rows.items()]
 
 
 def _settings(details: Mapping[str, Any]) -> str:

@@ -1,5 +1,4 @@
-"""Plots for the report page, as PNG files; need matplotlib (`pip install 'timm-paf[plot]'`)."""
-import io
+"""Figures of the report page; need matplotlib (`pip install 'timm-paf[plot]'`), else ImportError."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,34 +12,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['COLOURS', 'class_png', 'corruption_png', 'curve_png', 'new_figure', 'png']
+__all__ = ['COLOURS', 'new_figure', 'plot_classes', 'plot_corruptions', 'plot_curve']
 
 # the palette of Okabe and Ito, for colour-blind readers; lines differ in their markers as well
 COLOURS = _BLUE, _ORANGE, _, _ = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
 
 
-def curve_png(curve: RobustnessCurve) -> bytes:
-    """Robust accuracy by eps, with 95 % intervals.
-
-    Raises:
-        ImportError: If matplotlib is not installed; so do the other plots.
-    """
+def plot_curve(curve: RobustnessCurve) -> 'Figure':
+    """Robust accuracy by eps, with 95 % intervals."""
     figure, (axes,) = new_figure(7, 3.6)
     eps = [point.eps_value for point in curve.points]
-    alone = [point.alone for point in curve.points if point.alone is not None]
-    lines = [('s--', _ORANGE, f'{curve.attack} at this eps only', alone)] if alone else []
-    lines.append(('o-', _BLUE, 'at this or a smaller eps', [point.worst for point in curve.points]))
-    for style, colour, label, accuracies in lines:
-        percents, ends = _percents(accuracies)
+    for style, colour, label, name in (
+            ('s--', _ORANGE, f'{curve.attack} at this eps only', 'alone'),
+            ('o-', _BLUE, 'at this or a smaller eps', 'worst')):
+        percents, ends = _percents([getattr(point, name) for point in curve.points])
         axes.plot(eps, percents, style, color=colour, label=label)
         axes.fill_between(eps, *ends, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=f'{curve.norm} eps', ylabel='accuracy, %', ylim=(-2, 102))
     axes.set_xticks(eps, [point.eps for point in curve.points], rotation=30 if len(eps) > 8 else 0)
     axes.legend(frameon=False)
-    return png(figure)
+    return figure
 
 
-def class_png(by_class: Sequence[ClassAccuracy]) -> bytes:
+def plot_classes(by_class: Sequence[ClassAccuracy]) -> 'Figure':
     """Clean and robust accuracy per class, with 95 % intervals."""
     figure, (axes,) = new_figure(7, 3.2)
     places = np.arange(len(by_class))
@@ -53,10 +47,10 @@ def class_png(by_class: Sequence[ClassAccuracy]) -> bytes:
         axes.set_xticks(places, [str(entry.label) for entry in by_class])
     axes.set(xlabel='class', ylabel='accuracy, %', ylim=(0, 105))
     figure.legend(frameon=False, ncols=2, loc='outside upper center')
-    return png(figure)
+    return figure
 
 
-def corruption_png(report: CorruptionReport) -> bytes:
+def plot_corruptions(report: CorruptionReport) -> 'Figure':
     """Accuracy by corruption and severity, as a map."""
     names = list(report.accuracies)
     values = np.array([[cell.percent for cell in report.accuracies[name]] for name in names])
@@ -68,7 +62,7 @@ def corruption_png(report: CorruptionReport) -> bytes:
     axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
     axes.set(xlabel='severity')
     axes.grid(False)
-    return png(figure)
+    return figure
 
 
 def new_figure(width: float, height: float, panels: int = 1) -> tuple['Figure', Sequence['Axes']]:
@@ -83,13 +77,6 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple['Figure', 
         axes.grid(color='0.92')
         axes.set_axisbelow(True)
     return figure, all_axes
-
-
-def png(figure: 'Figure') -> bytes:
-    """A figure as bytes of a PNG file; equal figures give equal bytes."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format='png', metadata={'Software': None})
-    return stream.getvalue()
 
 
 def _percents(accuracies: Sequence[Accuracy]) -> tuple[np.ndarray, np.ndarray]:

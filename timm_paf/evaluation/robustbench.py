@@ -2,7 +2,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm_paf.evaluation.accuracy import Accuracy
 from timm_paf.evaluation.report import RobustnessReport
 
 __all__ = ['robustbench_info', 'robustbench_obstacles']
@@ -16,17 +15,9 @@ _BOARDS = {
 
 
 def robustbench_info(
-        report: RobustnessReport,
-        *,
-        link: str,
-        name: str,
-        authors: str | Sequence[str],
-        venue: str,
-        additional_data: bool,
-        architecture: str | None = None,
-        reported: str | float | None = None,
-        footnote: str | None = None,
-        number_forward_passes: int = 1,
+        report: RobustnessReport, *, link: str, name: str, authors: str | Sequence[str], venue: str,
+        additional_data: bool, architecture: str | None = None, reported: str | float | None = None,
+        footnote: str | None = None, number_forward_passes: int = 1,
 ) -> dict[str, Any]:
     """Content of the model-info file; accuracies are texts in percent with at most two decimals.
 
@@ -46,34 +37,27 @@ def robustbench_info(
     Raises:
         ValueError: If a measurement is missing from the report, or a text is empty.
     """
-    texts = {
-        'link': link, 'name': name, 'venue': venue, 'architecture': architecture or report.model or '',
-        'authors': authors if isinstance(authors, str) else ', '.join(authors)}
-    if missing := [key for key, text in texts.items() if not text.strip()]:
-        raise ValueError(f'{", ".join(missing)}: expected a non-empty text.')
     if missing := [key for key in ('clean', 'autoattack') if key not in report.measurements]:
         raise ValueError(
             f'the report has no measurement {" and ".join(missing)}; RobustBench needs clean accuracy and AutoAttack.')
     attacked = report.measurements['autoattack']
-    robust = _percent(attacked.accuracy)
-    return {
-        'link': texts['link'], 'name': texts['name'], 'authors': texts['authors'],
+    clean, robust = (round(report.measurements[key].accuracy.percent, 2) for key in ('clean', 'autoattack'))
+    info: dict[str, Any] = {
+        'link': link, 'name': name, 'authors': authors if isinstance(authors, str) else ', '.join(authors),
         'additional_data': bool(additional_data), 'number_forward_passes': number_forward_passes,
-        'dataset': _dataset(report), 'venue': texts['venue'], 'architecture': texts['architecture'],
-        'eps': attacked.eps, 'clean_acc': _percent(report.measurements['clean'].accuracy),
-        'reported': robust if reported is None else str(round(float(reported), 2)), 'autoattack_acc': robust,
-        **({'footnote': footnote} if footnote else {}),
-    }
+        'dataset': _dataset(report), 'venue': venue, 'architecture': architecture or report.model or '',
+        'eps': attacked.eps, 'clean_acc': str(clean),
+        'reported': str(robust if reported is None else round(float(reported), 2)), 'autoattack_acc': str(robust)}
+    if missing := [key for key in ('link', 'name', 'authors', 'venue', 'architecture') if not str(info[key]).strip()]:
+        raise ValueError(f'{", ".join(missing)}: expected a non-empty text.')
+    return {**info, 'footnote': footnote} if footnote else info
 
 
 def robustbench_obstacles(report: RobustnessReport) -> list[str]:
-    """Reasons why the leaderboard would reject these results, one sentence each; empty if there are none.
-
-    Args:
-        report: A report with clean accuracy and AutoAttack.
-    """
+    """Reasons why the leaderboard would reject a report with clean accuracy and AutoAttack, one sentence each."""
     dataset, found = _dataset(report), []
-    attacked = report.measurements['autoattack']
+    clean, attacked = report.measurements['clean'].accuracy, report.measurements['autoattack']
+    total, version = attacked.accuracy.total, attacked.details.get('version')
     if dataset not in _BOARDS:
         found.append(f'it has no data set {dataset}; it has {", ".join(_BOARDS)}.')
     else:
@@ -83,14 +67,12 @@ def robustbench_obstacles(report: RobustnessReport) -> list[str]:
             found.append(f'it has no leaderboard for {dataset} in {attacked.norm}.')
         elif attacked.eps != eps:
             found.append(f'it uses eps {eps} for {dataset} in {attacked.norm}, not {attacked.eps}.')
-        if attacked.accuracy.total != images:
-            found.append(f'it uses {images} test images, not {attacked.accuracy.total}.')
-    clean = report.measurements['clean'].accuracy
-    if clean.total != attacked.accuracy.total:
-        found.append(
-            f'clean accuracy is measured on {clean.total} images, AutoAttack accuracy on {attacked.accuracy.total}.')
-    if attacked.details.get('version') != 'standard':
-        found.append(f'it uses AutoAttack standard, not {attacked.details.get("version")}.')
+        if total != images:
+            found.append(f'it uses {images} test images, not {total}.')
+    if clean.total != total:
+        found.append(f'clean accuracy is measured on {clean.total} images, AutoAttack accuracy on {total}.')
+    if version != 'standard':
+        found.append(f'it uses AutoAttack standard, not {version}.')
     if report.split not in (None, 'test'):
         found.append(f'it uses the test split, not {report.split}.')
     if report.trust is not None and report.trust.warnings:
@@ -100,8 +82,4 @@ def robustbench_obstacles(report: RobustnessReport) -> list[str]:
 
 def _dataset(report: RobustnessReport) -> str:
     name = (report.dataset or 'unknown').lower().rstrip('/').rsplit('/', 1)[-1]
-    return {'imagenet-1k': 'imagenet', 'imagenet1k': 'imagenet'}.get(name, name)
-
-
-def _percent(accuracy: Accuracy) -> str:
-    return str(round(accuracy.percent, 2))
+    return 'imagenet' if name in ('imagenet-1k', 'imagenet1k') else name

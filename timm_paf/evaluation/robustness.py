@@ -13,7 +13,6 @@ from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import (
     PGD,
-    AutoAttackResult,
     CompiledModel,
     CompileSettings,
     ThreatModel,
@@ -33,38 +32,16 @@ __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
 
 
 def clean_accuracy(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        batch_size: int = 250,
-        device: torch.device | None = None,
+        model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250, device: torch.device | None = None,
 ) -> Accuracy:
-    """Accuracy without an attack, in eval mode; the model is not changed.
-
-    Args:
-        model: Maps images to logits.
-        x: Images (N, C, H, W) in [0, 1], on any device.
-        y: Labels (N,).
-        batch_size: Images per batch.
-        device: Device of the model; that of its first parameter if None.
-
-    Raises:
-        ValueError: If pixels are outside [0, 1].
-    """
+    """Accuracy without an attack; arguments and errors as `accuracy_under_attack`."""
     check_pixels(x)
-    return Accuracy.of(correct_mask(model, x, y, attack=None, batch_size=batch_size, device=device))
+    return Accuracy.of(correct_mask(model, x, y, batch_size=batch_size, device=device))
 
 
 def accuracy_under_attack(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        attack: Attack,
-        batch_size: int = 250,
-        device: torch.device | None = None,
-        seeds: Tensor | None = None,
+        model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, batch_size: int = 250,
+        device: torch.device | None = None, seeds: Tensor | None = None,
 ) -> Accuracy:
     """Accuracy under an attack, in eval mode; the model is not changed.
 
@@ -86,28 +63,13 @@ def accuracy_under_attack(
 
 
 def evaluate_robustness(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        threat: ThreatModel,
-        pgd_steps: int = 20,
-        autoattack_version: str | None = 'standard',
-        n_examples: int | None = None,
-        batch_size: int = 250,
-        seed: int = 0,
-        device: torch.device | None = None,
-        progress: Callable[[str, int, int, int, float], None] | None = None,
-        state: str | os.PathLike | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        save_adv: str | os.PathLike | None = None,
-        save_verdicts: str | os.PathLike | None = None,
-        model_name: str | None = None,
-        dataset: str | None = None,
-        split: str | None = None,
-        checkpoint: str | os.PathLike | None = None,
-        compile: Compile = False,
+        model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, pgd_steps: int = 20,
+        autoattack_version: str | None = 'standard', n_examples: int | None = None, batch_size: int = 250,
+        seed: int = 0, device: torch.device | None = None,
+        progress: Callable[[str, int, int, int, float], None] | None = None, state: str | os.PathLike | None = None,
+        rank: int = 0, world_size: int = 1, save_adv: str | os.PathLike | None = None,
+        save_verdicts: str | os.PathLike | None = None, model_name: str | None = None, dataset: str | None = None,
+        split: str | None = None, checkpoint: str | os.PathLike | None = None, compile: Compile = False,
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and accuracy under AutoAttack.
 
@@ -129,13 +91,9 @@ def evaluate_robustness(
         state: Folder for the intermediate results of AutoAttack, from which an interrupted run resumes.
         rank: Number of this process, from 0, in the process group of `torch.distributed`; process 0 writes files.
         world_size: Number of processes; each needs all images.
-        save_adv: Archive for the images that AutoAttack returns (see `AutoAttackResult.save`); the accuracy on them is
-            that under AutoAttack.
-        save_verdicts: CSV file with one row per image that AutoAttack attacked: 1 if it is correct under an attack,
-            else 0.
-        model_name: Name of the model, for the report.
-        dataset: Name of the data set, for the report.
-        split: Split of the data set, for the report.
+        save_adv: Archive for the images that AutoAttack returns, see `AutoAttackResult.save`.
+        save_verdicts: CSV file with one row per image of AutoAttack: 1 if it is correct under an attack, else 0.
+        model_name, dataset, split: Names for the report.
         checkpoint: File of the weights, for the report.
         compile: Compile the model and the attack steps for batches of one size, as in `timm_paf.attacks.PGD`.
 
@@ -148,67 +106,81 @@ def evaluate_robustness(
             another run, or if a file for AutoAttack is given but AutoAttack is skipped.
         OSError: If a file cannot be written.
     """
-    if autoattack_version is None and (asked := [p for p in (state, save_adv, save_verdicts) if p is not None]):
+    paths = [path for path in (state, save_adv, save_verdicts) if path is not None]
+    if autoattack_version is None and paths:
         raise ValueError(
-            f'{asked[0]} is for AutoAttack, which is skipped; leave out this path, or set autoattack_version.')
+            f'{paths[0]} is for AutoAttack, which is skipped; leave out this path, or set autoattack_version.')
     device = device or model_device(model, x.device)
-    compiled, classifier = CompileSettings.of(compile), model
-    if compiled is not None:
-        compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
-        classifier = CompiledModel(model, compile=compiled)
-    attacked: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
-    measurements: dict[str, Measurement] = {}
-
+    shared: dict[str, Any] = dict(threat=threat, batch_size=batch_size, seed=seed, device=device)
     with Processes.from_rank(rank, world_size, device=device).patient() as processes:
-        started = time.monotonic()
-        processes.run_together(lambda: check_images(model, x, y, device=device))
-        shared: dict[str, Any] = dict(batch_size=batch_size, device=device, processes=processes)
-        clean = correct_mask(classifier, x, y, attack=None, **shared)
-        measurements['clean'] = Measurement(
-            accuracy=Accuracy.of(clean), attack='none', seconds=time.monotonic() - started)
-
-        started = time.monotonic()
-        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled)
-        under_pgd = correct_mask(classifier, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
+        clean, under_pgd, measurements = _clean_and_pgd(
+            model, x, y, steps=pgd_steps, compiled=CompileSettings.of(compile), processes=processes, **shared)
     robust = clean & under_pgd
-    measurements['pgd'] = Measurement(
-        accuracy=Accuracy.of(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps, seconds=time.monotonic() - started,
-        details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **attacked)
-
     if autoattack_version is not None:
-        started = time.monotonic()
-        some_x, some_y = x[:n_examples], y[:n_examples]
-        result = autoattack(
-            model, some_x, some_y, eps=threat.radius, norm=threat.norm, version=autoattack_version,
-            batch_size=batch_size, seed=seed, device=device, progress=progress, state=state, rank=rank,
-            world_size=world_size, compile=compile)
-        measurements['autoattack'] = Measurement(
-            accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {autoattack_version}',
-            seconds=time.monotonic() - started, details=_details(result, autoattack_version), **attacked)
-        worst, broken_by = pointwise_worst_case(
-            result.clean, {**result.verdicts(), f'PGD-{pgd_steps}': under_pgd[:len(some_y)]})
-        measurements['worst_case'] = Measurement(
-            accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)},
-            **attacked)
-        if rank == 0 and save_adv is not None:
-            result.save(save_adv, some_y)
-        if rank == 0 and save_verdicts is not None:
-            found = {'clean': result.clean, 'pgd': under_pgd[:len(some_y)], 'autoattack': result.robust}
-            write_verdicts(save_verdicts, some_y, {**found, 'worst_case': worst}, broken_by=broken_by)
+        some_y = y[:n_examples]
+        worst, more = _autoattack(
+            model, x[:n_examples], some_y, under_pgd[:len(some_y)], steps=pgd_steps, save_adv=save_adv,
+            save_verdicts=save_verdicts, version=autoattack_version, progress=progress, state=state, rank=rank,
+            world_size=world_size, compile=compile, **shared)
+        measurements.update(more)
         robust[:len(some_y)] &= worst
     return RobustnessReport(
-        measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=robust),
-        model=model_name, dataset=dataset, split=split,
-        checkpoint=None if checkpoint is None else str(checkpoint),
+        measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=robust), model=model_name,
+        dataset=dataset, split=split, checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 
 
-def _details(result: AutoAttackResult, version: str) -> dict[str, Any]:
-    return {
+def _clean_and_pgd(
+        model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, steps: int, batch_size: int, seed: int,
+        device: torch.device, compiled: CompileSettings | None, processes: Processes,
+) -> tuple[Tensor, Tensor, dict[str, Measurement]]:
+    """Correct masks (N,) without an attack and under PGD, and their measurements."""
+    started = time.monotonic()
+    processes.run_together(lambda: check_images(model, x, y, device=device))
+    if compiled is not None:
+        compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
+        model = CompiledModel(model, compile=compiled)
+    shared: dict[str, Any] = dict(batch_size=batch_size, device=device, processes=processes)
+    clean = correct_mask(model, x, y, **shared)
+    attacked = time.monotonic()
+    pgd = PGD(eps=threat.radius, steps=steps, norm=threat.norm, seed=seed, compile=compiled)
+    under_pgd = correct_mask(model, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
+    return clean, under_pgd, {
+        'clean': Measurement(accuracy=Accuracy.of(clean), attack='none', seconds=attacked - started),
+        'pgd': Measurement(
+            accuracy=Accuracy.of(under_pgd), attack=f'PGD-{steps}', steps=steps, seconds=time.monotonic() - attacked,
+            details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **_attack_facts(threat, seed))}
+
+
+def _autoattack(
+        model: nn.Module, x: Tensor, y: Tensor, under_pgd: Tensor, *, threat: ThreatModel, steps: int, seed: int,
+        version: str, rank: int, save_adv: str | os.PathLike | None, save_verdicts: str | os.PathLike | None,
+        **settings: Any,
+) -> tuple[Tensor, dict[str, Measurement]]:
+    """Correct mask (N,) under PGD and AutoAttack, and the measurements; writes the files."""
+    started = time.monotonic()
+    result = autoattack(
+        model, x, y, eps=threat.radius, norm=threat.norm, version=version, seed=seed, rank=rank, **settings)
+    seconds = time.monotonic() - started
+    worst, broken_by = pointwise_worst_case(result.clean, {**result.not_broken_by(), f'PGD-{steps}': under_pgd})
+    if rank == 0 and save_adv is not None:
+        result.save(save_adv, y)
+    if rank == 0 and save_verdicts is not None:
+        masks = {'clean': result.clean, 'pgd': under_pgd, 'autoattack': result.robust, 'worst_case': worst}
+        write_verdicts(save_verdicts, y, masks, broken_by=broken_by)
+    details = {
         'version': version, 'components': list(result.components), 'clean_correct': int(result.clean.sum()),
-        'warnings': list(result.warnings), 'broken_by': _counts(result.broken_by),
+        'warnings': list(result.warnings), 'broken_by': dict(Counter(filter(None, result.broken_by))),
         'runs': [dataclasses.asdict(run) for run in result.runs]}
+    facts = _attack_facts(threat, seed)
+    return worst, {
+        'autoattack': Measurement(
+            accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {version}', seconds=seconds, details=details,
+            **facts),
+        'worst_case': Measurement(
+            accuracy=Accuracy.of(worst), attack='worst of both',
+            details={'broken_by': dict(Counter(filter(None, broken_by)))}, **facts)}
 
 
-def _counts(broken_by: tuple[str | None, ...]) -> dict[str, int]:
-    return dict(Counter(name for name in broken_by if name is not None))
+def _attack_facts(threat: ThreatModel, seed: int) -> dict[str, Any]:
+    return dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)

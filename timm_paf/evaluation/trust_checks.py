@@ -1,47 +1,115 @@
-"""The trust checks of `check_trust`: each runs a `Probe` and returns a `TrustCheck`. To add one, add it to CHECKS."""
+"""Trust checks: signs that a measured robust accuracy is too high, on a few hundred images.
+
+The checks follow Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security" (arXiv 1802.00420),
+and Carlini et al., "On Evaluating Adversarial Robustness" (arXiv 1902.06705). To add one, write a function and list it
+in CHECKS.
+"""
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from timm_paf.attacks import LOSSES
-from timm_paf.evaluation.accuracy import Accuracy
+from timm_paf.attacks import LOSSES, ThreatModel, check_images
+from timm_paf.evaluation.accuracy import Accuracy, Part
+from timm_paf.evaluation.correct import model_device
 from timm_paf.evaluation.trust_probe import Probe
 
-__all__ = ['CHECKS', 'TrustCheck']
+__all__ = ['TrustCheck', 'TrustReport', 'check_trust']
 
 STEPS = (1, 5, 20)
 LARGE_STEPS = 50
 NOISE_DRAWS = 10
+NOTHING_TO_ATTACK = ('skip', 'no image is classified correctly.', 'There is nothing to attack.')
+
+
+@dataclass(frozen=True)
+class TrustCheck(Part):
+    """Result of one trust check."""
+    name: str
+    status: str  #: 'pass', 'warn', or 'skip' if the check cannot be run.
+    finding: str  #: What the check found, with counts.
+    meaning: str  #: What the finding says about the robust accuracy.
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrustCheck:
-    """Result of one trust check.
+class TrustReport(Part):
+    """Result of `check_trust`, with norm, eps as the user wrote it, and seed of the attacks."""
+    checks: tuple[TrustCheck, ...]
+    images: int  #: Number of images.
+    norm: str
+    eps: str
+    seed: int
+    forwards: int  #: Number of images passed forward, without those of Square.
+    backwards: int  #: Number of images passed forward and backward, without those of APGD.
+    square_images: int  #: Number of images attacked by APGD and Square.
+    seconds: float
+
+    @property
+    def warnings(self) -> tuple[TrustCheck, ...]:
+        """The checks that warn."""
+        return tuple(check for check in self.checks if check.status == 'warn')
+
+    @property
+    def cost(self) -> str:
+        """The cost of the checks, in a sentence."""
+        square = f', and APGD and Square on {self.square_images} images' if self.square_images else ''
+        return (
+            f'{self.images} images, {self.backwards / self.images:.0f} forward and backward passes and '
+            f'{self.forwards / self.images:.0f} forward passes each{square}; {self.seconds:.0f} s.')
+
+
+def check_trust(
+        model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, n_trust: int = 256, n_square: int = 32,
+        clean: Accuracy | None = None, trained_clean: Accuracy | None = None, batch_size: int = 250, seed: int = 0,
+        device: torch.device | None = None, progress: Callable[[str, int, int], None] | None = None,
+) -> TrustReport:
+    """Check for masked gradients and for measurements that cannot be repeated.
+
+    The cost per image is about 100 passes forward and backward and 25 forward; for `n_square` images, up to 1000 more
+    forward and backward (APGD) and 5000 forward (Square). Model, images and other arguments are those of
+    `evaluate_robustness`.
 
     Args:
-        name: Name of the check.
-        status: 'pass', 'warn', or 'skip' if the check cannot be run.
-        finding: What the check found, with counts.
-        meaning: What the finding says about the robust accuracy.
+        n_trust: Number of images to check, from the first.
+        n_square: Largest number of images for APGD and Square, among those that are robust to PGD.
+        clean: Clean accuracy as measured now, on all images.
+        trained_clean: Clean accuracy on the same images in the report of the training run.
+        progress: Called as progress('trust checks', checks done, all checks).
+
+    Returns:
+        One result per check. A warning does not prove that the accuracy is wrong; no warning does not prove that it is
+        right.
+
+    Raises:
+        ValueError: As `timm_paf.attacks.check_images`, or if n_trust or n_square is below 1.
     """
-    name: str
-    status: str
-    finding: str
-    meaning: str
+    for name, value in (('n_trust', n_trust), ('n_square', n_square)):
+        if value < 1:
+            raise ValueError(f'{name} = {value}: expected 1 or more.')
+    started = time.monotonic()
+    device = device or model_device(model, x.device)
+    x, y = x[:n_trust], y[:n_trust]
+    check_images(model, x, y, device=device)
+    probe = Probe(
+        model, x, y, threat=threat, batch_size=batch_size, seed=seed, device=device, n_square=n_square, clean=clean,
+        trained_clean=trained_clean)
+    checks: list[TrustCheck] = []
+    for check in CHECKS:
+        if progress is not None:
+            progress('trust checks', len(checks), len(CHECKS))
+        checks.append(check(probe))
+    return TrustReport(
+        checks=tuple(checks), images=len(probe), norm=threat.norm, eps=str(threat.eps), seed=seed,
+        forwards=probe.forwards, backwards=probe.backwards, square_images=probe.square_images,
+        seconds=time.monotonic() - started)
 
 
 def _result(name: str, warn: bool, finding: str, *, good: str, bad: str) -> TrustCheck:
-    return TrustCheck(name=name, status='warn' if warn else 'pass', finding=finding, meaning=bad if warn else good)
-
-
-def _skip(name: str, finding: str, meaning: str) -> TrustCheck:
-    return TrustCheck(name=name, status='skip', finding=finding, meaning=meaning)
-
-
-def _nothing_to_attack(name: str) -> TrustCheck:
-    return _skip(name, 'no image is classified correctly.', 'There is nothing to attack.')
+    return TrustCheck(name, 'warn' if warn else 'pass', finding, bad if warn else good)
 
 
 def deterministic(probe: Probe) -> TrustCheck:
@@ -61,22 +129,20 @@ def deterministic(probe: Probe) -> TrustCheck:
 
 def gradients(probe: Probe) -> TrustCheck:
     """Look for gradients that are zero, not finite, or missing."""
-    name, good = 'gradients', 'The gradients give attacks a direction.'
     if probe.gradients is None:
-        return _result(
-            name, True, 'no gradient reaches the images.', good=good,
-            bad='The model contains an operation without a derivative: gradient attacks have no effect, and only '
-                'black-box attacks measure its robustness. Replace the operation by a smooth one during the attack '
-                '(BPDA).')
+        return TrustCheck(
+            'gradients', 'warn', 'no gradient reaches the images.',
+            'The model contains an operation without a derivative: gradient attacks have no effect, and only black-box '
+            'attacks measure its robustness. Replace the operation by a smooth one during the attack (BPDA).')
     total = int(probe.correct.sum())
     if not total:
-        return _nothing_to_attack(name)
+        return TrustCheck('gradients', *NOTHING_TO_ATTACK)
     flat = probe.gradients.flatten(1)
-    broken = int((~flat.isfinite().all(1) & probe.correct).sum())
-    zero = int(((flat == 0).all(1) & probe.correct).sum())
+    zero, broken = (int((mask & probe.correct).sum()) for mask in ((flat == 0).all(1), ~flat.isfinite().all(1)))
+    shares = [f'{count} of {total} ({100 * count / total:.1f} %)' for count in (zero, broken)]
     return _result(
-        name, broken > 0 or zero > 0.01 * total,
-        f'{_share(zero, total)} are zero, {_share(broken, total)} are NaN or infinite.', good=good,
+        'gradients', broken > 0 or zero > 0.01 * total, '{} are zero, {} are NaN or infinite.'.format(*shares),
+        good='The gradients give attacks a direction.',
         bad='Gradient attacks cannot move an image whose gradient is zero or not a number. Causes: the softmax '
             'saturates, or an operation has slope zero. Look for rounding, sign functions or a large factor on the '
             'logits; attack with a margin loss as well.')
@@ -84,14 +150,13 @@ def gradients(probe: Probe) -> TrustCheck:
 
 def more_steps(probe: Probe) -> TrustCheck:
     """Compare loss and success of PGD with few and with many steps."""
-    name, chosen = 'more steps', probe.correct
-    total = int(chosen.sum())
+    chosen, total = probe.correct, int(probe.correct.sum())
     if not total:
-        return _nothing_to_attack(name)
+        return TrustCheck('more steps', *NOTHING_TO_ATTACK)
     means, robust = [], []
     for steps in STEPS:
         logits = probe.logits(probe.pgd(steps))
-        means.append(float(functional.cross_entropy(logits, probe.y, reduction='none')[chosen].mean()))
+        means.append(float(functional.cross_entropy(logits[chosen], probe.y[chosen])))
         robust.append(int((chosen & (logits.argmax(1) == probe.y)).sum()))
     # the margin, since the cross-entropy of a confidently classified image is 0 before and after
     margin = LOSSES['margin']
@@ -100,7 +165,7 @@ def more_steps(probe: Probe) -> TrustCheck:
     shown = ', '.join(
         f'PGD-{steps}: loss {mean:.3g}, {left} robust' for steps, mean, left in zip(STEPS, means, robust, strict=True))
     return _result(
-        name, weaker or raised < 0.95 * total,
+        'more steps', weaker or raised < 0.95 * total,
         f'of {total} images, {shown}; the margin of the true class shrank on {raised}.',
         good='More steps make the attack stronger, as they should.',
         bad='An attack with more steps is no stronger than one with fewer: its gradients do not point to adversarial '
@@ -127,12 +192,12 @@ def random_noise(probe: Probe) -> TrustCheck:
 
 def unbounded_attack(probe: Probe) -> TrustCheck:
     """Run PGD with a radius that allows every image."""
-    size = probe.x[0].numel()
-    eps = {'linf': 1., 'l2': size ** 0.5, 'l1': float(size)}[probe.threat.norm]
+    norm, size = probe.threat.norm, probe.x[0].numel()
+    eps = {'linf': 1., 'l2': size ** 0.5, 'l1': float(size)}[norm]
     left = int(probe.robust(probe.pgd(LARGE_STEPS, eps=eps)).sum())
     return _result(
         'unbounded attack', left > 0.01 * len(probe),
-        f'PGD-{LARGE_STEPS} at {probe.threat.norm} eps {eps:g}: {left} of {len(probe)} images are robust.',
+        f'PGD-{LARGE_STEPS} at {norm} eps {eps:g}: {left} of {len(probe)} images are robust.',
         good='PGD breaks every image if any change is allowed.',
         bad='An attack that may replace an image by any other must succeed. This one does not, so the attack fails: '
             'the model need not be robust.')
@@ -140,25 +205,23 @@ def unbounded_attack(probe: Probe) -> TrustCheck:
 
 def black_box(probe: Probe) -> TrustCheck:
     """Run APGD, then Square, on images that are robust to PGD."""
-    name = 'black box'
     robust = probe.robust(probe.pgd(STEPS[-1])) & probe.robust(probe.pgd(STEPS[-1], loss='margin'))
     survivors = int(robust.sum())
     if not survivors:
         return TrustCheck(
-            name=name, status='pass', finding='no image is robust to PGD.',
-            meaning='There is nothing left for an attack without gradients.')
+            'black box', 'pass', 'no image is robust to PGD.', 'There is nothing left for an attack without gradients.')
     chosen = left = robust.nonzero().flatten()[:probe.n_square]
     if probe.gradients is not None and bool(probe.gradients.isfinite().all()):
         left = probe.autoattack(chosen, ('apgd-ce', 'apgd-t'))
     probe.square_images = len(chosen)
     broken = len(left) - len(probe.autoattack(left, ('square',)))
-    share = survivors / len(probe)
-    least = 100 * share * Accuracy(broken, len(chosen)).interval()[0]  # percentage points, over all images
+    points = 100 * survivors / len(probe)  # percentage points of accuracy
+    least = points * Accuracy(broken, len(chosen)).interval()[0]
     return _result(
-        name, least > 2,
+        'black box', least > 2,
         f'{survivors} of {len(probe)} images are robust to PGD-{STEPS[-1]}; of {len(chosen)} of them, APGD breaks '
-        f'{len(chosen) - len(left)} and Square {broken} more: {100 * share * broken / len(chosen):.1f} percentage '
-        f'points of accuracy, at least {least:.1f} with 97.5 % confidence.',
+        f'{len(chosen) - len(left)} and Square {broken} more: {points * broken / len(chosen):.1f} percentage points of '
+        f'accuracy, at least {least:.1f} with 97.5 % confidence.',
         good='An attack without gradients breaks no more images than chance explains.',
         bad='An attack without gradients breaks images that gradient attacks do not: the gradients are masked, and an '
             'accuracy under gradient attacks alone is too high.')
@@ -166,18 +229,17 @@ def black_box(probe: Probe) -> TrustCheck:
 
 def mixed_precision(probe: Probe) -> TrustCheck:
     """Compare predictions in float32 and under bfloat16 autocast."""
-    name, advice = 'mixed precision', 'Measure in float32, as this report does.'
+    skipped = partial(TrustCheck, 'mixed precision', 'skip', meaning='Measure in float32, as this report does.')
     if probe.random:
-        return _skip(name, 'predictions of a random model differ anyway.', advice)
+        return skipped('predictions of a random model differ anyway.')
     images, labels = torch.cat([probe.x, probe.pgd(STEPS[-1])]), probe.y.repeat(2)
     try:
         low = probe.logits(images, autocast=torch.bfloat16).argmax(1) == labels
     except RuntimeError as error:  # an operation without an autocast form
-        return _skip(name, f'the model does not run under autocast ({str(error).splitlines()[0][:100]}).', advice)
-    high = probe.logits(images).argmax(1) == labels
-    changed = int((low != high).sum())
+        return skipped(f'the model does not run under autocast ({str(error).splitlines()[0][:100]}).')
+    changed = int((low != (probe.logits(images).argmax(1) == labels)).sum())
     return _result(
-        name, changed > max(2, 0.02 * len(images)),
+        'mixed precision', changed > max(2, 0.02 * len(images)),
         f'{changed} of {len(images)} images, clean and under PGD-{STEPS[-1]}, are correct in only one of float32 and '
         'bfloat16 autocast.',
         good='Precision hardly affects predictions; this report uses float32.',
@@ -187,10 +249,10 @@ def mixed_precision(probe: Probe) -> TrustCheck:
 
 def training_report(probe: Probe) -> TrustCheck:
     """Compare the clean accuracy with the one that the training run reported."""
-    name, now, trained = 'training report', probe.clean, probe.trained_clean
+    now, trained = probe.clean, probe.trained_clean
     if now is None or trained is None:
-        return _skip(
-            name, 'the training run reported no clean accuracy on these images.',
+        return TrustCheck(
+            'training report', 'skip', 'the training run reported no clean accuracy on these images.',
             'It is not checked that weights and images are those of the training run.')
     if now.total == trained.total:  # the same images: only rounding on another device may differ
         wrong = abs(now.correct - trained.correct) > max(1, 0.002 * now.total)
@@ -198,16 +260,12 @@ def training_report(probe: Probe) -> TrustCheck:
         (low, high), (least, most) = now.interval(), trained.interval()
         wrong = high < least or most < low
     return _result(
-        name, wrong,
+        'training report', wrong,
         f'clean accuracy is {now.correct} / {now.total} now, {trained.correct} / {trained.total} in the report of the '
         'training run.',
         good='Weights, images and preprocessing agree with the training run.',
         bad='Clean accuracy differs from the training run: check the weights (EMA or raw?), the images and the '
             'preprocessing.')
-
-
-def _share(count: int, total: int) -> str:
-    return f'{count} of {total} ({100 * count / total:.1f} %)'
 
 
 CHECKS: tuple[Callable[[Probe], TrustCheck], ...] = (

@@ -12,53 +12,22 @@ __all__ = ['Probe']
 
 
 class Probe:
-    """A model and the images on which the trust checks run it.
-
-    Args:
-        model: Maps images in [0, 1] to logits; runs in eval mode.
-        x: Images (N, …), on any device.
-        y: Labels (N,).
-        threat: Norm and radius.
-        batch_size: Images per batch.
-        seed: Seed of attacks and noise.
-        device: Device of the model.
-        n_square: Largest number of images for APGD and Square.
-        clean: Clean accuracy as measured now, on all images of the report.
-        trained_clean: Clean accuracy on the same images in the report of the training run.
-
-    Attributes:
-        forwards: Number of images passed forward without a gradient so far.
-        backwards: Number of images passed forward and backward so far.
-        clean_logits: (N, K).
-        correct: (N,) bool: classified correctly without an attack.
-        gradients: Gradients of the loss with respect to the images plus noise, like x; None if the logits have none.
-        random: Whether two passes over the same images gave different logits.
-        square_images: Number of images attacked by APGD and Square.
-    """
+    """A model and the images on which the trust checks run it; arguments as in `check_trust`."""
 
     def __init__(
-            self,
-            model: nn.Module,
-            x: Tensor,
-            y: Tensor,
-            *,
-            threat: ThreatModel,
-            batch_size: int,
-            seed: int,
-            device: torch.device,
-            n_square: int = 32,
-            clean: Accuracy | None = None,
+            self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, batch_size: int, seed: int,
+            device: torch.device, n_square: int = 32, clean: Accuracy | None = None,
             trained_clean: Accuracy | None = None,
     ) -> None:
         self.model, self.x, self.y = model, x.detach().float().to(device), y.to(device)
         self.threat, self.batch_size, self.seed, self.device = threat, batch_size, seed, device
         self.n_square, self.clean, self.trained_clean = n_square, clean, trained_clean
-        self.forwards = self.backwards = 0
-        self.random = False
-        self.square_images = 0
-        self.clean_logits = self.logits(self.x)
-        self.correct = self.clean_logits.argmax(1) == self.y
-        self.gradients = self._gradients()
+        self.forwards = self.backwards = 0  # images passed forward only, and forward and backward
+        self.square_images = 0  # images attacked by APGD and Square
+        self.random = False  # whether two passes over the same images gave different logits
+        self.clean_logits = self.logits(self.x)  # (N, K)
+        self.correct = self.clean_logits.argmax(1) == self.y  # (N,) bool
+        self.gradients = self._gradients()  # of the loss, at the images plus noise; None if the logits have none
         self._attacked: dict[tuple[int, str, float | None], Tensor] = {}
 
     def __len__(self) -> int:
@@ -89,15 +58,14 @@ class Probe:
     def pgd(self, steps: int, *, loss: str = 'ce', eps: float | None = None) -> Tensor:
         """Images attacked by PGD; the original image if its gradient is NaN or missing."""
         key = (steps, loss, eps)
+        if self.gradients is None:
+            return self.x
         if key not in self._attacked:
-            x_adv = self.x
-            if self.gradients is not None:
-                attack = PGD(
-                    eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed, loss=loss)
-                x_adv = torch.cat([
-                    attack(self.model, self.x[seeds], self.y[seeds], seeds=seeds)
-                    for seeds in torch.arange(len(self), device=self.device).split(self.batch_size)])
-                self.backwards += steps * len(self)
+            attack = PGD(eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed, loss=loss)
+            x_adv = torch.cat([
+                attack(self.model, self.x[seeds], self.y[seeds], seeds=seeds)
+                for seeds in torch.arange(len(self), device=self.device).split(self.batch_size)])
+            self.backwards += steps * len(self)
             self._attacked[key] = torch.where(x_adv.isfinite(), x_adv, self.x)
         return self._attacked[key]
 
@@ -115,8 +83,7 @@ class Probe:
         found = []
         with eval_mode(self.model), frozen_parameters(self.model), torch.enable_grad():
             for images, labels in zip(start.split(self.batch_size), self.y.split(self.batch_size), strict=True):
-                images.requires_grad_()
-                logits = self.model(images)
+                logits = self.model(images.requires_grad_())
                 if not logits.requires_grad:
                     return None
                 loss = functional.cross_entropy(logits.float(), labels, reduction='sum')
