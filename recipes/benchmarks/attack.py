@@ -3,13 +3,10 @@
     python recipes/benchmarks/attack.py --steps 10 40 --output docs/tables/attack.md
 
 All attacks get the same images, radius, step size (2.5 eps / steps) and number of steps, and one random start in the
-Linf ball. The networks are `cifar`, pyautoattack's ResNet-18 with foolbox's 20 images; `digits`, a small network
-trained here on the embedded digits; and, for times alone, `model`, --model with random weights, on random images.
-
-Before anything is timed, every attack must stay in the ball, and PGD of this package must raise the loss as far as a
-textbook loop without a random start does. Times are divided by the floor: as many forward and backward passes to the
-input and nothing else; the floor is timed twice. Only the first network is timed. Libraries that are not installed are
-left out; they do not need all of their requirements:
+Linf ball. Only the first network is timed. Before that, every attack must stay in the ball, and PGD of this package
+must raise the loss as far as a textbook loop without a random start does. Times are divided by the floor: as many
+forward and backward passes to the input and nothing else; the floor is timed twice. Libraries that are not installed
+are left out; they do not need all of their requirements:
 
     pip install --no-deps --target PEERS foolbox eagerpy torchattacks adversarial-robustness-toolbox six adv-lib
     PYTHONPATH=PEERS python recipes/benchmarks/attack.py
@@ -60,7 +57,6 @@ def random_model(device: str, name: str, images: int) -> Network:
 
 @torch.no_grad()
 def only_correct(network: Network) -> Network:
-    """Network with the images that it classifies correctly."""
     rows = network.model(network.x).argmax(1) == network.y
     return network._replace(x=network.x[rows], y=network.y[rows])
 
@@ -139,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__file__, __doc__, rounds=11)
     parser.add_argument('--steps', type=int, nargs='+', default=[10], help='PGD steps')
     parser.add_argument('--timing-images', type=int, default=2, metavar='N', help='batch size of the timing')
-    parser.add_argument('--subjects', nargs='+', choices=('cifar', 'digits', 'model'), default=['cifar', 'digits'])
+    parser.add_argument(
+        '--subjects', nargs='+', choices=('cifar', 'digits', 'model'), default=['cifar', 'digits'],
+        help="pyautoattack's ResNet-18 with foolbox's 20 images; a small network trained here on the digits; --model "
+             'with random weights on random images, for times alone')
     parser.add_argument('--model', default='resnet18_relu', help='model for the subject "model"')
     parser.add_argument('--eps', nargs='+', help='radii instead of those of each network; the last one is timed')
     parser.add_argument('--counts', action=argparse.BooleanOptionalAction, default=True, help='count robust images')
