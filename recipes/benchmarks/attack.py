@@ -16,7 +16,7 @@ import functools
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import _plain_loop
 import timm
@@ -29,12 +29,8 @@ from torch.nn import functional as F
 from timm_paf.attacks import PGD, frozen_parameters, parse_eps
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    return PGD(eps=eps, steps=steps)(model, x, y)
-
-
-def early_stop(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    return PGD(eps=eps, steps=steps, early_stop=True)(model, x, y)
+def ours(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, early_stop: bool = False) -> Tensor:
+    return PGD(eps=eps, steps=steps, early_stop=early_stop)(model, x, y)
 
 
 def floor(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
@@ -46,13 +42,13 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Ten
     return x
 
 
+@torch.no_grad()
 def random_model(device: str, name: str, images: int) -> Network:
     """Network with random weights on random images, whose labels are its own predictions."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).to(device).eval()
     x = torch.rand(2 * images, 3, 32, 32, device=device)
-    with torch.no_grad():
-        return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
+    return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
 
 
 @torch.no_grad()
@@ -93,10 +89,8 @@ def time_table(network: Network, attacks: dict[str, Attack], steps: int, images:
         rows = torch.arange(number * images, (number + 1) * images) % len(network.x)
         return attack(network.model, network.x[rows], network.y[rows], eps, steps)
 
-    turns: dict[str, Callable[[int], Tensor]] = {
-        name: functools.partial(turn, attack)
-        for name, attack in {'floor': floor, 'floor, second time': floor, **attacks}.items()}
-    times = take_turns(turns, rounds)
+    attacks = {'floor': floor, 'floor, second time': floor, **attacks}
+    times = take_turns({name: functools.partial(turn, attack) for name, attack in attacks.items()}, rounds)
     table = Table(f'Time of PGD-{steps} at eps {network.eps[-1]}, {images} images per batch ({network.title}):')
     for name, taken in times.items():
         table.add(name, '÷ floor', ratios(taken, times['floor']))
@@ -115,7 +109,8 @@ def robust_table(network: Network, attacks: dict[str, Attack], steps: int) -> Ta
 
 def measure(args: argparse.Namespace) -> list[Table]:
     warnings.simplefilter('ignore')  # from the other libraries
-    attacks = {'timm_paf': ours, 'timm_paf, early_stop': early_stop, **peers()}
+    attacks: dict[str, Attack] = {
+        'timm_paf': ours, 'timm_paf, early_stop': functools.partial(ours, early_stop=True), **peers()}
     tables = []
     for number, name in enumerate(args.subjects):
         network = random_model(args.device, args.model, args.timing_images) if name == 'model' else (

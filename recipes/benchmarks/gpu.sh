@@ -58,5 +58,5 @@ benchmark attack 30 attack --subjects model --model "${narrow}_relu" --timing-im
 benchmark data 60 data --archive "$OUTPUT/images.npz" --images "$images" --batches 200 --rounds 1 \
     --measures ours training --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
 
-"$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" || failed=1
+"$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" | tee "$OUTPUT/table.md" || failed=1
 exit $failed
