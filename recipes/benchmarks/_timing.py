@@ -1,7 +1,7 @@
 """Command line, clock, memory and result table that all benchmarks share.
 
-Every benchmark compares results before it times anything. All contestants take turns within a round, a ratio is that of
-two times of the same round, and a figure is the median over the rounds with its smallest and largest value.
+All contestants take turns within a round, a ratio is that of two times of the same round, and a figure is the median
+over the rounds with its smallest and largest value.
 """
 import argparse
 import datetime
@@ -20,8 +20,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer
 
 from timm_paf.evaluation import library_versions
-
-__all__ = ['Table', 'kept_bytes', 'new_parser', 'peak_bytes', 'ratios', 'run', 'seconds', 'take_turns']
 
 Name = TypeVar('Name', bound=Hashable)
 

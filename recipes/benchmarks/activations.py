@@ -2,16 +2,13 @@
 
     python recipes/benchmarks/activations.py --output output/activations.md
 
-Three passes of each activation are timed: forward without gradients; forward and backward with all gradients; and with
-the gradient of x alone, as in an attack. The ways to compute an activation are: fused, the default; reference,
-`timm_paf.kernels.use('reference')`; formula, as in papers and published modules, without care for rounding or overflow;
-compiled, the formula under torch.compile.
+An activation is computed in these ways: fused, the default; reference, `timm_paf.kernels.use('reference')`; formula, as
+in papers and published modules, without care for rounding or overflow; compiled, the formula under torch.compile.
 
 Values and gradients are compared with float64 before anything is timed. Inputs rotate, and together are larger than
-the caches. `÷ copy` is the time over that of copying as much memory as the pass has to read and write: 2 tensors of
-the size of x forward, 5 forward and backward. Memory is in tensors of that size: what autograd keeps in addition to x,
-and the most that forward and backward pass allocate. On a GPU use large tensors: `--shape 256 160 32 32` is the first
-stage of `wrn28_10`.
+the caches. `÷ copy` is the time over that of copying as much memory as the pass has to read and write. Memory is in
+tensors of the size of x: what autograd keeps in addition to x, and the most that forward and backward pass allocate.
+On a GPU use large tensors: `--shape 256 160 32 32` is the first stage of `wrn28_10`.
 """
 import argparse
 import functools
@@ -54,11 +51,9 @@ def all_ways(names: Sequence[str], wanted: Sequence[str], device: str) -> list[W
     found = [Way('silu', 'torch', F.silu), Way('relu', 'torch', F.relu)]
     for name, way in itertools.product(names, wanted):
         formula, values = FORMULAS[name]
-        fused = getattr(functional, name)
-        functions = {'fused': fused, 'reference': fused, 'formula': formula,
-                     'compiled': torch.compile(formula, dynamic=False)}
-        parameters = tuple(torch.tensor([v], device=device, requires_grad=True) for v in values)
-        found.append(Way(name, way, functions[way], parameters))
+        function = getattr(functional, name) if way in ('fused', 'reference') else formula
+        found.append(Way(name, way, torch.compile(formula, dynamic=False) if way == 'compiled' else function, tuple(
+            torch.tensor([value], device=device, requires_grad=True) for value in values)))
     return found
 
 
@@ -96,11 +91,10 @@ def measure(args: argparse.Namespace) -> Table:
     device, dtype, size = torch.device(args.device), getattr(torch, args.dtype), math.prod(args.shape)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
+    count = max(2, min(32, CACHES[device.type] // (size * dtype.itemsize) + 1))
     pairs = [[(scale * torch.randn(args.shape, generator=generator)).to(device, dtype, memory_format=layout)
-              for scale in (2, 1)] for _ in range(max(2, min(32, CACHES[device.type] // (size * dtype.itemsize) + 1)))]
+              .requires_grad_(scale == 2) for scale in (2, 1)] for _ in range(count)]
     x, grad = pairs[0]
-    for values, _ in pairs:
-        values.requires_grad_()
     ways = all_ways(args.activations, args.ways, args.device)
     for way in ways:
         check(way, x, grad)

@@ -3,13 +3,10 @@
     python recipes/benchmarks/attack.py --steps 10 40 --output docs/tables/attack.md
 
 All attacks get the same images, radius, step size (2.5 eps / steps) and number of steps, and one random start in the
-Linf ball. The networks are `cifar`, pyautoattack's ResNet-18 with foolbox's 20 images; `digits`, a small network
-trained here on the embedded digits; and, for times alone, `model`, --model with random weights, on random images.
-
-Before anything is timed, every attack must stay in the ball, and PGD of this package must raise the loss as far as a
-textbook loop without a random start does. Times are divided by the floor: as many forward and backward passes to the
-input and nothing else; the floor is timed twice. Only the first network is timed. Libraries that are not installed are
-left out; they do not need all of their requirements:
+Linf ball. Only the first network is timed. Before that, every attack must stay in the ball, and PGD of this package
+must raise the loss as far as a textbook loop without a random start does. Times are divided by the floor: as many
+forward and backward passes to the input and nothing else; the floor is timed twice. Libraries that are not installed
+are left out; they do not need all of their requirements:
 
     pip install --no-deps --target PEERS foolbox eagerpy torchattacks adversarial-robustness-toolbox six adv-lib
     PYTHONPATH=PEERS python recipes/benchmarks/attack.py
@@ -19,7 +16,7 @@ import functools
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import _plain_loop
 import timm
@@ -32,12 +29,8 @@ from torch.nn import functional as F
 from timm_paf.attacks import PGD, frozen_parameters, parse_eps
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    return PGD(eps=eps, steps=steps)(model, x, y)
-
-
-def early_stop(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    return PGD(eps=eps, steps=steps, early_stop=True)(model, x, y)
+def ours(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, early_stop: bool = False) -> Tensor:
+    return PGD(eps=eps, steps=steps, early_stop=early_stop)(model, x, y)
 
 
 def floor(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
@@ -49,18 +42,17 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Ten
     return x
 
 
+@torch.no_grad()
 def random_model(device: str, name: str, images: int) -> Network:
     """Network with random weights on random images, whose labels are its own predictions."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).to(device).eval()
     x = torch.rand(2 * images, 3, 32, 32, device=device)
-    with torch.no_grad():
-        return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
+    return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
 
 
 @torch.no_grad()
 def only_correct(network: Network) -> Network:
-    """Network with the images that it classifies correctly."""
     rows = network.model(network.x).argmax(1) == network.y
     return network._replace(x=network.x[rows], y=network.y[rows])
 
@@ -97,10 +89,8 @@ def time_table(network: Network, attacks: dict[str, Attack], steps: int, images:
         rows = torch.arange(number * images, (number + 1) * images) % len(network.x)
         return attack(network.model, network.x[rows], network.y[rows], eps, steps)
 
-    turns: dict[str, Callable[[int], Tensor]] = {
-        name: functools.partial(turn, attack)
-        for name, attack in {'floor': floor, 'floor, second time': floor, **attacks}.items()}
-    times = take_turns(turns, rounds)
+    attacks = {'floor': floor, 'floor, second time': floor, **attacks}
+    times = take_turns({name: functools.partial(turn, attack) for name, attack in attacks.items()}, rounds)
     table = Table(f'Time of PGD-{steps} at eps {network.eps[-1]}, {images} images per batch ({network.title}):')
     for name, taken in times.items():
         table.add(name, '÷ floor', ratios(taken, times['floor']))
@@ -119,7 +109,8 @@ def robust_table(network: Network, attacks: dict[str, Attack], steps: int) -> Ta
 
 def measure(args: argparse.Namespace) -> list[Table]:
     warnings.simplefilter('ignore')  # from the other libraries
-    attacks = {'timm_paf': ours, 'timm_paf, early_stop': early_stop, **peers()}
+    attacks: dict[str, Attack] = {
+        'timm_paf': ours, 'timm_paf, early_stop': functools.partial(ours, early_stop=True), **peers()}
     tables = []
     for number, name in enumerate(args.subjects):
         network = random_model(args.device, args.model, args.timing_images) if name == 'model' else (
@@ -139,7 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__file__, __doc__, rounds=11)
     parser.add_argument('--steps', type=int, nargs='+', default=[10], help='PGD steps')
     parser.add_argument('--timing-images', type=int, default=2, metavar='N', help='batch size of the timing')
-    parser.add_argument('--subjects', nargs='+', choices=('cifar', 'digits', 'model'), default=['cifar', 'digits'])
+    parser.add_argument(
+        '--subjects', nargs='+', choices=('cifar', 'digits', 'model'), default=['cifar', 'digits'],
+        help="pyautoattack's ResNet-18 with foolbox's 20 images; a small network trained here on the digits; --model "
+             'with random weights on random images, for times alone')
     parser.add_argument('--model', default='resnet18_relu', help='model for the subject "model"')
     parser.add_argument('--eps', nargs='+', help='radii instead of those of each network; the last one is timed')
     parser.add_argument('--counts', action=argparse.BooleanOptionalAction, default=True, help='count robust images')

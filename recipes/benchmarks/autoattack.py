@@ -27,8 +27,7 @@ NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 
 def directly(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.Namespace) -> Tensor:
     """Robust images (N,) by pyautoattack, as its documentation calls it."""
-    which = {'version': 'custom', 'attacks': list(args.attacks)} if args.attacks else {}
-    adversary = AutoAttack(model, norm=NORMS[args.norm], eps=eps, seed=args.seed, device=args.device, **which)
+    adversary = AutoAttack(model, norm=NORMS[args.norm], eps=eps, seed=args.seed, device=args.device, **args.which)
     x_adv = adversary.run_standard_evaluation(x, y, batch_size=args.batch_size)[0]
     with torch.no_grad():
         return torch.cat([model(part.to(args.device)).argmax(1).cpu() for part in x_adv.split(args.batch_size)]) == y
@@ -36,9 +35,8 @@ def directly(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.
 
 def here(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.Namespace) -> Tensor:
     """Robust images (N,) by timm_paf."""
-    which = {'version': 'custom', 'attacks': args.attacks} if args.attacks else {}
     return autoattack(
-        model, x, y, eps=eps, norm=args.norm, batch_size=args.batch_size, seed=args.seed, **which).robust.cpu()
+        model, x, y, eps=eps, norm=args.norm, batch_size=args.batch_size, seed=args.seed, **args.which).robust.cpu()
 
 
 SIDES = {'here': here, 'package': directly}
@@ -54,6 +52,7 @@ def measure(args: argparse.Namespace) -> Table:
             args.device, args.trained or '', args.checkpoint, args.image_size, args.epochs)
         radius = '0.2' if args.checkpoint is None else str(read_checkpoint(args.checkpoint)['args']['eps'])
     eps = parse_eps(args.eps or radius, norm=args.norm)
+    args.which = {'version': 'custom', 'attacks': args.attacks} if args.attacks else {}
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     robust = differing = 0
     with torch.no_grad():  # kernels are compiled before the clock starts

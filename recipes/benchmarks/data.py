@@ -106,17 +106,15 @@ def rate(batches: Iterator[Any], count: int, limit: float = 8.) -> float:
     return done / (time.perf_counter() - started)
 
 
-def first_batch(batches: Iterator[Any], more: int = 0) -> tuple[float, float]:
-    """Seconds to the first batch, and largest growth of resident memory in MB over it and `more` others."""
+def measured(name: str, batches: Iterator[Any], count: int) -> Values:
+    """Seconds to the first batch, growth of resident memory over `count` of them without that of imports, and rate."""
     def resident() -> float:
         return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 1e6
 
     before, first = resident(), seconds(next, batches)
-    grown = resident() - before
-    for _ in range(more):
-        next(batches)
-        grown = max(grown, resident() - before)
-    return first, grown
+    value = rate(batches, count)
+    return {(f'{name}: first batch', 's'): first, (f'{name}: growth of memory', 'MB'): resident() - before,
+            (name, RATE): value}
 
 
 def check(path: Path, device: str) -> None:
@@ -133,26 +131,18 @@ def check(path: Path, device: str) -> None:
 
 
 def measure_ours(args: argparse.Namespace) -> Values:
-    """Time to the first batch, growth of memory without that of imports, and rate."""
+    """Batches from the archive on disk, which is not in the page cache at first."""
     with open(args.archive, 'rb') as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     torch.ones(64, 64) @ torch.ones(64, 64)
-    batches = our_batches(args.archive, args.batch_size)
-    first, grown = first_batch(batches, args.batches)
-    value = rate(batches, args.batches)
-    return {('first batch, archive not in the page cache', 's'): first,
-            (f'growth of resident memory over {args.batches} batches', 'MB'): grown,
-            (OURS, RATE): value, (OURS, 'images/s per core'): value * args.batch_size / args.threads}
+    return measured(OURS, our_batches(args.archive, args.batch_size), args.batches)
 
 
 def measure_peers(args: argparse.Namespace, loaded: bool = False) -> Values:
     """DataLoader over the archive, mapped or in memory."""
-    name = f'DataLoader, {"loaded" if loaded else "memmap"}'
     batches = peer_batches(lambda: PeerArchive(args.archive, loaded), args.batch_size)
-    first, grown = first_batch(batches)
-    return {(f'{name}: first batch', 's'): first, (f'{name}: growth of memory', 'MB'): grown,
-            (name, RATE): rate(batches, args.batches)}
+    return measured(f'DataLoader, {"loaded" if loaded else "memmap"}', batches, args.batches)
 
 
 def measure_folder(args: argparse.Namespace) -> Values:

@@ -4,9 +4,8 @@
 #   recipes/benchmarks/gpu.sh                        on the first GPU
 #   DEVICE=cpu QUICK=1 recipes/benchmarks/gpu.sh     rehearsal with tiny networks, a few minutes; targets are not judged
 #
-# Nothing is downloaded. Each part has a limit in seconds (ten minutes each in a rehearsal); the limits add up to less
-# than ten minutes. A part that fails does not stop the others, and the exit status is then 1. OUTPUT is the folder of
-# the logs (NAME.log) and the figures (NAME.json). PARTS selects parts by name.
+# Each part has a limit in seconds, 600 in a rehearsal. The exit status is 1 if one fails; the others still run. OUTPUT
+# is the folder of the logs (NAME.log) and the figures (NAME.json). PARTS selects parts by name.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} PYTHON=${PYTHON:-python} PARTS=${PARTS:-} OUTPUT=${OUTPUT:-output/gpu}
@@ -59,5 +58,5 @@ benchmark attack 30 attack --subjects model --model "${narrow}_relu" --timing-im
 benchmark data 60 data --archive "$OUTPUT/images.npz" --images "$images" --batches 200 --rounds 1 \
     --measures ours training --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
 
-"$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" || failed=1
+"$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" | tee "$OUTPUT/table.md" || failed=1
 exit $failed

@@ -39,20 +39,16 @@ def verdict(figures: list[dict[str, Any]], row: str, column: str, bound: str, ju
     return value, ('met' if met else 'missed') if judged else 'not judged: no GPU'
 
 
-def main(folder: str) -> int:
+def main(folder: str) -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))}
     devices = sorted({result['device'] for result in results.values()})
     judged = not any(device.startswith('CPU') for device in devices)
-    lines = [f'{", ".join(devices) or "nothing was measured"}:', '',
-             '| what | target | median (range) | |', '| --- | ---: | --- | --- |']
+    print(f'{", ".join(devices) or "nothing was measured"}:\n')
+    print('| what | target | median (range) | |\n| --- | ---: | --- | --- |')
     for what, file, row, column, bound in TARGETS:
         cells = verdict(results.get(file, {'figures': []})['figures'], row, column, bound, judged)
-        lines.append(f'| {" | ".join((what, bound, *cells))} |')
-    text = '\n'.join(lines)
-    print(text)
-    Path(folder, 'table.md').write_text(text + '\n', encoding='utf-8')
-    return 0
+        print(f'| {" | ".join((what, bound, *cells))} |')
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1]))
+    main(sys.argv[1])

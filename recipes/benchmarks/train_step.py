@@ -4,36 +4,31 @@
     python recipes/benchmarks/train_step.py --models wrn28_10_relu wrn28_10_pssilu --precisions fp32 bf16 \
         --ways eager compiled --channels-last --image-size 32 --device cuda
 
-For each model, precision and way (eager or compiled), PGD-10 updates of the engine are timed; making the batches and
-the optimizer are part of them. They take turns with the plain loop (`_plain_loop.py`), written as the paper's authors
-train: activations by their formulas in torch's operations, float32, one more forward pass on the clean images to log
-their accuracy; and with the bare passes: 12 forward and 11 backward passes through the network, as PGD-10 needs.
-
-Before anything is timed, the engine is compared with the plain loop from the same weights: its attack must raise the
-loss as far, without a random start, and an update on the same attacked images must change the weights in the same way.
-
-Images are the embedded digits, half of them synthetic; with --image-size N real digits alone, as colour images.
+PGD-10 updates of the engine, with their batches and optimizer, take turns with those of a plain loop
+(`_plain_loop.py`), written as the paper's authors train: activations by their formulas in torch's operations, float32,
+one more forward pass on the clean images; and with the bare passes: 12 forward and 11 backward passes, as PGD-10 needs.
+Before anything is timed, the engine's attack must raise the loss as far as that of the plain loop, and an update on the
+same attacked images must change the weights in the same way. Images are the embedded digits, half of them synthetic;
+with --image-size N real digits alone, as colour images.
 """
 import argparse
 import copy
 import dataclasses
-import functools
 import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
 from _plain_loop import EPS, STEP_SIZE, STEPS, attacked, plain_formulas, plain_update
-from _timing import Table, new_parser, peak_bytes, ratios, run, take_turns
+from _timing import Table, new_parser, ratios, run, take_turns
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_paf.attacks import PGD
-from timm_paf.data import Batch, digits_splits, save_archive
+from timm_paf.data import Batch, digits_splits
 from timm_paf.engine import TrainConfig, Trainer
 
 PLAIN = 'plain loop'
@@ -41,27 +36,24 @@ PLAIN = 'plain loop'
 TOLERANCE = {'fp32': (0.02, 0.01), 'tf32': (0.1, 0.1), 'bf16': (0.1, 0.3)}
 
 
-def make_trainer(args: argparse.Namespace, folder: Path, model: str, precision: str, way: str) -> Trainer:
+def make_trainer(args: argparse.Namespace, folder: str, model: str, precision: str, way: str) -> Trainer:
     """Trainer of the engine, with an epoch that does not end during the benchmark."""
     config = TrainConfig(
         model=model, model_kwargs=tuple(args.model_kwargs), batch_size=args.batch_size, device=args.device,
         attack_steps=STEPS, eps=str(EPS), attack_step_size=str(STEP_SIZE), updates_per_epoch=10**6, epochs=1,
         amp=precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None, crop_padding=1,
-        channels_last=args.channels_last, opt_fused=args.opt_fused, output=str(folder), autoattack='none',
+        channels_last=args.channels_last, opt_fused=args.opt_fused, output=folder, autoattack='none',
         synthetic=('generated',), synthetic_fraction=0.5)
-    if args.image_size:
-        config = dataclasses.replace(
-            config, dataset=str(folder / 'train.npz'), test_data=(str(folder / 'test.npz'),), val_size=100,
-            num_classes=10, synthetic=(), synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True)
-    return Trainer(config, console=Console(quiet=True))
-
-
-def write_colour_digits(folder: Path, size: int) -> None:
-    splits = digits_splits()
-    for name, split in (('train', splits.train), ('test', splits.test)):
-        images = F.interpolate(split.images, size=(size, size), mode='bilinear').expand(-1, 3, -1, -1)
-        save_archive(folder / f'{name}.npz', dataclasses.replace(
-            split, images=(255 * images).round().to(torch.uint8)))
+    if not args.image_size:
+        return Trainer(config, console=Console(quiet=True))
+    config = dataclasses.replace(
+        config, synthetic=(), synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True)
+    size, splits = (args.image_size, args.image_size), digits_splits()
+    train, val, test = (
+        dataclasses.replace(split, images=(255 * images).round().to(torch.uint8))
+        for split in (splits.train, splits.val, splits.test)
+        for images in [F.interpolate(split.images, size=size, mode='bilinear').expand(-1, 3, -1, -1)])
+    return Trainer(config, train=train, val=val, test=test, console=Console(quiet=True))
 
 
 def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -126,7 +118,7 @@ def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
     torch.autograd.grad(F.cross_entropy(model.train()(x.detach()), y), parameters)
 
 
-def contestants(args: argparse.Namespace, folder: Path) -> dict[tuple[str, str, str], Callable[[int], object]]:
+def contestants(args: argparse.Namespace, folder: str) -> dict[tuple[str, str, str], Callable[[int], object]]:
     """Functions to time, by model, precision and way, each checked."""
     found: dict[tuple[str, str, str], Callable[[int], object]] = {}
 
@@ -151,10 +143,7 @@ def measure(args: argparse.Namespace) -> Table:
     if min(args.updates, args.batch_size) < 1:
         raise ValueError('expected --updates and --batch-size of 1 or more.')
     with tempfile.TemporaryDirectory() as folder:
-        if args.image_size:
-            write_colour_digits(Path(folder), args.image_size)
-        functions = contestants(args, Path(folder))
-        times = take_turns(functions, args.rounds)
+        times = take_turns(contestants(args, folder), args.rounds)
     table = Table(f'PGD-{STEPS}, batches of {args.batch_size}, {args.rounds} rounds of {args.updates} updates:')
     for (model, precision, way), taken in times.items():
         row = f'{model}, {precision}, {way}'
@@ -166,9 +155,6 @@ def measure(args: argparse.Namespace) -> Table:
                 table.add(row, 'over the passes', [100 * (ratio - 1) for ratio in over], '%')
             if model != args.models[0]:
                 table.add(row, f'÷ {args.models[0]}', ratios(times[args.models[0], precision, way], taken))
-        if args.device != 'cpu':
-            action = functools.partial(functions[model, precision, way], 0)
-            table.add(row, 'most allocated', [peak_bytes(action, torch.device(args.device)) / 2**20], 'MiB')
     return table
 
 

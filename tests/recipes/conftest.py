@@ -1,11 +1,4 @@
-import sys
-from pathlib import Path
-
 import pytest
-
-HERE = Path(__file__).resolve().parent
-RECIPES = HERE.parents[1] / 'recipes'
-sys.path[:0] = [str(RECIPES), str(HERE)]
 
 
 @pytest.fixture(autouse=True)
