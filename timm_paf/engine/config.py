@@ -30,8 +30,9 @@ INCIDENTAL = frozenset({
 class DataConfig(Settings):
     """Where images come from."""
     dataset: str = _data(
-        'digits', 'Data set: digits (embedded, 8x8 pixels), a name that timm knows (torch/cifar10, torch/cifar100, '
-        'folder, hfds/NAME, wds/NAME, ...), or the path of an archive of training images.')
+        'digits', "Data set: 'digits' (included, 8x8 pixels), a name that timm knows ('torch/cifar10', 'hfds/NAME', "
+        "'wds/NAME', 'folder' for image files in --data-dir, ...), or the path of an archive of training images (.npz, "
+        '.npy, .bin, or a folder of such files).')
     data_dir: str | None = _data(None, 'Folder with the files of the data set.', metavar='DIR', unset="timm's default")
     dataset_download: bool = _data(False, 'Download the data set if it is missing.')
     num_classes: int | None = _data(
@@ -42,10 +43,10 @@ class DataConfig(Settings):
         1024, 'Number of training images that are held out for validation, the same share of every class. '
         'The digits have a fixed validation split instead.', least=1)
     split_seed: int = _data(0, 'Seed of the train/validation split.')
-    train_split: str = _data('train', 'Name of the training split.')
+    train_split: str = _data('train', 'Name that the data set gives to its training split.')
     val_split: str | None = _data(
-        None, 'Name of the validation split.', unset='--val-size images of the training split')
-    test_split: str = _data('validation', 'Name of the test split.')
+        None, 'Name that the data set gives to its validation split.', unset='--val-size images of the training split')
+    test_split: str = _data('validation', 'Name that the data set gives to its test split.')
     in_chans: int = _data(3, 'Number of channels that image files are converted to.', choices=(1, 3))
     img_size: int = _data(224, 'Height and width in pixels that image files are resized to.', least=1)
     train_crop_mode: str = _data(
@@ -118,7 +119,8 @@ class TrainConfig(DataConfig, EvaluationConfig):
     resume: str | None = _output(
         None, 'Resume an interrupted run. auto: resume from the newest checkpoint of --experiment, or start that run. '
         'A folder or checkpoint: resume that run with its settings.', metavar='auto|PATH', unset='start a new run')
-    resume_changed: bool = _output(False, 'Allow --resume with settings that differ from those of the run.')
+    resume_changed: bool = _output(
+        False, 'Let --resume continue a run although its settings differ from those given now. The new settings hold.')
     dry_run: bool = _output(
         False, 'Print settings, sizes and estimates of memory and time, then exit. Writes nothing.')
 
@@ -163,7 +165,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         0., 'Number of epochs over which radius and step size of the training attack grow from 0.', least=0)
     attack_steps: int = _attack(10, 'Number of steps of the training attack (PGD).', least=1)
     attack_step_size: str | None = _attack(
-        None, 'Step size of the training attack, in the unit of --eps.', metavar='EPS',
+        None, 'Step size of the training attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS',
         unset='2.5 * eps / attack-steps, which is 2/255 for eps 8/255 and 10 steps')
     attack_step_rule: str = _attack(
         'fixed', 'Steps of the training attack. fixed: all of one size. cosine: they shrink to 0. momentum: they '
@@ -178,23 +180,30 @@ class TrainConfig(DataConfig, EvaluationConfig):
         0., 'Adversarial weight perturbation: norm of the perturbation relative to the norm of each weight, such as '
         '0.005. 0 disables it.')
     awp_start_epoch: float = _attack(
-        0., 'Epoch, counted from 0, in which adversarial weight perturbation starts.', least=0)
+        0., 'Epoch in which adversarial weight perturbation starts. 0 is the start of training, 0.5 the middle of the '
+        'first epoch.', least=0)
 
-    beta_penalty: float = _optim(10., 'Weight of |beta| of the activation in the loss.', least=0)
+    beta_penalty: float = _optim(
+        10., 'Penalty on beta, the parameter of the activation: this number times |beta| is added to the loss.',
+        least=0)
     beta_grad_clip: float | None = _optim(
-        0.01, 'Largest gradient norm of beta of the activation. none: no limit.', unset='no limit')
+        0.01, 'Gradient clipping of beta, the parameter of the activation: largest norm of the gradient of each beta. '
+        'none: no limit.', unset='no limit')
     beta_bound: float | None = _optim(
-        BETA_BOUND, 'Largest |beta| of the activation in training. none: no limit below the pole at 1.',
-        unset='no limit')
+        BETA_BOUND, 'Largest |beta| in training, where beta is the parameter of the activation. none: the limit of the '
+        'formula, 0.99.', unset='0.99')
     epochs: int = _optim(12, 'Number of epochs. An epoch is one pass over the real training images.', least=1)
     updates_per_epoch: int | None = _optim(
-        None, 'Number of updates per epoch. The passes over the images continue from epoch to epoch.', least=1,
-        unset='one pass over the real training images')
+        None, 'Number of updates of the weights per epoch. The next epoch continues with the images that follow.',
+        least=1, unset='as many as one pass over the real training images needs')
     batch_size: int = _optim(
         128, 'Number of images per update, real and synthetic, over all processes and micro-batches.', least=1)
     grad_accum_steps: int = _optim(
-        1, 'Number of micro-batches that each process splits its part of a batch into, to save memory.', least=1)
-    opt: str = _optim('sgd', "Name of timm's optimizer. sgd uses Nesterov momentum, momentum does not.")
+        1, 'Number of micro-batches. Each process computes its part of a batch in this many steps and adds the '
+        'gradients. More micro-batches need less memory.', least=1)
+    opt: str = _optim(
+        'sgd', "Name of an optimizer of timm. 'sgd' is SGD with Nesterov momentum, 'momentum' is SGD with ordinary "
+        'momentum.')
     opt_fused: bool | None = _optim(
         None, "Use torch's fused optimizer, which updates all weights in one pass over memory.",
         unset='on where torch supports it, off with --amp-dtype float16')
@@ -208,17 +217,17 @@ class TrainConfig(DataConfig, EvaluationConfig):
     filter_bias_and_bn: bool = _optim(
         False, 'Exclude BatchNorm, biases and the parameters of the activation from weight decay.')
     layer_decay: float | None = _optim(
-        None, 'Factor between the learning rates of neighbouring layers, from the last to the first.', above=0,
-        unset='the same rate for all')
+        None, 'Learning rate of a layer divided by that of the layer after it. With 0.75, the first layers learn '
+        'slowest.', above=0, unset='the same rate for all')
     paf_lr: float | None = _optim(
         None, 'Learning rate of the parameters of the activation.', unset='as for the weights')
     paf_weight_decay: float | None = _optim(
         None, 'Weight decay of the parameters of the activation.', unset='as for the weights')
     clip_grad: float | None = _optim(
-        None, 'Limit of gradient clipping: a norm, a value, or the factor of agc, see --clip-mode.', above=0,
-        unset='no clipping')
+        None, 'Limit for gradient clipping. --clip-mode says what is limited.', above=0, unset='no clipping')
     clip_mode: str = _optim(
-        'norm', 'Gradient clipping: norm of all gradients, each value, or adaptive (agc).',
+        'norm', 'What --clip-grad limits. norm: the norm of all gradients together. value: each element of the '
+        'gradients. agc: the norm of each gradient divided by the norm of its weight (adaptive gradient clipping).',
         choices=('norm', 'value', 'agc'))
     sched: str = _optim('cosine', "Learning rate schedule: onecycle, none, or the name of timm's schedule.")
     sched_on_updates: bool = _optim(True, 'Change the learning rate after every update, not after every epoch.')
@@ -268,7 +277,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
     val_attack_steps: int | None = _measure(
         None, 'Number of PGD steps in validation.', least=1, unset='attack-steps')
     val_attack_step_size: str | None = _measure(
-        None, 'Step size of PGD in validation, in the unit of --eps.', metavar='EPS',
+        None, 'Step size of PGD in validation, a fraction or a number, for pixels in [0, 1].', metavar='EPS',
         unset='attack-step-size, or 2.5 * eps / steps with --val-attack-steps')
     eval_metric: str = _measure(
         'robust', 'Validation accuracy that selects the best checkpoint: robust (under PGD) or clean.',

@@ -42,8 +42,9 @@ class ReportConfig(Settings):
     robustbench_architecture: str | None = _output(
         None, 'RobustBench entry: architecture.', unset='name of the model')
     robustbench_reported: float | None = _output(
-        None, 'RobustBench entry: robust accuracy in the paper, in percent.', unset='the measured one')
-    robustbench_footnote: str | None = _output(None, 'RobustBench entry: footnote on the leaderboard.')
+        None, 'RobustBench entry: robust accuracy that your paper reports, in percent.', unset='the measured one')
+    robustbench_footnote: str | None = _output(
+        None, 'RobustBench entry: footnote on the leaderboard.', unset='none')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +64,7 @@ class ReportConfig(Settings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     """Settings of a measurement; the checkpoint gives those that are not set."""
-    checkpoint: str = _model('', 'Checkpoint to measure (required).', metavar='FILE')
+    checkpoint: str = _model('', 'Required. Checkpoint to measure.', metavar='FILE', unset='none')
     model: str = _model('', 'Name of a model in the registry of timm.', unset='from the checkpoint')
     model_kwargs: tuple[str, ...] = _model(
         (), 'Extra arguments of the model, such as drop_path_rate=0.1.', metavar='NAME=VALUE',
@@ -72,8 +73,8 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
         None, 'Part of the network that shares one activation.', choices=('network', 'stage', 'layer', 'channel'),
         unset='from the checkpoint')
     dataset: str = _data(
-        '', 'Data set: digits, a name that timm knows (torch/cifar10, folder, hfds/NAME, ...), or the path of an '
-        'archive.', unset='from the checkpoint')
+        '', "Data set: 'digits', a name that timm knows ('torch/cifar10', 'folder', 'hfds/NAME', ...), or the path of "
+        'an archive.', unset='the one that the checkpoint was trained on')
     split: str = _data('test', 'Split to measure.', choices=('test', 'val', 'train'))
     attack: str = _attack(
         'autoattack', 'Attacks to run. pgd: PGD alone. autoattack: PGD, then AutoAttack.',
