@@ -57,13 +57,13 @@ def digits():
 @pytest.fixture(scope='session')
 def robust_network():
     """Adversarially trained."""
-    return train(120, 0.1)
+    return train(250, 0.1)
 
 
 @pytest.fixture(scope='session')
 def plain_network():
     """Accurate, and not robust at all."""
-    return train(120, 0)
+    return train(200, 0)
 
 
 @pytest.fixture

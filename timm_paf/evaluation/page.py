@@ -47,7 +47,7 @@ def render(**content: Any) -> str:
 
 
 def figure(alt: str, plot: Callable[..., 'Figure'], *arguments: Any) -> Markup:
-    """The figure plot(*arguments) as HTML, described by `alt`; the reason in its place if a package is missing."""
+    """The figure `plot(*arguments)` as HTML, described by `alt`; the reason in its place if a package is missing."""
     try:
         drawn, stream = plot(*arguments), io.BytesIO()
     except ImportError as error:
