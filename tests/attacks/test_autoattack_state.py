@@ -118,13 +118,6 @@ def test_state_of_another_run_is_an_error_and_stays(interrupted, change, message
     assert contents(state) == before
 
 
-def test_a_compiled_run_is_resumed(tmp_path):
-    settings = dict(SETTINGS, attacks=['apgd-ce'], compile=CompileSettings(backend='eager'))
-    first = autoattack(*problem(), **settings, state=tmp_path / 'state')
-    check_state(tmp_path / 'state', *problem(), **settings)
-    assert_same(autoattack(*problem(), **settings, state=tmp_path / 'state'), first)
-
-
 @pytest.mark.parametrize('name, content, message', [
     ('run.json', b'{"eps', 'run.json cannot be read'), ('run.json', b'[]', 'run.json cannot be read'),
     ('01-000000.npz', b'PK', 'delete this file'), ('01-000000.npz', b'', 'delete this file'),

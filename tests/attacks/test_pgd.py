@@ -55,19 +55,6 @@ def test_result_is_feasible(network, batch, eps, step_size, steps, random_start,
     assert not torch.equal(x_adv, x)
 
 
-@pytest.mark.parametrize('norm, order, eps', [('l2', 2, 0.7), ('l1', 1, 3.)])
-@pytest.mark.parametrize('shape', [(1, 8, 8), (1, 11, 8)], ids=str)
-def test_result_is_feasible_in_other_norms(norm, order, eps, shape):
-    network = small_network()
-    x, y = torch.rand(6, *shape).round(decimals=1), torch.randint(0, 10, (6,))
-    x[0], x[1] = 0, 1
-    network(x)
-    x_adv = PGD(eps=eps, norm=norm)(network, x, y)
-    assert x_adv.min() >= 0 and x_adv.max() <= 1
-    length = torch.linalg.vector_norm((x_adv.double() - x).flatten(1), order, dim=1)
-    assert (length <= eps * (1 + 1e-5)).all() and (length > 0.5 * eps).all()
-
-
 @pytest.mark.parametrize('settings', [
     {}, dict(norm='l2', eps=1), dict(norm='l1', eps=3), dict(step_rule='momentum'), dict(step_rule='cosine'),
     dict(loss='kl'), dict(loss='margin'), dict(loss='dlr'), dict(mode='train'),

@@ -29,13 +29,8 @@ class ProgressEstimator:
     """Calls `progress`, see `autoattack`, after every batch, and inside a batch twice a second.
 
     The estimate assumes that every robust image stays robust and that the speed so far continues. So it is too long
-    until the first component has broken the easy images.
-
-    Args:
-        progress: The function, or None.
-        costs: `passes_per_image` of each component, in order.
-        model: The adapter, which counts its passes.
-        processes: Number of processes that share the batches.
+    until the first component has broken the easy images. `costs` are the `passes_per_image` of the components in order;
+    the model counts its passes.
     """
 
     def __init__(

@@ -25,16 +25,10 @@ _HASHES = ('images', 'labels', 'model')
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """Result of a component on one batch, see `ComponentRun`.
-
-    Attributes:
-        attacked: (B,) int64, numbers of the images in the batch.
-        broken: (F,) int64, numbers of the images that the component broke.
-        images: (F, …) float32, adversarial images for these.
-    """
-    attacked: Tensor
-    broken: Tensor
-    images: Tensor
+    """Result of a component on one batch, see `ComponentRun`."""
+    attacked: Tensor  # (B,) int64, numbers of the images in the batch
+    broken: Tensor  # (F,) int64, numbers of the images that the component broke
+    images: Tensor  # (F, …) float32, adversarial images for these
     seconds: float = 0.
     forwards: int = 0
     backwards: int = 0

@@ -37,12 +37,8 @@ def logits_without_autocast(model: nn.Module, x: Tensor) -> Tensor:
 class BestAdversarial:
     """The best adversarial image seen so far: one that fools the model, else the one with the highest loss.
 
-    Under autocast, an image counts as fooling the model only if it does so without autocast as well.
-
-    Args:
-        model: The model under attack.
-        state: The batch.
-        targeted: Success is classification as the target, not just misclassification.
+    Under autocast, an image counts as fooling the model only if it does so without autocast as well. If `targeted`,
+    success is classification as the target, not just misclassification.
     """
 
     def __init__(self, model: nn.Module, state: AttackState, *, targeted: bool) -> None:

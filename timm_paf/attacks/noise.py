@@ -27,13 +27,9 @@ def generated(x: Tensor, generator: torch.Generator) -> Noise:
 
 
 def seeded(x: Tensor, seeds: Tensor, *, seed: int, attempt: int) -> Noise:
-    """Noise n -> numbers (B, n), never 0, as a function of the seeds of images x (B, …). Nothing waits for the device.
+    """Noise n -> numbers (B, n), never 0, from the seeds of images and attack, and the number of the restart.
 
-    Args:
-        x: Images.
-        seeds: Seed of each image (B,), int64.
-        seed: Seed of the attack.
-        attempt: Number of the restart.
+    Nothing waits for the device.
     """
     attack = splitmix64((splitmix64(seed % 2**64) + attempt * GOLDEN) % 2**64)
     keys = splitmix64(seeds.to(x.device)[:, None] ^ to_int64(attack))
