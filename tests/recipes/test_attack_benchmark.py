@@ -59,8 +59,3 @@ def test_robust_images_are_counted_and_only_the_first_network_is_timed(tmp_path,
     for name in ('timm_paf', 'timm_paf, early_stop'):
         assert [found[name, f'eps {eps}'] for eps in ('0.1', '1/5', '0.3')] == [2, 1, 1]
         assert found[name, '÷ floor'] > 0
-
-
-def test_a_network_with_random_weights():
-    network = benchmark.random_model('cpu', 'wrn10_2_relu', 1)
-    assert len(benchmark.only_correct(network).x) == len(network.x) == 2

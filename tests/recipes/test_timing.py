@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_paf.activations import ACTIVATIONS, PSoftplus, functional
+from timm_paf.activations import ACTIVATIONS, functional
 
 CPU = torch.device('cpu')
 
@@ -88,22 +88,3 @@ def test_formulas_of_the_plain_loop_are_those_of_the_activations(name):
     parameters = [torch.tensor([value], dtype=torch.float64) for value in values]
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
     torch.testing.assert_close(formula(x, *parameters), getattr(functional, name)(x, *parameters), atol=1e-12, rtol=0)
-
-
-@pytest.mark.usefixtures('reference')
-def test_a_network_with_plain_formulas_computes_the_same():
-    model, plain = (nn.Sequential(nn.Linear(4, 3), PSoftplus()) for _ in range(2))
-    plain.load_state_dict(model.state_dict())
-    _plain_loop.plain_formulas(plain)
-    x = torch.rand(2, 4)
-    torch.testing.assert_close(plain(x), model(x), atol=1e-5, rtol=1e-5)
-    assert 'Softplus' in type(plain(x).grad_fn.next_functions[0][0]).__name__
-
-
-@pytest.mark.parametrize('random_start', [False, True])
-def test_the_attack_of_the_plain_loop_raises_the_loss_in_the_ball(random_start):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
-    x_adv = _plain_loop.attacked(model, x, y, random_start=random_start)
-    assert (x_adv - x).abs().max() <= _plain_loop.EPS + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
-    assert nn.functional.cross_entropy(model(x_adv), y) > nn.functional.cross_entropy(model(x), y)

@@ -47,9 +47,7 @@ def test_other_updates_are_not_timed(monkeypatch, capsys, part):
     assert capsys.readouterr().err.startswith('error: wrn10_2_pssilu, fp32: differs from the plain loop by ')
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--updates', '0'], 'of 1 or more'), (['--models', 'wrn10_2_nothing'], 'wrn10_2_nothing')], ids=str)
-def test_mistakes_are_one_line(arguments, message, capsys):
-    assert benchmark.main([*TINY, *arguments]) == 2
+def test_an_unknown_model_is_one_line(capsys):
+    assert benchmark.main(['--models', 'wrn10_2_nothing']) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith('error: ') and error.count('\n') == 1
+    assert 'wrn10_2_nothing' in error and error.startswith('error: ') and error.count('\n') == 1
