@@ -5,7 +5,7 @@ import types
 import pytest
 from tiny_run import train
 
-from timm_paf.engine import Trainer
+from timm_paf.engine import TrainConfig, Trainer
 from timm_paf.engine.loggers import TensorBoardLogger, WandbLogger
 
 
@@ -43,7 +43,7 @@ def told(monkeypatch):
 
 
 def test_tensorboard(told, tmp_path):
-    logger = TensorBoardLogger(tmp_path / 'run')
+    logger = TensorBoardLogger(TrainConfig(), tmp_path / 'run')
     logger.on_start([])
     logger.on_epoch({'epoch': 3, 'train_loss': 0.5, 'eval_robust': 70., 'eval_clean': None}, shape={}, best=True)
     logger.on_end(None)
@@ -68,7 +68,7 @@ def test_a_run_logs_where_its_flags_say(told, tmp_path, monkeypatch, flags, want
 
 
 def wandb_logger(folder):
-    return WandbLogger(folder, {'lr': 0.1}, project='paf', tags=('a',))
+    return WandbLogger(TrainConfig(lr=0.1, wandb_project='paf', wandb_tags=('a',)), folder)
 
 
 @pytest.mark.parametrize('error', [None, RuntimeError('lost')], ids=['finished', 'failed'])
@@ -79,8 +79,8 @@ def test_wandb_continues_a_resumed_run(told, tmp_path, error):
     logger.on_start([row])
     logger.on_end(error)
     settings, logged, finish = told
-    assert (settings['name'], settings['resume'], settings['project'], settings['config']) == (
-        'run', 'allow', 'paf', {'lr': 0.1})
+    assert (settings['name'], settings['resume'], settings['project'], settings['config']['lr']) == (
+        'run', 'allow', 'paf', 0.1)
     told.clear()
     for folder in (tmp_path / 'run', tmp_path / 'elsewhere' / 'run'):  # the same folder, and another of that name
         wandb_logger(folder).on_start([])
@@ -104,7 +104,7 @@ def test_wandb_itself_takes_the_numbers(tmp_path, monkeypatch):
     logger.on_start([])
     logger.on_epoch({'epoch': 0, 'train_loss': 0.53125, 'eval_robust': None}, shape={}, best=True)
     assert wandb.run.id == (tmp_path / 'run' / 'wandb' / 'id').read_text() and wandb.run.tags == ('a',)
-    assert dict(wandb.run.config) == {'lr': 0.1}
+    assert wandb.run.config['lr'] == 0.1
     logger.on_end(None)
     (file,) = (tmp_path / 'run' / 'wandb').glob('offline-run-*/*.wandb')
     content = file.read_bytes()  # records with their texts as they are

@@ -24,7 +24,7 @@ MEASURED = {
 }
 
 
-def told(monkeypatch, module):
+def told(monkeypatch):
     """What `evaluate_robustness` is called with; it measures nothing."""
     kept = {}
 
@@ -32,7 +32,7 @@ def told(monkeypatch, module):
         kept.update(settings)
         raise ValueError('enough.')
 
-    monkeypatch.setattr(f'timm_paf.engine.{module}.evaluate_robustness', evaluate)
+    monkeypatch.setattr('timm_paf.engine.report.evaluate_robustness', evaluate)
     return kept
 
 
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
     argv = [*FAST, '--model', 'tiny_smooth', '--epochs', '1', '--updates-per-epoch', '1', '--output',
             str(tmp_path_factory.mktemp('run')), *flags]
     with pytest.MonkeyPatch.context() as patch:
-        kept = told(patch, 'report')
+        kept = told(patch)
         assert train_command(argv) == 1
     return kept
 
@@ -77,7 +77,7 @@ def test_training_measures_as_told(trained, flags, name, expected):
 ])
 def test_validation_measures_as_told(checkpoint, tmp_path, monkeypatch, flags, name, expected):
     monkeypatch.chdir(tmp_path)
-    kept = told(monkeypatch, 'measurement')
+    kept = told(monkeypatch)
     assert validate_command(['--checkpoint', str(checkpoint), '--device', 'cpu', *flags]) == 1
     assert kept[name] == expected
 

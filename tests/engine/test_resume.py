@@ -86,7 +86,7 @@ def test_kill_around_every_change_of_a_file_name(whole, tmp_path, call, when):
 
 
 @pytest.mark.parametrize('writer', [
-    'timm_paf.engine.report.training_page', 'timm_paf.evaluation.RobustnessReport.save'])
+    'timm_paf.engine.trainer.training_page', 'timm_paf.evaluation.RobustnessReport.save'])
 def test_kill_at_the_very_end_leaves_a_run_to_finish(whole, tmp_path, writer):
     def killed(*arguments, **more):
         raise Killed

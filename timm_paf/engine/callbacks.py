@@ -11,11 +11,7 @@ class Callback:
     """Watches a run. Override the methods you need; each does nothing by default. Called in process 0 only."""
 
     def on_start(self, rows: Sequence[Row]) -> None:
-        """Called before the first update.
-
-        Args:
-            rows: Rows of the epochs that are finished already, in a resumed run.
-        """
+        """Called before the first update, with the rows of the epochs that are finished already in a resumed run."""
 
     def on_update(self, epoch: int, step: int, metrics: Mapping[str, float], shape: Mapping[str, float]) -> None:
         """Called after every update.
@@ -30,13 +26,7 @@ class Callback:
         """
 
     def on_epoch(self, row: Row, *, shape: Mapping[str, float], best: bool) -> None:
-        """Called after every epoch, once its checkpoint is written.
-
-        Args:
-            row: Its row of summary.csv.
-            shape: Alpha and beta by name.
-            best: Whether it is the best epoch so far.
-        """
+        """Called after every epoch, once its checkpoint is written; `best`: it is the best epoch so far."""
 
     def on_message(self, text: str) -> None:
         """Called with each line that the run has to say."""

@@ -17,7 +17,7 @@ from timm_paf.models import read_checkpoint
 
 __all__ = [
     'CheckpointFiles', 'best_epoch', 'check_writable', 'existing_folder', 'find_checkpoint', 'newest_checkpoint',
-    'read_run', 'write_summary']
+    'read_run', 'write_summary', 'write_text']
 
 NEWEST, BEFORE = 'last.pth.tar', 'previous.pth.tar'
 BEST, BEST_RAW = 'model_best.pth.tar', 'model_best_raw.pth.tar'
@@ -58,16 +58,15 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint of a run's folder (None if there is none), and the faults of newer ones."""
-    faults = []
+    faults: list[str] = []
     for path in (folder / NEWEST, folder / BEFORE):
         try:
             read_run(path)
+            return path, faults
         except FileNotFoundError:
             continue
         except (ValueError, OSError) as error:
             faults.append(str(error))
-        else:
-            return path, faults
     return None, faults
 
 
@@ -88,10 +87,10 @@ def find_checkpoint(path: Path) -> Path:
 class CheckpointFiles:
     """The newest two checkpoints of a run and its best ones.
 
-    `last.pth.tar` is the newest and `previous.pth.tar` the one before it. `checkpoint-N.pth.tar` is from the end of
-    epoch N, for the best epochs; `model_best.pth.tar` is the best of them. If the run averages its weights, the
-    accuracy of the average chooses these, and `model_best_raw.pth.tar` holds the raw weights of their best epoch. At
-    every moment each file is complete, and the files that the newest checkpoint needs exist.
+    `last.pth.tar` is the newest and `previous.pth.tar` the one before it; `checkpoint-N.pth.tar` is from the end of
+    one of the best epochs, `model_best.pth.tar` the best of them. If the run averages its weights, the accuracy of the
+    average chooses these, and `model_best_raw.pth.tar` holds the raw weights of their best epoch. At every moment each
+    file is complete, and the files that the newest checkpoint needs exist.
 
     Args:
         folder: Folder of the run.
@@ -101,16 +100,9 @@ class CheckpointFiles:
     """
 
     def __init__(self, folder: Path, *, metric: str, raw_metric: str | None, hist: int) -> None:
-        self.folder = folder
-        self.metric = metric
-        self.raw_metric = raw_metric
-        self.hist = hist
+        self.folder, self.metric, self.raw_metric, self.hist = folder, metric, raw_metric, hist
+        self.best = folder / BEST
         self._kept: set[int] = set()
-
-    @property
-    def best(self) -> Path:
-        """Path of the best checkpoint."""
-        return self.folder / BEST
 
     def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
         """Write a checkpoint; `epoch_ended`: it is from the end of the last epoch in `rows`."""
@@ -119,15 +111,22 @@ class CheckpointFiles:
             torch.save(dict(state), file)
         kept = self._best(rows)
         if epoch_ended and (epoch := int(rows[-1]['epoch'])) in kept:
-            self._link(new, self._of_epoch(epoch))
+            link(new, self._of_epoch(epoch))
         newest = self.folder / NEWEST
         if newest.exists():
             os.replace(newest, self.folder / BEFORE)
         os.replace(new, newest)
-        self._sync()
+        with suppress(OSError):  # wait until the new names are on the disk, where the system supports it
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         if epoch_ended:
             self._publish(rows)
-            self._prune(kept | self._kept)  # the previous checkpoint may still need its own best ones
+            names = {self._of_epoch(epoch) for epoch in kept | self._kept}  # the previous one may still need its own
+            for path in set(self.folder.glob('checkpoint-*.pth.tar')) - names:
+                path.unlink(missing_ok=True)
             self._kept = kept
 
     def tidy(self, rows: Sequence[Row]) -> None:
@@ -138,15 +137,14 @@ class CheckpointFiles:
         self._publish(rows)
 
     def _best(self, rows: Sequence[Row]) -> set[int]:
-        kept = set(ranking(rows, self.metric)[:self.hist])
-        raw = best_epoch(rows, self.raw_metric) if self.raw_metric else None
-        return kept if raw is None else kept | {raw}
+        raw = ranking(rows, self.raw_metric)[:1] if self.raw_metric else []
+        return {*ranking(rows, self.metric)[:self.hist], *raw}
 
     def _publish(self, rows: Sequence[Row]) -> None:
         """Point the names of the best checkpoints at those of their epochs."""
         best = best_epoch(rows, self.metric)
         if best is not None and self._of_epoch(best).exists():
-            self._link(self._of_epoch(best), self.best)
+            link(self._of_epoch(best), self.best)
         raw = best_epoch(rows, self.raw_metric) if self.raw_metric else None
         if raw is None or not self._of_epoch(raw).exists():
             return
@@ -157,53 +155,40 @@ class CheckpointFiles:
         with whole_file(self.folder / BEST_RAW) as file:
             torch.save({name: state[name] for name in ('state_dict', 'epoch', 'arch', 'args', 'version')}, file)
 
-    def _prune(self, kept: set[int]) -> None:
-        names = {self._of_epoch(epoch).name for epoch in kept}
-        for path in self.folder.glob('checkpoint-*.pth.tar'):
-            if path.name not in names:
-                path.unlink(missing_ok=True)
-
     def _of_epoch(self, epoch: int) -> Path:
         return self.folder / f'checkpoint-{epoch}.pth.tar'
 
-    def _link(self, source: Path, target: Path) -> None:
-        """Give a file another name; copy it where the file system has no hard links."""
-        partial = target.with_name(f'.{target.name}.tmp')
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(source, partial)
-        except OSError:
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
-        partial.unlink(missing_ok=True)  # replacing does nothing if both names already are the same file
 
-    def _sync(self) -> None:
-        """Wait until renamed files are on the disk, where the system supports it."""
-        with suppress(OSError):
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def link(source: Path, target: Path) -> None:
+    """Give a file another name; copy it where the file system has no hard links."""
+    partial = target.with_name(f'.{target.name}.tmp')
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+    partial.unlink(missing_ok=True)  # replacing does nothing if both names already are the same file
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file that appears complete or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
     """Write summary.csv in the form of timm's `update_summary`, but atomically: no row is missing or repeated."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns)
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode())
+    write_text(text.getvalue(), path)
 
 
 def existing_folder(folder: Path) -> Path:
     """The folder, or the nearest existing one above it."""
-    found = folder.absolute()
-    while not found.exists():
-        found = found.parent
-    return found
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def check_writable(folder: Path, flag: str) -> None:

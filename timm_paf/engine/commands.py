@@ -1,10 +1,9 @@
 """The commands `train` and `validate`: command line to settings to a run, with exit statuses."""
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import yaml
-from torch import nn
 
 from timm_paf.activations import paf_parameters
 from timm_paf.engine.cli import parse_config, run
@@ -64,14 +63,12 @@ def open_run(config: TrainConfig) -> Trainer | None:
 def train(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit status (0, 1, 2, 3 or 130, see docs/training.md)."""
     def execute(trainer: Trainer | None) -> None:
-        if trainer is None:
-            return
-        if trainer.config.dry_run:
+        if trainer is not None and trainer.config.dry_run:
             dry_run(trainer)
-            return
-        trainer.fit()
-        if trainer.is_primary:
-            trainer.evaluate()
+        elif trainer is not None:
+            trainer.fit()
+            if trainer.is_primary:
+                trainer.evaluate()
 
     return run(lambda: open_run(parse_train_config(argv)), execute)
 
@@ -87,46 +84,40 @@ def dry_run(trainer: Trainer) -> None:
 
     The updates change the weights of this trainer.
     """
-    config, batches = trainer.config, trainer.data
+    config, batches, model = trainer.config, trainer.data, trainer.task.trainable_module
+    trained, pafs = sum(p.numel() for p in model.parameters() if p.requires_grad), paf_parameters(model)
+    values = [
+        f'  {name}: {", ".join(f"{value:g}" for value in p.detach().flatten().tolist()[:4])}'
+        f'{"" if p.requires_grad else " (fixed)"}' for name, p in pafs.items()]
     for line in (
             yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), '', *source_lines(batches),
             trainer.description(),
-            *_parameter_lines(trainer.task.trainable_module),
+            f'{trained:,} trained parameters, {sum(p.numel() for p in pafs.values()):,} parameters of activations',
+            *(values if len(values) <= 8 else ()),
             f'{trainer.updates_per_epoch * trainer.epochs:,} updates of {config.batch_size} images; a pass over the '
             f'real images has {len(batches)} updates of {batches.real_per_batch} real and '
             f'{batches.synthetic_per_batch} synthetic images; {len(trainer.val):,} images to validate on, '
-            f'{len(trainer.test) if trainer.test is not None else 0:,} to test on'):
+            f'{len(trainer.test or ()):,} to test on'):
         trainer.say(line)
     trainer.say(trainer.time_estimate(_seconds_per_image(trainer)))
     trainer.say(f'memory: {memory(trainer.processes.device)}')
     trainer.processes.close()
 
 
-def _parameter_lines(model: nn.Module) -> list[str]:
-    """Numbers of parameters, and the parameters of the activations if there are few."""
-    pafs = paf_parameters(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [f'{trained:,} trained parameters, {sum(p.numel() for p in pafs.values()):,} parameters of activations']
-    if 0 < len(pafs) <= 8:
-        lines += [
-            f'  {name}: {", ".join(f"{value:g}" for value in p.detach().flatten().tolist()[:4])}'
-            f'{"" if p.requires_grad else " (fixed)"}' for name, p in pafs.items()]
-    return lines
-
-
 def _seconds_per_image(trainer: Trainer) -> float:
     """Time of a few updates."""
-    device = trainer.processes.device
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     started, images = 0., 0
     trainer.task.train()
     for number, batch in enumerate(batches_from(trainer.data, 0, WARM + MEASURED)):
         if number == WARM:
-            wait()
+            _wait(trainer)
             started = time.perf_counter()
         trainer.step(batch, number)
         images += len(batch) if number >= WARM else 0
-    wait()
+    _wait(trainer)
     return (time.perf_counter() - started) / images
 
 
+def _wait(trainer: Trainer) -> None:
+    if trainer.processes.device.type == 'cuda':
+        torch.cuda.synchronize()

@@ -17,10 +17,10 @@ from timm_paf.engine.ema import make_ema
 from timm_paf.engine.loggers import make_loggers
 from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
 from timm_paf.engine.optim import learning_rate, make_optimizer
-from timm_paf.engine.progress import TrainingView, time_estimate
+from timm_paf.engine.progress import TrainingView, duration
 from timm_paf.engine.resume import RunFinished, find_start
 from timm_paf.engine.schedule import make_schedule
-from timm_paf.engine.state import Progress, data_sizes, load_run_state, run_state
+from timm_paf.engine.state import Progress, load_run_state, run_state
 from timm_paf.engine.step import TrainStep
 
 __all__ = ['Run']
@@ -33,14 +33,8 @@ class Run:
     """
 
     def __init__(
-            self,
-            config: TrainConfig,
-            *,
-            model: nn.Module | None = None,
-            train: Images | None = None,
-            val: Images | None = None,
-            test: Images | None = None,
-            callbacks: Sequence[Callback] = (),
+            self, config: TrainConfig, *, model: nn.Module | None = None, train: Images | None = None,
+            val: Images | None = None, test: Images | None = None, callbacks: Sequence[Callback] = (),
             console: Console | None = None,
     ) -> None:
         if model is not None and config.model == TrainConfig.model:
@@ -48,9 +42,7 @@ class Run:
         if train is not None and config.dataset == TrainConfig.dataset:
             config = dataclasses.replace(config, dataset='own data')
         self.processes = processes = start_processes(config.device)
-        self.console = console or Console()
-        if not processes.is_primary:
-            self.console = Console(quiet=True)
+        self.console = (console or Console()) if processes.is_primary else Console(quiet=True)
         self.stop = StopSignals()
         with peer_failure(processes, 'nothing has been written.'):
             start = processes.broadcast_object(lambda: find_start(config))
@@ -66,7 +58,7 @@ class Run:
             self.updates_per_epoch = config.updates_per_epoch or len(self.data)
             torch.manual_seed(config.seed)
             self._untrained = copy.deepcopy(model)
-            model = prepare_model(config, self._new_model(model), processes)
+            model = prepare_model(config, untrained_model(config, model, self.data.real), processes)
             self.task = make_task(config, model, processes, self.updates_per_epoch)
             self.optimizer = make_optimizer(config, model)
             self.task.attach_optimizer(self.optimizer)
@@ -114,13 +106,10 @@ class Run:
 
         Every process has to call it. The state is complete in process 0 and empty in the others.
         """
-        return run_state(self.step, self.progress, metric=self.files.metric, sizes=data_sizes(self.data, self.val))
+        return run_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Load the state of a run into this one, which has just been made.
-
-        Args:
-            state: Result of `state_dict`; every process needs it.
+        """Load a `state_dict`, in every process, into this run, which has just been made.
 
         Returns:
             Reasons why the run may not continue exactly, as lines to show.
@@ -128,13 +117,13 @@ class Run:
         Raises:
             ValueError: If settings or data differ and `config.resume_changed` is not set, or the state does not fit.
         """
-        return load_run_state(state, self.step, self.progress, sizes=data_sizes(self.data, self.val))
+        return load_run_state(self, state)
 
     def fresh_model(self) -> nn.Module:
         """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
-            return self._new_model(copy.deepcopy(self._untrained))
+            return untrained_model(self.config, copy.deepcopy(self._untrained), self.data.real)
 
     def description(self) -> str:
         """The run in one line."""
@@ -150,9 +139,17 @@ class Run:
 
     def time_estimate(self, seconds_per_image: float) -> str:
         """Time of the rest of the run in words, from the time of one process for one training image."""
-        return time_estimate(
-            self.config, seconds_per_image, updates=self.epochs * self.updates_per_epoch - self.progress.update,
-            world_size=self.processes.world_size, test_images=len(self.test) if self.test is not None else 0)
+        config, updates = self.config, self.epochs * self.updates_per_epoch - self.progress.update
+        seconds = updates * config.batch_size / self.processes.world_size * seconds_per_image
+        text = f'about {duration(seconds)} of training'
+        images = min(len(self.test or ()), config.n_examples or 10**9)
+        if config.autoattack == 'standard' and images:
+            # An image that stays robust costs AutoAttack 1910 forward and backward passes and 5949 forward passes; a
+            # forward pass costs a third of both together. Most images are broken much earlier.
+            passes = 1 if config.task == 'plain' else config.attack_steps + 1
+            measuring = images * (1910 + 5949 / 3) * seconds_per_image / passes
+            text += f', then up to {duration(measuring)} of AutoAttack on {images} images'
+        return text
 
     def say(self, text: str) -> None:
         """Pass a line to the callbacks, which show it."""
@@ -161,7 +158,3 @@ class Run:
     def _notify(self, call: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             call(callback)
-
-    def _new_model(self, own: nn.Module | None) -> nn.Module:
-        real = self.data.real
-        return untrained_model(self.config, own, num_classes=real.num_classes, in_chans=real.image_shape[0])

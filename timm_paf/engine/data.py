@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import glob
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,10 +37,8 @@ from timm_paf.data import open_dataset as open_splits
 from timm_paf.engine.config import DataConfig, TrainConfig
 
 __all__ = [
-    'DATASETS', 'DatasetImages', 'Images', 'as_source', 'in_memory', 'make_batches', 'memory_budget', 'open_dataset',
-    'open_training_data', 'own_splits', 'source_lines']
-
-DATASETS = ('digits',)
+    'DatasetImages', 'Images', 'as_source', 'in_memory', 'memory_budget', 'open_dataset', 'open_training_data',
+    'own_splits', 'source_lines']
 
 Images: TypeAlias = ImageSource | tuple[Tensor | np.ndarray, Tensor | np.ndarray] | Dataset[Any]
 """Images with labels: a source, arrays (images, labels), or a map-style `torch.utils.data.Dataset` of pairs."""
@@ -50,7 +50,7 @@ def open_dataset(name: str, config: DataConfig | None = None, *, console: Consol
     Args:
         name: Name of the data set.
         config: Its place and its splits; the defaults if None.
-        console: Where to show a bar while an archive is unpacked.
+        console: Shows a bar while an archive is unpacked.
 
     Raises:
         ValueError: If there is no such data set, or it is not as expected.
@@ -80,17 +80,15 @@ class DatasetImages:
         ValueError: If the data set is empty.
     """
 
-    def __init__(self, dataset: Dataset[Any], *, num_classes: int | None = None, name: str = 'own data') -> None:
-        self.dataset = dataset
-        self.name = name
-        count = len(cast(Any, dataset))
-        if not count:
+    def __init__(self, dataset: Any, *, num_classes: int | None = None, name: str = 'own data') -> None:
+        self.dataset, self.name = dataset, name
+        if not len(dataset):
             raise ValueError(f'{name}: the data set is empty; expected at least one image.')
         labels = getattr(dataset, 'targets', None)
         if labels is None:
-            labels = [int(dataset[index][1]) for index in range(count)]
+            labels = [int(dataset[index][1]) for index in range(len(dataset))]
         self.labels = torch.as_tensor(labels).long()
-        self.num_classes = _class_count(self.labels, num_classes or len(getattr(dataset, 'classes', ())) or None)
+        self.num_classes = num_classes or len(getattr(dataset, 'classes', ())) or int(self.labels.max()) + 1
         _, channels, height, width = self.take(torch.zeros(1, dtype=torch.int64))[0].shape
         self.image_shape = channels, height, width
 
@@ -109,10 +107,6 @@ def _pixels(image: Any) -> Tensor:
         return image if image.dtype == torch.uint8 else image.float()
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-
-
-def _class_count(labels: Tensor, num_classes: int | None) -> int:
-    return num_classes or (labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)
 
 
 def as_source(images: Images, *, num_classes: int | None = None, name: str = 'own data') -> ImageSource:
@@ -137,7 +131,8 @@ def as_source(images: Images, *, num_classes: int | None = None, name: str = 'ow
     if pixels.is_floating_point():
         pixels = pixels.float()
     labels = labels.float() if labels.ndim == 2 else labels.long()
-    return LabelledImages(pixels, labels, _class_count(labels, num_classes), name)
+    classes = num_classes or (labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)
+    return LabelledImages(pixels, labels, classes, name)
 
 
 def in_memory(source: ImageSource) -> LabelledImages:
@@ -149,10 +144,7 @@ def in_memory(source: ImageSource) -> LabelledImages:
 
 
 def own_splits(
-        train: Images,
-        val: Images | None,
-        test: Images | None,
-        config: DataConfig,
+        train: Images, val: Images | None, test: Images | None, config: DataConfig,
 ) -> tuple[ImageSource, LabelledImages, LabelledImages | None]:
     """Splits of one's own images; without `val`, `config.val_size` training images are held out.
 
@@ -168,42 +160,48 @@ def own_splits(
     if val is not None:
         return source, measured(val, 'own validation images'), tested
     chosen = held_out(all_labels(source), config.val_size, seed=config.split_seed)
-    images, labels = source.take(chosen)
-    return (
-        ImagesWithout(source, chosen, name=source.name),
-        in_memory(LabelledImages(images, labels, source.num_classes, 'held-out images')), tested)
+    rest = ImagesWithout(source, chosen, name=source.name)
+    return rest, in_memory(LabelledImages(*source.take(chosen), source.num_classes, 'held-out images')), tested
 
 
 def open_training_data(
-        config: TrainConfig,
-        processes: Processes,
-        console: Console,
-        *,
-        train: Images | None = None,
-        val: Images | None = None,
-        test: Images | None = None,
+        config: TrainConfig, processes: Processes, console: Console, *, train: Images | None, val: Images | None,
+        test: Images | None,
 ) -> tuple[MixedBatches, LabelledImages, LabelledImages | None]:
-    """Batches to train on, validation images and test images, of `config.dataset` or of one's own images.
+    """Batches for one process, validation images and test images, of `config.dataset` or of one's own images.
 
     Raises:
         ValueError: If data or settings are not as expected.
         FileNotFoundError: If files are missing.
     """
-    splits: tuple[ImageSource, LabelledImages, LabelledImages | None]
-    synthetic: list[ImageSource] = []
     with processes.rank_zero_first():
         if train is None:
             named = open_dataset(config.dataset, config, console=console)
-            splits = (
-                named.train, named.val if val is None else in_memory(as_source(val)),
-                named.test if test is None else in_memory(as_source(test)))
+            real: ImageSource = named.train
+            tested: LabelledImages | None
+            checked = named.val if val is None else in_memory(as_source(val))
+            tested = named.test if test is None else in_memory(as_source(test))
         else:
-            splits = own_splits(train, val, test, config)
-        if config.synthetic_fraction:
-            synthetic = open_synthetic(config, splits[0], console)
+            real, checked, tested = own_splits(train, val, test, config)
+        synthetic = open_synthetic(config, real, console) if config.synthetic_fraction else []
     if config.verify_data and processes.is_primary:
-        verify([*([splits[0]] if Path(config.dataset).exists() else []), *synthetic], console)
-    return make_batches(config, splits[0], synthetic, processes), *splits[1:]
+        for source in [*([real] if Path(config.dataset).exists() else []), *synthetic]:
+            with console.status(f'checking {source.name}') as status:
+                def progress(what: str, done: int, total: int, status: Status = status) -> None:
+                    status.update(f'checking {what}: {done}/{total}')
+
+                verify_archive(source, progress=progress)
+    sources, budget = [real, *synthetic], memory_budget(config.data_on_device_budget, processes.device)
+    if config.data_on_device != 'no':
+        sources = place_on_device(
+            sources, processes.device, budget=budget, required=config.data_on_device == 'yes')
+    batches = MixedBatches(
+        sources[0], sources[1:], batch_size=config.batch_size, synthetic_fraction=config.synthetic_fraction or 0.,
+        seed=config.seed, synthetic_weights=config.synthetic_weights or None, real_augment=config.augment(),
+        synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
+        smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, rank=processes.rank,
+        world_size=processes.world_size, device=processes.device)
+    return batches, checked, tested
 
 
 def open_synthetic(config: TrainConfig, real: ImageSource, console: Console) -> list[ImageSource]:
@@ -238,56 +236,18 @@ def open_synthetic(config: TrainConfig, real: ImageSource, console: Console) -> 
             for group in groups]
 
 
-def make_batches(
-        config: TrainConfig, real: ImageSource, synthetic: Sequence[ImageSource], processes: Processes) -> MixedBatches:
-    """Mixed batches for one process, with images on the device where the settings allow it.
-
-    Raises:
-        ValueError: If settings and images do not fit together.
-    """
-    budget = memory_budget(config.data_on_device_budget, processes.device)
-    sources = [real, *synthetic]
-    if config.data_on_device != 'no':
-        sources = place_on_device(
-            sources, processes.device, budget=budget, required=config.data_on_device == 'yes')
-    return MixedBatches(
-        sources[0], sources[1:], batch_size=config.batch_size, synthetic_fraction=config.synthetic_fraction or 0.,
-        seed=config.seed, synthetic_weights=config.synthetic_weights or None, real_augment=config.augment(),
-        synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
-        smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, rank=processes.rank,
-        world_size=processes.world_size, device=processes.device)
-
-
 def memory_budget(text: str, device: torch.device) -> int:
     """Bytes of '25%' of the device's free memory, or of '4' GiB.
 
     Raises:
         ValueError: If the text is neither.
     """
-    try:
-        share = text.endswith('%')
-        number = float(text.removesuffix('%'))
-        if not 0 <= number < float('inf') or (share and number > 100):
-            raise ValueError
-    except ValueError:
+    match = re.fullmatch(r'(\d+\.?\d*|\.\d+)(%?)', text)
+    if not match or (match[2] and float(match[1]) > 100):
         raise ValueError(
             f'--data-on-device-budget = {text!r}: expected a number of GiB such as 4, or a share of the free memory '
-            f'such as 25%.') from None
-    return int(number / 100 * free_bytes(device)) if share else int(number * 2**30)
-
-
-def verify(sources: Sequence[ImageSource], console: Console) -> None:
-    """Read archives completely and check every image and label.
-
-    Raises:
-        ValueError: At the first fault; the message names its place.
-    """
-    for source in sources:
-        with console.status(f'checking {source.name}') as status:
-            def progress(what: str, done: int, total: int) -> None:
-                status.update(f'checking {what}: {done}/{total}')
-
-            verify_archive(source, progress=progress)
+            f'such as 25%.')
+    return int(float(match[1]) / 100 * free_bytes(device)) if match[2] else int(float(match[1]) * 2**30)
 
 
 @contextlib.contextmanager
@@ -312,8 +272,7 @@ def reading_bar(console: Console | None) -> Iterator[Callable[[str, int, int], N
 
 def source_lines(batches: MixedBatches) -> Iterator[str]:
     """One line per source with a sample of its content, so that a wrong file is noticed before hours of training."""
-    synthetic = batches.synthetic or ()
-    sources = [synthetic] if not isinstance(synthetic, Sequence) else synthetic
-    for kind, source in (('training images', batches.real), *(('synthetic images', source) for source in sources)):
+    synthetic = cast(Sequence[ImageSource], batches.synthetic or ())
+    for kind, source in (('training images', batches.real), *(('synthetic images', source) for source in synthetic)):
         if report := sample_report(source):
             yield f'{kind}: {source.name}: {report}'

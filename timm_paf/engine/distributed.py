@@ -13,7 +13,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from timm_paf._distributed import Processes
 from timm_paf.engine.cli import RunFailed
 
-__all__ = ['StopSignals', 'choose_device', 'peer_failure', 'signal_name', 'start_processes']
+__all__ = ['StopSignals', 'peer_failure', 'signal_name', 'start_processes']
 
 # texts of gloo and NCCL when the other process is gone; neither has an exception of its own for it in every version
 LOST = ('connection closed by peer', 'connection reset', 'gloo', 'nccl', 'broken pipe', 'tcpstore')
@@ -23,37 +23,25 @@ AGENT = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
 ABANDONED = 1000
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device; with None a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: If torch knows no such device, or it is not available.
-    """
-    if name is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ValueError(f'--device = {name}: not available ({reason}); try --device cpu.') from None
-    return device
-
-
 def start_processes(name: str | None) -> Processes:
     """Join the other processes if torchrun or SLURM started several.
 
     Args:
-        name: Device; None takes one GPU per process if there are any.
+        name: Device; None takes a GPU (one per process) if there is one, else the CPU.
 
     Raises:
-        ValueError: If the device is not available.
+        ValueError: If torch knows no such device, or it is not available.
     """
-    if not is_distributed_env():
-        return Processes(choose_device(name))
-    kind = (name or ('cuda' if torch.cuda.is_available() else 'cpu')).split(':')[0]
-    local_rank = world_info_from_env()[0]
-    choose_device(kind if kind == 'cpu' else f'{kind}:{local_rank}')
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    kind, several = name.split(':')[0], is_distributed_env()
+    try:
+        device = torch.device(f'{kind}:{world_info_from_env()[0]}' if several and kind != 'cpu' else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f'--device = {name}: not available ({reason}); try --device cpu.') from None
+    if not several:
+        return Processes(device)
     found = init_distributed_device_so(device=kind)
     processes = Processes(
         torch.device(found['device']), found['global_rank'], found['local_rank'], found['world_size'])
@@ -63,11 +51,9 @@ def start_processes(name: str | None) -> Processes:
 
 @contextlib.contextmanager
 def peer_failure(processes: Processes, advice: str) -> Iterator[None]:
-    """Raise RunFailed where this process has lost another one; leave the process group on any other error.
+    """Raise RunFailed, with `advice` at its end, where this process has lost another one.
 
-    Args:
-        processes: Processes of the run.
-        advice: What to do then; the end of the message.
+    Any other error makes this process leave the process group.
     """
     try:
         yield
@@ -91,7 +77,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._received = 0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # handlers
 
     @property
     def received(self) -> int:

@@ -13,17 +13,12 @@ __all__ = ['EMA', 'make_ema']
 class EMA:
     """timm's ModelEmaV3 with the decay of Gowal et al. (arXiv 2010.03593).
 
-    Over the first `copied` updates the average is a copy of the weights. After n more its decay is `decay`, or with
-    `warmup` min(decay, (1 + n) / (10 + n)). Buffers, such as BatchNorm's statistics, are always copied.
-
-    `decay` is the share of the old average that stays, from 0 to below 1.
+    Over the first `copied` updates the average is a copy of the weights. After n more its decay, the share of the old
+    average that stays, is `decay`, or with `warmup` min(decay, (1 + n) / (10 + n)). Buffers are always copied.
     """
 
     def __init__(self, task: TrainingTask, *, decay: float, warmup: bool, copied: int) -> None:
-        self.task = task
-        self.decay = decay
-        self.warmup = warmup
-        self.copied = copied
+        self.task, self.decay, self.warmup, self.copied = task, decay, warmup, copied
         self.average = cast(ModelEmaV3, task.setup_ema(decay=decay, exclude_buffers=True))
 
     def decay_at(self, update: int) -> float:
@@ -41,8 +36,6 @@ class EMA:
 
 def make_ema(config: TrainConfig, task: TrainingTask, total_updates: int) -> EMA | None:
     """The average of the settings; None without --model-ema."""
-    if not config.model_ema:
-        return None
     return EMA(
         task, decay=config.model_ema_decay, warmup=config.model_ema_warmup,
-        copied=math.ceil(config.model_ema_copy * total_updates))
+        copied=math.ceil(config.model_ema_copy * total_updates)) if config.model_ema else None

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import distributed, nn
 
 from timm_paf._distributed import Processes
-from timm_paf._files import file_sha256, whole_file
-from timm_paf.attacks import PGD, check_images, check_state
+from timm_paf._files import file_sha256
+from timm_paf.attacks import check_images, check_state
 from timm_paf.data import LabelledImages
-from timm_paf.engine.checkpoint import check_writable, existing_folder
+from timm_paf.engine.checkpoint import check_writable, existing_folder, write_text
 from timm_paf.engine.cli import RunFailed
 from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.config import DataConfig
@@ -23,16 +23,15 @@ from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
 from timm_paf.engine.progress import AttackView
+from timm_paf.engine.report import measure_attacks, with_examples
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
     Accuracy,
     CorruptionArchive,
     RobustnessReport,
-    adversarial_examples,
     check_trust,
     corruption_accuracy,
     curve_radius,
-    evaluate_robustness,
     robustbench_info,
     robustbench_obstacles,
     robustness_curve,
@@ -42,15 +41,9 @@ from timm_paf.models import load_weights, read_checkpoint
 __all__ = ['Measurement', 'measure']
 
 
-def measure(
-        config: ValidateConfig,
-        *,
-        model: nn.Module | None = None,
-        data: Images | None = None,
-        console: Console | None = None,
-) -> RobustnessReport:
-    """Measure a checkpoint, print the tables and write the files that the settings name; see `Measurement`."""
-    measurement = Measurement(config, model=model, data=data, console=console)
+def measure(config: ValidateConfig, **own: Any) -> RobustnessReport:
+    """Measure a checkpoint, print the tables and write the files that the settings name; `own` as in `Measurement`."""
+    measurement = Measurement(config, **own)
     report = measurement.run()
     measurement.write(report)
     return report
@@ -72,11 +65,7 @@ class Measurement:
     """
 
     def __init__(
-            self,
-            config: ValidateConfig,
-            *,
-            model: nn.Module | None = None,
-            data: Images | None = None,
+            self, config: ValidateConfig, *, model: nn.Module | None = None, data: Images | None = None,
             console: Console | None = None,
     ) -> None:
         if not config.checkpoint:
@@ -89,9 +78,7 @@ class Measurement:
         trained = read_checkpoint(config.checkpoint).get('args')
         self.config = config = with_training_settings(config, trained if isinstance(trained, dict) else {})
         self.processes = processes = start_processes(config.device)
-        self.console = console or Console()
-        if not processes.is_primary:
-            self.console = Console(quiet=True)
+        self.console = (console or Console()) if processes.is_primary else Console(quiet=True)
         with peer_failure(processes, 'nothing has been written.'):
             processes.broadcast_object(lambda: check_paths(config))
             if config.state is not None and not shares_folder(processes, config.state):
@@ -112,7 +99,9 @@ class Measurement:
             check_images(
                 self.model, torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels),
                 device=processes.device)
-            check_curve(config)
+            radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
+            if len(set(radii)) < len(radii):
+                raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
             self.corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, self.data)
             self.trained_clean = clean_accuracy_of_run(config)
             processes.broadcast_object(self._check_state)
@@ -129,19 +118,18 @@ class Measurement:
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
-        evaluation = config.evaluation()
-        output = None if config.output is None else Path(config.output)
-        if output is not None and processes.is_primary:
-            output.mkdir(parents=True, exist_ok=True)
-        verdicts = output / 'verdicts.csv' if output and evaluation['autoattack_version'] is not None else None
+        verdicts = None
+        if config.output is not None:
+            if processes.is_primary:
+                Path(config.output).mkdir(parents=True, exist_ok=True)
+            verdicts = None if config.state is None else Path(config.output) / 'verdicts.csv'
         advice = 'nothing is kept.' if config.state is None else f'{config.state} is kept; continue with --resume.'
         try:
             with peer_failure(processes, advice), AttackView(self.console, f'{config.split} images') as view:
-                report = evaluate_robustness(
-                    self.model, self.data.images, self.data.labels, **evaluation, device=processes.device,
-                    progress=view.progress, state=config.state, rank=processes.rank, world_size=processes.world_size,
-                    save_adv=config.save_adv, save_verdicts=verdicts, model_name=config.model, dataset=config.dataset,
-                    split=config.split, checkpoint=Path(config.checkpoint), compile=compile_settings(config))
+                report = measure_attacks(
+                    self.model, self.data, config, split=config.split, device=processes.device, progress=view.progress,
+                    checkpoint=Path(config.checkpoint), state=config.state, rank=processes.rank,
+                    world_size=processes.world_size, save_adv=config.save_adv, save_verdicts=verdicts)
                 return self._complete(report, view)
         except ValueError as error:
             raise RunFailed(str(error)) from error
@@ -170,10 +158,7 @@ class Measurement:
                 model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
                 trained_clean=self.trained_clean, seed=config.seed, progress=view.part, **alone)
         if writes_page(config):
-            attack = PGD(eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed)
-            added['examples'] = adversarial_examples(
-                model, x, y, attack=attack, title=f'PGD-{config.pgd_steps} ({threat})', device=processes.device,
-                seeds=torch.arange(len(x)))
+            report = with_examples(report, model, self.data, config, processes.device)
         return dataclasses.replace(report, **added)
 
     def write(self, report: RobustnessReport) -> None:
@@ -194,8 +179,7 @@ class Measurement:
             names = (*REQUIRED_ENTRY, 'architecture', 'reported', 'footnote')
             entry = {name: getattr(config, f'robustbench_{name}') for name in names}
             text = json.dumps(robustbench_info(report, **entry), indent=2, ensure_ascii=False) + '\n'
-            with whole_file(config.robustbench_json) as file:
-                file.write(text.encode())
+            write_text(text, Path(config.robustbench_json))
             lines.append(f'RobustBench entry in {config.robustbench_json}')
             lines += [f'  the leaderboard would not accept it: {fault}' for fault in robustbench_obstacles(report)]
         if config.state is not None:
@@ -232,13 +216,11 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
     if config.model == '':  # the arguments belong to the model
         filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
         filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
-    if config.norm == '':
-        filled['norm'] = str(trained.get('norm') or 'linf')
+    filled['norm'] = config.norm or str(trained.get('norm') or 'linf')
     if config.dataset == '':  # folder and splits belong to the data set
-        for field in dataclasses.fields(DataConfig):
-            if field.name in trained and field.name not in filled and getattr(config, field.name) == field.default:
-                value = trained[field.name]
-                filled[field.name] = tuple(value) if isinstance(value, list) else value
+        filled |= {
+            field.name: trained[field.name] for field in dataclasses.fields(DataConfig)
+            if field.name in trained.keys() - filled.keys() and getattr(config, field.name) == field.default}
     return dataclasses.replace(config, **filled)
 
 
@@ -259,10 +241,8 @@ def check_paths(config: ValidateConfig) -> None:
     if config.state is not None and config.state.exists() and not config.resume:
         raise FileExistsError(
             f'{config.state} holds an interrupted run; continue it with --resume, or choose another --output.')
-    files = {'--save-adv': config.save_adv, '--robustbench-json': config.robustbench_json}
-    if output is not None and writes_page(config):
-        files['--output'] = str(output / 'report.html')
-    for flag, file in files.items():
+    for flag, file in (('--save-adv', config.save_adv), ('--robustbench-json', config.robustbench_json),
+                       ('--output', output / 'report.html' if output is not None and writes_page(config) else None)):
         if file and Path(file).exists():
             raise FileExistsError(f'{flag}: {file} exists already; choose another name, or remove it.')
         if file and flag != '--output':
@@ -284,20 +264,8 @@ def shares_folder(processes: Processes, folder: Path) -> bool:
         return not processes.all_reduce_max(not (found / name).exists())[0]
 
 
-def check_curve(config: ValidateConfig) -> None:
-    """Raise ValueError if a radius of --eps-curve is not as expected, or comes twice."""
-    norm = config.threat().norm
-    radii = [curve_radius(text, label='--eps-curve', norm=norm) for text in config.radii()]
-    if len(set(radii)) < len(radii):
-        raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
-
-
 def open_corruptions(folder: str, data: LabelledImages) -> CorruptionArchive:
-    """Open the corrupted images.
-
-    Raises:
-        ValueError: If their shape or labels do not fit the data.
-    """
+    """Open the corrupted images; ValueError if their shape or labels do not fit the data."""
     archive = CorruptionArchive(folder)
     if archive.image_shape != tuple(data.image_shape):
         raise ValueError(

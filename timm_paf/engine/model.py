@@ -1,6 +1,7 @@
 """The network of a run, its training attack and its task."""
 import difflib
 import inspect
+import math
 from typing import Any
 
 import timm
@@ -14,9 +15,9 @@ import timm_paf  # noqa: F401  (registers the models)
 from timm_paf._distributed import Processes
 from timm_paf.activations import fix_parameters
 from timm_paf.attacks import PGD
-from timm_paf.data import derive_seed
+from timm_paf.data import ImageSource, derive_seed
 from timm_paf.engine.cli import assignments
-from timm_paf.engine.compilation import compile_settings, micro_batch_size
+from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.config import TrainConfig
 from timm_paf.models import load_weights
 from timm_paf.tasks import AdversarialTrainingTask, create_task
@@ -25,13 +26,7 @@ __all__ = ['build_model', 'make_task', 'prepare_model', 'start_task', 'untrained
 
 
 def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) -> nn.Module:
-    """Create a model by its name in timm's registry.
-
-    Args:
-        name: Name, such as 'resnet18_pssilu'.
-        num_classes: Number of classes.
-        in_chans: Number of image channels.
-        **kwargs: Further arguments of the model.
+    """Create a model by its name in timm's registry; `kwargs` are its arguments.
 
     Raises:
         ValueError: If timm knows no such model (the message names similar ones), or it takes no such argument.
@@ -48,14 +43,14 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
         raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
 
 
-def untrained_model(config: TrainConfig, own: nn.Module | None, *, num_classes: int, in_chans: int) -> nn.Module:
+def untrained_model(config: TrainConfig, own: nn.Module | None, data: ImageSource) -> nn.Module:
     """The network that training starts from, on the CPU: `own`, changed in place, or `config.model`.
 
     Raises:
         ValueError: If the model cannot be built, or a setting does not fit it.
     """
-    model = build_model(
-        config.model, num_classes=num_classes, in_chans=in_chans, **config.model_arguments()) if own is None else own
+    model = own if own is not None else build_model(
+        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
     if config.initial_checkpoint is not None:
         load_weights(model, config.initial_checkpoint)
     if config.act_fixed:
@@ -90,13 +85,14 @@ def prepare_model(config: TrainConfig, model: nn.Module, processes: Processes) -
 def make_task(
         config: TrainConfig, model: nn.Module, processes: Processes, updates_per_epoch: int) -> AdversarialTrainingTask:
     """The task, which computes the loss of a batch; each process draws its own random starts of the attack."""
+    # number of images that a process attacks at once
+    largest = math.ceil(math.ceil(config.batch_size / processes.world_size) / config.grad_accum_steps)
     attack = PGD(
         eps=config.eps, norm=config.norm, step_size=config.attack_step_size, steps=config.attack_steps,
         step_rule=config.attack_step_rule, mode=config.attack_mode, random_start=config.attack_random_start,
         loss=config.attack_loss or ('kl' if config.task == 'trades' else 'ce'),
         seed=config.seed if processes.is_primary else derive_seed('attack', config.seed, processes.rank),
-        compile=compile_settings(config, micro_batch_size(
-            config.batch_size, world_size=processes.world_size, steps=config.grad_accum_steps)))
+        compile=compile_settings(config, largest))
     return create_task(
         config.task, model, attack, options=config.task_options(updates_per_epoch), device=processes.device)
 

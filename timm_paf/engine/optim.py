@@ -22,19 +22,18 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     Raises:
         ValueError: If timm has no optimizer of that name, or settings exclude each other.
     """
-    options: dict[str, Any] = {
-        'eps': config.opt_eps, 'fused': fused_optimizer(config), 'betas': config.opt_betas or None}
+    same: dict[str, Any] = dict(weight_decay=config.weight_decay, filter_bias_and_bn=config.filter_bias_and_bn)
+    optional: dict[str, Any] = dict(
+        eps=config.opt_eps, fused=fused_optimizer(config), betas=config.opt_betas or None)
     parameters: Any = model
     if config.paf_lr is not None or config.paf_weight_decay is not None:
         if config.layer_decay is not None:
             raise ValueError('--layer-decay and --paf-lr or --paf-weight-decay exclude each other; leave one out.')
         parameters = paf_parameter_groups(
-            model, weight_decay=config.weight_decay, paf_weight_decay=config.paf_weight_decay, paf_lr=config.paf_lr,
-            filter_bias_and_bn=config.filter_bias_and_bn)
+            model, paf_weight_decay=config.paf_weight_decay, paf_lr=config.paf_lr, **same)
     return create_optimizer_v2(
-        parameters, opt=config.opt, lr=learning_rate(config), weight_decay=config.weight_decay,
-        momentum=config.momentum, filter_bias_and_bn=config.filter_bias_and_bn, layer_decay=config.layer_decay,
-        **{name: value for name, value in options.items() if value is not None})
+        parameters, opt=config.opt, lr=learning_rate(config), momentum=config.momentum, layer_decay=config.layer_decay,
+        **same, **{name: value for name, value in optional.items() if value is not None})
 
 
 def fused_optimizer(config: TrainConfig) -> bool | None:

@@ -21,9 +21,8 @@ from torch import nn
 
 from timm_paf.activations import paf_parameters
 from timm_paf.engine.callbacks import Callback, Row
-from timm_paf.engine.config import TrainConfig
 
-__all__ = ['AttackView', 'ProgressEstimator', 'TrainingView', 'duration', 'memory', 'shape_values', 'time_estimate']
+__all__ = ['AttackView', 'TrainingView', 'duration', 'memory', 'shape_values']
 
 
 def duration(seconds: float) -> str:
@@ -131,7 +130,7 @@ def shape_values(model: nn.Module) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, parameter in paf_parameters(model).items():
         entries = parameter.detach().flatten().tolist()
-        values.update({name: entries[0]} if len(entries) == 1 else {f'{name}[{i}]': v for i, v in enumerate(entries)})
+        values |= {name: entries[0]} if len(entries) == 1 else {f'{name}[{i}]': v for i, v in enumerate(entries)}
     short = {name.rsplit('.', 1)[-1]: value for name, value in values.items()}
     return short if len(short) == len(values) else values
 
@@ -146,39 +145,6 @@ def shape_text(shape: Mapping[str, float]) -> str:
         if values:
             texts.append(f'{kind} {min(values):.3g}…{max(values):.3g} ({len(values)})')
     return '  '.join(texts)
-
-
-class ProgressEstimator:
-    """Seconds per image, from the second look at a run on: the first update also warms up."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-        self.seconds_per_image: float | None = None
-
-    def look(self, images: int) -> bool:
-        """Note the number of images so far; returns True at the one call that makes the estimate."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now, images
-        elif self.seconds_per_image is None:
-            since, before = self._first
-            self.seconds_per_image = (now - since) / (images - before)
-            return True
-        return False
-
-
-def time_estimate(
-        config: TrainConfig, seconds_per_image: float, *, updates: int, world_size: int, test_images: int) -> str:
-    """Time in words for a number of updates and AutoAttack, from the time of one process for one training image."""
-    text = f'about {duration(updates * config.batch_size / world_size * seconds_per_image)} of training'
-    attacked = min(config.n_examples or test_images, test_images)
-    if config.autoattack == 'standard' and attacked:
-        # An image that stays robust costs AutoAttack 1910 forward and backward passes and 5949 forward passes; a
-        # forward pass costs a third of both together. Most images are broken much earlier.
-        passes = 1 if config.task == 'plain' else config.attack_steps + 1
-        measuring = attacked * (1910 + 5949 / 3) * seconds_per_image / passes
-        text += f', then up to {duration(measuring)} of AutoAttack on {attacked} images'
-    return text
 
 
 def memory(device: torch.device) -> str:

@@ -49,24 +49,20 @@ def find_start(config: TrainConfig) -> Start:
         FileExistsError: If the folder of a new run is not empty.
         FileNotFoundError: If there is no such checkpoint.
     """
-    output = Path(config.output)
+    folder = Path(config.output) / (config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}')
     if config.resume is None:
-        folder = output / (config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}')
-        if (folder / 'report.json').exists():
-            raise FileExistsError(f'{folder} holds a finished run; choose another --experiment or --output.')
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f'{folder} is not empty; choose another --experiment or --output, or remove it.')
+            state = 'holds a finished run' if (folder / 'report.json').exists() else 'is not empty'
+            raise FileExistsError(f'{folder} {state}; choose another --experiment or --output, or remove it.')
         check_writable(folder, '--output')
         return Start(folder)
     if config.resume == 'auto':
         if config.experiment is None:
             raise ValueError('--resume auto needs --experiment, the name of the run to start or to resume.')
-        folder = output / config.experiment
     else:
-        path = Path(config.resume).absolute()
+        path, named = Path(config.resume).absolute(), folder
         folder = path if path.is_dir() else path.parent
-        named = None if config.experiment is None else output / config.experiment
-        if named is not None and named.absolute() != folder:
+        if config.experiment is not None and named.absolute() != folder:
             raise ValueError(f'--resume {config.resume} is not in {named}; leave out --output and --experiment.')
     if (folder / 'report.json').exists() and not config.resume_changed:
         return Start(folder, finished=True)

@@ -33,16 +33,14 @@ def make_schedule(
     if config.sched == 'onecycle':
         return OneCycle(
             optimizer, total=config.epochs * (updates_per_epoch if config.sched_on_updates else 1),
-            on_updates=config.sched_on_updates, pct_start=config.onecycle_pct_start,
-            div_factor=config.onecycle_div_factor, final_div_factor=config.onecycle_final_div_factor,
-            momentum=config.onecycle_momentum), config.epochs
+            on_updates=config.sched_on_updates, momentum=config.onecycle_momentum, pct_start=config.onecycle_pct_start,
+            div_factor=config.onecycle_div_factor, final_div_factor=config.onecycle_final_div_factor), config.epochs
     # timm's multistep moves one step before its milestones: negligible for an update, but not for an epoch
     milestones = [milestone if config.sched_on_updates else milestone + 1 for milestone in config.decay_milestones]
+    same = ('sched', 'warmup_epochs', 'warmup_lr', 'min_lr', 'cooldown_epochs', 'decay_epochs', 'decay_rate')
     schedule, epochs = create_scheduler_v2(
-        optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr, min_lr=config.min_lr, cooldown_epochs=config.cooldown_epochs,
-        decay_epochs=config.decay_epochs, decay_milestones=milestones, decay_rate=config.decay_rate,
-        step_on_epochs=not config.sched_on_updates, updates_per_epoch=updates_per_epoch)
+        optimizer, num_epochs=config.epochs, decay_milestones=milestones, step_on_epochs=not config.sched_on_updates,
+        updates_per_epoch=updates_per_epoch, **{name: getattr(config, name) for name in same})
     if schedule is None and config.sched != 'none':
         raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')
     return schedule, epochs
@@ -55,29 +53,24 @@ class OneCycle:
     `final_div_factor`, along half cosines; momentum moves the other way (Rebuffi et al., arXiv 2103.01946, whose code
     moves it once per epoch).
 
-    The learning rates of the optimizer's groups are the highest ones. `total` is the length of the run, in updates if
-    `on_updates`, else in epochs. `momentum` is the lowest and the highest one; empty leaves it unchanged.
+    Args:
+        optimizer: Its learning rates are the highest ones.
+        total: Length of the run, in updates if `on_updates`, else in epochs.
+        on_updates: Whether to move after every update, not after every epoch.
+        momentum: Lowest and highest momentum; empty leaves it unchanged.
+        **options: `pct_start`, `div_factor` and `final_div_factor` of OneCycleLR.
     """
 
     def __init__(
-            self,
-            optimizer: torch.optim.Optimizer,
-            *,
-            total: int,
-            on_updates: bool,
-            pct_start: float,
-            div_factor: float,
-            final_div_factor: float,
-            momentum: tuple[float, ...],
+            self, optimizer: torch.optim.Optimizer, *, total: int, on_updates: bool, momentum: tuple[float, ...],
+            **options: Any,
     ) -> None:
-        cycled: dict[str, Any] = {'cycle_momentum': False}
+        self.total, self.on_updates = total, on_updates
         if momentum:
-            cycled = dict(base_momentum=momentum[0], max_momentum=momentum[1])
-        self.total = total
-        self.on_updates = on_updates
+            options |= dict(base_momentum=momentum[0], max_momentum=momentum[1])
         self.torch = OneCycleLR(
             optimizer, max_lr=[group['lr'] * group.get('lr_scale', 1.) for group in optimizer.param_groups],
-            total_steps=total, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor, **cycled)
+            total_steps=total, cycle_momentum=bool(momentum), **options)
 
     def step_update(self, num_updates: int) -> None:
         """Set rate and momentum for the update after the first `num_updates`."""

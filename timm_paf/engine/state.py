@@ -2,7 +2,7 @@
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
 from timm_paf._versions import library_versions
-from timm_paf.data import LabelledImages, MixedBatches
-from timm_paf.engine.config import INCIDENTAL, TrainConfig
-from timm_paf.engine.step import TrainStep
+from timm_paf.data import ImageSource
+from timm_paf.engine.config import INCIDENTAL
 
-__all__ = ['Progress', 'data_sizes', 'load_run_state', 'run_state']
+if TYPE_CHECKING:
+    from timm_paf.engine.components import Run
+
+__all__ = ['Progress', 'load_run_state', 'run_state']
 
 FORMAT = 1  # of the training state
 HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
@@ -23,29 +25,17 @@ HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', '
 
 @dataclasses.dataclass
 class Progress:
-    """Position in a run; the sums belong to the epoch in progress.
-
-    Args:
-        loss: Sum of the losses of this process's images, on its device.
-        correct: Number of them classified correctly, int64.
-        bad: The first update with a loss that is not finite, -1 for none; on the device.
-        epoch: Number of epochs that are finished, validated and recorded.
-        update: Number of updates done.
-        images: Number of images.
-        seconds: Duration.
-        waited: Seconds of it spent waiting for data.
-        rows: Summary, one row per epoch.
-        activations: `activation_summary` after the last update of the epoch; a resume has no gradients to recompute it.
-    """
-    loss: Tensor
-    correct: Tensor
-    bad: Tensor
-    epoch: int = 0
-    update: int = 0
+    """Position in a run. Loss, number of images, seconds and waiting are sums over the epoch in progress."""
+    loss: Tensor  # of this process's images, on its device
+    correct: Tensor  # number of them classified correctly, int64
+    bad: Tensor  # the first update with a loss that is not finite, -1 for none; on the device
+    epoch: int = 0  # number of epochs that are finished, validated and recorded
+    update: int = 0  # number of updates done
     images: int = 0
     seconds: float = 0.
-    waited: float = 0.
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    waited: float = 0.  # for data
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of summary.csv
+    # `activation_summary` after the last update of the epoch; a resumed run has no gradients to recompute it from
     activations: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -80,52 +70,45 @@ class Progress:
         self.images, self.seconds, self.waited, self.activations = 0, 0., 0., {}
 
 
-def run_state(step: TrainStep, progress: Progress, *, metric: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint; every process has to call it, and all but process 0 get an empty one.
-
-    Args:
-        step: Holds settings, task, optimizer and gradient scaler.
-        progress: Position in the run.
-        metric: Column of the summary that ranks epochs.
-        sizes: Result of `data_sizes`.
-    """
-    config, task, rows = step.config, step.task, progress.rows
-    ranks = step.processes.gather_object(rank_state(step, progress))
-    if not step.processes.is_primary:
+def run_state(run: 'Run') -> dict[str, Any]:
+    """The content of a checkpoint; every process has to call it, and all but process 0 get an empty one."""
+    config, task, progress = run.config, run.task, run.progress
+    ranks = run.processes.gather_object(rank_state(run))
+    if not run.is_primary:
         return {}
-    value = rows[-1].get(metric) if rows else None
+    value = progress.rows[-1].get(run.files.metric) if progress.rows else None
     return {
         'epoch': progress.epoch - 1,  # the last finished one, as in timm
         'arch': config.model,
         'args': config.to_dict(),
-        'optimizer': step.optimizer.state_dict(),
+        'optimizer': run.optimizer.state_dict(),
         'version': 2,
         **task.get_checkpoint_state(),
         **task.get_checkpoint_state(ema=True),
         **({} if value is None else {'metric': value}),
-        **({} if step.scaler is None else {'amp_scaler': step.scaler.state_dict()}),
+        **({} if run.step.scaler is None else {'amp_scaler': run.step.scaler.state_dict()}),
         'run': {
-            'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': list(rows), 'ranks': ranks,
-            'activations': progress.activations, 'data': dict(sizes), 'versions': library_versions(),
+            'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': list(progress.rows),
+            'ranks': ranks, 'activations': progress.activations, 'data': data_sizes(run),
+            'versions': library_versions(),
         },
     }
 
 
-def load_run_state(
-        state: Mapping[str, Any], step: TrainStep, progress: Progress, *, sizes: Mapping[str, Any]) -> list[str]:
+def load_run_state(run: 'Run', state: Mapping[str, Any]) -> list[str]:
     """Load a `run_state`; returns lines about what may keep the run from continuing exactly.
 
     Raises:
         ValueError: If settings or data differ and `resume_changed` is not set, or the state does not fit.
     """
-    run, config, task, optimizer = state['run'], step.config, step.task, step.optimizer
-    changed = changed_settings(config, sizes, state)
-    listed = '; '.join(f'{name}: {text}' for name, text in changed.items())
+    stored, config, task, optimizer, progress = state['run'], run.config, run.task, run.optimizer, run.progress
+    changed = changed_settings(run, state)
     if changed and not config.resume_changed:
-        raise ValueError(f'the run was started with other settings: {listed}. Give it those, or --resume-changed.')
-    if run['format'] != FORMAT:
+        raise ValueError(f'the run was started with other settings: {changed}. Give it those, or --resume-changed.')
+    if stored['format'] != FORMAT:
         raise ValueError(
-            f'the checkpoint has format {run["format"]}, expected {FORMAT}; resume it with the version that wrote it.')
+            f'the checkpoint has format {stored["format"]}, expected {FORMAT}; resume it with the version that wrote '
+            f'it.')
     asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups]
     try:
         task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
@@ -138,60 +121,59 @@ def load_run_state(
     if changed:
         for group, values in zip(optimizer.param_groups, asked, strict=True):
             group.update(values)
-    if step.scaler is not None and 'amp_scaler' in state:
-        step.scaler.load_state_dict(state['amp_scaler'])
-    progress.epoch, progress.update, progress.rows = run['epoch'], run['update'], list(run['rows'])
-    progress.activations = dict(run['activations'])
-    if step.schedule is not None:
-        step.schedule.step_update(progress.update)
-        step.schedule.step(progress.epoch)
-    load_rank_state(run['ranks'], step, progress)
-    notes = [f'changed settings: {listed}'] if changed else []
-    if len(run['ranks']) != step.processes.world_size:
+    if run.step.scaler is not None and 'amp_scaler' in state:
+        run.step.scaler.load_state_dict(state['amp_scaler'])
+    progress.epoch, progress.update, progress.rows = stored['epoch'], stored['update'], list(stored['rows'])
+    progress.activations = dict(stored['activations'])
+    if run.schedule is not None:
+        run.schedule.step_update(progress.update)
+        run.schedule.step(progress.epoch)
+    load_rank_state(run, stored['ranks'])
+    notes = [f'changed settings: {changed}'] if changed else []
+    before, now, versions = len(stored['ranks']), run.processes.world_size, library_versions()
+    if before != now:
         notes.append(
-            f'number of processes: {len(run["ranks"])} before, {step.processes.world_size} now; the images are the '
-            f'same, random numbers are not')
-    versions = library_versions()
+            f'number of processes: {before} before, {now} now; the images are the same, random numbers are not')
     differing = [
-        f'{name} {old} -> {versions.get(name)}' for name, old in run['versions'].items() if versions.get(name) != old]
+        f'{name} {old} -> {versions.get(name)}' for name, old in stored['versions'].items()
+        if versions.get(name) != old]
     if differing:
         notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
     return notes
 
 
-def rank_state(step: TrainStep, progress: Progress) -> dict[str, Any]:
+def rank_state(run: 'Run') -> dict[str, Any]:
     """The part of the state that differs between processes."""
-    task, attack, processes = step.task, cast(Any, step.task.attack), step.processes
-    several = processes.is_distributed  # BatchNorm's running statistics are local to each process
+    task, attack, progress = run.task, cast(Any, run.task.attack), run.progress
+    # BatchNorm's running statistics are local to each process
+    models = [task.get_trainable_module(ema=ema) if run.processes.is_distributed else None for ema in (False, True)]
     return {
-        'random': random_state(processes.device),
+        'random': random_state(run.processes.device),
         'attack': attack.state_dict() if hasattr(attack, 'state_dict') else {},
         'loss': progress.loss.cpu(), 'correct': progress.correct.cpu(), 'images': progress.images,
         'seconds': progress.seconds, 'waited': progress.waited,
-        'buffers': buffers(task.get_trainable_module()) if several else {},
-        'buffers_ema': buffers(task.get_trainable_module(ema=True)) if several else {},
+        'buffers': buffers(models[0]), 'buffers_ema': buffers(models[1]),
     }
 
 
-def load_rank_state(ranks: Sequence[Mapping[str, Any]], step: TrainStep, progress: Progress) -> None:
+def load_rank_state(run: 'Run', ranks: Sequence[Mapping[str, Any]]) -> None:
     """Load the state of each process; with another number of processes only the sums, all into the first one."""
-    task, attack, processes = step.task, cast(Any, step.task.attack), step.processes
-    device = processes.device
-    if len(ranks) != processes.world_size:
-        progress.seconds, progress.waited = ranks[0]['seconds'], ranks[0]['waited']
-        if processes.is_primary:
-            progress.loss = torch.stack([rank['loss'] for rank in ranks]).sum().to(device)
-            progress.correct = torch.stack([rank['correct'] for rank in ranks]).sum().to(device)
-            progress.images = sum(rank['images'] for rank in ranks)
+    task, attack, progress, device = run.task, cast(Any, run.task.attack), run.progress, run.processes.device
+    same = len(ranks) == run.processes.world_size
+    rank = ranks[run.processes.rank if same else 0]
+    progress.seconds, progress.waited = rank['seconds'], rank['waited']
+    if same or run.is_primary:
+        summed = [rank] if same else ranks
+        progress.loss, progress.correct = (
+            torch.stack([other[name] for other in summed]).sum().to(device) for name in ('loss', 'correct'))
+        progress.images = sum(other['images'] for other in summed)
+    if not same:
         return
-    rank = ranks[processes.rank]
     set_random_state(rank['random'], device)
     if hasattr(attack, 'load_state_dict'):
         attack.load_state_dict(rank['attack'])
-    progress.loss, progress.correct = (rank[name].to(device).clone() for name in ('loss', 'correct'))
-    progress.images, progress.seconds, progress.waited = rank['images'], rank['seconds'], rank['waited']
-    for module, values in ((task.get_trainable_module(), rank['buffers']),
-                           (task.get_trainable_module(ema=True), rank['buffers_ema'])):
+    for ema, values in ((False, rank['buffers']), (True, rank['buffers_ema'])):
+        module = task.get_trainable_module(ema=ema)
         own = {} if module is None else dict(unwrap_model(module).named_buffers())
         for name, value in values.items():
             own[name].copy_(value)
@@ -225,26 +207,21 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state['cuda'], device)
 
 
-def data_sizes(batches: MixedBatches, val: LabelledImages) -> dict[str, Any]:
+def data_sizes(run: 'Run') -> dict[str, Any]:
     """Numbers of images; the order of training images depends on them."""
-    synthetic = batches.synthetic or []
+    synthetic = cast(Sequence[ImageSource], run.data.synthetic or ())
     return {
-        'real': len(batches.real),
-        'synthetic': [len(source) for source in (synthetic if isinstance(synthetic, list | tuple) else [synthetic])],
-        'validation': len(val),
-    }
+        'real': len(run.data.real), 'synthetic': [len(source) for source in synthetic], 'validation': len(run.val)}
 
 
-def changed_settings(config: TrainConfig, sizes: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
-    """Settings and sizes that differ from a checkpoint's and change the result, each as 'old -> new'."""
-    old, new = state['args'], config.to_dict()
-    changed = {
-        name: f'{old.get(name, "not there")} -> {value}' for name, value in new.items()
-        if name not in INCIDENTAL and old.get(name, 'not there') != value}
-    kinds = [str(settings.get('device')).split(':')[0] for settings in (old, new)]
-    if kinds[0] != kinds[1]:
-        changed['device'] = ' -> '.join(kinds)
-    for name, count in sizes.items():
-        if state['run']['data'][name] != count:
-            changed[f'{name} images'] = f'{state["run"]["data"][name]} -> {count}'
-    return changed
+def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
+    """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'."""
+    old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
+                for values in (state['args'], run.config.to_dict()))
+    changed = [
+        f'{name}: {old.get(name, "not there")} -> {value}' for name, value in new.items()
+        if (name not in INCIDENTAL or name == 'device') and old.get(name, 'not there') != value]
+    changed += [
+        f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
+        if state['run']['data'][name] != count]
+    return '; '.join(changed)

@@ -36,21 +36,11 @@ class TrainStep:
     """
 
     def __init__(
-            self,
-            config: TrainConfig,
-            *,
-            task: AdversarialTrainingTask,
-            optimizer: torch.optim.Optimizer,
-            schedule: Schedule | None,
-            ema: EMA | None,
-            processes: Processes,
+            self, config: TrainConfig, *, task: AdversarialTrainingTask, optimizer: torch.optim.Optimizer,
+            schedule: Schedule | None, ema: EMA | None, processes: Processes,
     ) -> None:
-        self.config = config
-        self.task = task
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.ema = ema
-        self.processes = processes
+        self.config, self.task, self.optimizer, self.schedule = config, task, optimizer, schedule
+        self.ema, self.processes = ema, processes
         self.dtype: torch.dtype | None = getattr(torch, config.amp_dtype) if config.amp else None
         # bfloat16 has float32's range, so only float16 needs scaled gradients
         self.scaler = NativeScaler(device=processes.device.type) if self.dtype is torch.float16 else None
@@ -69,8 +59,8 @@ class TrainStep:
             update: Number of the update in the run, from 0.
 
         Returns:
-            Sum of the losses of this process's images, and number of images classified correctly as trained on (under
-            attack); both are tensors on the device, so that nothing waits for it.
+            Sum of the losses of these images, and number of them classified correctly as trained on (under attack);
+            both are tensors on the device, so that nothing waits for it.
         """
         config, task = self.config, self.task
         task.begin_update(update)
@@ -102,9 +92,8 @@ class TrainStep:
         return list(zip(*(t.chunk(self.config.grad_accum_steps) for t in (x, batch.y, batch.target)), strict=True))
 
     def _backward(self, loss: Tensor, *, step: bool) -> None:
-        config = self.config
-        clipped = None
-        if config.clip_grad is not None:
+        config, clip, clipped = self.config, self.config.clip_grad, None
+        if clip is not None:
             # beta has its own clip: the gradient of its penalty, 10, would leave little of all others
             own = {id(beta) for beta in self.task.betas if config.beta_grad_clip is not None}
             # timm excludes the classifier from agc
@@ -112,11 +101,10 @@ class TrainStep:
             clipped = [p for p in parameters if id(p) not in own]
         if self.scaler is not None:
             self.scaler(
-                loss, self.optimizer, clip_grad=config.clip_grad, clip_mode=config.clip_mode, parameters=clipped,
-                need_update=step)
+                loss, self.optimizer, clip_grad=clip, clip_mode=config.clip_mode, parameters=clipped, need_update=step)
             return
         loss.backward()
         if step:
-            if clipped is not None and config.clip_grad is not None:
-                dispatch_clip_grad(clipped, config.clip_grad, mode=config.clip_mode)
+            if clipped is not None and clip is not None:
+                dispatch_clip_grad(clipped, clip, mode=config.clip_mode)
             self.optimizer.step()

@@ -1,5 +1,7 @@
 """A training run as a loop: batches, updates, validation, checkpoints, and the final measurement."""
 import contextlib
+import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,17 +9,17 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from timm_paf._files import whole_file
 from timm_paf.activations import activation_summary
 from timm_paf.data import Batch, DataChanged, Prefetched
-from timm_paf.engine.checkpoint import best_epoch, write_summary
+from timm_paf.engine.checkpoint import best_epoch, write_summary, write_text
 from timm_paf.engine.cli import RunFailed, RunStopped
-from timm_paf.engine.compilation import CompiledGraphs
+from timm_paf.engine.compilation import compiled_graphs
 from timm_paf.engine.components import Run
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.distributed import peer_failure, signal_name
-from timm_paf.engine.progress import ProgressEstimator, shape_values
-from timm_paf.engine.report import final_report, write_report, write_selection
+from timm_paf.engine.page import training_page
+from timm_paf.engine.progress import AttackView, shape_values
+from timm_paf.engine.report import measure_attacks, with_examples
 from timm_paf.engine.step import batches_from
 from timm_paf.engine.validation import selection, selection_lines, validate
 from timm_paf.evaluation import RobustnessReport
@@ -50,8 +52,8 @@ class Trainer(Run):
 
     _running = False
     _saved = 0.  # time of the last checkpoint, or start of the epoch
-    _estimator: ProgressEstimator | None = None
-    _graphs: CompiledGraphs | None = None
+    _looks: list[tuple[float, int]] | None = None  # times and numbers of images, until the time is estimated
+    _graphs: list[int]  # number of compiled graphs at the start, and after the first validation
     _stream: Prefetched | None = None
 
     @property
@@ -76,24 +78,26 @@ class Trainer(Run):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Context of a training loop: opens the folder and the callbacks, saves when a signal stops the run.
-
-        Several processes leave their process group at the end.
-        """
+        """Context of a training loop: opens folder and callbacks, saves on a signal, leaves the process group."""
         advice = f'the checkpoints in {self.folder} are kept; resume with --resume auto.'
         failure: BaseException | None = None
         with peer_failure(self.processes, advice), self.stop:
             try:
                 if self.is_primary:
                     self._open_folder()
-                self._running, self._graphs, self._estimator = True, CompiledGraphs(), ProgressEstimator()
+                self._running, self._graphs, self._looks = True, [compiled_graphs()], []
                 for line in (*self.notes, *source_lines(self.data), self.description()):
                     self.say(line)
                 self._notify(lambda callback: callback.on_start(self.progress.rows))
                 yield
             except RunStopped as stopped:
                 failure = stopped
-                self._stop()
+                self.checkpoint()
+                self.processes.all_reduce_max(0)  # no process leaves before the checkpoint is written
+                raise RunStopped(
+                    f'{signal_name(self.stop.received)} at update {self.progress.update}, in epoch {self.epoch + 1} of '
+                    f'{self.epochs}; continue with the same command and --resume auto (it needs --experiment '
+                    f'{self.folder.name}).' if self.is_primary else '') from None
             except DataChanged as error:
                 failure = error
                 raise RunFailed(
@@ -108,7 +112,8 @@ class Trainer(Run):
                 self._notify(lambda callback: callback.on_end(failure))
                 self.processes.close()  # torch may abort a process that ends inside the group
         if self.config.torchcompile is not None:
-            self.say(str(self._graphs))
+            counts = [compiled_graphs() - before for before in self._graphs]
+            self.say(f'compiled graphs: {counts[0]}, of them after the first epoch: {(*counts, 0)[1]}')
 
     def batches(self) -> Iterator[Batch]:
         """Batches of the epoch in progress, from its next update on; each is for one call of `train_step`.
@@ -140,25 +145,20 @@ class Trainer(Run):
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights once: attack, loss, backward pass, optimizer, average, schedule.
 
-        Args:
-            batch: This process's share of the images.
-
         Returns:
-            Means as tensors on the device: 'loss', and 'robust', the accuracy in % under the training attack.
+            Means over this process's share `batch` as tensors on the device: 'loss', and 'robust', the accuracy in %
+            under the training attack.
         """
         loss, correct = self.step(batch, self.progress.update)
         return self.record(batch, loss, correct)
 
     def record(self, batch: Batch, loss: Tensor, correct: Tensor) -> dict[str, Tensor]:
-        """Count an update; an own `train_step` that does not call the inherited one calls this.
+        """Count an update; an own `train_step` that does not call the inherited one returns the result of this.
 
         Args:
             batch: The images.
             loss: Sum of their losses, on the device.
             correct: Number of images classified correctly, on the device.
-
-        Returns:
-            The metrics that `train_step` returns.
         """
         self.progress.record(loss, correct, len(batch))
         return {'loss': loss / len(batch), 'robust': 100 * correct / len(batch)}
@@ -174,8 +174,7 @@ class Trainer(Run):
         if not regular and (self.processes.is_distributed or not (due or self.stop.received)):
             self._notify(lambda callback: callback.on_update(self.epoch, step, {}, {}))
             return
-        stopped, due_anywhere, bad = self.processes.all_reduce_max(
-            self.stop.received, int(due), int(progress.bad))
+        stopped, due_anywhere, bad = self.processes.all_reduce_max(self.stop.received, int(due), int(progress.bad))
         if bad >= 0:
             raise RunFailed(
                 f'the loss became NaN or infinite at step {bad % self.updates_per_epoch} of epoch {self.epoch + 1}; '
@@ -186,8 +185,12 @@ class Trainer(Run):
             'images_per_second': images / seconds, 'data_wait': 100 * progress.waited / seconds}
         shape = shape_values(self.task.trainable_module)
         self._notify(lambda callback: callback.on_update(self.epoch, step, metrics, shape))
-        if self._estimator is not None and self._estimator.look(images):
-            self.say(self.time_estimate(self._estimator.seconds_per_image or 0.))
+        if self._looks is not None:
+            self._looks.append((time.monotonic(), images))
+            if len(self._looks) == 2:  # the first update also warms up
+                (since, before), (now, after) = self._looks
+                self.say(self.time_estimate((now - since) / (after - before)))
+                self._looks = None
         if stopped:
             self.stop.received = stopped
             raise RunStopped
@@ -202,17 +205,14 @@ class Trainer(Run):
             stop_requested=lambda: bool(self.stop.received))
 
     def end_epoch(self, validation: Mapping[str, float]) -> dict[str, Any]:
-        """Finish the epoch in progress: add its row to the summary and move the schedule.
+        """Finish the epoch in progress: move the schedule, and return the row of summary.csv.
 
         Args:
             validation: Result of `validate`; empty if the epoch has no validation.
-
-        Returns:
-            The row of summary.csv.
         """
         progress = self.progress
-        if validation and self._graphs is not None:
-            self._graphs.settle()
+        if validation and self._running and len(self._graphs) == 1:
+            self._graphs.append(compiled_graphs())
         measured: dict[str, float | None] = {'clean': None, 'robust': None, **validation}
         row = {
             'epoch': self.epoch, **{f'train_{name}': value for name, value in progress.means(self.processes).items()},
@@ -221,15 +221,13 @@ class Trainer(Run):
             'lr': self.optimizer.param_groups[0]['lr']}
         progress.rows.append(row)
         progress.next_epoch()
-        self._estimator = None
+        self._looks = None
         if self.schedule is not None:
             self.schedule.step(self.epoch)
         return row
 
     def checkpoint(self) -> None:
-        """Write a checkpoint; after the end of an epoch also the best checkpoints and summary.csv.
-
-        Every process has to call it.
+        """Write a checkpoint, in all processes; after the end of an epoch also the best checkpoints and summary.csv.
 
         Raises:
             RunFailed: If it cannot be written; the previous ones are kept.
@@ -269,12 +267,12 @@ class Trainer(Run):
         """
         if self.test is None:
             raise ValueError('there are no test images; pass them as Trainer(..., test=...).')
-        config, rows = self.config, self.progress.rows
+        config, rows, device, folder = self.config, self.progress.rows, self.processes.device, self.folder
         selected = best_epoch(rows, self.files.metric) is not None and self.files.best.exists()
-        writes = selected and self.is_primary
+        writes, state = selected and self.is_primary, folder / 'autoattack'
         found = selection(rows, metric=config.eval_metric, averaged=config.model_ema) if selected else {}
         if writes:
-            write_selection(found, self.folder)
+            write_text(json.dumps(found, indent=2) + '\n', folder / 'selection.json')
             attack = f'under PGD-{config.validation_attack(0).steps}'
             for line in selection_lines(found, 'clean' if config.eval_metric == 'clean' else attack):
                 self.say(line)
@@ -284,35 +282,39 @@ class Trainer(Run):
         else:
             weights = self.task.get_checkpoint_state(ema=self.task.has_ema())
             model.load_state_dict(weights['state_dict_ema' if self.task.has_ema() else 'state_dict'])
-        with self.stop:
-            report = final_report(
-                model.to(self.processes.device), self.test, config, device=self.processes.device, console=self.console,
-                stop=self.stop, checkpoint=self.files.best if selected else None,
-                state=self.folder / 'autoattack' if writes and config.autoattack != 'none' else None)
+        with self.stop, AttackView(self.console, 'the test split') as view:
+            def progress(*done: Any) -> None:
+                if self.stop.received:
+                    raise RunStopped(
+                        f'{signal_name(self.stop.received)} while measuring; the training is finished, measure again '
+                        f'with --resume auto.')
+                view.progress(*done)
+
+            try:
+                report = measure_attacks(
+                    model.to(device), self.test, config, split='test', device=device, progress=progress,
+                    checkpoint=self.files.best if selected else None,
+                    state=state if writes and config.autoattack != 'none' else None)
+            except ValueError as error:
+                raise RunFailed(f'{error} The checkpoints of the run are kept.') from error
+            report = with_examples(report, model, self.test, config, device)
         if writes:
-            write_report(
-                report, self.folder, rows, config=config, selection=found, before=self.fresh_model(), after=model)
+            write_text(training_page(
+                report, rows, settings=config.to_dict(), selection=found, before=self.fresh_model(), after=model),
+                folder / 'report.html')
+            report.save(folder / 'report.json')  # the last file: it marks the run as finished
+            shutil.rmtree(state, ignore_errors=True)
         self.console.print(report.table())
         if writes:
-            self.say(f'results in {self.folder}; open report.html in a browser')
+            self.say(f'results in {folder}; open report.html in a browser')
         return report
 
     def _open_folder(self) -> None:
         """Make the folder, or bring it to the state of the checkpoint that the run resumes from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / 'args.yaml') as file:
-            file.write(yaml.safe_dump(self.config.to_dict(), sort_keys=False).encode())
+        write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False), self.folder / 'args.yaml')
         if self.progress.rows:
             write_summary(self.progress.rows, self.folder / 'summary.csv')
         else:
             (self.folder / 'summary.csv').unlink(missing_ok=True)
         self.files.tidy(self.progress.rows)
-
-    def _stop(self) -> None:
-        """Save and end the run."""
-        self.checkpoint()
-        self.processes.all_reduce_max(0)  # no process leaves before the checkpoint is written
-        raise RunStopped(
-            f'{signal_name(self.stop.received)} at update {self.progress.update}, in epoch {self.epoch + 1} of '
-            f'{self.epochs}; continue with the same command and --resume auto (it needs --experiment '
-            f'{self.folder.name}).' if self.is_primary else '')

@@ -22,13 +22,8 @@ __all__ = ['selection', 'selection_lines', 'validate']
 
 
 def validate(
-        task: AdversarialTrainingTask,
-        data: LabelledImages,
-        config: TrainConfig,
-        processes: Processes,
-        *,
-        precision: Callable[[], AbstractContextManager],
-        stop_requested: Callable[[], bool] = lambda: False,
+        task: AdversarialTrainingTask, data: LabelledImages, config: TrainConfig, processes: Processes, *,
+        precision: Callable[[], AbstractContextManager], stop_requested: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Clean accuracy and accuracy under PGD, in percent.
 
@@ -95,10 +90,9 @@ def selection(rows: Sequence[Mapping[str, Any]], *, metric: str, averaged: bool)
         For 'ema' (if averaged) and 'raw' weights the 'best' and the 'last' epoch (from 0) with their accuracies in
         percent, and the 'gap' between them.
     """
-    columns = {'raw': f'eval_{metric}'}
-    if averaged:
-        columns = {'ema': f'eval_{metric}', 'raw': f'eval_{metric}_raw'}
-    result: dict[str, Any] = {'metric': metric, 'selected': next(iter(columns))}
+    first = 'ema' if averaged else 'raw'
+    columns = {first: f'eval_{metric}', **({'raw': f'eval_{metric}_raw'} if averaged else {})}
+    result: dict[str, Any] = {'metric': metric, 'selected': first}
     for weights, column in columns.items():
         best = best_epoch(rows, column) or 0
         values = {int(row['epoch']): row[column] for row in rows if row.get(column) is not None}
@@ -111,11 +105,8 @@ def selection(rows: Sequence[Mapping[str, Any]], *, metric: str, averaged: bool)
 
 def selection_lines(found: Mapping[str, Any], measured: str) -> list[str]:
     """A line of a `selection` for averaged and for raw weights; `measured` names the metric, such as 'under PGD-10'."""
-    lines = []
-    for weights, words in (('ema', ', averaged weights'), ('raw', ', raw weights' if 'ema' in found else '')):
-        if weights in found:
-            best, gap = found[weights]['best'], found[weights]['gap']
-            lines.append(
-                f'best on the validation split{words}: epoch {best["epoch"] + 1}, {best[found["metric"]]:.1f} % '
-                f'{measured}; the last epoch is {gap:.1f} points below')
-    return lines
+    words = {'ema': ', averaged weights', 'raw': ', raw weights' if 'ema' in found else ''}
+    return [
+        f'best on the validation split{words[weights]}: epoch {found[weights]["best"]["epoch"] + 1}, '
+        f'{found[weights]["best"][found["metric"]]:.1f} % {measured}; the last epoch is {found[weights]["gap"]:.1f} '
+        f'points below' for weights in words if weights in found]
