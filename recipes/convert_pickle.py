@@ -47,8 +47,14 @@ class PickledArray:
         self.value = np.frombuffer(content, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
 
 
+def pickled_number(dtype: PickledDtype, content: bytes | str) -> np.generic:
+    """Replaces numpy.core.multiarray.scalar."""
+    return np.frombuffer(content.encode('latin-1') if isinstance(content, str) else content, dtype.dtype)[0]
+
+
 ALLOWED: dict[str, Any] = {
     'numpy.ndarray': PickledArray, 'numpy.dtype': PickledDtype, '_codecs.encode': codecs.encode,
+    'numpy.core.multiarray.scalar': pickled_number, 'numpy._core.multiarray.scalar': pickled_number,
     **{f'numpy.{name}': PickledArray for name in (  # before numpy 2, and since
         'core.multiarray._reconstruct', '_core.multiarray._reconstruct', 'core.numeric._frombuffer',
         '_core.numeric._frombuffer')}}

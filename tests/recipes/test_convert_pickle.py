@@ -41,6 +41,7 @@ GOOD = {
     'Fortran order': lambda: pickle.dumps(ti(np.asfortranarray(NHWC))),
     'big-endian labels': lambda: pickle.dumps(ti(targets=LABEL.astype('>i4'))),
     'labels as a list': lambda: pickle.dumps(ti(targets=LABEL.tolist())),
+    'labels as a list of numpy numbers': lambda: pickle.dumps(ti(targets=list(LABEL))),
     'other members': lambda: pickle.dumps(ti(ti_index=np.arange(6), note='text', sizes={'a': (1, None)})),
     'keys as bytes': lambda: pickle.dumps({key.encode(): value for key, value in ti().items()}),
     'numpy 1': lambda: old_names(pickle.dumps(ti(), protocol=2)),

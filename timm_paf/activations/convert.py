@@ -129,7 +129,9 @@ class _FunctionSite(nn.Module):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         if not isinstance(inplace, bool):  # F.leaky_relu(x, 0.2): another second argument
-            raise TypeError('the activation was called with an argument that a parametric activation does not take.')
+            raise TypeError(
+                f'the converted network calls its activation with {inplace!r}; a parametric activation takes x alone. '
+                f'Leave this place out with match=...')
         return self.act(x)
 
 

@@ -89,7 +89,7 @@ class Curve:
             for _ in range(order):  # with a term 0 x, since the slope of a line does not depend on x
                 results += torch.autograd.grad((results[-1] + 0 * point).sum(), point, create_graph=True)
         except RuntimeError as error:
-            raise ValueError(f'{self.name} cannot be differentiated twice: {error}.') from error
+            raise ValueError(f'{self.name} has no second derivative: {error}.') from error
         return torch.stack(results).detach().numpy()
 
     def _check(self, x: Array) -> None:

@@ -114,4 +114,4 @@ def _by_name(name: str, parameters: Mapping[str, float]) -> nn.Module:
     try:
         return layer(**settings)
     except TypeError as error:
-        raise ValueError(f'{name!r} does not take {", ".join(parameters)}: {error}.') from None
+        raise ValueError(f'activation {name!r} does not accept {", ".join(parameters)} ({error}).') from None

@@ -190,7 +190,7 @@ def plot(
     labels = [str(label) for label in items] if isinstance(items, Mapping) else None
     functions = [elementwise(item, {}) for item in (items.values() if isinstance(items, Mapping) else items)]
     if not functions:
-        raise ValueError('activations is empty: expected at least one.')
+        raise ValueError('activations = []: expected at least one activation.')
     figure = Figure(figsize=(11, 4.2), layout='constrained')
     panels = figure.subplots(1, 3, sharex=True)
     for n, function in enumerate(functions):

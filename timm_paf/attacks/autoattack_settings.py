@@ -50,8 +50,8 @@ class AutoAttackSettings(ThreatModel):
         chosen = _VERSIONS.get(self.version) or tuple(self.attacks or ())
         if 'square' in chosen and (x.dim() != 4 or (self.norm != 'linf' and min(x.shape[-2:]) < 5)):
             raise ValueError(
-                f'Square needs images (N, C, H, W), in L2 and L1 of at least 5 x 5 pixels, got {tuple(x.shape)}; use '
-                'version custom without it.')
+                f'the Square attack needs images of shape (N, C, H, W), for L2 and L1 with at least 5 x 5 pixels, got '
+                f"{tuple(x.shape)}; to leave it out, use version='custom' and attacks=[...] without 'square'.")
         possible = tuple(name for name in chosen if classes >= _CLASSES.get(name, 2))
         if not possible:
             raise ValueError(f'none of {", ".join(chosen)} works with {classes} classes; choose other attacks.')

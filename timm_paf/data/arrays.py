@@ -192,7 +192,8 @@ def checked_indices(indices: Tensor, source: ImageSource) -> Tensor:
     """Indices on the CPU; raises IndexError if one is outside 0..N-1 of the source."""
     indices = indices.cpu()
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(source)):
-        raise IndexError(f'{source.name}: index outside 0..{len(source) - 1}')
+        wrong = int(indices[(indices < 0) | (indices >= len(source))][0])
+        raise IndexError(f'{source.name}: index {wrong} is out of range; there are {len(source)} images.')
     return indices
 
 

@@ -62,7 +62,7 @@ def manifest_parts(folder: str | os.PathLike[str], *, verify: bool = False) -> l
     paths = [folder / part['file'] for part in manifest['parts']]
     for path, part in zip(paths, manifest['parts'], strict=True):
         if not path.is_file():
-            raise FileNotFoundError(f'{path}: no such file, but {folder / MANIFEST_NAME} lists it; get it again')
+            raise FileNotFoundError(f'{path} is missing, but {folder / MANIFEST_NAME} lists it; copy this file again.')
         if verify and file_sha256(path) != part['sha256']:
             raise ValueError(f'{path}: its SHA-256 is not the one in {folder / MANIFEST_NAME}; get the file again')
     return paths

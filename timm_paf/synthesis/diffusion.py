@@ -116,7 +116,9 @@ def load_diffusion(config: SyntheticConfig, source: LabelledImages, *, device: t
             use_safetensors=any('.safetensors' in path.name for path in weights))
         keys = [key for kind in ('missing', 'unexpected', 'mismatched') for key in loading.get(f'{kind}_keys') or ()]
         if keys:  # diffusers fills missing weights with random numbers
-            raise ValueError(f'weights do not fit config.json: {keys[0]} and {len(keys) - 1} more')
+            raise ValueError(
+                f'the weights do not fit the model in config.json: {len(keys)} tensors are missing, unexpected or of '
+                f'another shape, first {keys[0]}')
     with _errors_of_reading(f'{files[1]}: not a scheduler of diffusers'):
         name = json.loads(files[1].read_text())['_class_name']
         cls = getattr(import_diffusers(), name)
@@ -190,7 +192,7 @@ def fit_diffusion(
             tail += loss.detach() / last
         # not at each step, because reading the loss waits for the device
         if ((step + 1) % 20 == 0 or step + 1 == config.train_steps) and not (loss + tail).isfinite():
-            raise SynthesisFailed(f'The loss of the generator is NaN or infinite at step {step + 1}; lower --train-lr.')
+            raise SynthesisFailed(f'the loss of the diffusion model is NaN or infinite at step {step + 1}; lower --train-lr.')
         progress(step + 1)
     _save(config.generator_folder, ema.module, scheduler, config.training_record(train))
     return float(tail)
