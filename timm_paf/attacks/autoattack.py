@@ -130,7 +130,9 @@ class _Run:
         identity = self.identity()
         text = json.dumps(identity, sort_keys=True)
         if any(other != text for other in self.processes.all_gather_object(text)):
-            raise ValueError('the distributed processes got different models, images, labels or settings; give all processes the same.')
+            raise ValueError(
+                'the distributed processes got different models, images, labels or settings; give all '
+                'processes the same.')
         if path is not None:
             self.folder = folder = Path(path)
             self.processes.broadcast_object(lambda: open_run(folder, identity))

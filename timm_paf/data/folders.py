@@ -56,8 +56,8 @@ class FolderImages:
             for folder in self._folders]
         if not any(files):
             raise BadArchive(
-                f'{root} holds no images; expected one sub-folder with image files per class, or .npz files, or images.npy; '
-                f'check the path')
+                f'{root} holds no images; expected one sub-folder with image files per class, or .npz files, or '
+                f'images.npy; check the path')
         self._names = np.array([os.fsencode(file) for part in files for file in part])
         self._folder_numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(part) for part in files])
         numbers = np.array(_class_numbers(self.root, self._folders, num_classes))

@@ -63,8 +63,8 @@ def place_on_device(
             placed[position], budget = _read_whole(source, device), budget - needed
         elif required:
             raise ValueError(
-                f'{source.name}: its images need {needed / 2**30:.2f} GiB on {device}, but {budget / 2**30:.2f} GiB of the '
-                f'memory budget are left; raise the budget, or keep the images in main memory.')
+                f'{source.name}: its images need {needed / 2**30:.2f} GiB on {device}, but {budget / 2**30:.2f} '
+                f'GiB of the memory budget are left; raise the budget, or keep the images in main memory.')
     return placed
 
 

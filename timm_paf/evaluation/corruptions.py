@@ -57,8 +57,8 @@ class CorruptionArchive:
         dtype, shape = self.labels.dtype, self.labels.shape
         if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count // SEVERITIES,)):
             raise ValueError(
-                f'{folder / "labels.npy"} holds {dtype} values of shape {shape}; expected {count} integers, one per image, or '
-                f'{count // SEVERITIES}, one per image of one severity.')
+                f'{folder / "labels.npy"} holds {dtype} values of shape {shape}; expected {count} integers, one '
+                f'per image, or {count // SEVERITIES}, one per image of one severity.')
         self.images_per_severity = count // SEVERITIES  #: N.
         self.image_shape = (channels, height, width)  #: (C, H, W).
 

@@ -119,4 +119,6 @@ def build(defines: tuple[str, ...]) -> ctypes.CDLL:
                 os.replace(partial, path)
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise BuildError(f'the compiled C++ functions cannot be written to the cache or loaded from it ({error})') from None
+        raise BuildError(
+            f'the compiled C++ functions cannot be written to the cache or loaded from it '
+            f'({error})') from None

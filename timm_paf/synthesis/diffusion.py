@@ -192,7 +192,9 @@ def fit_diffusion(
             tail += loss.detach() / last
         # not at each step, because reading the loss waits for the device
         if ((step + 1) % 20 == 0 or step + 1 == config.train_steps) and not (loss + tail).isfinite():
-            raise SynthesisFailed(f'the loss of the diffusion model is NaN or infinite at step {step + 1}; lower --train-lr.')
+            raise SynthesisFailed(
+                f'the loss of the diffusion model is NaN or infinite at step {step + 1}; lower '
+                f'--train-lr.')
         progress(step + 1)
     _save(config.generator_folder, ema.module, scheduler, config.training_record(train))
     return float(tail)

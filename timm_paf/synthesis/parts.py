@@ -61,7 +61,9 @@ def check_folder(path: Path, plan: Mapping[str, Any] | None) -> None:
         if plan is not None:
             difference = first_difference(plan, {key: begun.get(key) for key in plan})
         if difference:
-            raise ValueError(f'{path} was started with other settings: {difference}; use those settings or another --output.')
+            raise ValueError(
+                f'{path} was started with other settings: {difference}; use those settings or another '
+                f'--output.')
     elif others := sorted(path.glob('part-*')):
         raise ValueError(f'{path} holds {others[0].name} but no {MANIFEST_NAME}; give another --output.')
 
@@ -194,7 +196,9 @@ class PartMaker:
         if self.labeller is not None:
             logits = self.labeller.model(to_unit_range(images).to(self.generator.device)).float()
             if not logits.isfinite().all():
-                raise SynthesisFailed('the model that labels the images (--labeller) gives NaN or infinite logits; check --labeller-checkpoint.')
+                raise SynthesisFailed(
+                    'the model that labels the images (--labeller) gives NaN or infinite logits; check '
+                    '--labeller-checkpoint.')
             confidence, labels = (values.cpu() for values in logits.softmax(1).max(1))
             checks = {
                 'low_confidence': confidence < self.config.min_confidence,
