@@ -1,23 +1,34 @@
-"""Adversarial training, from a data set and a model's name to a robustness report.
+"""Train a network adversarially and measure its robustness.
 
     python recipes/adv_train.py --model resnet18_psoftplus
+    python recipes/adv_train.py -c recipes/configs/rice2020_cifar10_linf.yaml --data-dir ~/data
     torchrun --nproc-per-node 8 recipes/adv_train.py -c FILE --experiment NAME --resume auto
 
-Without other arguments it trains on the embedded digits with the settings of configs/digits.yaml. The folder of a run
-(--output DIR, --experiment NAME) receives args.yaml, summary.csv, selection.json, report.json, report.html and the
-checkpoints last.pth.tar, previous.pth.tar and model_best.pth.tar. A killed run continues with --resume auto to the same
-result.
+Without -c and --dataset it trains on handwritten digits that are included in the package, with the settings of
+recipes/configs/digits.yaml; --model and all other flags override that file, and --help lists them.
 
-`python -m timm_paf train` is the same command. This file shows its loop, in which you can change each step.
+The folder of the run, --output/--experiment, receives:
+    args.yaml              all settings
+    last.pth.tar           the newest checkpoint; previous.pth.tar is the one before it
+    model_best.pth.tar     the checkpoint with the highest validation accuracy
+    summary.csv            one row per epoch
+    selection.json         which epoch was best, and how far the last epoch is below it
+    report.json            clean, PGD and AutoAttack accuracy on the test images; report.html shows it with figures
 
-Exit status: 0 finished, 1 failed, 2 wrong settings or files, 3 stopped by SIGTERM or SIGINT with a checkpoint written,
-130 stopped by a second SIGINT.
+A run that was killed continues with `--resume auto` and comes to the same weights, bit for bit on the same machine.
+
+`python -m timm_paf train` is the same command with its own copy of the loop below. Change this file to change the loop.
+
+Exit status: 0 finished; 1 failed; 2 wrong settings or files, nothing was written; 3 stopped by SIGTERM or SIGINT after
+writing a checkpoint; 130 stopped at once by a second SIGINT.
 """
 import os
 import sys
 from collections.abc import Sequence
 
-if 'OMP_WAIT_POLICY' not in os.environ:  # spinning OpenMP threads make training on a busy CPU up to 40 times slower
+# Before torch is imported: OpenMP threads that wait give up the core early. By default they keep it busy, and training
+# on a CPU that other programs use as well is then up to 40 times slower.
+if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     os.environ.setdefault('KMP_BLOCKTIME', '1')
 
@@ -25,32 +36,35 @@ from timm_paf.engine import Trainer, dry_run, open_run, parse_train_config, run
 
 
 def prepare(argv: Sequence[str] | None = None) -> Trainer | None:
-    """Read the settings, then open data, model and checkpoint; nothing is written yet. None if the run is finished."""
-    config = parse_train_config(argv, description=(__doc__ or '').splitlines()[0])
+    """Read the settings, then open data, model and, with --resume, the checkpoint. Writes nothing.
+
+    Returns None if the run has its report.json already.
+    """
+    config = parse_train_config(argv, description='Train a network adversarially and measure its robustness.')
     return open_run(config)
 
 
 def train(trainer: Trainer | None) -> None:
-    """Train epoch by epoch, then measure the checkpoint that is best on the validation split on the test split."""
+    """Train epoch by epoch. Then measure, on the test images, the checkpoint with the best validation accuracy."""
     if trainer is None:
         return
     if trainer.config.dry_run:
-        dry_run(trainer)
+        dry_run(trainer)  # print settings, sizes and an estimate of time and memory
         return
-    with trainer.running():  # on SIGTERM and SIGINT it saves and stops
+    with trainer.running():  # SIGTERM or SIGINT: save a checkpoint after the current update, then leave with status 3
         while trainer.epoch < trainer.epochs:
-            for batch in trainer.batches():  # real and synthetic images of one update
-                trainer.train_step(batch)  # attack, loss, backward pass, optimizer, average, schedule
-            accuracies = trainer.validate() if trainer.validation_due else {}  # clean and under PGD
-            row = trainer.end_epoch(accuracies)
-            trainer.checkpoint()  # last.pth.tar, model_best.pth.tar and summary.csv
-            trainer.log(row)  # terminal, TensorBoard, Weights & Biases
-    if trainer.is_primary:
-        trainer.evaluate()  # clean, PGD and AutoAttack accuracy; writes report.json and report.html
+            for batch in trainer.batches():  # the rest of this epoch; each batch mixes real and synthetic images
+                trainer.train_step(batch)  # attack, loss, gradients, optimizer, EMA of the weights, learning rate
+            accuracies = trainer.validate() if trainer.validation_due else {}  # clean and under PGD, validation images
+            row = trainer.end_epoch(accuracies)  # one row of summary.csv; increases trainer.epoch
+            trainer.checkpoint()  # write last.pth.tar, model_best.pth.tar and summary.csv
+            trainer.log(row)  # show the row in the terminal, TensorBoard and Weights & Biases, if they are on
+    if trainer.is_primary:  # process 0 measures alone
+        trainer.evaluate()  # model_best.pth.tar: clean, PGD and AutoAttack accuracy; report.json, report.html
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status: errors in `prepare` give 2, errors in `train` give 1 or 3."""
     return run(lambda: prepare(argv), train)
 
 
