@@ -42,16 +42,15 @@ def test_a_plain_loop():
     assert timm_paf.activation_summary(model)['alpha'] != 1
 
 
-@pytest.mark.parametrize('name, compiled', [('pgd-at', False), ('trades', True)])
-def test_as_timms_train_script_does(name, compiled, tmp_path, reference):
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_as_timms_train_script_does(compiled, tmp_path, reference):
     """Optimizer, average, compile, scaler, clipping, checkpoint and its way back, in the order of train.py."""
     x, y = digits(64)
 
     def build():
         torch.manual_seed(0)
         model = timm.create_model('wrn10_2_pssilu', in_chans=1)
-        attack = PGD(eps=EPS, steps=2, loss='kl' if name == 'trades' else 'ce')
-        return create_task(name, model, attack, options=TaskOptions(awp_gamma=0.005))
+        return create_task('trades', model, PGD(eps=EPS, steps=2, loss='kl'), options=TaskOptions(awp_gamma=0.005))
 
     task = build()
     optimizer = create_optimizer_v2(task.trainable_module, opt='sgd', lr=0.05, momentum=0.9)
