@@ -32,6 +32,7 @@ def script(path, text):
 
 def test_a_library_is_made_once(cache, monkeypatch):
     compiler.build(DEFINES)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700  # it belongs to its user
     (library,) = cache.iterdir()
     made = library.stat().st_mtime_ns
     monkeypatch.setattr(compiler, '_compile', lambda *_: pytest.fail('compiled again'))
@@ -47,8 +48,7 @@ def test_processes_that_start_together_each_get_a_whole_library(cache):
     assert library.suffix == '.so'
 
 
-@pytest.mark.parametrize('text', ['echo "error: no" >&2; exit 1', 'printf half > "$last"; exit 1', 'kill -9 $$'],
-                         ids=['fails', 'leaves-a-part', 'killed'])
+@pytest.mark.parametrize('text', ['printf half > "$last"; exit 1', 'kill -9 $$'], ids=['leaves a part', 'killed'])
 def test_a_compiler_that_fails_leaves_nothing(cache, tmp_path, monkeypatch, text):
     find_output = 'for last in "$@"; do :; done; case "$*" in *--version*) exit 0;; esac; '
     monkeypatch.setenv('CXX', script(tmp_path / 'broken', find_output + text))
@@ -84,6 +84,8 @@ def test_where_the_cache_cannot_be_written_the_library_is_for_the_process(tmp_pa
 
 @pytest.mark.parametrize('change', ['source', 'flags', 'machine'])
 def test_what_a_library_depends_on_is_in_its_name(cache, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(compiler, '_compile', lambda _, output: output.touch())
+    monkeypatch.setattr(compiler.ctypes, 'CDLL', str)
     compiler.build(DEFINES)
     if change == 'source':
         other = shutil.copytree(compiler.SOURCE.parent, tmp_path / 'other')
@@ -95,8 +97,3 @@ def test_what_a_library_depends_on_is_in_its_name(cache, tmp_path, monkeypatch, 
         monkeypatch.setattr(compiler, '_machine', lambda: 'another processor')
     compiler.build(DEFINES)
     assert len(list(cache.iterdir())) == 2
-
-
-def test_the_cache_belongs_to_its_user(cache):
-    compiler.build(DEFINES)
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700

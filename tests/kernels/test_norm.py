@@ -44,11 +44,10 @@ def everything(model, x):
     return [y.detach(), *gradients, *model.buffers()]
 
 
-@pytest.mark.parametrize('mode', ['reference', 'fused'])
+@pytest.mark.parametrize('mode, dtype', [('reference', torch.float64), ('fused', torch.float32)], ids=str)
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 @pytest.mark.parametrize('settings', [
     {}, {'affine': False}, {'track_running_stats': False}, {'momentum': None}], ids=str)
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
 def test_values_gradients_and_statistics_are_equal(settings, training, mode, dtype):
     plain, ours = (model.to(dtype).train(training) for model in pair(**settings))
     assert type(ours[1]) is RecomputedBatchNorm2d and list(ours.state_dict()) == list(plain.state_dict())
@@ -59,18 +58,6 @@ def test_values_gradients_and_statistics_are_equal(settings, training, mode, dty
             dtype == torch.float32))
 
 
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
-def test_half_precision_and_layout(layout):
-    plain, ours = pair()
-    x = torch.randn(4, 3, 9, 9).contiguous(memory_format=layout)
-    def step(model):
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            y = model(x)
-        return torch.autograd.grad(y.float().square().sum(), list(model.parameters()))
-    for ours_, expected in zip(step(ours), step(plain), strict=True):
-        torch.testing.assert_close(ours_, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
-
-
 def test_second_derivatives():
     _, ours = pair()
     ours = ours.double()
@@ -78,7 +65,9 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: ours[:3](x), (x,))
 
 
-@pytest.mark.parametrize('arch', ['wrn10_2', 'resnet18', 'resnet50', 'preact_resnet18', 'vgg11_bn'])
+@pytest.mark.parametrize('arch', [
+    'wrn10_2', 'resnet18', 'vgg11_bn', pytest.param('resnet50', marks=pytest.mark.slow),
+    pytest.param('preact_resnet18', marks=pytest.mark.slow)])
 def test_a_network_keeps_what_one_with_relu_in_place_keeps(arch):
     def network(act, **kwargs):
         torch.manual_seed(0)
@@ -131,7 +120,6 @@ SUMS = {
     'a shortcut that is not kept': (Block(torch.Tensor.add_, nn.Sequential(nn.Tanh(), nn.MaxPool2d(3, 1, 1))), False),
     'a factor': (Block(lambda y, x: y.add_(x, alpha=0.5)), False),
     'another operation': (Block(torch.Tensor.sub_), False),
-    'a scalar of another overload': (Block(lambda y, x: torch.ops.aten.add_.Scalar(y, 1.)), False),
     'a number': (Block(lambda y, x: y.add_(1)), False),
     'twice': (Block(lambda y, x: y.add_(x).add_(x)), False),
     'twice itself': (Block(lambda y, x: y.add_(y)), False),
@@ -192,12 +180,3 @@ def test_torchscript():
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(torch.jit.script(ours.eval())(x), ours(x))
     torch.testing.assert_close(torch.jit.trace(ours.eval(), x)(x), ours(x))
-
-
-def test_features_and_copies():
-    model = timm.create_model('wrn10_2_pssilu', fuse_bn_act=True, features_only=True)
-    plain = timm.create_model('wrn10_2_pssilu', features_only=True)
-    plain.load_state_dict(model.state_dict())
-    x = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(model(x), plain(x))
-    assert type(copy.deepcopy(model).layer1[0].norm1) is RecomputedBatchNorm2d

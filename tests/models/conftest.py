@@ -11,6 +11,7 @@ import timm
 import timm_paf  # noqa: F401
 
 SMALL = ['resnet18', 'resnet50', 'preact_resnet18', 'wrn10_2', 'vgg11', 'vgg11_bn', 'resnet18_224']
+SLOW = ['resnet50', 'preact_resnet18', 'vgg11']  # another small network runs the same code
 LARGE = [
     name.removesuffix('_relu')
     for module in ('cifar_resnet', 'preact_resnet', 'wide_resnet', 'cifar_vgg', 'imagenet_resnet')
@@ -23,9 +24,9 @@ def arch(request):
     return request.param
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SMALL])
 def small(request):
-    """One or two architectures of every family."""
+    """One architecture of every family, and one or two more in the slow run."""
     return request.param
 
 

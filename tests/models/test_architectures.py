@@ -32,10 +32,9 @@ def disturb_norms(model):
     return model
 
 
-def conv(kernel, *channels, bias=False):
+def conv(kernel, *channels):
     """Parameters of a chain of convolutions."""
-    return sum(
-        kernel * kernel * a * b + bias * b for a, b in itertools.pairwise(channels))
+    return sum(kernel * kernel * a * b for a, b in itertools.pairwise(channels))
 
 
 def wrn_parameters(depth, k):
@@ -79,7 +78,7 @@ def test_number_of_parameters(arch):
         assert sum(p.numel() for p in timm.create_model(f'{arch}_relu').parameters()) == expected
 
 
-@pytest.mark.parametrize('name', ['vgg11', 'vgg16_bn'])
+@pytest.mark.parametrize('name', ['vgg11', 'vgg13_bn'])
 def test_vgg_is_torchvisions_up_to_the_head(name):
     model, other = disturb_norms(create(f'{name}_relu')), torchvision.models.get_model(name).eval().features
     own = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
@@ -91,8 +90,7 @@ def test_vgg_is_torchvisions_up_to_the_head(name):
         assert_close(model.forward_features(x), other(x))
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
-@pytest.mark.parametrize('act', ['relu', 'pssilu'])
+@pytest.mark.parametrize('name, act', [('resnet18', 'relu'), ('resnet50', 'pssilu')])
 def test_resnet_at_224_is_timms(name, act):
     model = disturb_norms(create(f'{name}_224_{act}'))
     other = timm.create_model(name, act_layer=act if act == 'relu' else shared(act)).eval()
@@ -122,7 +120,7 @@ def preact_resnet(state, x, act, layers):
 
 
 @pytest.mark.parametrize('name, layers', [
-    ('preact_resnet18', (2, 2, 2, 2)), ('wrn10_2', (1, 1, 1)), ('wrn28_4', (4, 4, 4))])
+    ('preact_resnet18', (2, 2, 2, 2)), ('wrn10_2', (1, 1, 1))])
 def test_preactivation_networks_against_a_plain_function(name, layers):
     model = disturb_norms(create(f'{name}_pssilu', act_kwargs=dict(alpha=2., beta=0.2)))
     alpha, beta = paf_parameters(model).values()
@@ -132,7 +130,7 @@ def test_preactivation_networks_against_a_plain_function(name, layers):
         assert_close(model(x), expected)
 
 
-def test_cifar_resnet_against_timms_with_a_small_stem():
+def test_cifar_resnet_is_timms_with_a_small_stem():
     model = disturb_norms(create('resnet18_relu'))
     other = timm.create_model('resnet18', num_classes=10).eval()
     other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
@@ -143,8 +141,9 @@ def test_cifar_resnet_against_timms_with_a_small_stem():
 
 
 @pytest.mark.parametrize('name, strides', [
-    ('resnet18', (4, 2)), ('resnet50', (2,)), ('preact_resnet18', (4, 2)), ('wrn10_2', (2, 1)),
-    ('resnet18_224', (16, 8))])
+    ('resnet18', (4,)), ('wrn10_2', (2, 1)), ('resnet18_224', (16,)),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ('resnet18', (2,)), ('resnet50', (2,)), ('preact_resnet18', (4, 2)), ('resnet18_224', (8,))])])
 def test_dilated_network_holds_the_strided_one(name, strides):
     # convolutions that are dilated instead of strided compute the same at the pixels that the strided ones have
     plain = disturb_norms(create(f'{name}_pssilu')).double()
@@ -167,25 +166,22 @@ def test_dilated_network_holds_the_strided_one(name, strides):
     (lambda: ImageNetResNet(BasicBlock, (2, 2, 2, 2), output_stride=4), 'output_stride = 4: expected 32, 16 or 8'),
     (lambda: CifarVGG(output_stride=8), 'output_stride = 8: expected 32'),
     (lambda: WideResNet(depth=27), r'depth = 27: expected 6 n \+ 4'),
-    (lambda: WideResNet(depth=4), 'depth = 4: expected'),
-    (lambda: PreActResNet(layers=(2, 2, 2)), 'expected four numbers each'),
-    (lambda: CifarVGG(channels=(64, 128)), 'expected five numbers each'),
+    (lambda: PreActResNet(layers=(2, 2, 2)), 'expected four numbers'),
+    (lambda: CifarVGG(channels=(64, 128)), 'expected five numbers'),
     (lambda: create('wrn10_2_relu').forward_intermediates(torch.rand(1, 3, 8, 8), output_fmt='NHWC'), 'expected NCHW'),
-], ids=range(10))
+], ids=range(9))
 def test_wrong_arguments_are_named(build, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message):
         build()
-    assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('build', [
-    lambda: WideResNet(10, 1), PreActResNet, lambda: CifarResNet(BasicBlock, (1, 1, 1, 1)), CifarVGG], ids=range(4))
-def test_classes_and_names_have_one_default(build):
-    assert build().num_classes == timm.get_pretrained_cfg_value('wrn10_2_relu', 'num_classes') == 10
+def test_classes_and_names_have_one_default():
+    with torch.device('meta'):
+        for model in (WideResNet(10, 1), PreActResNet(), CifarResNet(BasicBlock, (1, 1, 1, 1)), CifarVGG()):
+            assert model.num_classes == timm.get_pretrained_cfg_value('wrn10_2_relu', 'num_classes') == 10
 
 
-@pytest.mark.parametrize('name', [
-    'wrn10_2', 'wrn28_4', 'preact_resnet18', 'resnet18', 'resnet50_224', 'vgg11', 'vgg16_bn'])
+@pytest.mark.parametrize('name', ['wrn10_2', 'preact_resnet18', 'resnet18', 'resnet50_224', 'vgg11_bn'])
 def test_initial_weights(name):
     model = create(f'{name}_pssilu')
     for label, module in model.named_modules():
@@ -215,9 +211,8 @@ def test_stochastic_depth_grows_linearly(name):
     assert rates == pytest.approx([0.3 * index / (blocks - 1) for index in range(1, blocks)])
 
 
-def test_dropout_stands_before_the_classifier():
-    for name in ('wrn10_2', 'preact_resnet18', 'vgg11'):
-        model = create(f'{name}_relu', drop_rate=0.5)
-        features = torch.ones(1, model.num_features, 1, 1)
-        assert set(model.train().forward_head(features, pre_logits=True).unique().tolist()) == {0., 2.}
-        assert torch.equal(model.eval().forward_head(features, pre_logits=True), features.flatten(1))
+def test_dropout_before_the_classifier():
+    model = create('wrn10_2_relu', drop_rate=0.5)
+    features = torch.ones(1, model.num_features, 1, 1)
+    assert set(model.train().forward_head(features, pre_logits=True).unique().tolist()) == {0., 2.}
+    assert torch.equal(model.eval().forward_head(features, pre_logits=True), features.flatten(1))

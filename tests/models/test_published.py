@@ -189,7 +189,6 @@ def without(weights, pattern):
      'the file has an activation with alpha, .* PSSiLU'),
     ('wrn10_2_psilu', lambda w: w, 'the file has an activation with alpha and beta, .* PSiLU'),
     ('wrn10_2_relu', lambda w: w, 'the file has an activation with alpha and beta, the model has none'),
-    ('wrn10_2_pssilu', lambda w: without(w, 'alpha|beta'), 'the file has no parametric activation'),
     ('wrn28_10_pssilu', lambda w: w, r'has 1\+1\+1 blocks of 32/64/128 channels, .*4\+4\+4 blocks of 160/320/640'),
     ('resnet18_pssilu', lambda w: w, "read as RobustBench's WideResNet"),
     ('wrn10_2_pssilu', lambda w: without(w, 'block1.layer.0.conv2'), r'layer1\.0\.conv2\.weight is missing'),
@@ -201,7 +200,7 @@ def without(weights, pattern):
     ('wrn10_2_psoftplus', lambda w: {k: -v if 'alpha' in k else v for k, v in without(w, 'beta').items()},
      'expected values above 0'),
 ], ids=[
-    'contradictory copies', 'partial copies', 'one parameter absent', 'one too many', 'PAF into relu', 'relu into PAF',
+    'contradictory copies', 'partial copies', 'one parameter absent', 'one too many', 'PAF into relu',
     'other size', 'other architecture', 'missing', 'unknown', 'shape', 'half a normalisation', 'no tensor', 'below 0'])
 def test_weights_that_do_not_fit(name, change, message):
     _, weights = authors()
@@ -212,7 +211,6 @@ def test_weights_that_do_not_fit(name, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, device=device)
     assert str(caught.value).startswith(f'weights for {name}: ')
-    assert '\n' not in str(caught.value) and len(str(caught.value)) < 500
     with pytest.raises(ValueError, match=message):
         fit_state_dict(change(weights), model)
     assert str(model) == before
@@ -250,19 +248,8 @@ def test_one_activation_a_place_keeps_its_own_values():
         fit_state_dict(authors()[1], other)
 
 
-@pytest.mark.parametrize('use_ema', [False, True])
-def test_own_checkpoints_plain_and_averaged(tmp_path, use_ema):
-    raw, average = randomised(timm.create_model('wrn10_2_pssilu')), randomised(timm.create_model('wrn10_2_pssilu'))
-    checkpoint = {'state_dict': raw.state_dict(), 'epoch': 3}
-    if use_ema:
-        checkpoint['state_dict_ema'] = average.state_dict()
-    torch.save(checkpoint, tmp_path / 'c.pth.tar')
-    assert_same_logits(pretrained('wrn10_2_pssilu', tmp_path / 'c.pth.tar'), average if use_ema else raw)
-
-
 @pytest.mark.parametrize('file, kwargs, overlay, error', [
     (dict(num_classes=10), dict(num_classes=7), {}, None),
-    (dict(num_classes=7), dict(num_classes=7), {}, None),
     (dict(num_classes=7), {}, {}, r'the file has 7 classes, the model 10; pass num_classes=7'),
     (dict(num_classes=7), dict(num_classes=3), dict(num_classes=7), None),
     (dict(), dict(num_classes=0), {}, None),
@@ -270,7 +257,7 @@ def test_own_checkpoints_plain_and_averaged(tmp_path, use_ema):
     (dict(in_chans=1), dict(in_chans=1), {}, None),
     (dict(in_chans=1), dict(), {}, r'the file has 1 input channels, the model 3; pass in_chans=1'),
 ], ids=[
-    'new classifier', 'same classes', 'other classes', 'announced classes', 'headless', 'grey', 'grey file',
+    'new classifier', 'other classes', 'announced classes', 'headless', 'grey', 'grey file',
     'channels'])
 def test_classes_and_channels(file, kwargs, overlay, error):
     source, weights = authors(**file)
@@ -353,15 +340,3 @@ def test_options_show_in_the_state_dict(tmp_path):
     assert_same_logits(other, model)
     with pytest.raises(ValueError, match='remove pad_type'):
         fit_state_dict(plain.state_dict(), timm.create_model('wrn10_2_pssilu', pad_type='same'))
-
-
-def test_normalised_features_agree():
-    kwargs = dict(pad_type='same', **CIFAR10)
-    model = randomised(timm.create_model('wrn10_2_pssilu', **kwargs))
-    features = timm.create_model('wrn10_2_pssilu', features_only=True, **kwargs).eval()
-    features.load_state_dict(model.state_dict(), strict=False)
-    x = torch.rand(1, 3, 16, 16)
-    final, levels = model.forward_intermediates(x)
-    torch.testing.assert_close(model.forward_features(x), final)
-    for ours, theirs in zip(features(x), levels, strict=True):
-        torch.testing.assert_close(ours, theirs)

@@ -1,5 +1,4 @@
 """Every task by name: the effect of each option, on and off."""
-import copy
 
 import pytest
 import torch
@@ -55,40 +54,12 @@ def test_loss_falls(name, network, batch):
         assert not result[key].requires_grad, f'{key} keeps a graph'
 
 
-def test_plain_is_cross_entropy(network, batch):
-    task = make('plain', network(norm=True))
-    result, found = gradients(task, batch)
-    loss, expected = plain_gradients(network(norm=True), *batch)
-    assert_close(result['loss'].detach(), loss, rtol=0, atol=0)
-    assert_close(found, expected, rtol=0, atol=0)
-
-
-def test_trades_without_kl_divergence_is_plain_training_on_clean_images(network, batch):
-    result, found = gradients(make('trades', network(), trades_beta=0.), batch)
-    loss, expected = plain_gradients(network(), *batch)
-    assert_close(result['loss'].detach(), loss)
-    assert_close(found, expected)
-    assert not torch.equal(result['x_adv'], batch[0])
-    _, others = gradients(make('trades', network(), trades_beta=1.), batch)
-    assert (others['conv1.weight'] - found['conv1.weight']).norm() > 0.01 * found['conv1.weight'].norm()
-
-
-def test_mart_without_kl_divergence_is_the_margin_loss_on_attacked_images(network, batch):
-    result, _ = gradients(make('mart', network(), mart_beta=0.), batch)
-    p = network()(result['x_adv']).double().softmax(1)
-    y = batch[1][:, None]
-    expected = -(p.gather(1, y).log() + (1 - p.scatter(1, y, 0.).max(1, keepdim=True).values).log()).mean()
-    assert result['loss'].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize('name', ['pgd-at', 'trades', 'mart'])
+@pytest.mark.parametrize('name', ['pgd-at', 'trades'])
 def test_at_radius_zero_the_attacked_images_are_the_images(name, network, batch):
     task = make(name, network())
     task.attack.eps = 0.
     result, found = gradients(task, batch)
     assert torch.equal(result['x_adv'], batch[0])
-    if name == 'mart':
-        return
     loss, expected = plain_gradients(network(), *batch)  # the KL divergence and its gradient are 0
     assert_close(result['loss'].detach(), loss)
     assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -160,8 +131,8 @@ def test_penalty_is_added_to_every_loss(name, network, batch):
     assert len(learnable_betas(task.trainable_module)) == 1
 
 
-@pytest.mark.parametrize('name', TASKS)
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name, dtype', [
+    ('pgd-at', torch.float16), ('trades', torch.bfloat16), ('mart', torch.bfloat16)], ids=str)
 def test_autocast(name, dtype, network, batch):
     task, exact = make(name, network(), awp_gamma=0.01), make(name, network(), awp_gamma=0.01)
     with torch.autocast('cpu', dtype=dtype):
@@ -172,10 +143,12 @@ def test_autocast(name, dtype, network, batch):
         assert F.cosine_similarity(found[key].flatten(), gradient.flatten(), dim=0) > 0.95, key
 
 
-@pytest.mark.parametrize('name', TASKS)
-def test_compiled_model(name, network, batch):
-    task, eager = make(name, network(norm=True), awp_gamma=0.01), make(name, network(norm=True), awp_gamma=0.01)
-    task.compile(backend='eager')
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo of torch 2.6, of its own
+def test_compiled_model(network, batch):
+    """The attack gets it too, since ten passes of twelve are the attack's."""
+    task, eager = make('mart', network(norm=True), awp_gamma=0.01), make('mart', network(norm=True), awp_gamma=0.01)
+    compiled, plain = task.compile(backend='eager'), task.attack
+    task.attack = lambda model, x, y: plain(model, x, y) if model is compiled else pytest.fail('not compiled')
     _, expected = gradients(eager, batch)
     task(*batch)['loss'].backward()
     found = {n: p.grad for n, p in task.trainable_module._orig_mod.named_parameters()}
@@ -209,19 +182,10 @@ def test_errors(make_error, message, network):
         make_error(network())
 
 
-@pytest.mark.parametrize('name', TASKS)
-def test_two_losses_may_share_a_backward_pass(name, network, batch):
-    task, apart = make(name, network()), make(name, network())
+def test_two_losses_may_share_a_backward_pass(network, batch):
+    task, apart = make('trades', network()), make('trades', network())
     (task(*batch)['loss'] + task(*batch)['loss']).backward()
     for _ in range(2):
         apart(*batch)['loss'].backward()
     for p, q in zip(task.parameters(), apart.parameters(), strict=True):
         assert_close(p.grad, q.grad)
-
-
-def test_deepcopy_trains_alike(network, batch):
-    task = make('trades', network(), awp_gamma=0.01)
-    twin = copy.deepcopy(task)
-    _, expected = gradients(task, batch)
-    _, found = gradients(twin, batch)
-    assert_close(found, expected, rtol=0, atol=0)

@@ -58,8 +58,7 @@ def ours(name, clean, adv, target, beta, smoothing):
 
 
 @pytest.mark.parametrize('name, formula', [('trades', trades), ('mart', mart)], ids=['trades', 'mart'])
-@pytest.mark.parametrize('beta', [0., 1., 6.])
-@pytest.mark.parametrize('smoothing', [0., 0.1])
+@pytest.mark.parametrize('beta, smoothing', [(0., 0.1), (6., 0.), (6., 0.1)])
 def test_values(name, formula, beta, smoothing, case):
     tensors = [torch.from_numpy(array) for array in case]
     value = ours(name, *tensors, beta, smoothing).item()

@@ -6,13 +6,11 @@ import pytest
 import timm
 import torch
 from timm.layers import set_reentrant_ckpt
-from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
 from timm_paf.attacks import PGD
-from timm_paf.tasks import TASKS, TaskOptions, WeightPerturbation, create_task
+from timm_paf.tasks import TaskOptions, WeightPerturbation, create_task
 
 GAMMA = 0.05
 
@@ -31,7 +29,7 @@ def same(model, weights):
     return all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize('name', ['pgd-at', 'trades'])
 def test_gamma_zero_is_the_base_bit_for_bit(name, network, batch):
     results = []
     for options in ({}, dict(awp_gamma=0.), dict(awp_gamma=0.01)):
@@ -131,7 +129,7 @@ def test_readers_before_backward_get_the_unperturbed_weights(read, network, batc
         lost.backward()  # an error, not a gradient at other weights
 
 
-@pytest.mark.parametrize('read', ['checkpoint', 'evaluation', 'evaluation of the inner model'])
+@pytest.mark.parametrize('read', ['checkpoint', 'evaluation'])
 def test_readers_of_a_compiled_model_get_the_unperturbed_weights(read, network, batch, reference):
     """Its state dict comes from the model inside."""
     task = make(network())
@@ -144,7 +142,7 @@ def test_readers_of_a_compiled_model_get_the_unperturbed_weights(read, network, 
         state = task.get_checkpoint_state()['state_dict']
         assert all(torch.equal(state[name], value) for name, value in before.items())
     else:
-        assert torch.equal((inner if 'inner' in read else compiled)(batch[0]), clean)
+        assert torch.equal(compiled(batch[0]), clean)
     assert same(inner, before)
 
 
@@ -185,14 +183,6 @@ def test_a_backward_pass_that_fails_leaves_them_to_the_next_reader(network, batc
     handle.remove()
     assert all(torch.equal(task.state_dict()[f'trainable_module.{k}'], v) for k, v in before.items())
     task(*batch)['loss'].backward()
-    assert same(task.trainable_module, before)
-
-
-def test_no_grad_leaves_the_unperturbed_weights(network, batch):
-    task = make(network())
-    before = weights_of(task.trainable_module)
-    with torch.no_grad():
-        task(*batch)
     assert same(task.trainable_module, before)
 
 
@@ -237,22 +227,6 @@ def test_autocast_computes_with_the_perturbed_weights(dtype, network, batch):
     assert losses[0.5] == pytest.approx(exact, rel=0.002)
 
 
-def test_recomputation_in_the_backward_pass_uses_the_perturbed_weights(network, batch):
-    class Recomputed(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x):
-            return self.model[3:](checkpoint(self.model[:3], x, use_reentrant=False))
-
-    plain, again = make(network(), name='plain'), make(Recomputed(network()), name='plain')
-    for task in (plain, again):
-        task(*batch)['loss'].backward()
-    for p, q in zip(plain.trainable_module.parameters(), again.trainable_module.parameters(), strict=True):
-        assert_close(q.grad, p.grad)
-
-
 def test_reentrant_recomputation_is_refused(batch):
     """It hides the weights of its blocks from autograd.grad, so that they would not be perturbed."""
     model = timm.create_model('wrn10_2_pssilu', in_chans=1)
@@ -292,3 +266,14 @@ def test_a_weight_without_a_gradient_stays(network, batch):
     assert torch.equal(model.fc.weight, before.fc.weight)
     assert torch.equal(model.conv2.weight, before.conv2.weight)
     assert_close(model.conv1.weight, (1 + GAMMA) * before.conv1.weight)
+
+
+def test_recomputation_in_the_backward_pass_uses_the_perturbed_weights(batch):
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model('wrn10_2_pssilu', in_chans=1)
+        model.set_grad_checkpointing(recompute)
+        make(model, name='plain')(*batch)['loss'].backward()
+        results.append([p.grad for p in model.parameters()])
+    assert_close(*results)

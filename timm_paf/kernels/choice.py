@@ -33,10 +33,10 @@ class use:
 
     The choice holds for the process, since backward passes may run in threads of their own. It starts as the
     environment variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, torch.func and
-    dispatch modes, for subclasses of tensors, and for derivatives of derivatives the reference runs in any case.
+    dispatch modes, for subclasses of tensors, and for derivatives of derivatives the reference always runs.
 
     Args:
-        mode: 'auto' for fused functions where they can be had, and the reference elsewhere with one warning;
+        mode: 'auto' for fused functions where they are available, and the reference elsewhere with one warning;
             'reference' for torch's own operations; 'fused' as 'auto', but with an error where 'auto' would warn.
 
     Raises:
@@ -60,41 +60,27 @@ class use:
 
 
 def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators']:
-    """The fused functions for an activation of these tensors; None for the reference.
-
-    Args:
-        name: An activation of `functional`.
-        x: The input.
-        *others: Parameters and gradients that go with it; None is skipped.
-
-    Raises:
-        RuntimeError: If the mode is 'fused' and x is one for them, but they cannot be had.
-    """
+    """The fused functions for an activation of x with these parameters and gradients; None for the reference."""
     global _warned
-    if _mode == 'reference' or torch._C._len_torch_dispatch_stack():
+    if (_mode == 'reference' or torch._C._len_torch_dispatch_stack()
+            or torch._C._functorch.peek_interpreter_stack() is not None):
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return None
-    device = x.device
-    if device.type not in ('cpu', 'cuda'):
+    device, kind = x.device, x.device.type
+    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and (not x.numel() or x.dtype == torch.float64)):
         return None
     for tensor in (x, *others):
         if tensor is not None and (
                 type(tensor) not in _PLAIN or tensor.device != device or tensor.layout != torch.strided):
             return None
-    if device.type == 'cuda':
-        if not x.numel() or x.dtype == torch.float64:
-            return None
-        operators, reason = _gpu(device)
-    else:
-        operators = _cpu()
-        reason = cpu.available(name, x.dtype) if name in operators.names else None
+    operators, reason = _operators(device)
     if operators is not None and name not in operators.names:
         return None  # this activation has no kernel
+    if kind == 'cpu':
+        reason = cpu.available(name, x.dtype)
     if reason is None:
         return operators
     if _mode == 'fused':
-        raise RuntimeError(f'{name}: the fused function cannot be had: {reason}; use "auto" or "reference".')
+        raise RuntimeError(f'{name}: the fused function is not available: {reason}; use "auto" or "reference".')
     if not _warned:
         _warned = True
         warnings.warn(
@@ -104,18 +90,13 @@ def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators'
 
 
 @functools.cache
-def _cpu() -> 'Operators':
-    """The operators for the CPU; registering them with torch takes longer than the rest of the import."""
-    from timm_paf.kernels.ops import CPU
-    return CPU
-
-
-@functools.cache
-def _gpu(device: torch.device) -> tuple[Optional['Operators'], str | None]:
-    """The operators for a device, or why they cannot be had; found by trying."""
+def _operators(device: torch.device) -> tuple[Optional['Operators'], str | None]:
+    """The operators for a device, or why they are not available; found by trying."""
+    from timm_paf.kernels.ops import CPU, Operators  # registering them takes longer than the rest of the import
+    if device.type == 'cpu':
+        return CPU, None
     try:
         from timm_paf.kernels import gpu
-        from timm_paf.kernels.ops import Operators
         x = torch.ones(1, device=device)
         gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
     except Exception as error:  # Triton, its compiler and the driver each have their own

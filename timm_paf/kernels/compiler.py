@@ -20,7 +20,6 @@ SOURCE = Path(__file__).with_name('cpp') / 'activations.cpp'
 _BASE = ('-std=c++17', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared')
 # tried in this order: the option for this processor depends on the compiler, and OpenMP may be missing
 _CHOICES = (('-march=native', '-fopenmp'), ('-mcpu=native', '-fopenmp'), ('-fopenmp',), ('-fopenmp-simd',), ())
-_SECONDS = 300  # time limit of the compiler
 
 
 class BuildError(RuntimeError):
@@ -45,27 +44,22 @@ def _machine() -> str:
         version = subprocess.run([*_compiler(), '--version'], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f'{shlex.join(_compiler())} does not run ({error})') from None
-    flags = ''
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as lines:
-            flags = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8', errors='replace').splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
     capability = torch.backends.cpu.get_cpu_capability()
     return '\n'.join((version, platform.machine(), platform.processor(), flags, capability, torch.__version__))
 
 
-def _openmp() -> tuple[str, ...]:
-    """The OpenMP library that torch uses, so that the process has one pool of threads; () if unknown."""
-    found = sorted(Path(torch.__file__).parent.joinpath('lib').glob('libgomp*.so*'))
-    return (str(found[0]),) if len(found) == 1 else ()
-
-
 def _commands(defines: tuple[str, ...]) -> list[list[str]]:
     """Commands to try in turn, without the name of the output."""
+    # the OpenMP library that torch uses, so that the process has one pool of threads
+    openmp = list(Path(torch.__file__).parent.joinpath('lib').glob('libgomp*.so*'))
     commands = []
     for flags in _CHOICES:
         start = [*_compiler(), *_BASE, *flags, *defines, str(SOURCE)]
-        if '-fopenmp' in flags and _openmp():
-            commands.append([*start, '-Wl,--as-needed', *_openmp()])
+        if '-fopenmp' in flags and len(openmp) == 1:
+            commands.append([*start, '-Wl,--as-needed', str(openmp[0])])
         commands.append(start)
     return commands
 
@@ -75,27 +69,21 @@ def _compile(defines: tuple[str, ...], output: Path) -> None:
     for command in _commands(defines):
         try:
             result = subprocess.run(
-                [*command, '-o', str(output)], capture_output=True, text=True, timeout=_SECONDS,
+                [*command, '-o', str(output)], capture_output=True, text=True, timeout=300,
                 env={**os.environ, 'LC_ALL': 'C'})
         except (OSError, subprocess.SubprocessError) as error:
             message = str(error)
-            continue
-        if result.returncode == 0:
-            return
-        message = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[0]
+        else:
+            if result.returncode == 0:
+                return
+            message = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[0]
     raise BuildError(f'{shlex.join(_compiler())} failed ({message})')
 
 
 def build(defines: tuple[str, ...]) -> ctypes.CDLL:
-    """Load the library of `SOURCE` with these definitions from the cache; build it if it is not there.
+    """Load the library of `SOURCE` with definitions such as '-DACTIVATION=pssilu' from the cache, or build it.
 
-    Processes that start together may each build it; the file appears complete under its name, whichever is last.
-
-    Args:
-        defines: Options of the compiler, such as '-DACTIVATION=pssilu'.
-
-    Returns:
-        The loaded library.
+    Processes that start together may each build it; the file always appears complete under its name.
 
     Raises:
         BuildError: If there is no compiler, it fails, or the library cannot be loaded.

@@ -1,11 +1,12 @@
 """Activations on the CPU by compiled C++, in one pass over memory for the value and one for the gradient."""
 import ctypes
-import threading
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from timm_paf._dtypes import compute_dtype
 from timm_paf.kernels.compiler import BuildError, build
 
 __all__ = ['NAMES', 'available', 'gradients', 'input_gradient', 'value']
@@ -13,48 +14,33 @@ __all__ = ['NAMES', 'available', 'gradients', 'input_gradient', 'value']
 # activations with a function in cpp/formulas.h
 NAMES = frozenset((
     'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu_fixed', 'pssilu'))
-_DTYPES = {  # dtype -> names of storage and computation type in C++, dtype of the computation
-    torch.float32: ('float', 'float', torch.float32),
-    torch.float64: ('double', 'double', torch.float64),
-    torch.bfloat16: ('bfloat16', 'float', torch.float32),
-    torch.float16: ('float16', 'float', torch.float32),
-}
-_COMPUTE = {dtype: compute for dtype, (_, _, compute) in _DTYPES.items()}
+_STORAGE = {
+    torch.float32: 'float', torch.float64: 'double', torch.bfloat16: 'bfloat16', torch.float16: 'float16'}  # in C++
 _GRAIN = 2**15  # smallest number of elements per thread
-_functions: dict[tuple[str, torch.dtype], Any] = {}
-_failures: dict[tuple[str, torch.dtype], str] = {}
-_lock = threading.Lock()
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype) -> tuple[Any, str | None]:
+    """The compiled function of an activation, or the reason why it is not available."""
+    if dtype not in _STORAGE:
+        return None, f'there is no kernel for {dtype}'
+    compute = _STORAGE[compute_dtype(dtype)]
+    try:
+        function = build((f'-DACTIVATION={name}', f'-DSTORAGE={_STORAGE[dtype]}', f'-DCOMPUTE={compute}')).timm_paf_run
+    except (BuildError, AttributeError) as error:
+        return None, str(error)
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int]
+    function.restype = None
+    return function, None
 
 
 def available(name: str, dtype: torch.dtype) -> str | None:
     """Load the function of an activation; the first time on a machine it is compiled, in a second or two.
 
-    Args:
-        name: An activation of `functional`.
-        dtype: The dtype of x.
-
     Returns:
         None if it is available; otherwise the reason why it is not.
     """
-    key = (name, dtype)
-    if key in _functions:
-        return None
-    with _lock:
-        if key not in _functions and key not in _failures:
-            if dtype not in _DTYPES:
-                _failures[key] = f'there is no kernel for {dtype}'
-                return _failures[key]
-            storage, compute, _ = _DTYPES[dtype]
-            try:
-                library = build((f'-DACTIVATION={name}', f'-DSTORAGE={storage}', f'-DCOMPUTE={compute}'))
-                function = library.timm_paf_run
-            except (BuildError, AttributeError) as error:
-                _failures[key] = str(error)
-            else:
-                function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_int]
-                function.restype = None
-                _functions[key] = function
-    return _failures.get(key)
+    return _function(name, dtype)[1]
 
 
 def _dense(x: Tensor, like: Tensor) -> Tensor:
@@ -66,9 +52,7 @@ def _parameter(parameter: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
     """The parameter in the dtype of the computation: one value, or a contiguous row of one per channel."""
     if parameter.dtype != dtype:
         parameter = parameter.to(dtype)
-    if channels > 1:
-        return parameter.reshape(-1).expand(channels).contiguous()
-    return parameter
+    return parameter.reshape(-1).expand(channels).contiguous() if channels > 1 else parameter
 
 
 def _run(
@@ -76,29 +60,24 @@ def _run(
         with_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The value, or with `grad` the gradient in x; with_sums adds the sums for alpha and beta."""
-    function = _functions.get((name, x.dtype))
-    if function is None:
-        if reason := available(name, x.dtype):
-            raise RuntimeError(f'{name}: the fused function is not available: {reason}.')
-        function = _functions[name, x.dtype]
+    function, reason = _function(name, x.dtype)
+    if reason:
+        raise RuntimeError(f'{name}: the fused function is not available: {reason}.')
     out = torch.empty_like(x)  # dense, with x's order of dimensions
     x = _dense(x, out)
-    dtype = _COMPUTE[x.dtype]
+    dtype = compute_dtype(x.dtype)
     channels = max(alpha.numel(), 1 if beta is None else beta.numel())
     sums = [torch.zeros(channels, dtype=dtype) for _ in range(2)] if with_sums else None
     count = x.numel()
     if count:
         inner = x.stride(channel_dim) if channels > 1 else 1
-        kept = [_parameter(alpha, dtype, channels)]  # referenced until the call ends
-        beta_pointer = None
-        if beta is not None:
-            kept.append(_parameter(beta, dtype, channels))
-            beta_pointer = kept[1].data_ptr()
-        if grad is not None:
-            grad = _dense(grad, out)
+        # referenced until the call ends
+        alpha = _parameter(alpha, dtype, channels)
+        beta = None if beta is None else _parameter(beta, dtype, channels)
+        grad = None if grad is None else _dense(grad, out)
         function(
-            None if grad is None else grad.data_ptr(), x.data_ptr(), out.data_ptr(), kept[0].data_ptr(), beta_pointer,
-            None if sums is None else sums[0].data_ptr(),
+            None if grad is None else grad.data_ptr(), x.data_ptr(), out.data_ptr(), alpha.data_ptr(),
+            None if beta is None else beta.data_ptr(), None if sums is None else sums[0].data_ptr(),
             None if sums is None or beta is None else sums[1].data_ptr(),
             count // (channels * inner), channels, inner,
             min(torch.get_num_threads(), count // _GRAIN) if count > _GRAIN else 1)
@@ -119,11 +98,9 @@ def input_gradient(
 def gradients(
         grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta.
+    """Grad df/dx, like x, and the sums of grad df/dalpha and grad df/dbeta in the shape of their parameter.
 
-    Returns:
-        The first like x; the others in the dtype of the computation and the shape of their parameter, summed in double
-        precision in an order that depends only on the shape of x. The last is empty if beta is None.
+    They are summed in double precision in an order that depends only on the shape of x; the last is empty without beta.
     """
     grad_x, grad_alpha, grad_beta = _run(name, grad, x, alpha, beta, channel_dim, with_sums=True)
     return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)

@@ -1,5 +1,6 @@
 """The fused functions as operators of torch, for profilers, dispatch modes and fake tensors."""
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +20,6 @@ def _define(name: str, schema: str, function: Callable, fake: Callable) -> None:
     torch.library.register_fake(f'timm_paf::{name}', fake, lib=_library)
 
 
-def _like_x(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _like_second(grad: Tensor, x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _fake_gradients(
         grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,28 +29,22 @@ def _fake_gradients(
         torch.empty((0,) if beta is None else beta.shape, dtype=dtype, device=x.device))
 
 
-_define('value', f'({_TENSORS}) -> Tensor', cpu.value, _like_x)
-_define('input_gradient', f'(Tensor grad, {_TENSORS}) -> Tensor', cpu.input_gradient, _like_second)
+_define('value', f'({_TENSORS}) -> Tensor', cpu.value, lambda x, *_: torch.empty_like(x))
+_define('input_gradient', f'(Tensor grad, {_TENSORS}) -> Tensor', cpu.input_gradient,
+        lambda grad, x, *_: torch.empty_like(x))
 _define('gradients', f'(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor)', cpu.gradients, _fake_gradients)
 
 
-class Operators:
-    """Three operators with the signatures of `cpu.value`, `cpu.input_gradient` and `cpu.gradients`.
-
-    Args:
-        value: The activation.
-        input_gradient: Its gradient in x.
-        gradients: Its gradients in x, alpha and beta.
-        names: The activations that they compute.
-    """
-
-    def __init__(self, value: Callable, input_gradient: Callable, gradients: Callable, names: Collection[str]) -> None:
-        self._value, self._input_gradient, self._gradients = value, input_gradient, gradients
-        self.names = names
+class Operators(NamedTuple):
+    """Three functions with the signatures of `cpu.value`, `cpu.input_gradient` and `cpu.gradients`, for these names."""
+    plain_value: Callable[..., Tensor]
+    input_gradient: Callable[..., Tensor]
+    all_gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    names: Collection[str]
 
     def value(self, name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
         """The activation, in one pass."""
-        return self._value(x, alpha, beta, name, channel_dim)
+        return self.plain_value(x, alpha, beta, name, channel_dim)
 
     def gradients(
             self, name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int,
@@ -65,8 +52,8 @@ class Operators:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradient in x and, if `need_params`, the sums for alpha and beta, in one pass."""
         if not need_params:
-            return self._input_gradient(grad, x, alpha, beta, name, channel_dim), None, None
-        return self._gradients(grad, x, alpha, beta, name, channel_dim)
+            return self.input_gradient(grad, x, alpha, beta, name, channel_dim), None, None
+        return self.all_gradients(grad, x, alpha, beta, name, channel_dim)
 
 
 CPU = Operators(torch.ops.timm_paf.value, torch.ops.timm_paf.input_gradient, torch.ops.timm_paf.gradients, cpu.NAMES)

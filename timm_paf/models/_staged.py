@@ -19,14 +19,10 @@ class StagedNet(nn.Module):
     A subclass registers its children in the order in which they run and lists the feature levels in `feature_info`.
     Its constructor ends with `build_head` and `init_weights`. It defines `forward_features`, since TorchScript cannot
     look children up by name.
-
-    Attributes:
-        num_feature_levels: Length of `feature_info`.
-        stem: Regular expression that matches the beginning of the names of the stem's parameters.
     """
 
-    num_feature_levels: int
-    stem = r'conv1\.'
+    num_feature_levels: int  # length of feature_info
+    stem = r'conv1\.'  # regular expression of the beginning of the names of the stem's parameters
     feature_info: list[dict[str, Any]]
     if TYPE_CHECKING:  # TorchScript would read these annotations at run time, and does not know nn.Sequential
         layer1: nn.Sequential
@@ -39,22 +35,12 @@ class StagedNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.drop_rate = 0.
-        self.grad_checkpointing = False
+        self.drop_rate, self.grad_checkpointing = 0., False
 
-    def build_head(
-            self,
-            num_features: int,
-            num_classes: int,
-            global_pool: str,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        """Register pooling and classifier as the last children."""
-        self.num_classes = num_classes
-        self.num_features = num_features
-        self.global_pool, self.fc = create_classifier(
-            num_features, num_classes, pool_type=global_pool, device=device, dtype=dtype)
+    def build_head(self, num_features: int, num_classes: int, global_pool: str, **dd: Any) -> None:
+        """Register pooling and classifier as the last children; `dd` is their `device` and `dtype`."""
+        self.num_classes, self.num_features = num_classes, num_features
+        self.global_pool, self.fc = create_classifier(num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = num_features * self.global_pool.feat_mult()
 
     @torch.jit.ignore
@@ -70,19 +56,11 @@ class StagedNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into groups, for layer-wise learning rates.
 
-        A shared activation occurs at every depth. It goes into the last group, that of the classifier, whose learning
-        rate is not scaled down.
+        A shared activation occurs at every depth: it goes into the last group, whose learning rate is not scaled down.
         """
         shared = ''.join(rf'(?!{re.escape(name)}\.)' for name in shared_activations(self))
         block = r'layer(\d+)' if coarse else r'layer(\d+)\.(\d+)'
-        return dict(
-            stem=f'^{shared}{self.stem}',
-            blocks=[(f'^{shared}{block}', None), (r'^norm\.', (99999,))])
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: none. The recipe chooses whether alpha and beta are decayed."""
-        return set()
+        return dict(stem=f'^{shared}{self.stem}', blocks=[(f'^{shared}{block}', None), (r'^norm\.', (99999,))])
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -100,32 +78,34 @@ class StagedNet(nn.Module):
         return 'fc' if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, and the pooling if one is named.
-
-        Args:
-            num_classes: Number of classes; 0 for no classifier.
-            global_pool: timm's pooling type, '' for none; None keeps the current one.
-        """
+        """Replace the classifier (none for 0 classes), and the pooling unless `global_pool` is None ('' for none)."""
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        weight = next(self.parameters())
-        self.build_head(self.num_features, num_classes, pool_type, device=weight.device, dtype=weight.dtype)
+        like = next(self.parameters())
+        self.build_head(self.num_features, num_classes, pool_type, device=like.device, dtype=like.dtype)
         self.global_pool.train(self.training)
         self.fc.train(self.training)
+
+    def run_stages(self, x: Tensor) -> Tensor:
+        """Run the stages `layer1` to `layer3`, `layer4` or `layer5` on the features of the stem."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages(), x, flatten=True)
+        else:
+            x = self.layer3(self.layer2(self.layer1(x)))
+            if hasattr(self, 'layer4'):
+                x = self.layer4(x)
+            if hasattr(self, 'layer5'):
+                x = self.layer5(x)
+        return x
 
     def finish(self, x: Tensor) -> Tensor:
         """Turn the last level into the final features."""
         return x
 
     def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+            self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
+            output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Compute the features of all levels, and the final features.
+        """Compute the final features of images (B, C, H, W), and the list of the features of all levels.
 
         Args:
             x: Images (B, C, H, W).
@@ -134,12 +114,6 @@ class StagedNet(nn.Module):
             stop_early: Stop after the last of these levels.
             output_fmt: 'NCHW' only.
             intermediates_only: Return only the list of levels.
-
-        Returns:
-            The final features and the list of levels, or only the list.
-
-        Raises:
-            ValueError: If output_fmt is not 'NCHW'.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f'output_fmt = {output_fmt!r}: expected NCHW.')
@@ -154,32 +128,22 @@ class StagedNet(nn.Module):
                 x = child(x)
             if name not in levels:
                 continue
-            index = levels.index(name)
-            if index in take_indices:
+            if (index := levels.index(name)) in take_indices:
                 intermediates.append(self.finish(x) if norm and index == final else x)
             if index == (max_index if stop_early else final):
                 break
         if intermediates_only:
             return intermediates
-        if not stop_early or max_index == final:
-            x = self.finish(x)
-        return x, intermediates
+        return (self.finish(x) if not stop_early or max_index == final else x), intermediates
 
     def prune_intermediate_layers(
-            self,
-            indices: int | list[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
-    ) -> list[int]:
-        """Remove the modules that some levels do not need.
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Remove the modules that some levels do not need, and return the indices of these levels.
 
         Args:
             indices: Levels to keep, as for `forward_intermediates`.
             prune_norm: Remove the final norm and activation.
             prune_head: Remove pooling and classifier; always removed when later levels are.
-
-        Returns:
-            The indices of the levels, counted from the first.
         """
         take_indices, max_index = feature_take_indices(self.num_feature_levels, indices)
         levels = [info['module'] for info in self.feature_info]
@@ -187,9 +151,8 @@ class StagedNet(nn.Module):
             setattr(self, name, nn.Sequential())
         ends_early = max_index < len(levels) - 1
         if prune_norm or ends_early:
-            for name in ('norm', 'act'):
-                if hasattr(self, name):
-                    setattr(self, name, nn.Identity())
+            for name in {'norm', 'act'} & self._modules.keys():
+                setattr(self, name, nn.Identity())
         if ends_early:
             self.num_features = self.feature_info[max_index]['num_chs']
         if prune_head or ends_early:

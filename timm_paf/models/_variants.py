@@ -2,7 +2,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -13,33 +13,22 @@ from timm_paf.activations import ACTIVATIONS, SHARING, convert_activations, shar
 from timm_paf.kernels import recompute_batch_norm
 from timm_paf.models.published import checkpoint_filter_fn
 
-# the activations without parameters that the paper compares with, by timm's names
-REFERENCE_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus')
-VARIANT_ACTIVATIONS = (*REFERENCE_ACTIVATIONS, *ACTIVATIONS)
+# timm's names of the activations without parameters that the paper compares with, and those of this package
+VARIANT_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus', *ACTIVATIONS)
 NUM_CLASSES = 10  # default of the networks for 32x32 images: CIFAR-10
 
 
 def pixel_cfg(first_conv: str, classifier: str, **settings: Any) -> dict[str, Any]:
     """Timm's pretrained cfg of a network for pixels in [0, 1]; for 32x32 images unless `settings` differ."""
     return {
-        'url': '',
-        'num_classes': NUM_CLASSES,
-        'input_size': (3, 32, 32),
-        'pool_size': (4, 4),
-        'crop_pct': 1.,
-        'interpolation': 'bicubic',
-        'mean': (0., 0., 0.),
-        'std': (1., 1., 1.),
-        'first_conv': first_conv,
-        'classifier': classifier,
-        'license': 'apache-2.0',
-        **settings,
+        'url': '', 'num_classes': NUM_CLASSES, 'input_size': (3, 32, 32), 'pool_size': (4, 4), 'crop_pct': 1.,
+        'interpolation': 'bicubic', 'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'first_conv': first_conv,
+        'classifier': classifier, 'license': 'apache-2.0', **settings,
     }
 
 
 def _entrypoint(
-        model_cls: type[nn.Module], name: str, activation: str, arch: Mapping[str, Any], module: str,
-) -> Callable[..., nn.Module]:
+        model_cls: Any, name: str, activation: str, arch: Mapping[str, Any], module: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         act_kwargs = kwargs.pop('act_kwargs', None) or {}
         fuse_bn_act = kwargs.pop('fuse_bn_act', False)
@@ -62,26 +51,20 @@ def _entrypoint(
                 raise ValueError(f'{name}: act_kwargs = {act_kwargs}, but {activation} has no parameters.')
             else:
                 kwargs['act_layer'] = activation
-        feature_cfg = dict(out_indices=tuple(range(cast(Any, model_cls).num_feature_levels)))
         model = build_model_with_cfg(
-            build, name, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=checkpoint_filter_fn,
-            **{**arch, **kwargs})
+            build, name, pretrained, feature_cfg=dict(out_indices=tuple(range(model_cls.num_feature_levels))),
+            pretrained_filter_fn=checkpoint_filter_fn, **{**arch, **kwargs})
         return recompute_batch_norm(model) if fuse_bn_act else model
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module
-    create.__doc__ = (
-        f'{name[:-len(activation) - 1]} with {activation}'
-        + (', one activation module for the whole network.' if activation in ACTIVATIONS else '.'))
+    create.__doc__ = f'{name.removesuffix(f"_{activation}")} with {activation}' + (
+        ', one activation module for the whole network.' if activation in ACTIVATIONS else '.')
     return create
 
 
 def _build_sharing(
-        model_cls: type[nn.Module],
-        activation: str,
-        sharing: str,
-        act_kwargs: Mapping[str, Any],
-        **kwargs: Any,
+        model_cls: type[nn.Module], activation: str, sharing: str, act_kwargs: Mapping[str, Any], **kwargs: Any,
 ) -> nn.Module:
     """A network with one activation per stage, or one value per channel."""
     model = model_cls(**kwargs)
@@ -97,14 +80,11 @@ def _build_sharing(
 def variant_cfgs(architectures: Iterable[str], cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `default_cfgs` of a module: one entry for each architecture and activation."""
     return generate_default_cfgs({
-        f'{arch}_{activation}': dict(cfg) for arch in architectures for activation in VARIANT_ACTIVATIONS
-    })
+        f'{arch}_{activation}': dict(cfg) for arch in architectures for activation in VARIANT_ACTIVATIONS})
 
 
 def register_variants(model_cls: type[nn.Module], architectures: Mapping[str, Mapping[str, Any]], module: str) -> None:
-    """Register every architecture of a module with every activation.
-
-    Names that timm already has are skipped.
+    """Register every architecture of a module with every activation, except names that timm already has.
 
     Args:
         model_cls: Class of the networks; `num_feature_levels` is its number of feature maps.

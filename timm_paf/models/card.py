@@ -19,31 +19,22 @@ _CITATION = """@article{dai2021parameterizing,
   journal = {arXiv preprint arXiv:2110.05626},
   year = {2021}
 }"""
-_MEASUREMENTS = ('clean', 'pgd', 'autoattack')
 
 
 def model_card(
-        model: nn.Module,
-        *,
-        training_data: str | Sequence[str],
-        report: Mapping[str, Any] | None = None,
-        license: str | None = None,
-        source: str = 'local-dir:FOLDER',
-        description: str | None = None,
+        model: nn.Module, *, training_data: str | Sequence[str], report: Mapping[str, Any] | None = None,
+        license: str | None = None, source: str = 'local-dir:FOLDER', description: str | None = None,
 ) -> dict[str, Any]:
     """Build a model card for timm's `push_to_hf_hub(model_card=...)` and `generate_readme`.
 
     Args:
         model: A model from `timm.create_model`.
         training_data: Names of the data sets in training, one or several.
-        report: Content of a `report.json`: 'clean', 'pgd' and 'autoattack', each with the integers `correct` and
-            `total`; None for a model that was not measured.
+        report: Content of a `report.json` ('clean', 'pgd', 'autoattack' with the integers `correct` and `total`); None
+            for a model that was not measured.
         license: Licence of the weights; by default the `license` of the model's `pretrained_cfg`.
         source: Name of the model for `timm.create_model` in the example of use.
         description: First paragraph; by default the architecture and the measured accuracy.
-
-    Returns:
-        The parts of the card.
 
     Raises:
         ValueError: If training_data is empty, or the report has no measurement or a measurement without counts.
@@ -54,14 +45,9 @@ def model_card(
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     architecture = cfg.get('architecture') or type(model).__name__
     measured = {} if report is None else _measurements(report)
-    options = network_options(model)
     details: dict[str, Any] = {
-        'Architecture': architecture,
-        'Input': _input(options),
-        'Activation': _activation(model),
-        'Training data': data,
-        **measured,
-    }
+        'Architecture': architecture, 'Input': _input(model), 'Activation': _activation(model),
+        'Training data': data, **measured}
     if report is None:
         details['Robust accuracy'] = 'not measured'
     elif report.get('dataset'):
@@ -73,48 +59,36 @@ def model_card(
         'description': description or f'{architecture} for adversarial robustness. Accuracy, {summary}.',
         'details': details,
         'usage': (
-            '```python\n'
-            'import timm\n'
+            '```python\nimport timm\n'
             'import timm_paf  # registers the network and its activation\n\n'
             f"model = timm.create_model('{source}', pretrained=True).eval()\n"
-            'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n'
-            '```'),
+            'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n```'),
         'citation': _CITATION,
     }
 
 
 def save_for_hf(
-        model: nn.Module,
-        folder: str | os.PathLike,
-        *,
-        training_data: str | Sequence[str],
-        report: Mapping[str, Any] | None = None,
-        license: str | None = None,
+        model: nn.Module, folder: str | os.PathLike, *, training_data: str | Sequence[str],
+        report: Mapping[str, Any] | None = None, license: str | None = None,
         model_args: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model to a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` reads.
 
-    The folder holds the files of timm's `save_for_hf` (with safetensors) and `README.md` with the model card, as a
-    repository of the hub does. `import timm_paf` is needed before the model is created from it.
+    The folder holds the files of timm's `save_for_hf` (with safetensors) and `README.md` with the model card.
+    Run `import timm_paf` before you create the model from it.
 
     Args:
         model: A model from `timm.create_model`.
         folder: Created if it does not exist; its files of the same names are overwritten.
-        training_data: As `model_card`.
-        report: As `model_card`.
-        license: As `model_card`.
+        training_data, report, license: As `model_card`.
         model_args: Further arguments of `create_model` for this model that its weights do not show, such as
             `dict(act_layer='shared_pssilu')`; for timm before 1.0.29, which does not record them.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: As `model_card`, and if an argument of the model cannot be written as JSON.
     """
     folder = Path(folder)
-    card = model_card(
-        model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
+    card = model_card(model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
     built_with = {
         **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
         **network_options(model), **(model_args or {})}
@@ -125,16 +99,14 @@ def save_for_hf(
 
 def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
     """'Clean accuracy', 'PGD-20 accuracy', … to a percentage with its counts and norm ball."""
-    lines: dict[str, str] = {}
-    for name in _MEASUREMENTS:
-        found = report.get(name)
-        if found is None:
+    lines = {}
+    for name in ('clean', 'pgd', 'autoattack'):
+        if (found := report.get(name)) is None:
             continue
         correct, total = (found.get(key) if isinstance(found, Mapping) else None for key in ('correct', 'total'))
         if not isinstance(correct, int) or not isinstance(total, int) or not 0 <= correct <= total or total < 1:
             raise ValueError(f'report[{name!r}] = {found!r}: expected integers 0 <= correct <= total, total >= 1.')
-        attack = found.get('attack')
-        title = 'Clean' if name == 'clean' else str(attack or name)
+        title = 'Clean' if name == 'clean' else found.get('attack') or name
         ball = f' in the {found["norm"]} ball of radius {found["eps"]}' if found.get('norm') else ''
         lines[f'{title} accuracy'] = f'{100 * correct / total:.2f} % ({correct} of {total} images){ball}'
     if not lines:
@@ -144,16 +116,15 @@ def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
 
 def _activation(model: nn.Module) -> str | list[str]:
     """The parametric activations with their values; if there is none, the names of the other activations."""
-    described = [f'{type(module).__name__}: {module.extra_repr()} (`{name}`)' for name, module in paf_modules(model)]
-    if described:
-        return described
     plain = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith((
         'torch.nn.modules.activation', 'timm.layers.activations', 'timm_paf.activations'))}
-    return ', '.join(sorted(plain)) or 'none found'
+    parametric = [f'{type(m).__name__}: {m.extra_repr()} (`{name}`)' for name, m in paf_modules(model)]
+    return parametric or ', '.join(sorted(plain)) or 'none found'
 
 
-def _input(options: Mapping[str, Any]) -> str:
+def _input(model: nn.Module) -> str:
+    options = network_options(model)
     if 'input_mean' not in options:
         return 'pixels in [0, 1]'
-    numbers = {name: ', '.join(f'{value:.4g}' for value in options[f'input_{name}']) for name in ('mean', 'std')}
-    return f'pixels in [0, 1]; the network normalises with mean ({numbers["mean"]}) and std ({numbers["std"]})'
+    mean, std = (', '.join(f'{value:.4g}' for value in options[name]) for name in ('input_mean', 'input_std'))
+    return f'pixels in [0, 1]; the network normalises with mean ({mean}) and std ({std})'

@@ -17,11 +17,11 @@ __all__ = ['load_weights', 'read_checkpoint', 'select_state_dict']
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint file without running code from it: safetensors, or `torch.load(weights_only=True)`.
+    """Read a checkpoint file without running code from it, by safetensors or `torch.load(weights_only=True)`.
 
     Args:
         path: A checkpoint of timm's CheckpointSaver, of this package or of the paper's authors, or a bare state dict;
-            read as safetensors if its name ends in `.safetensors`.
+            in safetensors format if its name ends in `.safetensors`.
 
     Returns:
         The dictionary in the file, on the CPU.
@@ -32,6 +32,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: If it is not a checkpoint, is damaged, or holds objects other than tensors and plain values.
     """
     path = Path(path)
+    content: Any
     if path.is_dir():
         raise IsADirectoryError(f'checkpoint {path} is a folder; give a file in it, such as model_best.pth.tar.')
     if not path.is_file():
@@ -40,27 +41,22 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about the pickle protocol of files that cannot be read anyway
             if path.suffix == '.safetensors':
-                content: Any = load_file(path)
+                content = load_file(path)
             else:
                 with torch.serialization.safe_globals([argparse.Namespace]):  # of timm's train.py
                     content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the unpickler raises all kinds of errors for files that are no checkpoints
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ''
-        if not any(character.isalpha() for character in reason):  # the message may be a bare number
-            reason = f'{type(error).__name__} {reason}'.strip()
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
         raise ValueError(
-            f'checkpoint {path} cannot be read ({reason}); expected a file of tensors and plain values, as '
-            'torch.save writes.') from error
+            f'checkpoint {path} cannot be read ({reason}); expected tensors and plain values, as torch.save writes.',
+        ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f'checkpoint {path} holds a {type(content).__name__}; expected a dictionary with weights.')
     return dict(content)
 
 
 def select_state_dict(
-        checkpoint: Mapping[str, Any],
-        *,
-        use_ema: bool | None = None,
-) -> tuple[dict[str, Tensor], str]:
+        checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> tuple[dict[str, Tensor], str]:
     """Select the weights of a checkpoint.
 
     Args:
@@ -69,21 +65,23 @@ def select_state_dict(
             are any, else the raw ones. The average of the authors' code (`swadict`) is selected by True only.
 
     Returns:
-        The state dict, without prefixes of wrappers, and its key in the checkpoint: 'state_dict_ema', 'model_ema',
-        'swadict', 'state_dict', 'model', or 'weights' for a bare state dict.
+        The state dict, without prefixes of wrappers, and its key in the checkpoint; 'weights' for a bare state dict.
 
     Raises:
         ValueError: If the checkpoint does not have these weights.
     """
-    averaged = () if use_ema is False else ('state_dict_ema', 'model_ema', *(('swadict',) if use_ema else ()))
-    for source in (*averaged, *(() if use_ema else ('state_dict', 'model'))):
+    sources = {
+        True: ('state_dict_ema', 'model_ema', 'swadict'), False: ('state_dict', 'model'),
+        None: ('state_dict_ema', 'model_ema', 'state_dict', 'model')}
+    for source in sources[use_ema]:
         if isinstance(checkpoint.get(source), Mapping) and checkpoint[source]:
             return clean_state_dict(dict(checkpoint[source])), source
+    keys = ', '.join([*map(str, checkpoint)][:6] + ['…'] * (len(checkpoint) > 6)) or 'nothing'
     if use_ema:
-        raise ValueError(f'the checkpoint has no averaged weights (state_dict_ema); it holds {_keys(checkpoint)}.')
+        raise ValueError(f'the checkpoint has no averaged weights (state_dict_ema); it holds {keys}.')
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         return clean_state_dict(dict(checkpoint)), 'weights'
-    raise ValueError(f'the checkpoint holds no state_dict; it holds {_keys(checkpoint)}.')
+    raise ValueError(f'the checkpoint holds no state_dict; it holds {keys}.')
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | None = None) -> str:
@@ -98,8 +96,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
         Key of the loaded weights, as `select_state_dict` returns.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a checkpoint, or its weights are of another network.
+        ValueError: As `read_checkpoint` and `select_state_dict`, and if the weights are of another network.
     """
     state_dict, source = select_state_dict(read_checkpoint(path), use_ema=use_ema)
     try:
@@ -110,8 +107,3 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
             'number of classes or number of channels?') from error
     model.load_state_dict(fitting, strict=True)
     return source
-
-
-def _keys(checkpoint: Mapping[str, Any]) -> str:
-    shown = ', '.join(str(key) for key in list(checkpoint)[:6])
-    return f'{shown}, …' if len(checkpoint) > 6 else shown or 'nothing'

@@ -5,7 +5,6 @@ blocks of the ImageNet networks).
 """
 from typing import Any, cast
 
-import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
@@ -26,8 +25,6 @@ class CifarResNet(ResNet):
     Args:
         block: Residual block class of timm.models.resnet.
         layers: Number of blocks of each stage.
-        num_classes: Number of classes; 0 for no classifier.
-        in_chans: Input channels.
         output_stride: 8, 4 or 2; below 8 the last stages are dilated.
         zero_init_last: Start the last BatchNorm of each block at 0; off by default, as in the paper.
         **kwargs: As timm's ResNet.
@@ -40,25 +37,18 @@ class CifarResNet(ResNet):
     feature_info: list[dict[str, Any]]
 
     def __init__(
-            self,
-            block: type[BasicBlock] | type[Bottleneck],
-            layers: tuple[int, ...],
-            num_classes: int = NUM_CLASSES,
-            in_chans: int = 3,
-            output_stride: int = 8,
-            zero_init_last: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
+            self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], num_classes: int = NUM_CLASSES,
+            in_chans: int = 3, output_stride: int = 8, zero_init_last: bool = False, **kwargs: Any,
     ) -> None:
         if output_stride not in (8, 4, 2):
             raise ValueError(f'output_stride = {output_stride}: expected 8, 4 or 2.')
         # timm counts from a stem of stride 4; this one has stride 1
         super().__init__(
             cast(Any, block), layers, num_classes=num_classes, in_chans=in_chans, output_stride=4 * output_stride,
-            zero_init_last=zero_init_last, device=device, dtype=dtype, **kwargs)
+            zero_init_last=zero_init_last, **kwargs)
         stem = nn.Conv2d(
-            in_chans, self.feature_info[0]['num_chs'], kernel_size=3, padding=1, bias=False, device=device, dtype=dtype)
+            in_chans, self.feature_info[0]['num_chs'], kernel_size=3, padding=1, bias=False,
+            device=kwargs.get('device'), dtype=kwargs.get('dtype'))
         nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
         self.conv1 = cast(Any, stem)  # timm's annotations name other classes
         self.maxpool = cast(Any, nn.Identity())
@@ -67,11 +57,6 @@ class CifarResNet(ResNet):
         self.feature_info[0].update(reduction=1, module='maxpool')
         for info in self.feature_info[1:]:
             info['reduction'] //= 4
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: none. The recipe chooses whether alpha and beta are decayed."""
-        return set()
 
 
 default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg('conv1', 'fc'))

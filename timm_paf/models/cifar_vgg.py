@@ -3,12 +3,11 @@
 Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and E, with the usual head for CIFAR-10: the last map is
 pooled and classified, without the two hidden layers of 4096 units.
 """
-from collections.abc import Callable
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from timm.layers import LayerType, get_act_layer, get_norm_layer
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from timm_paf.models._staged import StagedNet
@@ -23,28 +22,6 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-class ConvBlock(nn.Module):
-    """3x3 convolution with bias, normalisation (optional), activation."""
-
-    def __init__(
-            self,
-            in_chs: int,
-            out_chs: int,
-            act_layer: Callable[..., nn.Module],
-            norm_layer: Callable[..., nn.Module] | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.conv = nn.Conv2d(in_chs, out_chs, kernel_size=3, padding=1, **dd)
-        self.norm = nn.Identity() if norm_layer is None else norm_layer(out_chs, **dd)
-        self.act = act_layer(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-
 class CifarVGG(StagedNet):
     """VGG for inputs (B, in_chans, H, W) of any size.
 
@@ -54,13 +31,10 @@ class CifarVGG(StagedNet):
     Args:
         layers: Number of convolutions of each of the five stages.
         channels: Channels of each stage.
-        num_classes: Number of classes; 0 for no classifier.
-        in_chans: Input channels.
-        global_pool: timm's pooling type.
         output_stride: 32 only; timm's VGG has this argument.
-        act_layer: Activation as a name, class or factory.
         norm_layer: Normalisation as a name or class; None for no normalisation.
-        drop_rate: Dropout before the classifier.
+
+    The other arguments are as in timm's VGG.
 
     Raises:
         ValueError: If there are not five stages, or output_stride is not 32.
@@ -70,18 +44,10 @@ class CifarVGG(StagedNet):
     stem = r'layer1\.0\.'
 
     def __init__(
-            self,
-            layers: tuple[int, ...] = _DEPTHS[16],
-            channels: tuple[int, ...] = (64, 128, 256, 512, 512),
-            num_classes: int = NUM_CLASSES,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            output_stride: int = 32,
-            act_layer: LayerType = nn.ReLU,
-            norm_layer: LayerType | None = None,
-            drop_rate: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
+            self, layers: tuple[int, ...] = _DEPTHS[16], channels: tuple[int, ...] = (64, 128, 256, 512, 512),
+            num_classes: int = NUM_CLASSES, in_chans: int = 3, global_pool: str = 'avg', output_stride: int = 32,
+            act_layer: LayerType = nn.ReLU, norm_layer: LayerType | None = None, drop_rate: float = 0.,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if len(layers) != 5 or len(channels) != 5:
@@ -91,16 +57,16 @@ class CifarVGG(StagedNet):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
         assert act is not None
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-
-        self.feature_info = []
+        self.in_chans, self.drop_rate, self.feature_info = in_chans, drop_rate, []
         in_chs = in_chans
         for stage, (out_chs, depth) in enumerate(zip(channels, layers, strict=True), start=1):
             # The pool is the first module of the next stage, so that a level is the map before it, as in timm's VGG.
             modules: list[nn.Module] = [_halve()] if stage > 1 else []
             for _ in range(depth):
-                modules.append(ConvBlock(in_chs, out_chs, act, norm, **dd))
+                modules.append(nn.Sequential(OrderedDict(
+                    conv=nn.Conv2d(in_chs, out_chs, kernel_size=3, padding=1, **dd),
+                    norm=nn.Identity() if norm is None else norm(out_chs, **dd),
+                    act=act(inplace=True))))
                 in_chs = out_chs
             self.add_module(f'layer{stage}', nn.Sequential(*modules))
             self.feature_info.append(dict(num_chs=out_chs, reduction=2 ** (stage - 1), module=f'layer{stage}'))
@@ -113,15 +79,7 @@ class CifarVGG(StagedNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the pooled features of the last stage (B, num_features, H/32, W/32), at least 1x1."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.stages(), x, flatten=True)
-        else:
-            x = self.layer1(x)
-            x = self.layer2(x)
-            x = self.layer3(x)
-            x = self.layer4(x)
-            x = self.layer5(x)
-        return self.pool(x)
+        return self.pool(self.run_stages(x))
 
 
 def _halve() -> nn.MaxPool2d:

@@ -1,7 +1,4 @@
-"""timm's ResNet for images of 224x224 pixels in [0, 1], such as ImageNet's and ImageNette's.
-
-He et al., arXiv 1512.03385.
-"""
+"""timm's ResNet (He et al., arXiv 1512.03385) for images of 224x224 pixels in [0, 1], such as ImageNet's."""
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -44,42 +41,24 @@ class ImageNetResNet(ResNet):
         layer4: nn.Sequential
 
     def __init__(
-            self,
-            block: type[BasicBlock] | type[Bottleneck],
-            layers: tuple[int, ...],
-            output_stride: int = 32,
+            self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], output_stride: int = 32,
             **kwargs: Any,
     ) -> None:
         if output_stride not in (32, 16, 8):
             raise ValueError(f'output_stride = {output_stride}: expected 32, 16 or 8.')
         super().__init__(cast(Any, block), layers, output_stride=output_stride, **kwargs)
-        # extractors that rebuild a network run its children in order: `stem_features` must come right after `act1`
-        children = list(self.named_children())
-        later = children[[name for name, _ in children].index('maxpool'):]
-        for name, _ in later:
-            delattr(self, name)
         self.stem_features = nn.Identity()
-        for name, child in later:
-            self.add_module(name, child)
+        # extractors that rebuild a network run its children in order: `stem_features` must come right after `act1`
+        for name in ('maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc'):
+            self._modules[name] = self._modules.pop(name)
         self.feature_info[0]['module'] = 'stem_features'
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: none. The recipe chooses whether alpha and beta are decayed."""
-        return set()
-
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to features (B, num_features, H/32, W/32)."""
-        x = self.stem_features(self.act1(self.bn1(self.conv1(x))))
-        x = self.maxpool(x)
+        """Images (B, C, H, W) to features (B, num_features, H/output_stride, W/output_stride)."""
+        x = self.maxpool(self.stem_features(self.act1(self.bn1(self.conv1(x)))))
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
-        else:
-            x = self.layer1(x)
-            x = self.layer2(x)
-            x = self.layer3(x)
-            x = self.layer4(x)
-        return x
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg(

@@ -17,23 +17,13 @@ __all__ = ['has_same_padding', 'input_normalization', 'network_options', 'use_sa
 
 
 def input_normalization(
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        in_chans: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
 ) -> InputNormalization | nn.Identity:
-    """The first layer of a network: `InputNormalization`, or the identity if mean and std are None.
-
-    Args:
-        mean: One number per channel, or None.
-        std: One number per channel, or None.
-        in_chans: Number of channels.
-        device: Device of the layer.
-        dtype: Dtype of the layer.
+    """The first layer of a network of `in_chans` channels: `InputNormalization`, or the identity for None and None.
 
     Raises:
-        ValueError: If only one of them is given, or their length is not `in_chans`.
+        ValueError: If only one of mean and std is given, or their length is not `in_chans`.
     """
     if mean is None and std is None:
         return nn.Identity()
@@ -50,22 +40,17 @@ def use_same_padding(model: nn.Module) -> None:
     """Pad the strided k x k convolutions of a network (k > 1) as 'SAME' does in JAX and TensorFlow.
 
     For a 3x3 convolution of stride 2 on an even size, 'SAME' adds one row below and one column to the right; PyTorch's
-    usual padding=1 adds one on each side, so that the windows lie one pixel apart. The weights do not change; their
-    new names are `….same.weight`.
-
-    Args:
-        model: Changed in place. Convolutions that have this padding stay.
+    usual padding=1 adds one on each side, so that the windows lie one pixel apart. The model changes in place; the
+    weights do not change, but their names become `….same.weight`.
     """
     for name, conv in list(model.named_modules()):
-        if not isinstance(conv, nn.Conv2d) or isinstance(conv, Conv2dSame):
+        if not isinstance(conv, nn.Conv2d) or isinstance(conv, Conv2dSame) or 1 in (
+                max(conv.kernel_size), max(conv.stride)):
             continue
-        if max(conv.kernel_size) == 1 or max(conv.stride) == 1:
-            continue
-        kernel_size, stride, dilation = (
-            cast(tuple[int, int], pair) for pair in (conv.kernel_size, conv.stride, conv.dilation))
         same = Conv2dSame(
-            conv.in_channels, conv.out_channels, kernel_size, stride=stride, dilation=dilation, groups=conv.groups,
-            bias=conv.bias is not None, device='meta')  # its own weights are replaced
+            conv.in_channels, conv.out_channels, cast(Any, conv.kernel_size), cast(Any, conv.stride),
+            dilation=cast(Any, conv.dilation), groups=conv.groups, bias=conv.bias is not None,
+            device='meta')  # its own weights are replaced
         same.weight, same.bias = conv.weight, conv.bias
         model.set_submodule(name, nn.Sequential(OrderedDict(same=same)).train(conv.training))
 
@@ -77,9 +62,7 @@ def has_same_padding(model: nn.Module) -> bool:
 
 def network_options(model: nn.Module) -> dict[str, Any]:
     """The constructor arguments for the two options of a network; empty if it uses neither."""
-    options: dict[str, Any] = {}
-    if has_same_padding(model):
-        options['pad_type'] = 'same'
+    options: dict[str, Any] = {'pad_type': 'same'} if has_same_padding(model) else {}
     normalize = getattr(model, 'normalize', None)
     if isinstance(normalize, InputNormalization):
         options['input_mean'] = normalize.mean.flatten().tolist()

@@ -10,9 +10,7 @@ from timm_paf.models._variants import pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['PreActResNet']
 
-_ARCHITECTURES = {
-    'preact_resnet18': dict(layers=(2, 2, 2, 2)),
-}
+_ARCHITECTURES = {'preact_resnet18': dict(layers=(2, 2, 2, 2))}
 
 
 class PreActResNet(PreActNet):
@@ -32,11 +30,8 @@ class PreActResNet(PreActNet):
     num_feature_levels = 5
 
     def __init__(
-            self,
-            layers: tuple[int, ...] = (2, 2, 2, 2),
-            channels: tuple[int, ...] = (64, 128, 256, 512),
-            **kwargs: Any,
-    ) -> None:
+            self, layers: tuple[int, ...] = (2, 2, 2, 2), channels: tuple[int, ...] = (64, 128, 256, 512),
+            **kwargs: Any) -> None:
         if len(layers) != 4 or len(channels) != 4:
             raise ValueError(f'layers = {layers}, channels = {channels}: expected four numbers in each, one per stage.')
         super().__init__(channels[0], channels, layers, **kwargs)

@@ -1,13 +1,14 @@
 """Weights of published networks, converted to the names of the networks of this package.
 
-The keys of a file show its layout. A new layout is one more `Layout` in `_LAYOUTS`. Known are the training checkpoints
-of arXiv 2110.05626 and RobustBench's `Dai2021Parameterizing` (one copy of the activation in each block), RobustBench's
-generic WideResNet, ResNet and PreActResNet, DeepMind's WideResNet (arXiv 2010.03593), and our own.
+The keys of a file show its layout. A new layout is one more `Layout` in `_LAYOUTS`. Known are those of arXiv 2110.05626
+and RobustBench's `Dai2021Parameterizing` (one copy of the activation in each block), RobustBench's generic WideResNet,
+ResNet and PreActResNet, DeepMind's WideResNet (arXiv 2010.03593), and our own.
 """
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -27,37 +28,29 @@ _DEEPMIND_STATISTICS = {
     10: ('CIFAR-10', (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     100: ('CIFAR-100', (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-_STATISTICS_KEYS = (('mean', 'std'), ('mu', 'sigma'), ('normalize.mean', 'normalize.std'))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Names of the tensors in a family of published networks.
-
-    Args:
-        name: Name of the layout in messages.
-        has: Keys that every file of this layout has.
-        lacks: Keys that no such file has.
-        renames: Pairs of a regular expression and its replacement, applied at the beginning of a key; only the first
-            match counts.
-        unused: Regular expression of keys that the original forward pass does not use.
-        optional_bias: The classifier may lack a bias.
-        deepmind: Strided convolutions have 'same' padding, and the network normalises inside.
-    """
-    name: str
-    has: tuple[str, ...]
-    lacks: tuple[str, ...] = ()
+    """Names of the tensors in a family of published networks."""
+    name: str  # in messages
+    has: tuple[str, ...]  # keys that every file has, and that the model itself does not have
+    lacks: tuple[str, ...] = ()  # keys that no file has
+    # (regular expression at the beginning of a key, replacement); only the first match counts
     renames: tuple[tuple[str, str], ...] = ()
-    unused: str | None = None
-    optional_bias: bool = False
-    deepmind: bool = False
+    unused: str | None = None  # regular expression of keys that the original forward pass does not use
+    optional_bias: bool = False  # the classifier may lack a bias
+    deepmind: bool = False  # strided convolutions have 'same' padding, and the network normalises inside
+
+    def fits(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether weights have the names of this layout."""
+        return all(key in weights for key in self.has) and not any(key in weights for key in self.lacks)
 
     def rename(self, key: str) -> str:
         """Convert a key to our name for it."""
         for pattern, replacement in self.renames:
-            renamed, count = re.subn(f'^{pattern}', replacement, key)
-            if count:
-                return renamed
+            if re.match(pattern, key):
+                return re.sub(f'^{pattern}', replacement, key)
         return key
 
 
@@ -69,9 +62,7 @@ _LAYOUTS = (
         renames=(
             (r'block(\d)\.layer\.(\d+)\.bn(\d)\.', r'layer\1.\2.norm\3.'),
             (r'block(\d)\.layer\.(\d+)\.convShortcut\.', r'layer\1.\2.shortcut.'),
-            (r'block(\d)\.layer\.(\d+)\.', r'layer\1.\2.'),
-            (r'bn1\.', 'norm.'),
-        ),
+            (r'block(\d)\.layer\.(\d+)\.', r'layer\1.\2.'), (r'bn1\.', 'norm.')),
         unused=r'sub_block1\.',
         optional_bias=True),
     Layout(
@@ -101,30 +92,21 @@ _LAYOUTS = (
 )
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Convert the weights of a file for a model; timm calls it in `create_model(..., pretrained=True)`.
-
-    As `fit_state_dict`, but numbers of classes or channels that differ from the model's are allowed if `pretrained_cfg`
-    has the numbers of the file: timm then adapts these tensors.
-    """
-    return fit_state_dict(state_dict, model, adapt=True)
-
-
 def fit_state_dict(state_dict: Mapping[str, Any], model: nn.Module, *, adapt: bool = False) -> dict[str, Tensor]:
     """Convert weights in any known layout to the names of a model.
 
     If the network of the file normalises inside or has 'same' padding, the model gets both. DeepMind's files do not
-    hold the mean and std of the normalisation: the model keeps its own (`input_mean`, `input_std`), or gets those of
-    CIFAR-10 or CIFAR-100 by the number of classes, with a warning in the log.
+    hold mean and std: the model keeps its own (`input_mean`, `input_std`), or gets those of CIFAR-10 or CIFAR-100 by
+    the number of classes, with a warning in the log.
 
     Args:
         state_dict: Names to tensors; prefixes of wrappers (`module.`, `_orig_mod.`, `model.`) are removed.
         model: The network that the weights are for. Unchanged if they do not fit.
-        adapt: Allow classifier and first convolution to differ where the model's `pretrained_cfg` has the numbers of
-            the file.
+        adapt: Allow other numbers of classes or channels than the model's if `pretrained_cfg` has those of the file.
+            timm then adapts these tensors.
 
     Returns:
-        One tensor for each name in the model's state dict, except those that timm adapts.
+        The weights under the names of the model's state dict, without those that timm adapts.
 
     Raises:
         ValueError: If the weights are of another architecture or activation, or copies of one activation differ or are
@@ -133,11 +115,11 @@ def fit_state_dict(state_dict: Mapping[str, Any], model: nn.Module, *, adapt: bo
     label = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
     weights = _unwrap(state_dict, label)
     own = model.state_dict()
-    layout = _recognise(weights, own)
-    if layout.unused:
-        weights = {key: value for key, value in weights.items() if not re.match(layout.unused, key)}
+    layout = next((each for each in _LAYOUTS if each.fits(weights) and not each.fits(own)), _OURS)
     statistics = _take_statistics(weights, label)
-    weights = {_plain(layout.rename(key)): value for key, value in weights.items()}
+    weights = {
+        _plain(layout.rename(key)): value for key, value in weights.items()
+        if not (layout.unused and re.match(layout.unused, key))}
     same = layout.deepmind or (layout is _OURS and any('.same.' in key for key in state_dict))
     expected = {_plain(key): value for key, value in own.items() if not key.startswith('normalize.')}
 
@@ -149,44 +131,34 @@ def fit_state_dict(state_dict: Mapping[str, Any], model: nn.Module, *, adapt: bo
     if layout.optional_bias and 'fc.weight' in weights and 'fc.bias' in expected:
         weights.setdefault('fc.bias', weights['fc.weight'].new_zeros(len(weights['fc.weight'])))
     left_to_timm = _settle_shapes(weights, expected, model, label) if adapt else set()
-    _check(weights, expected, left_to_timm, layout, label)
+    _check(weights, expected, left_to_timm, layout.name, label)
 
-    classes = len(weights['fc.weight']) if layout.deepmind else None
-    _take_options(model, same, statistics, classes, label)
+    _take_options(model, same, statistics, len(weights['fc.weight']) if layout.deepmind else None, label)
     final = model.state_dict()
     weights.update({key: value for key, value in final.items() if key.startswith('normalize.')})
     return {key: weights[_plain(key)] for key in final if _plain(key) in weights}
 
 
+checkpoint_filter_fn = partial(fit_state_dict, adapt=True)  # for timm's create_model(..., pretrained=True)
+
+
 def _unwrap(state_dict: Mapping[str, Any], label: str) -> dict[str, Tensor]:
     weights = clean_state_dict(dict(state_dict))
-    if any(key.startswith('model.') for key in weights):
-        if not all(key.startswith(('model.', 'normalize.')) for key in weights):
-            refuse(label, "some keys start with 'model.' and others do not; expected the weights of one network.")
-        weights = {key.removeprefix('model.'): value for key, value in weights.items()}
+    if {key.split('.')[0] == 'model' for key in weights if not key.startswith('normalize.')} == {True, False}:
+        refuse(label, "some keys start with 'model.' and others do not; expected the weights of one network.")
     for key, value in weights.items():
         if not isinstance(value, Tensor):
             refuse(label, f'{key} is of type {type(value).__name__}; expected names and tensors.')
-    return weights
-
-
-def _recognise(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Layout:
-    for layout in _LAYOUTS:
-        if all(key in weights for key in layout.has) and not any(key in weights for key in layout.lacks):
-            if all(key in own for key in layout.has):
-                continue  # the model itself has these names
-            return layout
-    return _OURS
+    return {key.removeprefix('model.'): value for key, value in weights.items()}
 
 
 def _plain(key: str) -> str:
-    """The key without the part that `use_same_padding` adds."""
-    return key.replace('.same.', '.')
+    return key.replace('.same.', '.')  # of `use_same_padding`
 
 
 def _take_statistics(weights: dict[str, Tensor], label: str) -> tuple[list[float], list[float]] | None:
     """Remove mean and standard deviation from the weights and return them; None if there are none."""
-    for mean, std in _STATISTICS_KEYS:
+    for mean, std in (('mean', 'std'), ('mu', 'sigma'), ('normalize.mean', 'normalize.std')):
         if mean in weights and std in weights:
             return weights.pop(mean).flatten().tolist(), weights.pop(std).flatten().tolist()
         if mean in weights or std in weights:
@@ -195,11 +167,8 @@ def _take_statistics(weights: dict[str, Tensor], label: str) -> tuple[list[float
 
 
 def _take_options(
-        model: nn.Module,
-        same: bool,
-        statistics: tuple[Sequence[float], Sequence[float]] | None,
-        deepmind_classes: int | None,
-        label: str,
+        model: nn.Module, same: bool, statistics: tuple[Sequence[float], Sequence[float]] | None,
+        deepmind_classes: int | None, label: str,
 ) -> None:
     """Give the model the normalisation and padding of the file's network."""
     first = getattr(model, 'normalize', None)
@@ -228,25 +197,21 @@ def _take_options(
 
 
 def _settle_shapes(
-        weights: Mapping[str, Tensor],
-        expected: Mapping[str, Tensor],
-        model: nn.Module,
-        label: str,
-) -> set[str]:
+        weights: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module, label: str) -> set[str]:
     """Names of the tensors that timm adapts. Corrects `pretrained_cfg` where file and model agree."""
     cfg = cast(dict[str, Any], model.pretrained_cfg)
     classifier, stem = cfg.get('classifier'), cfg.get('first_conv')
     left: set[str] = set()
     weight = weights.get(f'{classifier}.weight')
     if weight is not None and weight.ndim == 2:
-        if model.num_classes == len(weight):
-            cfg['num_classes'] = len(weight)
-        elif cfg['num_classes'] == len(weight):
+        number = len(weight)
+        if model.num_classes == number:
+            cfg['num_classes'] = number
+        elif cfg['num_classes'] == number:
             left |= {f'{classifier}.weight', f'{classifier}.bias'}
         else:
-            refuse(label, f'the file has {len(weight)} classes, the model {model.num_classes}; pass '
-                           f'num_classes={len(weight)}, or pretrained_cfg_overlay=dict(…, '
-                           f'num_classes={len(weight)}) for a new classifier.')
+            refuse(label, f'the file has {number} classes, the model {model.num_classes}; pass num_classes={number}, '
+                          f'or pretrained_cfg_overlay=dict(…, num_classes={number}) for a new classifier.')
     weight, own = weights.get(f'{stem}.weight'), expected.get(f'{stem}.weight')
     if weight is not None and own is not None and weight.ndim == own.ndim == 4:
         in_file, in_model = weight.shape[1], own.shape[1]
@@ -259,26 +224,19 @@ def _settle_shapes(
     return left
 
 
-def _check(
-        weights: Mapping[str, Tensor],
-        expected: Mapping[str, Tensor],
-        left_to_timm: set[str],
-        layout: Layout,
-        label: str,
-) -> None:
+def _check(weights: dict[str, Tensor], expected: dict[str, Tensor], ignored: set[str], layout: str, label: str) -> None:
     """Raise ValueError, in one line, if a name is missing or unknown, or a shape differs."""
-    faults = [f'{key} is missing' for key in expected if key not in weights and key not in left_to_timm]
-    faults += [f'{key} is unknown' for key in weights if key not in expected and key not in left_to_timm]
+    faults = [f'{key} is missing' for key in expected if key not in weights and key not in ignored]
+    faults += [f'{key} is unknown' for key in weights if key not in expected and key not in ignored]
     faults += [
         f'{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}'
         for key, value in weights.items()
-        if key in expected and key not in left_to_timm and value.shape != expected[key].shape]
-    if not faults:
-        return
-    more = f' and {len(faults) - 2} more' if len(faults) > 2 else ''
-    theirs, ours = _outline(weights), _outline(expected)
-    outlines = f' The file has {theirs}, the model {ours}.' if theirs != ours else ''
-    refuse(label, f'{"; ".join(faults[:2])}{more} (read as {layout.name}).{outlines}')
+        if key in expected and key not in ignored and value.shape != expected[key].shape]
+    if faults:
+        more = f' and {len(faults) - 2} more' if len(faults) > 2 else ''
+        theirs, ours = _outline(weights), _outline(expected)
+        outlines = f' The file has {theirs}, the model {ours}.' if theirs != ours else ''
+        refuse(label, f'{"; ".join(faults[:2])}{more} (read as {layout}).{outlines}')
 
 
 def _outline(weights: Mapping[str, Tensor]) -> str:
@@ -286,14 +244,12 @@ def _outline(weights: Mapping[str, Tensor]) -> str:
     blocks: dict[str, set[str]] = {}
     widths: dict[str, int] = {}
     for key, value in weights.items():
-        match = re.match(r'(layer\d+)\.(\d+)\.', key)
-        if match:
+        if match := re.match(r'(layer\d+)\.(\d+)\.', key):
             blocks.setdefault(match[1], set()).add(match[2])
             if value.ndim == 4:
                 widths[match[1]] = len(value)
     if not blocks:
         return f'{len(weights)} tensors'
-    channels = '/'.join(str(width) for width in widths.values())
-    activation = sorted({key.rsplit('.', 1)[-1] for key in weights if is_activation_key(key)})
-    suffix = f', {" and ".join(activation)}' if activation else ''
-    return f'{"+".join(str(len(found)) for found in blocks.values())} blocks of {channels} channels{suffix}'
+    depths = '+'.join(str(len(found)) for found in blocks.values())
+    activation = ' and '.join(sorted({key.rsplit('.', 1)[-1] for key in weights if is_activation_key(key)}))
+    return f'{depths} blocks of {"/".join(map(str, widths.values()))} channels{activation and ", " + activation}'

@@ -17,10 +17,6 @@ class RobustBenchModel(nn.Module):
     """Images (B, C, H, W) in [0, 1] to float32 logits (B, num_classes); computes in float32 under autocast too.
 
     `to_robustbench` creates it. `forward` raises ValueError for images of another shape or range, and for NaN.
-
-    Args:
-        model: Network in eval mode and float32.
-        normalize: Applied to the images before the network.
     """
 
     def __init__(self, model: nn.Module, normalize: nn.Module) -> None:
@@ -42,10 +38,7 @@ class RobustBenchModel(nn.Module):
 
 
 def to_robustbench(
-        model: nn.Module,
-        *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        model: nn.Module, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
 ) -> RobustBenchModel:
     """Make a frozen copy of a model for RobustBench's `benchmark()`, pyautoattack and similar packages.
 
@@ -56,9 +49,6 @@ def to_robustbench(
         mean: One number per channel to subtract from the images, for a model trained on normalised images.
         std: One number per channel to divide by.
 
-    Returns:
-        Module from images (B, C, H, W) in [0, 1] to logits.
-
     Raises:
         ValueError: If the model's `pretrained_cfg` has a normalisation and neither mean nor std is given, since it is
             unknown whether the model was trained with it.
@@ -67,15 +57,13 @@ def to_robustbench(
         >>> robustbench.benchmark(timm_paf.to_robustbench(model), dataset='cifar10', threat_model='Linf', eps=8 / 255)
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    cfg_mean, cfg_std = tuple(cfg.get('mean') or ()), tuple(cfg.get('std') or ())
-    normalised = any(value != 0 for value in cfg_mean) or any(value != 1 for value in cfg_std)
+    cfg_mean, cfg_std = (tuple(cfg.get(name) or ()) for name in ('mean', 'std'))
     inside = isinstance(getattr(model, 'normalize', None), InputNormalization)
-    if mean is None and std is None and normalised and not inside:
+    if mean is None and std is None and not inside and ({*cfg_mean} - {0} or {*cfg_std} - {1}):
         raise ValueError(
             f'pretrained_cfg has mean {cfg_mean} and std {cfg_std}: pass them as mean= and std= if the model was '
             'trained on such images, or zeros and ones if it takes pixels in [0, 1].')
     network = copy.deepcopy(model).eval().float().requires_grad_(False)
     device = next((tensor.device for tensor in network.parameters()), torch.device('cpu'))
-    channels = len(mean) if mean is not None else 0
-    normalize = input_normalization(mean, std, channels, device=device, dtype=torch.float32)
+    normalize = input_normalization(mean, std, len(mean or ()), device=device, dtype=torch.float32)
     return RobustBenchModel(network, normalize).eval().requires_grad_(False)

@@ -4,19 +4,14 @@ Zagoruyko and Komodakis, arXiv 1605.07146; WRN-d-k has (d - 4)/6 blocks per stag
 """
 from typing import Any
 
-from timm_paf.models._preact import PreActBlock, PreActNet
+from timm_paf.models._preact import PreActNet
 from timm_paf.models._variants import pixel_cfg, register_variants, variant_cfgs
 
-__all__ = ['PreActBlock', 'WideResNet']
+__all__ = ['WideResNet']
 
 _ARCHITECTURES = {
-    'wrn10_2': dict(depth=10, widen_factor=2),
-    'wrn28_4': dict(depth=28, widen_factor=4),
-    'wrn28_10': dict(depth=28, widen_factor=10),
-    'wrn34_10': dict(depth=34, widen_factor=10),
-    'wrn34_20': dict(depth=34, widen_factor=20),
-    'wrn70_16': dict(depth=70, widen_factor=16),
-}
+    f'wrn{depth}_{k}': dict(depth=depth, widen_factor=k)
+    for depth, k in ((10, 2), (28, 4), (28, 10), (34, 10), (34, 20), (70, 16))}
 
 
 class WideResNet(PreActNet):

@@ -1,12 +1,13 @@
 """Adversarial training as a timm task: the base class of all tasks here."""
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers import use_reentrant_ckpt
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from timm_paf.activations import check_parameters, paf_parameters, project_parameters, shared_activations
 from timm_paf.tasks.options import TaskOptions
@@ -33,16 +34,10 @@ def likeliest_class(target: Tensor) -> Tensor:
 
 
 class BatchLoss(NamedTuple):
-    """Loss and logits of a batch.
-
-    Attributes:
-        loss: Scalar, without the penalty on beta.
-        output: Logits (B, num_classes) of the attacked images; the training accuracy is computed from them.
-        clean: Logits (B, num_classes) of the images, if the loss uses them.
-    """
-    loss: Tensor
-    output: Tensor
-    clean: Tensor | None = None
+    """Loss and logits of a batch."""
+    loss: Tensor  # scalar, without the penalty on beta
+    output: Tensor  # logits (B, num_classes) of the attacked images, for the training accuracy
+    clean: Tensor | None = None  # logits (B, num_classes) of the images, if the loss uses them
 
 
 class AdversarialTrainingTask(ClassificationTask):
@@ -57,8 +52,7 @@ class AdversarialTrainingTask(ClassificationTask):
     their range. Call `task.attach_optimizer(optimizer)`: clipping must see the gradient that the optimizer uses, after
     unscaling and averaging over processes.
 
-    With gradient accumulation, adversarial weight perturbation is recomputed for each micro-batch from its own
-    gradient. Perturbing once per update would need all attacks of the update before its first backward pass.
+    With gradient accumulation, weights are perturbed for each micro-batch by its own gradient.
 
     Args:
         model: Network for images in [0, 1].
@@ -74,30 +68,24 @@ class AdversarialTrainingTask(ClassificationTask):
     """
 
     def __init__(
-            self,
-            model: nn.Module,
-            attack: Attack | None,
-            *,
-            options: TaskOptions | None = None,
-            criterion: nn.Module | Callable | None = None,
-            device: torch.device | None = None,
-            **kwargs: Any,
+            self, model: nn.Module, attack: Attack | None, *, options: TaskOptions | None = None,
+            criterion: nn.Module | Callable | None = None, device: torch.device | None = None, **kwargs: Any,
     ) -> None:
         options = TaskOptions() if options is None else options
-        if criterion is not None and options.smoothing:
+        if criterion is None:
+            criterion = nn.CrossEntropyLoss(label_smoothing=options.smoothing)
+        elif options.smoothing:
             raise ValueError(
                 f'smoothing = {options.smoothing} together with a criterion: set the smoothing in the criterion.')
         if device is None:
             device = next((p.device for p in model.parameters()), torch.device('cpu'))
         check_parameters(model, beta_bound=options.beta_bound)
-        super().__init__(
-            model, nn.CrossEntropyLoss(label_smoothing=options.smoothing) if criterion is None else criterion,
-            device=device, **kwargs)
+        super().__init__(model, criterion, device=device, **kwargs)
         self.attack = attack
         self.options = options
         self._perturbation = WeightPerturbation(options.awp_gamma)
         self._update: int | None = None
-        self._versions: tuple[int, ...] = ()
+        self._versions: list[int] | None = None
         self._full_strength: tuple[float, float | None] = (0., None)
         if options.eps_warmup_updates and attack is not None:
             eps = getattr(attack, 'eps', None)
@@ -109,7 +97,7 @@ class AdversarialTrainingTask(ClassificationTask):
 
     @property
     def betas(self) -> list[nn.Parameter]:
-        """The learnable beta parameters of the model, looked up at each call since wrapping may replace parameters."""
+        """The learnable beta parameters of the model; looked up each time, since wrapping may replace parameters."""
         return learnable_betas(self.trainable_module)
 
     @property
@@ -119,15 +107,12 @@ class AdversarialTrainingTask(ClassificationTask):
         return module.module if isinstance(module, DistributedDataParallel) else module
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'AdversarialTrainingTask':
-        """As `timm.task.ClassificationTask`.
+        """As `timm.task.ClassificationTask`; ValueError for a shared activation with reentrant gradient checkpointing.
 
-        Raises:
-            ValueError: If the model shares an activation and uses reentrant gradient checkpointing: each block would
-                report a gradient of the activation, but DistributedDataParallel expects one report per step.
+        Each block would report a gradient of the activation, but DistributedDataParallel expects one report per step.
         """
-        model = self.trainable_module
-        shared = any(list(module.parameters()) for module in shared_activations(model).values())
-        if shared and _recomputes_reentrantly(model):
+        shared = any(list(module.parameters()) for module in shared_activations(self.trainable_module).values())
+        if shared and self._recomputes_reentrantly():
             raise ValueError(
                 'a shared activation cannot be trained under DistributedDataParallel with reentrant gradient '
                 'checkpointing; call timm.layers.set_reentrant_ckpt(False), or turn gradient checkpointing off.')
@@ -137,87 +122,63 @@ class AdversarialTrainingTask(ClassificationTask):
     def begin_update(self, update: int) -> None:
         """Set the attack's strength during warm-up, and whether weights are perturbed.
 
-        Both depend only on the number of the update, so that a resumed run needs no state for them. Call it before
-        every update (not every micro-batch) if `eps_warmup_updates` or `awp_start_update` is set; otherwise it has no
-        effect. In a warm-up of n updates, update k uses (k + 1)/n of the attack's radius and step size.
-
-        Args:
-            update: Number of the update in the run, from 0.
-
-        Raises:
-            ValueError: If it is negative.
+        Both depend only on the number of the update in the run, counted from 0, so that a resumed run needs no state
+        for them. Call it before every update (not every micro-batch) if `eps_warmup_updates` or `awp_start_update` is
+        set. In a warm-up of n updates, update k uses (k + 1)/n of the attack's radius and step size.
         """
         if update < 0:
             raise ValueError(f'update = {update}: expected the number of the update in the run, from 0.')
         self._update = update
         if self.options.eps_warmup_updates and self.attack is not None:
             fraction = min(1., (update + 1) / self.options.eps_warmup_updates)
-            eps, step_size = self._full_strength
-            attack: Any = self.attack
+            (eps, step_size), attack = self._full_strength, cast(Any, self.attack)
             attack.eps = eps * fraction
             if step_size is not None:
                 attack.step_size = step_size * fraction
 
     def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> '_Handles':
-        """Clip the gradient of beta before each step of an optimizer, and project alpha and beta after it.
+        """Clip the gradient of beta before each step of the model's optimizer, and project alpha and beta after it.
 
-        Args:
-            optimizer: The optimizer that updates the model.
-
-        Returns:
-            A handle whose `remove()` ends both.
+        `remove()` of the result ends both.
         """
         def before(*_: Any) -> None:
             self._perturbation.restore()
             self.clip_beta_gradients()
 
-        return _Handles(
+        return _Handles((
             optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(lambda *_: self.project()))
+            optimizer.register_step_post_hook(lambda *_: self.project())))
 
     def clip_beta_gradients(self) -> None:
         """Scale the gradient of each beta to norm `beta_grad_clip` where it is larger."""
-        if self.options.beta_grad_clip is None:
-            return
-        for beta in self.betas:
-            torch.nn.utils.clip_grad_norm_([beta], self.options.beta_grad_clip)
+        if self.options.beta_grad_clip is not None:
+            for beta in self.betas:
+                torch.nn.utils.clip_grad_norm_([beta], self.options.beta_grad_clip)
 
     def project(self) -> None:
-        """Project alpha and beta into their range, see `timm_paf.activations.project_parameters`."""
+        """Project alpha and beta into their range, as `timm_paf.activations.project_parameters`."""
         project_parameters(self.trainable_module, beta_bound=self.options.beta_bound)
 
     def _project_if_changed(self) -> None:
         """Project after an optimizer that is not attached, but not between two losses that share a backward pass."""
-        def versions() -> tuple[int, ...]:
-            return tuple(p._version for p in paf_parameters(self.trainable_module).values())
-
-        if versions() != self._versions:
+        parameters = paf_parameters(self.trainable_module).values()
+        if [p._version for p in parameters] != self._versions:
             self.project()
-            self._versions = versions()
+            self._versions = [p._version for p in parameters]
 
     def penalty(self) -> Tensor:
         """beta_penalty times the sum of |beta|: a scalar, 0 without a learnable beta."""
         total = torch.zeros((), device=self.device)
-        if self.options.beta_penalty:
-            for beta in self.betas:
-                total = total + beta.abs().sum().to(self.device)
+        for beta in self.betas if self.options.beta_penalty else ():
+            total = total + beta.abs().sum().to(self.device)
         return self.options.beta_penalty * total
 
     def images(self, input: Tensor, target: Tensor) -> Tensor:
         """The attacked images of a batch, like input; detached."""
-        if self.attack is None:
-            return input
-        return self.attack(self.bare_module, input, likeliest_class(target))
+        return input if self.attack is None else self.attack(self.bare_module, input, likeliest_class(target))
 
     def loss_of(self, model: nn.Module, input: Tensor, x_adv: Tensor, target: Tensor) -> BatchLoss:
-        """The loss of a batch without the penalty, in one pass through the model.
-
-        Args:
-            model: The network or a wrapper of it.
-            input: Images (B, C, H, W).
-            x_adv: The attacked images, like input.
-            target: As `forward`.
-        """
+        """The loss of images and attacked images (B, C, H, W) without the penalty, in one pass through the model."""
         output = model(x_adv)
         return BatchLoss(self.criterion(widen(output), target), output)
 
@@ -238,12 +199,10 @@ class AdversarialTrainingTask(ClassificationTask):
 
         Raises:
             RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
-            ValueError: If weights are perturbed with reentrant gradient checkpointing, which hides weights from
-                torch.autograd.grad.
+            ValueError: If weights are perturbed with reentrant gradient checkpointing, which hides some of them.
         """
         if self.training:
             self._project_if_changed()
-        self._check_time()
         perturbs = self._perturbs()
         x_adv = self.images(input, target)
         try:
@@ -251,8 +210,7 @@ class AdversarialTrainingTask(ClassificationTask):
                 group = getattr(self.trainable_module, 'process_group', None)  # of DistributedDataParallel
                 self._perturbation.perturb(
                     self.bare_module, lambda: self.loss_of(self.bare_module, input, x_adv, target).loss, group=group)
-            batch = self.loss_of(self.trainable_module, input, x_adv, target)
-            penalty = self.penalty()
+            batch, penalty = self.loss_of(self.trainable_module, input, x_adv, target), self.penalty()
             loss = batch.loss + penalty
         except BaseException:
             self._perturbation.restore()
@@ -270,35 +228,29 @@ class AdversarialTrainingTask(ClassificationTask):
         super().update_ema(step=step)
 
     def _perturbs(self) -> bool:
-        if not self.training or not self.options.awp_gamma:
+        """Whether weights are perturbed in this step; an error if the number of the update is needed and unknown."""
+        gamma, start, warmup = self.options.awp_gamma, self.options.awp_start_update, self.options.eps_warmup_updates
+        if not self.training:
             return False
-        if _recomputes_reentrantly(self.trainable_module):
-            raise ValueError(
-                f'awp_gamma = {self.options.awp_gamma}: weights cannot be perturbed with reentrant gradient '
-                'checkpointing; call timm.layers.set_reentrant_ckpt(False).')
-        return self._update is None or self._update >= self.options.awp_start_update
-
-    def _check_time(self) -> None:
-        if self._update is not None or not self.training:
-            return
-        for name in ('eps_warmup_updates', *(('awp_start_update',) if self.options.awp_gamma else ())):
-            if getattr(self.options, name):
+        for name, value in (('eps_warmup_updates', warmup), ('awp_start_update', start if gamma else 0)):
+            if value and self._update is None:
                 raise RuntimeError(
-                    f'{name} = {getattr(self.options, name)} needs the number of the update: call '
-                    'task.begin_update(k) before update k = 0, 1, ….')
+                    f'{name} = {value} needs the number of the update: call task.begin_update(k) before update '
+                    'k = 0, 1, ….')
+        if gamma and self._recomputes_reentrantly():
+            raise ValueError(
+                f'awp_gamma = {gamma}: weights cannot be perturbed with reentrant gradient checkpointing; call '
+                'timm.layers.set_reentrant_ckpt(False).')
+        return gamma > 0 and (self._update or 0) >= start
+
+    def _recomputes_reentrantly(self) -> bool:
+        return use_reentrant_ckpt() and any(getattr(m, 'grad_checkpointing', False) for m in self.modules())
 
 
-def _recomputes_reentrantly(model: nn.Module) -> bool:
-    return use_reentrant_ckpt() and any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
-
-
-class _Handles:
+class _Handles(tuple[RemovableHandle, ...]):
     """Handle of several hooks."""
-
-    def __init__(self, *handles: Any) -> None:
-        self._handles = handles
 
     def remove(self) -> None:
         """Remove all hooks."""
-        for handle in self._handles:
+        for handle in self:
             handle.remove()

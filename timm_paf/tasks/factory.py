@@ -1,12 +1,10 @@
 """Training tasks by name."""
-from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import nn
 
 from timm_paf.tasks.adversarial import AdversarialTrainingTask, Attack
 from timm_paf.tasks.mart import MARTTask
-from timm_paf.tasks.options import TaskOptions
 from timm_paf.tasks.trades import TRADESTask
 
 __all__ = ['TASKS', 'create_task']
@@ -20,14 +18,7 @@ TASKS: dict[str, type[AdversarialTrainingTask]] = {
 
 
 def create_task(
-        name: str,
-        model: nn.Module,
-        attack: Attack | None = None,
-        *,
-        options: TaskOptions | None = None,
-        criterion: nn.Module | Callable | None = None,
-        device: torch.device | None = None,
-        verbose: bool = False,
+        name: str, model: nn.Module, attack: Attack | None = None, *, verbose: bool = False, **kwargs: Any,
 ) -> AdversarialTrainingTask:
     """Create a training task by name.
 
@@ -35,10 +26,8 @@ def create_task(
         name: 'plain', 'pgd-at', 'trades' or 'mart'.
         model: Network for images in [0, 1].
         attack: Called as attack(model, x, y); returns images like x. 'plain' trains without it.
-        options: Settings; the defaults if None.
-        criterion: Loss of (logits, target), see the class of the task.
-        device: Device of the model; by default the device of its first parameter.
         verbose: Log the task.
+        **kwargs: `options`, `criterion` and `device` as `AdversarialTrainingTask`.
 
     Returns:
         A `timm.task.TrainingTask`: task(input, target) -> {'loss', 'output', …}.
@@ -55,4 +44,4 @@ def create_task(
         attack = None
     elif attack is None:
         raise ValueError(f"task {name!r} trains on attacked images, but attack is None; pass one, or use task 'plain'.")
-    return TASKS[name](model, attack, options=options, criterion=criterion, device=device, verbose=verbose)
+    return TASKS[name](model, attack, verbose=verbose, **kwargs)

@@ -10,12 +10,8 @@ __all__ = ['paf_parameter_groups']
 
 
 def paf_parameter_groups(
-        model: nn.Module,
-        *,
-        weight_decay: float = 0.,
-        paf_weight_decay: float | None = None,
-        paf_lr: float | None = None,
-        filter_bias_and_bn: bool = True,
+        model: nn.Module, *, weight_decay: float = 0., paf_weight_decay: float | None = None,
+        paf_lr: float | None = None, filter_bias_and_bn: bool = True,
 ) -> list[dict[str, Any]]:
     """Make groups for `timm.optim.create_optimizer_v2`: alpha and beta get their own weight decay and learning rate.
 
@@ -45,15 +41,13 @@ def paf_parameter_groups(
     exempt = cast(Any, model).no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
     groups = param_groups_weight_decay(
         model, weight_decay, weight_decay_exclude_1d=filter_bias_and_bn, no_weight_decay_list=exempt)
-    own = [parameter for parameter in paf_parameters(model).values() if parameter.requires_grad]
+    own = [p for p in paf_parameters(model).values() if p.requires_grad]
     if not own:
         return groups
     if paf_weight_decay is None:
         paf_weight_decay = 0. if filter_bias_and_bn else weight_decay
-    ids = {id(parameter) for parameter in own}
+    ids = {id(p) for p in own}
     for group in groups:
-        group['params'] = [parameter for parameter in group['params'] if id(parameter) not in ids]
-    last: dict[str, Any] = {'params': own, 'weight_decay': paf_weight_decay}
-    if paf_lr is not None:
-        last['lr'] = paf_lr
-    return [*(group for group in groups if group['params']), last]
+        group['params'] = [p for p in group['params'] if id(p) not in ids]
+    lr = {} if paf_lr is None else {'lr': paf_lr}
+    return [*(group for group in groups if group['params']), {'params': own, 'weight_decay': paf_weight_decay, **lr}]

@@ -2,7 +2,6 @@
 
 Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020.
 """
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch.nn import functional as F
 
 from timm_paf.attacks.losses import kl_divergence
 from timm_paf.tasks.adversarial import AdversarialTrainingTask, Attack, BatchLoss, likeliest_class, widen
-from timm_paf.tasks.options import TaskOptions
 
 __all__ = ['MARTTask', 'boosted_cross_entropy', 'mart_loss']
 
@@ -30,8 +28,6 @@ def boosted_cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 
 
     Returns:
         Values (B,).
-
-    Source: Wang et al., ICLR 2020.
     """
     logits = widen(logits)
     entropy = F.cross_entropy(logits, target, reduction='none', label_smoothing=smoothing)
@@ -52,8 +48,6 @@ def mart_loss(clean: Tensor, adversarial: Tensor, target: Tensor, *, beta: float
 
     Returns:
         A scalar. Gradients flow into both logits.
-
-    Source: Wang et al., ICLR 2020; BCE is `boosted_cross_entropy`.
     """
     p_y = widen(clean).softmax(1).gather(1, likeliest_class(target)[:, None]).squeeze(1)
     weighted = kl_divergence(adversarial, clean) * (1 - p_y)
@@ -64,32 +58,17 @@ class MARTTask(AdversarialTrainingTask):
     """MART (Wang et al., ICLR 2020): a margin loss on attacked images, with more weight on misclassified clean images.
 
     Images and attacked images pass through the model as one batch, as in `TRADESTask`. The attack of the paper
-    maximises the cross-entropy, `PGD(loss='ce', …)`.
-
-    Args:
-        model: As `AdversarialTrainingTask`.
-        attack: As `AdversarialTrainingTask`.
-        options: `mart_beta` is the weight of the KL divergence; `smoothing` applies to the first term of the margin
-            loss.
-        criterion: None; no part of the loss can be replaced.
-        **kwargs: As `AdversarialTrainingTask`.
+    maximises the cross-entropy, `PGD(loss='ce', …)`. Arguments as `AdversarialTrainingTask`; `options.mart_beta` is the
+    weight of the KL divergence, and `options.smoothing` applies to the first term of the margin loss.
 
     Raises:
         ValueError: If a criterion is given.
     """
 
-    def __init__(
-            self,
-            model: nn.Module,
-            attack: Attack | None,
-            *,
-            options: TaskOptions | None = None,
-            criterion: Callable | None = None,
-            **kwargs: Any,
-    ) -> None:
-        if criterion is not None:
+    def __init__(self, model: nn.Module, attack: Attack | None, **kwargs: Any) -> None:
+        if kwargs.get('criterion') is not None:
             raise ValueError('MART has its own loss and takes no criterion; label smoothing is TaskOptions.smoothing.')
-        super().__init__(model, attack, options=options, **kwargs)
+        super().__init__(model, attack, **kwargs)
 
     def loss_of(self, model: nn.Module, input: Tensor, x_adv: Tensor, target: Tensor) -> BatchLoss:
         clean, adversarial = model(torch.cat([input, x_adv])).chunk(2)

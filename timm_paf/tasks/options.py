@@ -15,11 +15,9 @@ class TaskOptions:
         smoothing: Label smoothing of the classification loss, from 0 (none) to below 1. Applies to soft labels too.
         trades_beta: Weight of the KL divergence in TRADES, at least 0.
         mart_beta: Weight of the KL divergence in MART, at least 0.
-        beta_penalty: Weight of the sum of |beta| over the learnable betas of the activations, at least 0. Published
-            recipe: 10.
+        beta_penalty: Weight of the sum of |beta| over the learnable betas, at least 0. Published recipe: 10.
         beta_grad_clip: Largest norm of the gradient of each beta; None for no clipping. Published recipe: 0.01.
-        beta_bound: Largest |beta| in training, see `timm_paf.activations.project_parameters`; None for the largest
-            value of the formula.
+        beta_bound: Largest |beta| in training (`project_parameters`); None for the largest value of the formula.
         awp_gamma: Adversarial weight perturbation: norm of the perturbation of each weight divided by the norm of the
             weight, at least 0 (none). Published: 0.01 with PGD-AT and 0.005 with TRADES.
         awp_start_update: First update with perturbed weights, counted from 0.
@@ -43,9 +41,8 @@ class TaskOptions:
         if not 0 <= self.smoothing < 1:
             raise ValueError(f'smoothing = {self.smoothing}: expected a number from 0 to below 1.')
         for name in ('trades_beta', 'mart_beta', 'beta_penalty', 'awp_gamma'):
-            value = getattr(self, name)
-            if not 0 <= value < float('inf'):
-                raise ValueError(f'{name} = {value}: expected a finite number >= 0.')
+            if not 0 <= getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} = {getattr(self, name)}: expected a finite number >= 0.')
         if self.beta_grad_clip is not None and not self.beta_grad_clip > 0:
             raise ValueError(f'beta_grad_clip = {self.beta_grad_clip}: expected a number > 0, or None for no clipping.')
         if self.beta_bound is not None and not 0 < self.beta_bound <= BETA_MAX:

@@ -10,9 +10,6 @@ from timm_paf.attacks import still_statistics
 
 __all__ = ['WeightPerturbation']
 
-# keeps float16 gradients above the smallest float16 number; only their direction is used
-_FLOAT16_SCALE = 1024.
-
 
 class WeightPerturbation:
     """AWP of Wu et al. (arXiv 2004.05884): moves each weight w by gamma ||w|| g/||g||, g the gradient of the loss.
@@ -38,11 +35,11 @@ class WeightPerturbation:
         return bool(self._saved)
 
     def perturb(self, model: nn.Module, loss: Callable[[], Tensor], *, group: Any | None = None) -> None:
-        """Perturb all weights by one step that increases the loss.
+        """Perturb all weights by one step that increases the loss; running statistics and `.grad` do not change.
 
         Args:
             model: The network without DistributedDataParallel.
-            loss: Computes the loss of the model. Running statistics and `.grad` of parameters do not change.
+            loss: Computes the loss of the model.
             group: Process group over which the gradient is averaged, so that all processes perturb equally.
         """
         self.restore()
@@ -51,33 +48,30 @@ class WeightPerturbation:
             return
         with torch.enable_grad(), still_statistics(model):
             value = loss()
-            scale = _FLOAT16_SCALE if _autocasts_to_float16(value.device.type) else 1.
+            device = value.device.type
+            float16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+            scale = 1024. if float16 else 1.  # keeps gradients above the smallest float16; only directions are used
             found = torch.autograd.grad(value * scale, weights, allow_unused=True)
-        gradients = [
-            torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+        gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
         if group is not None:
-            _average(gradients, group)
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat, group=group)
+            parts = (flat / dist.get_world_size(group)).split([g.numel() for g in gradients])
+            gradients = [part.view_as(g).to(g.dtype) for part, g in zip(parts, gradients, strict=True)]
         self._saved = [(weight, weight.detach().clone()) for weight in weights]
-        try:
-            with torch.no_grad():
-                for weight, gradient in zip(weights, gradients, strict=True):
-                    weight.add_(_step(weight, gradient, self.gamma))
-            torch.clear_autocast_cache()  # it holds the unperturbed weights in half precision
-        except BaseException:
-            self.restore()
-            raise
+        with torch.no_grad():  # the caller restores them after an error
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.add_(_step(weight, gradient, self.gamma))
+        torch.clear_autocast_cache()  # it holds the unperturbed weights in half precision
 
     def hold_until_backward(self, model: nn.Module, loss: Tensor) -> None:
         """Restore the weights when the backward pass of a loss ends, or when something reads them before.
 
-        Args:
-            model: The network without DistributedDataParallel.
-            loss: The loss at the perturbed weights; without a graph, the weights are restored now.
+        `model` is the network without DistributedDataParallel. If the loss has no graph, the weights are restored now.
         """
-        if not self._saved:
-            return
         if not loss.requires_grad:
             self.restore()
+        if not self._saved:
             return
         # The hooks exist only until then, so that copies, files and compiled code of the model never contain them.
         inner = getattr(model, '_orig_mod', model)  # of a compiled model: its state dict comes from there
@@ -85,22 +79,18 @@ class WeightPerturbation:
             inner.register_state_dict_pre_hook(lambda *_: self.restore()),
             *(module.register_forward_pre_hook(lambda *_: self.restore()) for module in {model, inner}),
         ]
-        loss.register_hook(self._at_the_end_of_backward)
-
-    def _at_the_end_of_backward(self, _: Tensor) -> None:
-        # as torch's data parallel modules do to run code at the end of a backward pass
-        torch.autograd.Variable._execution_engine.queue_callback(self.restore)
+        # at the end of the backward pass, as torch's data parallel modules do
+        loss.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(self.restore))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the unperturbed weights; no effect if nothing is perturbed."""
-        for guard in self._guards:
-            guard.remove()
-        self._guards = []
-        saved, self._saved = self._saved, []
-        for weight, original in saved:
-            weight.copy_(original)
-        if saved:
+        while self._guards:
+            self._guards.pop().remove()
+        if self._saved:
+            saved, self._saved = self._saved, []
+            for weight, original in saved:
+                weight.copy_(original)
             torch.clear_autocast_cache()
 
 
@@ -111,16 +101,3 @@ def _step(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
     size = gamma * torch.linalg.vector_norm(weight.to(wide.dtype))
     known = (length > 0) & length.isfinite()
     return torch.where(known, wide / length * size, torch.zeros_like(wide)).to(weight.dtype)
-
-
-def _average(gradients: list[Tensor], group: Any) -> None:
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat, group=group)
-    flat /= dist.get_world_size(group)
-    for i, (gradient, part) in enumerate(
-            zip(gradients, flat.split([g.numel() for g in gradients]), strict=True)):
-        gradients[i] = part.view_as(gradient).to(gradient.dtype)
-
-
-def _autocasts_to_float16(device_type: str) -> bool:
-    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16

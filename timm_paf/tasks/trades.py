@@ -12,11 +12,7 @@ __all__ = ['TRADESTask', 'trades_loss']
 
 
 def trades_loss(
-        clean: Tensor,
-        adversarial: Tensor,
-        target: Tensor,
-        *,
-        beta: float,
+        clean: Tensor, adversarial: Tensor, target: Tensor, *, beta: float,
         criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
     """TRADES: CE(p_clean, target) + beta KL(p_clean || p_adversarial), the mean over images.
@@ -41,14 +37,9 @@ class TRADESTask(AdversarialTrainingTask):
 
     Images and attacked images pass through the model as one batch: batch normalisation sees both together and updates
     its running statistics once, and DistributedDataParallel sees one pass. The attack of the paper maximises the KL
-    divergence from the clean prediction, `PGD(loss='kl', …)`, which computes that prediction once.
-
-    Args:
-        model: As `AdversarialTrainingTask`.
-        attack: As `AdversarialTrainingTask`.
-        options: `trades_beta` is the weight of the KL divergence; `smoothing` applies to the cross-entropy.
-        criterion: Loss of (logits, target) instead of the cross-entropy.
-        **kwargs: As `AdversarialTrainingTask`.
+    divergence from the clean prediction, `PGD(loss='kl', …)`, which computes that prediction once. Arguments as
+    `AdversarialTrainingTask`; `options.trades_beta` is the weight of the KL divergence, and `criterion` replaces the
+    cross-entropy.
     """
 
     def loss_of(self, model: nn.Module, input: Tensor, x_adv: Tensor, target: Tensor) -> BatchLoss:
