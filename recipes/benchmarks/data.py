@@ -20,7 +20,6 @@ import resource
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from torchvision import datasets, transforms
 
 from timm_paf.attacks import PGD
 from timm_paf.data import Augment, MixedBatches, Prefetched, open_archive
-from timm_paf.data.headers import zip_header
+from timm_paf.data.headers import zip_headers
 from timm_paf.tasks import AdversarialTrainingTask
 
 Values = dict[tuple[str, str], float]  # name and unit -> value
@@ -59,8 +58,7 @@ def make_archive(path: Path, count: int) -> None:
 
 def mapped(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images of a stored archive, mapped in place, and its labels."""
-    with zipfile.ZipFile(path) as archive:
-        image = zip_header(path, archive, 'image')
+    image, _ = zip_headers(path, ('image', 'label'))
     with np.load(path) as arrays:
         return np.memmap(path, image.dtype, 'r', image.offset or 0, image.shape), arrays['label']
 
