@@ -3,6 +3,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 from pathlib import Path
 
@@ -158,3 +159,9 @@ def test_top_level_holds_what_it_should():
     assert {line.split('/')[0] for line in tracked.stdout.splitlines()} <= {
         'timm_paf', 'recipes', 'tests', 'docs', 'pyproject.toml', 'CHANGELOG.md', 'README.md', 'LICENSE',
         'CITATION.cff', '.ci', '.gitignore'}
+
+
+def test_the_map_in_the_docs_names_files_that_exist():
+    table = (ROOT / 'docs' / 'contributing.md').read_text().split('## Where do I change')[1].split('## Style')[0]
+    named = re.findall(r'`(timm_paf/[^`]+)`', table)
+    assert len(named) >= 20 and [name for name in named if not (ROOT / name).exists()] == []

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import kstest
 
 from timm_paf.attacks import BALLS
-from timm_paf.attacks.noise import generated
+from timm_paf.attacks.random_start import generated
 
 ORDERS = {'linf': math.inf, 'l2': 2, 'l1': 1}
 NORMS = pytest.mark.parametrize('norm', BALLS)

@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from tiny_run import FAST, open_measurement, open_trainer
 
 from timm_paf.data import MixedBatches, open_archive, to_unit_range
-from timm_paf.engine.config import DataConfig
 from timm_paf.engine.data import as_source, own_splits, reading_bar, source_lines
 from timm_paf.engine.data import open_dataset as open_splits
+from timm_paf.engine.train_config import DataConfig
 
 # images of each class in the splits of the folder
 SPLITS = {'train': 10, 'validation': 4, 'practice': 8, 'holdout': 2, 'exam': 3}

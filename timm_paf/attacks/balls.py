@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from timm_paf._dtypes import compute_dtype
-from timm_paf.attacks.noise import Noise
+from timm_paf.attacks.random_start import Noise
 
 __all__ = ['BALLS', 'Ball', 'check_radius']
 

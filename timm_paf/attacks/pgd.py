@@ -12,7 +12,7 @@ from timm_paf.attacks.checks import check_batch, check_integers, check_logits, c
 from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings, bare_model, find_graph
 from timm_paf.attacks.gradient import scaled, traced_step
 from timm_paf.attacks.losses import Loss, find_loss
-from timm_paf.attacks.noise import generated, seeded
+from timm_paf.attacks.random_start import generated, seeded
 from timm_paf.attacks.state import MODES, attack_mode, frozen_parameters
 from timm_paf.attacks.steps import STEP_RULES
 from timm_paf.attacks.threat import Eps, parse_eps

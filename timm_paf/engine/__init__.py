@@ -9,11 +9,11 @@ from timm_paf.engine.commands import (
     train,
     validate,
 )
-from timm_paf.engine.config import TrainConfig
 from timm_paf.engine.ema import EMA
 from timm_paf.engine.measurement import Measurement, measure
 from timm_paf.engine.resume import RunFinished
 from timm_paf.engine.step import TrainStep
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.engine.trainer import Trainer
 from timm_paf.engine.validate_config import ValidateConfig
 

@@ -1,203 +1,227 @@
-"""Files of a run: checkpoints and summary, written atomically, and found again."""
-import csv
-import io
-import os
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+"""Training state in a checkpoint, for exact resume."""
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
 
-from timm_paf._files import whole_file
-from timm_paf.models import read_checkpoint
+from timm_paf._distributed import Processes
+from timm_paf._versions import library_versions
+from timm_paf.data import ImageSource
+from timm_paf.engine.train_config import INCIDENTAL
 
-__all__ = [
-    'CheckpointFiles', 'best_epoch', 'check_writable', 'existing_folder', 'find_checkpoint', 'newest_checkpoint',
-    'read_run', 'write_summary', 'write_text']
+if TYPE_CHECKING:
+    from timm_paf.engine.components import Run
 
-NEWEST, BEFORE = 'last.pth.tar', 'previous.pth.tar'
-BEST, BEST_RAW = 'model_best.pth.tar', 'model_best_raw.pth.tar'
+__all__ = ['Progress', 'load_run_state', 'run_state']
 
-Row = Mapping[str, Any]
-
-
-def ranking(rows: Iterable[Row], metric: str) -> list[int]:
-    """Validated epochs, the highest metric first, earlier epochs first among equals."""
-    scored = ((-float(row[metric]), int(row['epoch'])) for row in rows if row.get(metric) is not None)
-    return [epoch for _, epoch in sorted(scored)]
+FORMAT = 1  # of the training state
+HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
 
 
-def best_epoch(rows: Iterable[Row], metric: str) -> int | None:
-    """The first of the ranking; None without a validated epoch."""
-    return next(iter(ranking(rows, metric)), None)
+@dataclasses.dataclass
+class Progress:
+    """Position in a run. Loss, number of images, seconds and waiting are sums over the epoch in progress."""
+    loss: Tensor  # of this process's images, on its device
+    correct: Tensor  # number of them classified correctly, int64
+    bad: Tensor  # the first update with a loss that is not finite, -1 for none; on the device
+    epoch: int = 0  # number of epochs that are finished, validated and recorded
+    update: int = 0  # number of updates done
+    images: int = 0
+    seconds: float = 0.
+    waited: float = 0.  # for data
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of summary.csv
+    # `activation_summary` after the last update of the epoch; a resumed run has no gradients to recompute it from
+    activations: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def start(cls, device: torch.device) -> 'Progress':
+        """Progress of a run that has not begun."""
+        wide = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
+        return cls(
+            torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=torch.int64, device=device),
+            torch.full((), -1, device=device))
+
+    def record(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Add an update: sum of losses and number of correct images, tensors on the device, and number of images."""
+        self.bad = torch.where((self.bad < 0) & ~torch.isfinite(loss), self.update, self.bad)
+        self.loss += loss
+        self.correct += correct
+        self.images += images
+        self.update += 1
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Means over the images of all processes: loss, accuracy under attack in %, images/s, waiting for data in %."""
+        sums = [self.loss, self.correct.to(self.loss), torch.full_like(self.loss, self.images)]
+        loss, correct, images = processes.all_reduce_sum(torch.stack(sums)).tolist()
+        return {
+            'loss': loss / images, 'robust': 100 * correct / images, 'images_per_second': images / self.seconds,
+            'data_wait': 100 * self.waited / self.seconds}
+
+    def next_epoch(self) -> None:
+        """Count a finished epoch and clear the sums."""
+        self.epoch += 1
+        self.loss, self.correct = torch.zeros_like(self.loss), torch.zeros_like(self.correct)
+        self.bad = torch.full_like(self.bad, -1)
+        self.images, self.seconds, self.waited, self.activations = 0, 0., 0., {}
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with the state of a run.
+def run_state(run: 'Run') -> dict[str, Any]:
+    """The content of a checkpoint; every process has to call it, and all but process 0 get an empty one."""
+    config, task, progress = run.config, run.task, run.progress
+    ranks = run.processes.gather_object(rank_state(run))
+    if not run.is_primary:
+        return {}
+    value = progress.rows[-1].get(run.files.metric) if progress.rows else None
+    return {
+        'epoch': progress.epoch - 1,  # the last finished one, as in timm
+        'arch': config.model,
+        'args': config.to_dict(),
+        'optimizer': run.optimizer.state_dict(),
+        'version': 2,
+        **task.get_checkpoint_state(),
+        **task.get_checkpoint_state(ema=True),
+        **({} if value is None else {'metric': value}),
+        **({} if run.step.scaler is None else {'amp_scaler': run.step.scaler.state_dict()}),
+        'run': {
+            'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': list(progress.rows),
+            'ranks': ranks, 'activations': progress.activations, 'data': data_sizes(run),
+            'versions': library_versions(),
+        },
+    }
+
+
+def load_run_state(run: 'Run', state: Mapping[str, Any]) -> list[str]:
+    """Load a `run_state`; returns lines about what may keep the run from continuing exactly.
 
     Raises:
-        ValueError: If it is damaged, cannot be read, or holds weights only.
-        FileNotFoundError: If there is no such file.
+        ValueError: If settings or data differ and `resume_changed` is not set, or the state does not fit.
     """
-    state = read_checkpoint(path)
+    stored, config, task, optimizer, progress = state['run'], run.config, run.task, run.optimizer, run.progress
+    changed = changed_settings(run, state)
+    if changed and not config.resume_changed:
+        raise ValueError(f'the run was started with other settings: {changed}. Give it those, or --resume-changed.')
+    if stored['format'] != FORMAT:
+        raise ValueError(
+            f'the checkpoint has format {stored["format"]}, expected {FORMAT}; resume it with the version that wrote '
+            f'it.')
+    asked = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in optimizer.param_groups]
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not check the checksums in its files
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        damaged = str(error)
-    if damaged:
-        raise ValueError(f'checkpoint {path} is damaged ({damaged}).')
-    if 'run' not in state:
-        raise ValueError(f'checkpoint {path} holds no state of a run; start from it with --initial-checkpoint.')
-    return state
+        task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
+        if task.has_ema():
+            task.load_checkpoint_state(
+                state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
+        optimizer.load_state_dict(state['optimizer'])
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f'the checkpoint does not fit the run: {str(error)[:200]}') from None
+    if changed:
+        for group, values in zip(optimizer.param_groups, asked, strict=True):
+            group.update(values)
+    if run.step.scaler is not None and 'amp_scaler' in state:
+        run.step.scaler.load_state_dict(state['amp_scaler'])
+    progress.epoch, progress.update, progress.rows = stored['epoch'], stored['update'], list(stored['rows'])
+    progress.activations = dict(stored['activations'])
+    if run.schedule is not None:
+        run.schedule.step_update(progress.update)
+        run.schedule.step(progress.epoch)
+    load_rank_state(run, stored['ranks'])
+    notes = [f'changed settings: {changed}'] if changed else []
+    before, now, versions = len(stored['ranks']), run.processes.world_size, library_versions()
+    if before != now:
+        notes.append(
+            f'number of processes: {before} before, {now} now; the images are the same, random numbers are not')
+    differing = [
+        f'{name} {old} -> {versions.get(name)}' for name, old in stored['versions'].items()
+        if versions.get(name) != old]
+    if differing:
+        notes.append(f'versions have changed, results may differ in the last digits: {", ".join(differing)}')
+    return notes
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint of a run's folder (None if there is none), and the faults of newer ones."""
-    faults: list[str] = []
-    for path in (folder / NEWEST, folder / BEFORE):
-        try:
-            read_run(path)
-            return path, faults
-        except FileNotFoundError:
-            continue
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
-    return None, faults
+def rank_state(run: 'Run') -> dict[str, Any]:
+    """The part of the state that differs between processes."""
+    task, attack, progress = run.task, cast(Any, run.task.attack), run.progress
+    # BatchNorm's running statistics are local to each process
+    models = [task.get_trainable_module(ema=ema) if run.processes.is_distributed else None for ema in (False, True)]
+    return {
+        'random': random_state(run.processes.device),
+        'attack': attack.state_dict() if hasattr(attack, 'state_dict') else {},
+        'loss': progress.loss.cpu(), 'correct': progress.correct.cpu(), 'images': progress.images,
+        'seconds': progress.seconds, 'waited': progress.waited,
+        'buffers': buffers(models[0]), 'buffers_ema': buffers(models[1]),
+    }
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The path itself if it is a file, or the newest intact checkpoint in the folder.
-
-    Raises:
-        FileNotFoundError: If the folder holds none.
-    """
-    if not path.is_dir():
-        return path
-    checkpoint, faults = newest_checkpoint(path)
-    if checkpoint is None:
-        raise FileNotFoundError(' '.join([f'--resume {path}: no checkpoint to resume from.', *faults]))
-    return checkpoint
-
-
-class CheckpointFiles:
-    """The newest two checkpoints of a run and its best ones.
-
-    `last.pth.tar` is the newest and `previous.pth.tar` the one before it; `checkpoint-N.pth.tar` is from the end of
-    one of the best epochs, `model_best.pth.tar` the best of them. If the run averages its weights, the accuracy of the
-    average chooses these, and `model_best_raw.pth.tar` holds the raw weights of their best epoch. At every moment each
-    file is complete, and the files that the newest checkpoint needs exist.
-
-    Args:
-        folder: Folder of the run.
-        metric: Column of the summary that ranks epochs.
-        raw_metric: The same for the raw weights of a run that averages them.
-        hist: Number of best checkpoints to keep, at least 1.
-    """
-
-    def __init__(self, folder: Path, *, metric: str, raw_metric: str | None, hist: int) -> None:
-        self.folder, self.metric, self.raw_metric, self.hist = folder, metric, raw_metric, hist
-        self.best = folder / BEST
-        self._kept: set[int] = set()
-
-    def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
-        """Write a checkpoint; `epoch_ended`: it is from the end of the last epoch in `rows`."""
-        new = self.folder / '.new.pth.tar'
-        with whole_file(new) as file:
-            torch.save(dict(state), file)
-        kept = self._best(rows)
-        if epoch_ended and (epoch := int(rows[-1]['epoch'])) in kept:
-            link(new, self._of_epoch(epoch))
-        newest = self.folder / NEWEST
-        if newest.exists():
-            os.replace(newest, self.folder / BEFORE)
-        os.replace(new, newest)
-        with suppress(OSError):  # wait until the new names are on the disk, where the system supports it
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        if epoch_ended:
-            self._publish(rows)
-            names = {self._of_epoch(epoch) for epoch in kept | self._kept}  # the previous one may still need its own
-            for path in set(self.folder.glob('checkpoint-*.pth.tar')) - names:
-                path.unlink(missing_ok=True)
-            self._kept = kept
-
-    def tidy(self, rows: Sequence[Row]) -> None:
-        """Bring the folder into the state that belongs to a checkpoint with these rows, after any interruption."""
-        for partial in [*self.folder.glob('.*.tmp'), self.folder / '.new.pth.tar']:
-            partial.unlink(missing_ok=True)
-        self._kept = self._best(rows)
-        self._publish(rows)
-
-    def _best(self, rows: Sequence[Row]) -> set[int]:
-        raw = ranking(rows, self.raw_metric)[:1] if self.raw_metric else []
-        return {*ranking(rows, self.metric)[:self.hist], *raw}
-
-    def _publish(self, rows: Sequence[Row]) -> None:
-        """Point the names of the best checkpoints at those of their epochs."""
-        best = best_epoch(rows, self.metric)
-        if best is not None and self._of_epoch(best).exists():
-            link(self._of_epoch(best), self.best)
-        raw = best_epoch(rows, self.raw_metric) if self.raw_metric else None
-        if raw is None or not self._of_epoch(raw).exists():
-            return
-        with suppress(FileNotFoundError, ValueError):
-            if read_checkpoint(self.folder / BEST_RAW)['epoch'] == raw:
-                return
-        state = read_checkpoint(self._of_epoch(raw))
-        with whole_file(self.folder / BEST_RAW) as file:
-            torch.save({name: state[name] for name in ('state_dict', 'epoch', 'arch', 'args', 'version')}, file)
-
-    def _of_epoch(self, epoch: int) -> Path:
-        return self.folder / f'checkpoint-{epoch}.pth.tar'
+def load_rank_state(run: 'Run', ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Load the state of each process; with another number of processes only the sums, all into the first one."""
+    task, attack, progress, device = run.task, cast(Any, run.task.attack), run.progress, run.processes.device
+    same = len(ranks) == run.processes.world_size
+    rank = ranks[run.processes.rank if same else 0]
+    progress.seconds, progress.waited = rank['seconds'], rank['waited']
+    if same or run.is_primary:
+        summed = [rank] if same else ranks
+        progress.loss, progress.correct = (
+            torch.stack([other[name] for other in summed]).sum().to(device) for name in ('loss', 'correct'))
+        progress.images = sum(other['images'] for other in summed)
+    if not same:
+        return
+    set_random_state(rank['random'], device)
+    if hasattr(attack, 'load_state_dict'):
+        attack.load_state_dict(rank['attack'])
+    for ema, values in ((False, rank['buffers']), (True, rank['buffers_ema'])):
+        module = task.get_trainable_module(ema=ema)
+        own = {} if module is None else dict(unwrap_model(module).named_buffers())
+        for name, value in values.items():
+            own[name].copy_(value)
 
 
-def link(source: Path, target: Path) -> None:
-    """Give a file another name; copy it where the file system has no hard links."""
-    partial = target.with_name(f'.{target.name}.tmp')
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
-    partial.unlink(missing_ok=True)  # replacing does nothing if both names already are the same file
+def buffers(module: nn.Module | None) -> dict[str, Tensor]:
+    """Copies of a model's buffers."""
+    return {} if module is None else {
+        name: value.detach().cpu().clone() for name, value in unwrap_model(module).named_buffers()}
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a text file that appears complete or not at all."""
-    with whole_file(path) as file:
-        file.write(text.encode())
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of every global random number generator, as tensors and plain values."""
+    name, keys, position, has_normal, normal = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        'python': random.getstate(), 'torch': torch.get_rng_state(),
+        'numpy': [name, torch.from_numpy(keys.astype(np.int64)), position, has_normal, normal],
+        'cuda': torch.cuda.get_rng_state(device) if device.type == 'cuda' else None,
+    }
 
 
-def write_summary(rows: Sequence[Row], path: Path) -> None:
-    """Write summary.csv in the form of timm's `update_summary`, but atomically: no row is missing or repeated."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(text.getvalue(), path)
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Load a `random_state`."""
+    version, numbers, normal = state['python']
+    random.setstate((version, tuple(numbers), normal))
+    torch.set_rng_state(state['torch'])
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    if state['cuda'] is not None and device.type == 'cuda':
+        torch.cuda.set_rng_state(state['cuda'], device)
 
 
-def existing_folder(folder: Path) -> Path:
-    """The folder, or the nearest existing one above it."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+def data_sizes(run: 'Run') -> dict[str, Any]:
+    """Numbers of images; the order of training images depends on them."""
+    synthetic = cast(Sequence[ImageSource], run.data.synthetic or ())
+    return {
+        'real': len(run.data.real), 'synthetic': [len(source) for source in synthetic], 'validation': len(run.val)}
 
 
-def check_writable(folder: Path, flag: str) -> None:
-    """Raise OSError if the folder cannot be made or does not accept files."""
-    found = existing_folder(folder)
-    if not found.is_dir():
-        raise NotADirectoryError(f'{flag}: {found} is a file; expected a folder, choose another name.')
-    try:  # permissions alone are not enough to know; a file without a name leaves no trace
-        with tempfile.TemporaryFile(dir=found):
-            pass
-    except OSError as error:
-        raise OSError(f'{flag}: cannot write in {found} ({error.strerror}); choose another folder.') from None
+def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
+    """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'."""
+    old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
+                for values in (state['args'], run.config.to_dict()))
+    changed = [
+        f'{name}: {old.get(name, "not there")} -> {value}' for name, value in new.items()
+        if (name not in INCIDENTAL or name == 'device') and old.get(name, 'not there') != value]
+    changed += [
+        f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
+        if state['run']['data'][name] != count]
+    return '; '.join(changed)

@@ -7,12 +7,12 @@ import yaml
 
 from timm_paf.activations import paf_parameters
 from timm_paf.engine.cli import parse_config, run
-from timm_paf.engine.config import TrainConfig
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.measurement import Measurement
 from timm_paf.engine.progress import memory
 from timm_paf.engine.resume import RunFinished, settings_of_run
 from timm_paf.engine.step import batches_from
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.engine.trainer import Trainer
 from timm_paf.engine.validate_config import ValidateConfig
 

@@ -2,7 +2,7 @@
 from torch._dynamo.utils import counters
 
 from timm_paf.attacks import CompileSettings
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.engine.validate_config import ValidateConfig
 
 __all__ = ['compile_settings', 'compiled_graphs']

@@ -9,8 +9,8 @@ from rich.console import Console
 from torch import nn
 
 from timm_paf.engine.callbacks import Callback
-from timm_paf.engine.checkpoint import CheckpointFiles, read_run
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
+from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
 from timm_paf.engine.data import Images, open_training_data
 from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
 from timm_paf.engine.ema import make_ema
@@ -20,8 +20,8 @@ from timm_paf.engine.optim import learning_rate, make_optimizer
 from timm_paf.engine.progress import TrainingView, duration
 from timm_paf.engine.resume import RunFinished, find_start
 from timm_paf.engine.schedule import make_schedule
-from timm_paf.engine.state import Progress, load_run_state, run_state
 from timm_paf.engine.step import TrainStep
+from timm_paf.engine.train_config import TrainConfig
 
 __all__ = ['Run']
 

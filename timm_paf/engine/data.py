@@ -34,7 +34,7 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
-from timm_paf.engine.config import DataConfig, TrainConfig
+from timm_paf.engine.train_config import DataConfig, TrainConfig
 
 __all__ = [
     'DatasetImages', 'Images', 'as_source', 'in_memory', 'memory_budget', 'open_dataset', 'open_training_data',

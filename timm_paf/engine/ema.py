@@ -5,7 +5,7 @@ from typing import cast
 from timm.task import TrainingTask
 from timm.utils import ModelEmaV3
 
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 
 __all__ = ['EMA', 'make_ema']
 

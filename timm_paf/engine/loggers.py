@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from timm_paf.engine.callbacks import Callback, Row
-from timm_paf.engine.checkpoint import write_text
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.checkpoint_files import write_text
+from timm_paf.engine.train_config import TrainConfig
 
 __all__ = ['Logger', 'TensorBoardLogger', 'WandbLogger', 'make_loggers']
 

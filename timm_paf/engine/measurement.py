@@ -15,15 +15,15 @@ from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import check_images, check_state
 from timm_paf.data import LabelledImages
-from timm_paf.engine.checkpoint import check_writable, existing_folder, write_text
+from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
 from timm_paf.engine.cli import RunFailed
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.config import DataConfig
 from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
 from timm_paf.engine.progress import AttackView
-from timm_paf.engine.report import measure_attacks, with_examples
+from timm_paf.engine.robustness import measure_attacks, with_examples
+from timm_paf.engine.train_config import DataConfig
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
     Accuracy,

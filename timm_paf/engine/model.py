@@ -18,7 +18,7 @@ from timm_paf.attacks import PGD
 from timm_paf.data import ImageSource, derive_seed
 from timm_paf.engine.cli import assignments
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.models import load_weights
 from timm_paf.tasks import AdversarialTrainingTask, create_task
 

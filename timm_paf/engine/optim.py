@@ -5,7 +5,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import nn
 
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import paf_parameter_groups
 
 __all__ = ['fused_optimizer', 'learning_rate', 'make_optimizer']

@@ -4,8 +4,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from timm_paf.engine.checkpoint import check_writable, find_checkpoint, newest_checkpoint, read_run
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.checkpoint_files import check_writable, find_checkpoint, newest_checkpoint, read_run
+from timm_paf.engine.train_config import TrainConfig
 
 __all__ = ['RunFinished', 'Start', 'find_start', 'settings_of_run']
 

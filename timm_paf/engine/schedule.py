@@ -6,7 +6,7 @@ import torch
 from timm.scheduler import create_scheduler_v2
 from torch.optim.lr_scheduler import OneCycleLR
 
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 
 __all__ = ['OneCycle', 'Schedule', 'make_schedule']
 

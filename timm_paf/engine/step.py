@@ -9,9 +9,9 @@ from torch import Tensor
 
 from timm_paf._distributed import Processes
 from timm_paf.data import Batch, MixedBatches
-from timm_paf.engine.config import TrainConfig
 from timm_paf.engine.ema import EMA
 from timm_paf.engine.schedule import Schedule
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import AdversarialTrainingTask
 
 __all__ = ['TrainStep', 'batches_from']

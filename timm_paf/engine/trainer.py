@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timm_paf.activations import activation_summary
 from timm_paf.data import Batch, DataChanged, Prefetched
-from timm_paf.engine.checkpoint import best_epoch, write_summary, write_text
+from timm_paf.engine.checkpoint_files import best_epoch, write_summary, write_text
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.compilation import compiled_graphs
 from timm_paf.engine.components import Run
@@ -19,7 +19,7 @@ from timm_paf.engine.data import source_lines
 from timm_paf.engine.distributed import peer_failure, signal_name
 from timm_paf.engine.page import training_page
 from timm_paf.engine.progress import AttackView, shape_values
-from timm_paf.engine.report import measure_attacks, with_examples
+from timm_paf.engine.robustness import measure_attacks, with_examples
 from timm_paf.engine.step import batches_from
 from timm_paf.engine.validation import selection, selection_lines, validate
 from timm_paf.evaluation import RobustnessReport

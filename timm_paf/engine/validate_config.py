@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from timm_paf.attacks import ThreatModel, parse_eps
-from timm_paf.engine.config import DataConfig, EvaluationConfig
 from timm_paf.engine.fields import Settings, assignments, flag, setting
+from timm_paf.engine.train_config import DataConfig, EvaluationConfig
 
 __all__ = ['REQUIRED_ENTRY', 'ReportConfig', 'ValidateConfig']
 

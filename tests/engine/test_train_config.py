@@ -7,7 +7,7 @@ import timm
 import yaml
 
 from timm_paf.engine.cli import parse_config
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 DOCS = RECIPES.parent / 'docs'

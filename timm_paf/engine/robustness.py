@@ -8,7 +8,7 @@ from torch import nn
 from timm_paf.attacks import PGD
 from timm_paf.data import LabelledImages
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.config import TrainConfig
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.engine.validate_config import ValidateConfig
 from timm_paf.evaluation import RobustnessReport, adversarial_examples, evaluate_robustness
 

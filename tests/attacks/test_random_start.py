@@ -4,7 +4,7 @@ import torch
 from scipy.stats import kstest
 
 from timm_paf._random import splitmix64
-from timm_paf.attacks.noise import generated, seeded
+from timm_paf.attacks.random_start import generated, seeded
 
 
 @pytest.mark.parametrize('dtype, bits', [(torch.float32, 24), (torch.float64, 53)], ids=str)
