@@ -221,7 +221,7 @@ def test_logging_every_epoch_is_cheap():
 @pytest.mark.parametrize('activation, parameters, error, words', [
     ('psilo', {}, ValueError, 'did you mean psilu'),
     ('pssilu', {'alpha': 2e4}, ValueError, r'expected 0 <= \|alpha\|'),
-    ('relu', {'alpha': 1.}, ValueError, "'relu' does not take alpha"),
+    ('relu', {'alpha': 1.}, ValueError, "'relu' does not accept alpha"),
     ('relu', {'mean_range': 0.}, ValueError, 'mean_range = 0.0'),
     (PSSiLU(), {'alpha': 2.}, TypeError, 'is a module and has its parameters'),
     (PSSiLU(num_parameters=3), {}, ValueError, 'one value per channel'),
@@ -286,7 +286,7 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
 
 @matplotlib
 @pytest.mark.parametrize('activations, x_range, words', [
-    ([], (-1., 1.), 'activations is empty'), ('relu', (1., 1.), 'x_range')], ids=['nothing', 'empty-range'])
+    ([], (-1., 1.), 'at least one activation'), ('relu', (1., 1.), 'x_range')], ids=['nothing', 'empty-range'])
 def test_plot_errors(activations, x_range, words):
     with pytest.raises(ValueError, match=words):
         shape.plot(activations, x_range=x_range)

@@ -22,7 +22,7 @@ def test_bad_settings_are_named(trained, settings, message):
 @pytest.mark.parametrize('shape, norm', [((2, 16), 'linf'), ((2, 1, 4, 4), 'l2'), ((2, 1, 4, 4), 'l1')], ids=str)
 def test_images_that_square_cannot_attack(shape, norm):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
-    with pytest.raises(ValueError, match='Square needs images'):
+    with pytest.raises(ValueError, match='the Square attack needs images'):
         autoattack(model, torch.rand(shape), torch.zeros(2).long(), eps=0.1, norm=norm)
 
 

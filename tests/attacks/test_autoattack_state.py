@@ -185,7 +185,7 @@ def test_two_processes_find_the_result_of_one(found, tmp_path, monkeypatch):
         assert sum(shares) == run.attacked and all(shares)
     for each in errors:  # other images in one process, images out of range in one process, the state of another run
         for error, message in zip(
-                each, ['processes differ', 'expected [0, 1]', 'seed 1 instead of 7'], strict=True):
+                each, ['got different models', 'expected [0, 1]', 'seed 1 instead of 7'], strict=True):
             assert message in error
     assert errors[0][1].startswith('rank 1: ')
     monkeypatch.delattr(pyautoattack.autoattack.APGDAttack, 'perturb')  # one process resumes the finished run

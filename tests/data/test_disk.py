@@ -47,7 +47,7 @@ def test_only_what_is_asked_for_is_read(parts, reads):
     assert sum(reads) == 3 * 60
     assert np.array_equal(x, NCHW[[299, 0, 5]]) and y.tolist() == [2, 0, 0]
     for index in (-1, COUNT):
-        with pytest.raises(IndexError, match=r'part0\.npz: index outside 0\.\.299'):
+        with pytest.raises(IndexError, match=r'part0\.npz: index -?\d+ is out of range; there are 300'):
             whole.parts[0].take(torch.tensor([0, index]))
 
 

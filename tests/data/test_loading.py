@@ -66,7 +66,7 @@ def test_on_the_cpu_nothing_is_read_unless_asked():
 
 def test_sets_that_do_not_fit_are_named():
     small, large = OnDisk(20), OnDisk(50)
-    with pytest.raises(ValueError, match=r'disk: needs 0\.00 GiB on cpu, 0\.00 GiB are left of the budget'):
+    with pytest.raises(ValueError, match=r'disk: its images need 0\.00 GiB on cpu, but 0\.00 GiB of the memory budget'):
         place_on_device([small, large], CPU, budget=stored_bytes(large) + stored_bytes(small) - 1, required=True)
 
 

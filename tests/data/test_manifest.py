@@ -41,7 +41,7 @@ DAMAGE = {
     'a list': (lambda folder: (folder / 'manifest.json').write_text('[]'), ValueError, 'not a manifest'),
     'another format': (edit(format='other 2'), ValueError, "format 'other 2'"),
     'unfinished': (edit(num_parts=3), ValueError, '2 of 3 parts'),
-    'part gone': (lambda folder: (folder / 'part-00001.npz').unlink(), FileNotFoundError, 'part-00001.npz: no such'),
+    'part gone': (lambda folder: (folder / 'part-00001.npz').unlink(), FileNotFoundError, 'part-00001.npz is missing'),
     'part changed': (lambda folder: (folder / 'part-00001.npz').write_bytes(b'x'), ValueError, '00001.npz: its SHA'),
     'part elsewhere': (edit(parts=[part(0) | {'file': '../secret'}]), ValueError, 'secret'),
     'part without a hash': (edit(parts=[{'file': 'a.npz'}]), ValueError, "'sha256' is missing"),

@@ -86,9 +86,9 @@ def rewrite(name, array):
     (lambda f: (f / 'fog.npy').unlink(), FileNotFoundError, 'no <corruption>.npy'),
     (rewrite('fog.npy', np.zeros((60, 4, 6, 3), np.float32)), ValueError, 'float32 of shape'),
     (rewrite('fog.npy', np.zeros((61, 4, 6, 3), np.uint8)), ValueError, r'\(61, 4, 6, 3\); expected uint8 \(5 N'),
-    (rewrite('fog.npy', np.zeros((50, 4, 6, 3), np.uint8)), ValueError, r'\(60,\) for 50 images'),
+    (rewrite('fog.npy', np.zeros((50, 4, 6, 3), np.uint8)), ValueError, r'\(60,\); expected 50 integers'),
     (rewrite('snow.npy', np.zeros((60, 4, 4, 3), np.uint8)), ValueError, 'different shapes'),
-    (rewrite('labels.npy', np.zeros(60)), ValueError, 'expected integers'),
+    (rewrite('labels.npy', np.zeros(60)), ValueError, 'expected 60 integers'),
     (rewrite('fog.npy', np.array([{}], dtype=object)), ValueError, 'cannot be read'),
     (lambda f: (f / 'fog.npy').write_bytes(b'\x93NUMPY'), ValueError, 'cannot be read'),
 ], ids=['labels', 'images', 'floats', 'count', 'labels count', 'shapes', 'label dtype', 'objects', 'cut'])
