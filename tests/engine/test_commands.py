@@ -315,7 +315,7 @@ BAD = {
         ['--dataset', 'torch/cifar10', '--data-dir', 'nowhere'], 'see --data-dir and --dataset-download'),
     'budget': (['--data-on-device-budget', 'much'], "--data-on-device-budget = 'much': expected a number of GiB"),
     'budget of 101 %': (['--data-on-device-budget', '101%'], 'share of the free memory'),
-    'weights': (['--synthetic-weights', '1', '2'], 'got 2 weights'),
+    'weights': (['--synthetic-weights', '1', '2'], 'got 2 values of synthetic_weights'),
     'weight of 0': (['--synthetic-weights', '0'], 'got synthetic weight 0'),
     'pattern': (['--synthetic', 'nowhere*.npz'], 'nowhere*.npz: no file fits this pattern'),
     'smoothing': (['--smoothing', '2'], '--smoothing = 2.0'),

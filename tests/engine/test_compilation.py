@@ -47,8 +47,9 @@ def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize('flags', [
-    [], ['--task', 'mart'], ['--norm', 'l2', '--eps', '0.5', '--attack-step-rule', 'momentum'],
-    ['--attack-mode', 'train', '--grad-accum-steps', '2']], ids=str)
+    [], *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
+        ['--task', 'mart'], ['--norm', 'l2', '--eps', '0.5', '--attack-step-rule', 'momentum'],
+        ['--attack-mode', 'train', '--grad-accum-steps', '2']))], ids=str)
 def test_training_is_the_same_up_to_rounding(tmp_path, flags):
     for name, more in (('plain', []), ('compiled', COMPILED)):
         assert train(tmp_path, *flags, *more, '--updates-per-epoch', '3', name=name, model='tiny_smooth') == 0
@@ -57,6 +58,7 @@ def test_training_is_the_same_up_to_rounding(tmp_path, flags):
     assert abs(plain['pgd']['correct'] - compiled['pgd']['correct']) <= 3
 
 
+@pytest.mark.slow
 def test_compiled_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     """Also when it is interrupted at a partial batch, which must be filled up to what it is later."""
     flags = [*COMPILED, '--model-ema', '--updates-per-epoch', '12', '--epochs', '1', '--batch-size', '120',
@@ -75,6 +77,7 @@ def test_compiled_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert rows_of(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_validate_gives_the_verdicts_of_the_eager_run(tmp_path):
     assert train(tmp_path, '--updates-per-epoch', '30', '--epochs', '1', '--eps', '0.1') == 0
     found = []

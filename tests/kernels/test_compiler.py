@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_leaves_nothing(cache, tmp_path, monkeypatch, text
 def test_a_library_that_cannot_be_loaded_is_an_error_with_the_reason(cache, tmp_path, monkeypatch):
     text = 'for last in "$@"; do :; done; case "$*" in *--version*) exit 0;; esac; printf "no library" > "$last"'
     monkeypatch.setenv('CXX', script(tmp_path / 'odd', text))
-    with pytest.raises(compiler.BuildError, match='cannot be written or loaded'):
+    with pytest.raises(compiler.BuildError, match='cannot be written to the cache or loaded'):
         compiler.build(DEFINES)
 
 
