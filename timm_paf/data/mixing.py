@@ -261,5 +261,6 @@ def _one_each(value: T | Sequence[T], count: int = 1, name: str = '') -> list[T]
     if not isinstance(value, list | tuple):
         return [cast(T, value)] * count
     if name and len(value) != count:
-        raise ValueError(f'got {len(value)} values of {name} for {count} synthetic sources, expected 1 or {count}')
+        expected = '1' if count == 1 else f'1 or {count}'
+        raise ValueError(f'got {len(value)} values of {name} for {count} synthetic sources, expected {expected}')
     return list(value)
