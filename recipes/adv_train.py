@@ -5,19 +5,20 @@
     torchrun --nproc-per-node 8 recipes/adv_train.py -c FILE --experiment NAME --resume auto
 
 Without -c and --dataset it trains on handwritten digits that are included in the package, with the settings of
-recipes/configs/digits.yaml; --model and all other flags override that file, and --help lists them.
+recipes/configs/digits.yaml. With --dataset and without -c, the defaults of the flags hold. Flags override every
+file, and --help lists them.
 
 The folder of the run, --output/--experiment, receives:
     args.yaml              all settings
     last.pth.tar           the newest checkpoint; previous.pth.tar is the one before it
-    model_best.pth.tar     the checkpoint with the highest validation accuracy
+    model_best.pth.tar     the checkpoint with the highest validation accuracy under PGD
     summary.csv            one row per epoch
     selection.json         which epoch was best, and how far the last epoch is below it
     report.json            clean, PGD and AutoAttack accuracy on the test images; report.html shows it with figures
 
 A run that was killed continues with `--resume auto` and comes to the same weights, bit for bit on the same machine.
 
-`python -m timm_paf train` is the same command with its own copy of the loop below. Change this file to change the loop.
+`python -m timm_paf train` is the same command; its loop is Trainer.fit. Change the loop below to change this command.
 
 Exit status: 0 finished; 1 failed; 2 wrong settings or files, nothing was written; 3 stopped by SIGTERM or SIGINT after
 writing a checkpoint; 130 stopped at once by a second SIGINT.
@@ -38,7 +39,7 @@ from timm_paf.engine import Trainer, dry_run, open_run, parse_train_config, run
 def prepare(argv: Sequence[str] | None = None) -> Trainer | None:
     """Read the settings, then open data, model and, with --resume, the checkpoint. Writes nothing.
 
-    Returns None if the run has its report.json already.
+    Returns None, with a message, if --resume names a run that has its report.json.
     """
     config = parse_train_config(argv, description='Train a network adversarially and measure its robustness.')
     return open_run(config)
@@ -53,7 +54,7 @@ def train(trainer: Trainer | None) -> None:
         return
     with trainer.running():  # SIGTERM or SIGINT: save a checkpoint after the current update, then leave with status 3
         while trainer.epoch < trainer.epochs:
-            for batch in trainer.batches():  # the rest of this epoch; each batch mixes real and synthetic images
+            for batch in trainer.batches():  # the rest of this epoch; real images, maybe mixed with synthetic ones
                 trainer.train_step(batch)  # attack, loss, gradients, optimizer, EMA of the weights, learning rate
             accuracies = trainer.validate() if trainer.validation_due else {}  # clean and under PGD, validation images
             row = trainer.end_epoch(accuracies)  # one row of summary.csv; increases trainer.epoch
@@ -64,7 +65,7 @@ def train(trainer: Trainer | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit status: errors in `prepare` give 2, errors in `train` give 1 or 3."""
+    """Run the command and return the exit status: 2 for errors in `prepare`, 1 for errors in `train`."""
     return run(lambda: prepare(argv), train)
 
 

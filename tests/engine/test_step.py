@@ -155,7 +155,7 @@ BAD = {
     'clip': (['--clip-grad', '0'], '--clip-grad = 0.0: expected a number above 0'),
     'clip mode': (['--clip-mode', 'agg'], 'expected one of norm, value, agc'),
     'plateau': (['--sched', 'plateau'], '--sched plateau follows the validation'),
-    'momentum': (['--onecycle-momentum', '0.9'], 'expected two numbers or none'),
+    'momentum': (['--onecycle-momentum', '0.9'], 'expected two numbers such as 0.85 0.95'),
     'onecycle for adafactor': (['--sched', 'onecycle', '--opt', 'adafactor'], 'momentum'),
     'fixed': (['--act-fixed', 'gamma=1'], "--act-fixed gamma=1: act is a PSSiLU, which has no 'gamma'"),
     'fixed text': (['--act-fixed', 'alpha'], "--act-fixed = 'alpha': expected NAME=VALUE"),

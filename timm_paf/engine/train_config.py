@@ -54,7 +54,9 @@ class DataConfig(Settings):
         'centre crop of evaluation.', choices=('rrc', 'rkrc', 'rkrr', 'resize'))
     crop_pct: float = _data(
         0.875, 'Share of a resized image file that the centre crop of evaluation keeps.', above=0, most=1)
-    workers: int = _data(4, 'Number of processes that decode image files. Archives need none.', least=0)
+    workers: int = _data(
+        4, 'Number of processes that decode image files. Data sets that are stored as arrays, such as digits and '
+        'archives, need none.', least=0)
 
     def dataset_options(self, progress: Callable[[str, int, int], None] | None = None) -> DatasetOptions:
         """The arguments of `timm_paf.data.open_dataset`."""
@@ -194,7 +196,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         'formula, 0.99.', unset='0.99')
     epochs: int = _optim(12, 'Number of epochs. An epoch is one pass over the real training images.', least=1)
     updates_per_epoch: int | None = _optim(
-        None, 'Number of updates of the weights per epoch. The next epoch continues with the images that follow.',
+        None, 'Number of updates of the weights per epoch. The next epoch continues where this one stopped.',
         least=1, unset='as many as one pass over the real training images needs')
     batch_size: int = _optim(
         128, 'Number of images per update, real and synthetic, over all processes and micro-batches.', least=1)
@@ -229,7 +231,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         'norm', 'What --clip-grad limits. norm: the norm of all gradients together. value: each element of the '
         'gradients. agc: the norm of each gradient divided by the norm of its weight (adaptive gradient clipping).',
         choices=('norm', 'value', 'agc'))
-    sched: str = _optim('cosine', "Learning rate schedule: onecycle, none, or the name of timm's schedule.")
+    sched: str = _optim('cosine', "Learning rate schedule: onecycle, none, or the name of a schedule of timm.")
     sched_on_updates: bool = _optim(True, 'Change the learning rate after every update, not after every epoch.')
     min_lr: float = _optim(0.001, 'Learning rate at the end of the schedule.', least=0)
     warmup_epochs: int = _optim(
@@ -298,7 +300,8 @@ class TrainConfig(DataConfig, EvaluationConfig):
         if self.synthetic_fraction is None:
             object.__setattr__(self, 'synthetic_fraction', 0.5 if self.synthetic else 0.)
         if len(self.onecycle_momentum) not in (0, 2):
-            raise ValueError(f'--onecycle-momentum = {self.onecycle_momentum}: expected two numbers or none.')
+            raise ValueError(
+                f'--onecycle-momentum = {self.onecycle_momentum}: expected two numbers such as 0.85 0.95, or no value.')
         for name in ('attack_step_size', 'val_attack_step_size'):
             if getattr(self, name) is not None:
                 parse_eps(getattr(self, name), label=flag(name), norm=self.norm)

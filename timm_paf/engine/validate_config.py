@@ -106,7 +106,7 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
         if self.resume and self.output is None:
             raise ValueError('--resume needs --output, the folder of the interrupted run.')
         if self.save_adv is not None and (self.attack == 'pgd' or self.autoattack == 'none'):
-            raise ValueError('--save-adv needs AutoAttack; use --attack autoattack and a version of it.')
+            raise ValueError('--save-adv needs AutoAttack; use --attack autoattack --autoattack standard.')
 
     def threat(self) -> ThreatModel:
         """Norm and radius of the attack."""
