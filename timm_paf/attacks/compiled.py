@@ -73,7 +73,8 @@ class CompileSettings:
             return value
         if value is True or isinstance(value, str):
             return cls(mode=None if value is True else value)
-        raise ValueError(f"compile = {value!r}: expected True, False or a mode of torch.compile such as 'reduce-overhead'.")
+        raise ValueError(
+            f"compile = {value!r}: expected True, False or a mode of torch.compile such as 'reduce-overhead'.")
 
 
 Compile = bool | str | CompileSettings | None
