@@ -110,8 +110,8 @@ void gradients_of_each(
     }
 }
 
-// Everything above for a stretch of memory, `piece` elements at a time: they stay in the first-level cache between two reads. A
-// sum of up to `piece` terms is one of F, and one of those sums is of double.
+// Everything above for a stretch of memory, `piece` elements at a time, which stay in the first-level cache between two
+// reads. A sum of up to `piece` terms is in F, and the sum of these sums is in double.
 template <class Act, bool Row, class T, class F>
 void stretch(
         const T* g, const T* x, T* out, i64 n, const F* a, const F* b, F limit,
