@@ -13,10 +13,10 @@ The folder of the run, --output/--experiment, receives:
     last.pth.tar           the newest checkpoint; previous.pth.tar is the one before it
     model_best.pth.tar     the checkpoint with the highest validation accuracy under PGD
     summary.csv            one row per epoch
-    selection.json         which epoch was best, and how far the last epoch is below it
+    selection.json         the best epoch, and how much lower the accuracy of the last epoch is
     report.json            clean, PGD and AutoAttack accuracy on the test images; report.html shows it with figures
 
-A run that was killed continues with `--resume auto` and comes to the same weights, bit for bit on the same machine.
+A killed run resumes with `--resume auto` and reaches the same weights, bit for bit on the same machine.
 
 `python -m timm_paf train` is the same command; its loop is Trainer.fit. Change the loop below to change this command.
 
@@ -27,8 +27,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Before torch is imported: OpenMP threads that wait give up the core early. By default they keep it busy, and training
-# on a CPU that other programs use as well is then up to 40 times slower.
+# Before torch is imported: OpenMP threads that wait release the core early. By default they keep it busy, and training
+# on a CPU that other programs also use is then up to 40 times slower.
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     os.environ.setdefault('KMP_BLOCKTIME', '1')
@@ -60,7 +60,7 @@ def train(trainer: Trainer | None) -> None:
             row = trainer.end_epoch(accuracies)  # one row of summary.csv; increases trainer.epoch
             trainer.checkpoint()  # write last.pth.tar, model_best.pth.tar and summary.csv
             trainer.log(row)  # show the row in the terminal, TensorBoard and Weights & Biases, if they are on
-    if trainer.is_primary:  # process 0 measures alone
+    if trainer.is_primary:  # only process 0 measures
         trainer.evaluate()  # model_best.pth.tar: clean, PGD and AutoAttack accuracy; report.json, report.html
 
 

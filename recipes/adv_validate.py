@@ -1,10 +1,10 @@
-"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split, and checks of whether to trust them.
+"""Measure a checkpoint: clean, PGD and AutoAttack accuracy on the test split, and trust checks of the result.
 
     python recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar
     torchrun --nproc-per-node 2 recipes/adv_validate.py --checkpoint DIR/model_best.pth.tar --output FOLDER
 
 Model, data set and eps are those of the training run unless flags override them. With `--output` an interrupted
-AutoAttack continues with `--resume`, in any number of processes. `python -m timm_paf validate` is the same command.
+AutoAttack resumes with `--resume`, in any number of processes. `python -m timm_paf validate` is the same command.
 """
 import os
 import sys

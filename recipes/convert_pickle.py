@@ -4,7 +4,7 @@
 
 The pickle holds a dictionary with `data` uint8 (N, H, W, C) or (N, C, H, W) and `extrapolated_targets` (N,); use
 `--image-key` and `--label-key` for other names. The archive holds `image` (N, H, W, C) uint8 and `label` (N,) int64,
-stored. The whole pickle is read into memory.
+uncompressed. The whole pickle is read into memory.
 """
 import argparse
 import codecs
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('pickle', help='the file to convert')
     parser.add_argument('--output', required=True, help='archive to write, NAME.npz')
-    parser.add_argument('--num-classes', type=int, default=10, help='labels must be lower than it (default: 10)')
+    parser.add_argument('--num-classes', type=int, default=10, help='labels must be below this (default: 10)')
     parser.add_argument('--image-key', default='data', help='name of the images (default: %(default)s)')
     parser.add_argument('--label-key', default='extrapolated_targets', help='name of the labels (default: %(default)s)')
     parser.add_argument('--overwrite', action='store_true', help='replace the archive if it exists')

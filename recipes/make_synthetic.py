@@ -2,14 +2,14 @@ r"""Make labelled synthetic images from the training split of a data set.
 
     python recipes/make_synthetic.py --dataset digits --num-images 10000 --output digits_synth.npz --seed 0
 
-writes one archive from a Gaussian mixture per class. It holds `image` (N, H, W, C) uint8 and `label` (N,) int64; the
-flag --synthetic of adv_train.py reads it.
+This writes one archive from a Gaussian mixture per class. It holds `image` (N, H, W, C) uint8 and `label` (N,) int64;
+the flag --synthetic of adv_train.py reads it.
 
     python recipes/make_synthetic.py --method diffusion --train --num-images 2000 --output FOLDER
     torchrun --nproc-per-node 8 recipes/make_synthetic.py --method diffusion --generator DDPM_FOLDER \
         --labeller-checkpoint model_best.pth.tar --min-confidence 0.9 --num-images 1000000 --output FOLDER
 
-writes parts of the same form and manifest.json. The same command resumes an interrupted run.
+These write parts of the same form and manifest.json. The same command resumes an interrupted run.
 """
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Which of timm's architectures take a parametric activation, and how.
+"""List which of timm's architectures accept a parametric activation, and how.
 
     python recipes/survey_act_layers.py --output docs/tables/act_layers.md
 

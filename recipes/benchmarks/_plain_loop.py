@@ -1,4 +1,4 @@
-"""Training loop written as the authors of arXiv 2110.05626 train, to compare with."""
+"""Plain training loop for comparison, which trains as the code of the authors of arXiv 2110.05626 does."""
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,7 @@
 """Command line, clock, memory and result table that all benchmarks share.
 
-All contestants take turns within a round, a ratio is that of two times of the same round, and a figure is the median
-over the rounds with its smallest and largest value.
+All implementations take turns within a round. A ratio is of two times of the same round. A figure is the median over
+the rounds, with the smallest and largest value.
 """
 import argparse
 import datetime

@@ -3,11 +3,14 @@
     python recipes/benchmarks/activations.py --output output/activations.md
 
 An activation is computed in these ways: fused, the default; reference, `timm_paf.kernels.use('reference')`; formula, as
-in papers and published modules, without care for rounding or overflow; compiled, the formula under torch.compile.
+in papers and published modules, with no protection against rounding errors or overflow; compiled, the formula under
+torch.compile.
 
-Values and gradients are compared with float64 before anything is timed. Inputs rotate, and together are larger than
-the caches. `÷ copy` is the time over that of copying as much memory as the pass has to read and write. Memory is in
-tensors of the size of x: what autograd keeps in addition to x, and the most that forward and backward pass allocate.
+Values and gradients are compared with float64 before anything is timed. Several inputs take turns; together they are
+larger than the caches. `÷ copy` is the time divided by that of copying as much memory as the pass has to read and
+write. Memory is in tensors of the size of x: what autograd keeps in addition to x, and the most that forward and
+backward pass allocate.
+
 On a GPU use large tensors: `--shape 256 160 32 32` is the first stage of `wrn28_10`.
 """
 import argparse

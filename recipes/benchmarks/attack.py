@@ -1,11 +1,11 @@
-"""PGD compared with foolbox, torchattacks, ART and adv-lib: time, and images that each leaves robust.
+"""PGD compared with foolbox, torchattacks, ART and adv-lib: time, and number of robust images under each.
 
     python recipes/benchmarks/attack.py --steps 10 40 --output docs/tables/attack.md
 
 All attacks get the same images, radius, step size (2.5 eps / steps) and number of steps, and one random start in the
 Linf ball. Only the first network is timed. Before that, every attack must stay in the ball, and PGD of this package
-must raise the loss as far as a textbook loop without a random start does. Times are divided by the floor: as many
-forward and backward passes to the input and nothing else; the floor is timed twice. Libraries that are not installed
+must raise the loss as far as a textbook loop without a random start does. Times are divided by the floor: the
+time of as many forward and backward passes and nothing else. The floor is timed twice. Libraries that are not installed
 are left out; they do not need all of their requirements:
 
     pip install --no-deps --target PEERS foolbox eagerpy torchattacks adversarial-robustness-toolbox six adv-lib
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--subjects', nargs='+', choices=('cifar', 'digits', 'model'), default=['cifar', 'digits'],
         help="pyautoattack's ResNet-18 with foolbox's 20 images; a small network trained here on the digits; --model "
-             'with random weights on random images, for times alone')
+             'with random weights on random images, only for times')
     parser.add_argument('--model', default='resnet18_relu', help='model for the subject "model"')
     parser.add_argument('--eps', nargs='+', help='radii instead of those of each network; the last one is timed')
     parser.add_argument('--counts', action=argparse.BooleanOptionalAction, default=True, help='count robust images')

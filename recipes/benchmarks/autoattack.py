@@ -1,11 +1,11 @@
-"""AutoAttack of this package compared with pyautoattack called directly: verdicts and time.
+"""AutoAttack of this package compared with pyautoattack called directly: results and time.
 
     python recipes/benchmarks/autoattack.py --checkpoint output/digits/model_best.pth.tar --n-examples 32
     python recipes/benchmarks/autoattack.py --trained resnet18_pssilu --image-size 32 --device cuda --rounds 3
 
 Both run in one process on the same images with the same seed, batch size and components. Every round takes the next
-images, and the two take turns in going first. If they disagree on an image, no time is printed; --differing N allows N
-such images per round, for devices on which rounding depends on the batch size.
+images, and the two take turns in running first. If they disagree on an image, no time is printed; --differing N allows
+N such images per round, for devices on which rounding depends on the batch size.
 """
 import argparse
 import sys
@@ -67,11 +67,11 @@ def measure(args: argparse.Namespace) -> Table:
             times[side].append(timer() - started)
         other = verdicts['here'] != verdicts['package']
         if int(other.sum()) > args.differing:
-            raise ValueError(f'the verdicts on images {rows[other].tolist()} differ; no time is printed.')
+            raise ValueError(f'the results for images {rows[other].tolist()} differ; no time is printed.')
         robust, differing = robust + int(verdicts['here'].sum()), differing + int(other.sum())
     table = Table(
         f'{args.rounds} rounds of {args.n_examples} images, {args.norm} {args.eps or radius} ({title}), '
-        f'{robust} robust, {differing} verdicts differ:')
+        f'{robust} robust, {differing} results differ:')
     table.add('time', 'here ÷ package', ratios(times['here'], times['package']))
     table.add('time', 'package', times['package'], 's')
     return table
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--norm', default='linf', choices=tuple(NORMS), help='norm of the ball')
     parser.add_argument('--attacks', nargs='+', help='components; unset: those of the standard version')
     parser.add_argument('--seed', type=int, default=0, help='seed of both')
-    parser.add_argument('--differing', type=int, default=0, metavar='N', help='verdicts per round that may differ')
+    parser.add_argument('--differing', type=int, default=0, metavar='N', help='images per round that may differ')
     return run(parser, measure, argv)
 
 

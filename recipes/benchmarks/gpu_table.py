@@ -1,4 +1,4 @@
-"""Table of the targets for a GPU and of what the parts of gpu.sh measured.
+"""Table of the targets for a GPU and of the results of the parts of gpu.sh.
 
     python recipes/benchmarks/gpu_table.py output/gpu
 

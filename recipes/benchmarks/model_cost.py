@@ -1,4 +1,4 @@
-"""Table of docs/tables/models.md: size and memory of every architecture.
+"""Table in docs/tables/models.md: size and memory of every architecture.
 
     python recipes/benchmarks/model_cost.py --output docs/tables/models.md
 """

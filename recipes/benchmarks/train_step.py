@@ -4,12 +4,13 @@
     python recipes/benchmarks/train_step.py --models wrn28_10_relu wrn28_10_pssilu --precisions fp32 bf16 \
         --ways eager compiled --channels-last --image-size 32 --device cuda
 
-PGD-10 updates of the engine, with their batches and optimizer, take turns with those of a plain loop
-(`_plain_loop.py`), written as the paper's authors train: activations by their formulas in torch's operations, float32,
-one more forward pass on the clean images; and with the bare passes: 12 forward and 11 backward passes, as PGD-10 needs.
+PGD-10 updates of the engine, with their batches and optimizer, take turns with two others. One is those of a plain loop
+(`_plain_loop.py`), which trains as the code of the paper's authors does: formulas of the activations in torch's
+operations, float32, one more forward pass on the clean images. The other is the bare passes of PGD-10: 12 forward and
+11 backward passes.
 Before anything is timed, the engine's attack must raise the loss as far as that of the plain loop, and an update on the
 same attacked images must change the weights in the same way. Images are the embedded digits, half of them synthetic;
-with --image-size N real digits alone, as colour images.
+with --image-size N only real digits, as colour images.
 """
 import argparse
 import copy
@@ -105,7 +106,7 @@ def autocast(args: argparse.Namespace, precision: str) -> torch.autocast:
 
 
 def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Passes of an update: those of the attack's steps, one forward pass alone, and those of the loss."""
+    """Passes of an update: those of the attack's steps, one more forward pass, and those of the loss."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     x = x.detach().clone().requires_grad_()
     model.eval().requires_grad_(False)

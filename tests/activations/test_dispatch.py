@@ -37,8 +37,7 @@ def test_kernels_are_chosen_by_name(device, monkeypatch):
     """With a stand-in for a tensor on a GPU and for its kernels."""
     operators = SimpleNamespace(names={'pssilu'})
     monkeypatch.setattr(choice, '_PLAIN', (SimpleNamespace,))
-    monkeypatch.setattr(choice, '_gpu', lambda device: (operators, None))
-    monkeypatch.setattr(choice, '_cpu', lambda: operators)
+    monkeypatch.setattr(choice, '_operators', lambda device: (operators, None))
     monkeypatch.setattr(choice.cpu, 'available', lambda name, dtype: None)
     x = SimpleNamespace(
         device=torch.device(device), layout=torch.strided, dtype=torch.float32, numel=lambda: 3)

@@ -119,6 +119,7 @@ def test_packed_batches_have_few_sizes(made):
     assert 2 <= made() <= 4 * 2  # a step and a pass for each size
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Skipping serialization:UserWarning')  # torch 2.6 to itself
 def test_real_compiler_reaches_the_same_loss_in_float32():
     """Rounding changes signs of gradients near 0, so images may differ; the loss may not."""

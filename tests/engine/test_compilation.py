@@ -17,6 +17,7 @@ def flat(folder, key='state_dict'):
     return torch.cat([value.flatten() for value in weights_of(folder / 'last.pth.tar', key).values()])
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch, capsys):
     """With all that changes in time or size: warm-up, perturbed weights, averages, partial batches in both splits."""
     original, counted, strict = Trainer.validate, [], torch._dynamo.config.patch(error_on_recompile=True)

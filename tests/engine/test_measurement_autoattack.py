@@ -77,7 +77,7 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
     assert sorted(path.name for path in output.iterdir()) == ['autoattack'] and not images.exists()
 
     assert validate(checkpoint, *more) == 2
-    assert 'continue it with --resume' in capsys.readouterr().err
+    assert 'resume it with --resume' in capsys.readouterr().err
     before = {path: path.read_bytes() for path in (output / 'autoattack').iterdir()}
     capsys.readouterr()
     for change, message in ((['--seed', '5'], 'seed 0 instead of 5'), (['--n-examples', '5'], 'other images')):

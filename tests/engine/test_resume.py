@@ -274,6 +274,7 @@ def killed_and_resumed(folder, kills, rng, seconds):
     return unfinished
 
 
+@pytest.mark.slow
 def test_real_processes_killed_at_random_moments(tmp_path):
     assert train(tmp_path, *LONG, name='whole') == 0
     killed_and_resumed(tmp_path, [signal.SIGKILL, signal.SIGTERM], random.Random(0), 1.)

@@ -104,6 +104,7 @@ def test_channels_last_reaches_images_and_weights(tmp_path):
     assert seen == [True]
 
 
+@pytest.mark.slow
 def test_compiled_model_trains_alike_and_saves_plain_names(tmp_path):
     plain = trained(tmp_path, '--model-ema')
     trainer = prepared(tmp_path, '--torchcompile', 'eager')

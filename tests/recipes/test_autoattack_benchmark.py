@@ -1,4 +1,4 @@
-"""Benchmark of AutoAttack: same verdicts or no time, and its figures."""
+"""Benchmark of AutoAttack: same results or no time, and its figures."""
 import json
 
 import pytest
@@ -26,7 +26,7 @@ def test_rounds_take_the_next_images_and_compare_with_the_package(tmp_path, caps
     path = tmp_path / 'a.json'
     assert benchmark.main([*FAST, '--rounds', '2', '--json', str(path)]) == 0
     # two of the first three images are robust, one of the next three
-    assert '2 rounds of 3 images, linf 0.3 (pixels), 3 robust, 0 verdicts differ' in capsys.readouterr().out
+    assert '2 rounds of 3 images, linf 0.3 (pixels), 3 robust, 0 results differ' in capsys.readouterr().out
     figures = {f['column']: f for f in json.loads(path.read_text())['figures']}
     assert figures['here ÷ package']['rounds'] == 2 and figures['package']['median'] > 0
 
@@ -38,9 +38,9 @@ def test_other_verdicts_are_an_error(monkeypatch, capsys, allowed, status):
     assert benchmark.main([*FAST, '--differing', allowed]) == status
     printed = capsys.readouterr()
     if status:
-        assert printed.err.startswith('error: the verdicts on images [0] differ') and printed.out == ''
+        assert printed.err.startswith('error: the results for images [0] differ') and printed.out == ''
     else:
-        assert '1 verdicts differ' in printed.out
+        assert '1 results differ' in printed.out
 
 
 @pytest.mark.parametrize('arguments, message', [

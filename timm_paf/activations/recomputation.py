@@ -1,4 +1,4 @@
-"""Inputs of activations that are computed anew in the backward pass, of what is kept anyhow."""
+"""Recomputes inputs of activations in the backward pass, from tensors that are kept in any case."""
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ from torch import Tensor
 __all__ = ['Affine', 'keeping', 'set_recomputed']
 
 _OUTPUT = 'timm_paf.output'  # in a node's metadata: the tensor that it gave
-_CHAIN = 32  # nodes of a residual branch that are looked at
+_CHAIN = 32  # largest number of nodes of a residual branch that are searched
 
 
 class Affine(NamedTuple):
-    """A tensor as scale x + shift, whose parts take less memory or are kept anyhow."""
+    """A tensor as scale x + shift, whose parts take less memory or are kept in any case."""
     x: Tensor
     scale: Tensor
     shift: Tensor
@@ -25,7 +25,7 @@ class Affine(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """A residual sum: a norm's output and the shortcut, which is kept by who reads it or is a norm's output too."""
+    """A residual sum: a norm's output and the shortcut, which another operation keeps or is a norm's output too."""
     branch: Affine
     shortcut: Affine | Tensor
 
@@ -35,14 +35,14 @@ class _Sum(NamedTuple):
 
 
 def set_recomputed(y: Tensor, affine: Affine) -> None:
-    """Say how a tensor can be computed anew, so that an activation that it goes into keeps that in its place.
+    """Set how to recompute a tensor, so that an activation of it keeps the parts of `affine` instead.
 
-    The activation of y itself does, and that of a sum to which y has become by `y += shortcut`, if the shortcut is at
-    hand in the backward pass as well: as the input of a convolution of the branch, or as another such tensor.
+    This holds for the activation of y, and for that of the sum after `y += shortcut` if the shortcut is available in
+    the backward pass as well: as the input of a convolution of the branch, or as another such tensor.
 
     Args:
         y: The tensor, with a graph, as it is now.
-        affine: What gives the same tensor, up to rounding.
+        affine: The same tensor as scale x + shift, up to rounding.
     """
     y._timm_paf_recomputed = (affine, y._version)  # type: ignore[attr-defined]
     # the name of a shortcut, of which a sum knows the node; weak, since a graph outlives what it keeps
@@ -50,7 +50,7 @@ def set_recomputed(y: Tensor, affine: Affine) -> None:
 
 
 def keeping(x: Tensor) -> AbstractContextManager:
-    """How the activation of x saves x."""
+    """Context in which the activation of x saves x, or the parts to recompute it."""
     affine, version = getattr(x, '_timm_paf_recomputed', (None, 0))
     if affine is None or not torch.is_grad_enabled():
         return nullcontext()

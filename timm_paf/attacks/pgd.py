@@ -251,7 +251,7 @@ class PGD:
         return values.detach(), scaled(slope, logits.dtype)
 
     def _compared(self, state: AttackState) -> list[Tensor]:
-        """What the loss compares the logits with."""
+        """The tensors with which the loss compares the logits."""
         return [getattr(state, name) for name in self._compared_with]
 
     @torch.no_grad()

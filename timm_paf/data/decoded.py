@@ -27,7 +27,7 @@ Transform = Callable[[Image.Image], Any]  # to a tensor or an array: timm's rele
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How images are decoded to one size.
+    """Settings to decode images to one size.
 
     Args:
         channels: 1 or 3; images are converted.

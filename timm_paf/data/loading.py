@@ -35,7 +35,7 @@ def place_on_device(
     """Copy data sets to a device, as many as fit into a budget.
 
     Each set is copied as a whole or not at all, in the given order. On the CPU, sets are read into memory only if
-    `required`, because the system caches files anyway. Sources that decode images during training (with
+    `required`, because the system caches files itself. Sources that decode images during training (with
     `prefetch`) cannot be copied.
 
     Args:

@@ -19,7 +19,7 @@ CHUNK = 1 << 22  # bytes read at a time
 
 
 def stamp(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is written to or replaced: size, time of modification, inode, device."""
+    """Size, time of modification, inode and device, which change when a file is written to or replaced."""
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 

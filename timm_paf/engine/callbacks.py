@@ -1,4 +1,4 @@
-"""What a run reports to those that watch it."""
+"""Callbacks, to which a run reports its progress."""
 from collections.abc import Mapping, Sequence
 
 __all__ = ['Callback', 'Row']

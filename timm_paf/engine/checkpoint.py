@@ -104,7 +104,7 @@ def load_run_state(run: 'Run', state: Mapping[str, Any]) -> list[str]:
     stored, config, task, optimizer, progress = state['run'], run.config, run.task, run.optimizer, run.progress
     changed = changed_settings(run, state)
     if changed and not config.resume_changed:
-        raise ValueError(f'the run was started with other settings: {changed}. Give it those, or --resume-changed.')
+        raise ValueError(f'the run was started with other settings: {changed}. Use those, or add --resume-changed.')
     if stored['format'] != FORMAT:
         raise ValueError(
             f'the checkpoint has format {stored["format"]}, expected {FORMAT}; resume it with the version that wrote '

@@ -133,7 +133,7 @@ class Run:
         several = f', {self.processes.world_size} processes' if self.processes.is_distributed else ''
         return (
             f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images, '
-            f'{data.synthetic_per_batch} of {config.batch_size} per batch synthetic, {self.epochs} epochs of '
+            f'{data.synthetic_per_batch} of {config.batch_size} images per batch synthetic, {self.epochs} epochs of '
             f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}; settings: '
             f'{config.config or "defaults"}')
 

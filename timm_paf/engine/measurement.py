@@ -123,7 +123,7 @@ class Measurement:
             if processes.is_primary:
                 Path(config.output).mkdir(parents=True, exist_ok=True)
             verdicts = None if config.state is None else Path(config.output) / 'verdicts.csv'
-        advice = 'nothing is kept.' if config.state is None else f'{config.state} is kept; continue with --resume.'
+        advice = 'nothing is kept.' if config.state is None else f'{config.state} is kept; resume with --resume.'
         try:
             with peer_failure(processes, advice), AttackView(self.console, f'{config.split} images') as view:
                 report = measure_attacks(
@@ -190,7 +190,7 @@ class Measurement:
             console.print(line, highlight=False, soft_wrap=True)
 
     def _check_state(self) -> None:
-        """Raise ValueError if --resume meets an AutoAttack of other weights, images or settings."""
+        """Raise ValueError if --resume finds an AutoAttack run with other weights, images or settings."""
         config = self.config
         if config.state is None:
             return
@@ -211,7 +211,7 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
     for name in ('model', 'dataset', 'eps'):
         if getattr(config, name) == '':
             if trained.get(name) is None:
-                raise ValueError(f'checkpoint {config.checkpoint} does not say its {name}; give --{name}.')
+                raise ValueError(f'checkpoint {config.checkpoint} does not contain its {name}; give --{name}.')
             filled[name] = str(trained[name])
     if config.model == '':  # the arguments belong to the model
         filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
@@ -240,7 +240,7 @@ def check_paths(config: ValidateConfig) -> None:
         check_writable(output, '--output')
     if config.state is not None and config.state.exists() and not config.resume:
         raise FileExistsError(
-            f'{config.state} holds an interrupted run; continue it with --resume, or choose another --output.')
+            f'{config.state} holds an interrupted run; resume it with --resume, or choose another --output.')
     for flag, file in (('--save-adv', config.save_adv), ('--robustbench-json', config.robustbench_json),
                        ('--output', output / 'report.html' if output is not None and writes_page(config) else None)):
         if file and Path(file).exists():

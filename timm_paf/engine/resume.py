@@ -35,7 +35,7 @@ def settings_of_run(given: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if 'experiment' in given or 'output' in given:
         raise ValueError(
-            '--resume PATH continues in the folder of PATH; leave out --output and --experiment, or start another run '
+            '--resume PATH resumes in the folder of PATH; leave out --output and --experiment, or start another run '
             'with --initial-checkpoint.')
     args = read_run(find_checkpoint(Path(path))).get('args')
     return None if not isinstance(args, dict) else {**args, 'output': 'output/train', 'experiment': None}
@@ -70,5 +70,5 @@ def find_start(config: TrainConfig) -> Start:
     checkpoint, faults = newest_checkpoint(folder)
     if config.resume != 'auto':
         checkpoint = find_checkpoint(Path(config.resume))
-    fallback = f'Resuming from {checkpoint}.' if checkpoint else 'There is no older one, so the run starts again.'
+    fallback = f'Resuming from {checkpoint}.' if checkpoint else 'No older checkpoint exists, so the run starts again.'
     return Start(folder, checkpoint, tuple(f'{fault} {fallback}' for fault in faults))

@@ -1,4 +1,4 @@
-"""What training and measurement share: accuracy under the attacks of the settings, and examples of attacked images."""
+"""Accuracy under the attacks of the settings, and examples of attacked images, for training and measurement."""
 import dataclasses
 from typing import Any
 

@@ -71,7 +71,7 @@ class DataConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Settings):
-    """How robustness is measured."""
+    """Settings of the robustness measurement."""
     eps: str = _attack(
         '8/255', 'Radius of the attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS')
     pgd_steps: int = _measure(20, 'Number of steps of the PGD attack in the final measurement.', least=1)
@@ -82,7 +82,7 @@ class EvaluationConfig(Settings):
         None, 'Number of images that AutoAttack attacks, the first ones of the split.', least=1, unset='all')
     eval_batch_size: int = _measure(250, 'Number of images per batch in validation and measurement.', least=1)
     device: str | None = _output(
-        None, 'Device that computes: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
+        None, 'Device to run on: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
     seed: int = _output(0, 'Seed of all random numbers.', least=0)
 
     def threat(self) -> ThreatModel:
@@ -122,7 +122,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         None, 'Resume an interrupted run. auto: resume from the newest checkpoint of --experiment, or start that run. '
         'A folder or checkpoint: resume that run with its settings.', metavar='auto|PATH', unset='start a new run')
     resume_changed: bool = _output(
-        False, 'Let --resume continue a run although its settings differ from those given now. The new settings hold.')
+        False, 'Let --resume continue a run although its settings differ from those given now. The new settings apply.')
     dry_run: bool = _output(
         False, 'Print settings, sizes and estimates of memory and time, then exit. Writes nothing.')
 
@@ -153,7 +153,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
     data_on_device_budget: str = _data(
         '25%', 'Memory for --data-on-device: a number of GiB, or a percentage of the free memory of the device.',
         metavar='GIB|PERCENT')
-    prefetch: bool | None = _data(None, 'Prepare batches ahead in a thread.', unset='on for a GPU, off for a CPU')
+    prefetch: bool | None = _data(None, 'Prepare batches in advance, in a thread.', unset='on for a GPU, off for a CPU')
 
     task: str = _attack(
         'pgd-at', 'Training method. pgd-at: loss on attacked images. trades and mart: their losses. plain: no attack.',
@@ -251,7 +251,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         1e4, 'Schedule onecycle: first learning rate divided by the last one.', above=0)
     onecycle_momentum: tuple[float, ...] = _optim(
         (0.85, 0.95), 'Schedule onecycle: momentum at the highest and at the lowest learning rate. Without values, '
-        '--momentum holds.', unset='--momentum')
+        '--momentum applies.', unset='--momentum')
     model_ema: bool = _optim(False, 'Keep an exponential moving average (EMA) of the weights, and validate it as well.')
     model_ema_decay: float = _optim(0.995, 'Decay of the EMA per update.', least=0, below=1)
     model_ema_warmup: bool = _optim(

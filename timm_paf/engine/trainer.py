@@ -96,7 +96,7 @@ class Trainer(Run):
                 self.processes.all_reduce_max(0)  # no process leaves before the checkpoint is written
                 raise RunStopped(
                     f'{signal_name(self.stop.received)} at update {self.progress.update}, in epoch {self.epoch + 1} of '
-                    f'{self.epochs}; continue with the same command and --resume auto (it needs --experiment '
+                    f'{self.epochs}; resume with the same command and --resume auto (it needs --experiment '
                     f'{self.folder.name}).' if self.is_primary else '') from None
             except DataChanged as error:
                 failure = error
@@ -153,7 +153,7 @@ class Trainer(Run):
         return self.record(batch, loss, correct)
 
     def record(self, batch: Batch, loss: Tensor, correct: Tensor) -> dict[str, Tensor]:
-        """Count an update; an own `train_step` that does not call the inherited one returns the result of this.
+        """Count an update. A `train_step` that does not call the inherited one returns the result of this method.
 
         Args:
             batch: The images.
@@ -286,8 +286,8 @@ class Trainer(Run):
             def progress(*done: Any) -> None:
                 if self.stop.received:
                     raise RunStopped(
-                        f'{signal_name(self.stop.received)} while measuring; the training is finished, measure again '
-                        f'with --resume auto.')
+                        f'{signal_name(self.stop.received)} while measuring; the training is finished. Repeat the '
+                        f'measurement with --resume auto.')
                 view.progress(*done)
 
             try:

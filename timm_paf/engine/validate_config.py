@@ -21,7 +21,7 @@ _output = partial(setting, group='output')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig(Settings):
-    """What is measured and written in addition to the attacks."""
+    """Settings of what to measure and write in addition to the attacks."""
     trust: bool = _measure(True, 'Check for signs that the measured robustness is too high.')
     n_trust: int = _measure(256, 'Number of images for --trust, the first ones of the split.', least=1)
     eps_curve: tuple[str, ...] = _measure(
@@ -124,6 +124,6 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
 
     @property
     def state(self) -> Path | None:
-        """Folder in which an interrupted AutoAttack is kept."""
+        """Folder with the state of an interrupted AutoAttack."""
         attacked = self.evaluation()['autoattack_version'] is not None
         return None if self.output is None or not attacked else Path(self.output) / 'autoattack'

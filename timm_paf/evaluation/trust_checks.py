@@ -184,7 +184,7 @@ def random_noise(probe: Probe) -> TrustCheck:
     return _result(
         'random noise', by_noise > by_pgd or noise_only > max(1, 0.02 * len(probe)),
         f'the worst of {NOISE_DRAWS} random directions of length eps breaks {by_noise} images, PGD-{STEPS[-1]} breaks '
-        f'{by_pgd}; noise alone breaks {noise_only}.',
+        f'{by_pgd}; noise breaks {noise_only} that PGD does not.',
         good='PGD is stronger than random noise.',
         bad='Random noise of the same radius breaks images that PGD does not: the gradients mislead PGD, and the '
             'robust accuracy is too high.')
@@ -200,7 +200,7 @@ def unbounded_attack(probe: Probe) -> TrustCheck:
         f'PGD-{LARGE_STEPS} at {norm} eps {eps:g}: {left} of {len(probe)} images are robust.',
         good='PGD breaks every image if any change is allowed.',
         bad='An attack that may replace an image by any other must succeed. This one does not, so the attack fails: '
-            'the model need not be robust.')
+            'this is no evidence that the model is robust.')
 
 
 def black_box(probe: Probe) -> TrustCheck:
@@ -224,14 +224,14 @@ def black_box(probe: Probe) -> TrustCheck:
         f'accuracy, at least {least:.1f} with 97.5 % confidence.',
         good='An attack without gradients breaks no more images than chance explains.',
         bad='An attack without gradients breaks images that gradient attacks do not: the gradients are masked, and an '
-            'accuracy under gradient attacks alone is too high.')
+            'accuracy under only gradient attacks is too high.')
 
 
 def mixed_precision(probe: Probe) -> TrustCheck:
     """Compare predictions in float32 and under bfloat16 autocast."""
     skipped = partial(TrustCheck, 'mixed precision', 'skip', meaning='Measure in float32, as this report does.')
     if probe.random:
-        return skipped('predictions of a random model differ anyway.')
+        return skipped('predictions of a random model differ in every pass.')
     images, labels = torch.cat([probe.x, probe.pgd(STEPS[-1])]), probe.y.repeat(2)
     try:
         low = probe.logits(images, autocast=torch.bfloat16).argmax(1) == labels

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr i64 block = 4096;  // elements that are worked on together, whatever the number of threads
+constexpr i64 block = 4096;  // elements that one task computes, for any number of threads
 
 struct Shape { i64 outer, channels, inner; };  // x[outer][channels][inner]; channels 1 for one parameter
 
@@ -110,8 +110,8 @@ void gradients_of_each(
     }
 }
 
-// Everything above for a stretch of memory, in pieces that stay in the first cache while they are looked at twice. A
-// sum of up to `piece` terms is one of F, and one of those sums is of double.
+// Everything above for a stretch of memory, `piece` elements at a time, which stay in the first-level cache between two
+// reads. A sum of up to `piece` terms is in F, and the sum of these sums is in double.
 template <class Act, bool Row, class T, class F>
 void stretch(
         const T* g, const T* x, T* out, i64 n, const F* a, const F* b, F limit,
@@ -159,7 +159,7 @@ void elementwise(const T* g, const T* x, T* out, const Parameters<F>& p, Shape s
     }
 }
 
-// The order of every sum is that of the shape alone.
+// The order of every sum depends only on the shape.
 template <class Act, class T, class F>
 void with_sums(
         const T* g, const T* x, T* dx, const Parameters<F>& p, Shape shape, int threads, double* sum_a, double* sum_b) {

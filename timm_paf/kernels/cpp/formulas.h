@@ -1,6 +1,6 @@
 // The activations, as in timm_paf/activations/formulas.py: value(x, a, b) and slopes in x, a and b, where a and b are
-// what stands in the formula; and the same under the names plain_... for |x| < plain(a), without what only other numbers
-// need.
+// the parameters of the formula. The names plain_... are the same for |x| < plain(a), without the parts that only other
+// numbers need.
 //
 // Notation: t = |alpha| x, u = exp(-|t|) = v w, where v is a normal number and w is 1 unless u is tiny; the product is
 // formed last, because x exp(-100) is a number where exp(-100) is hardly one. sigmoid(|t|) = 1/(1 + u) = r, and

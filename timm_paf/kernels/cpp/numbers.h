@@ -1,5 +1,5 @@
 // Numbers: how they are stored, exp and log1p. Everything is written as selections, never as branches, so that the
-// compiler makes vector instructions of the loops that it stands in.
+// compiler turns the loops around it into vector instructions.
 #pragma once
 #include <cmath>
 #include <cstdint>
