@@ -61,7 +61,8 @@ def test_every_activation_runs_forward_and_backward(name):
 
 
 @pytest.mark.parametrize('name, steps', [
-    ('wrn10_2_psoftplus', 12), pytest.param('vgg11_prelu0', 40, marks=pytest.mark.slow),  # without normalisation the first steps change little
+    # without normalisation the first steps change little
+    ('wrn10_2_psoftplus', 12), pytest.param('vgg11_prelu0', 40, marks=pytest.mark.slow),
     *(pytest.param(name, 12, marks=pytest.mark.slow) for name in (
         'resnet18_psilu', 'preact_resnet18_pssilu', 'vgg11_bn_pssilu', 'resnet18_224_reblu'))])
 def test_loss_falls_on_digits_and_the_activation_learns(name, steps):
