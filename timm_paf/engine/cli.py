@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,8 +37,12 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message + near)
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, max_help_position=30, width=100)
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # flags stay whole
 
 
 def _shown(value: Any, unset: str) -> str:
@@ -132,7 +137,10 @@ def parse_config(
         if chosen:
             values = {**read_yaml(find_config(str(chosen)), names), 'config': str(chosen)}
     if wants_help:
-        parser = _Parser(usage='%(prog)s [flags]', description=description, formatter_class=_formatter)
+        program = Path(sys.argv[0]).name
+        if program == '__main__.py':
+            program = ' '.join(['python -m timm_paf', *sys.argv[1:2]])
+        parser = _Parser(usage=f'{program} [flags]', description=description, formatter_class=_Formatter)
         _add_flags(parser, cls, values)
         parser.parse_args(['--help'])
     return cls(**{**values, **given})
