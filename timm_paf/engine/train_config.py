@@ -102,7 +102,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
     """Settings of a training run."""
     config: str | None = _output(
         None, 'YAML file with settings, or the name of a shipped configuration such as rice2020_cifar10_linf. Flags '
-        'override the file.', metavar='FILE', unset='digits for --dataset digits, else the defaults shown here')
+        'override the file.', metavar='FILE', unset='digits for --dataset digits, else no file')
     model: str = _model('wrn10_2_pssilu', 'Name of a model in the registry of timm.')
     model_kwargs: tuple[str, ...] = _model(
         (), 'Extra arguments of the model, such as drop_path_rate=0.1.', metavar='NAME=VALUE', unset='none')
