@@ -2,8 +2,7 @@ r"""Make labelled synthetic images from the training split of a data set.
 
     python recipes/make_synthetic.py --dataset digits --num-images 10000 --output digits_synth.npz --seed 0
 
-This writes one archive from a Gaussian mixture per class. It holds `image` (N, H, W, C) uint8 and `label` (N,) int64;
-the flag --synthetic of adv_train.py reads it.
+This writes one archive from a Gaussian mixture per class, in the form that --synthetic of adv_train.py reads.
 
     python recipes/make_synthetic.py --method diffusion --train --num-images 2000 --output FOLDER
     torchrun --nproc-per-node 8 recipes/make_synthetic.py --method diffusion --generator DDPM_FOLDER \
@@ -11,11 +10,14 @@ the flag --synthetic of adv_train.py reads it.
 
 These write parts of the same form and manifest.json. The same command resumes an interrupted run.
 """
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch, as in adv_train.py
 
 from rich.progress import Progress
 
