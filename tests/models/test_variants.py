@@ -51,8 +51,9 @@ def test_every_variant_is_listed_under_a_module_of_ours(module):
 def test_import_is_cheap():
     # processor time, which other programs do not lengthen
     program = 'import timm, time; start = time.process_time(); import timm_paf; print(time.process_time() - start)'
-    seconds = float(subprocess.run([sys.executable, '-c', program], check=True, capture_output=True, text=True).stdout)
-    assert seconds < 0.1
+    command = [sys.executable, '-c', program]
+    seconds = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+    assert min(seconds) < 0.1  # the smallest, since a busy core counts its waits for memory as processor time
 
 
 @pytest.mark.parametrize('arch, act', [
