@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch, as in adv_train.py
+if 'OMP_WAIT_POLICY' not in os.environ:  # before torch, as in adv_train.py
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 
 from rich.progress import Progress
 
@@ -43,8 +44,7 @@ def prepare(argv: list[str] | None = None) -> Callable[[], None]:
     config = parse_config(SyntheticConfig, argv, description=(__doc__ or '').splitlines()[0])
     train = open_dataset(config.dataset).train
     assert isinstance(train, LabelledImages)  # as the digits are, the only choice of --dataset
-    if config.method == 'mixture':
-        line = make_mixture(config, train)
+    if config.method == 'mixture' and (line := make_mixture(config, train)):
         return lambda: print(line)
     import_diffusers()
     processes = start_processes(config.device)
