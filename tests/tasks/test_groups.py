@@ -61,10 +61,8 @@ def test_without_learnable_alpha_and_beta_the_groups_are_timms():
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(weight_decay=-1.), 'weight_decay = -1.0: expected a number >= 0'),
-    (dict(paf_weight_decay=float('nan')), 'paf_weight_decay = nan'),
-    (dict(paf_lr=0.), 'paf_lr = 0.0: expected a number > 0'),
-], ids=str)
+    (dict(weight_decay=-1.), 'weight_decay = -1.0'), (dict(paf_weight_decay=float('nan')), 'paf_weight_decay = nan'),
+    (dict(paf_lr=0.), 'paf_lr = 0.0')], ids=str)
 def test_errors(settings, message):
     with pytest.raises(ValueError, match=message):
         paf_parameter_groups(model(), **settings)

@@ -29,23 +29,6 @@ def same(model, weights):
     return all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize('name', ['pgd-at', 'trades'])
-def test_gamma_zero_is_the_base_bit_for_bit(name, network, batch):
-    results = []
-    for options in ({}, dict(awp_gamma=0.), dict(awp_gamma=0.01)):
-        attack = PGD(eps=0.2, steps=2)
-        task = create_task(name, network(norm=True), attack, options=TaskOptions(**options))
-        optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            task(*batch)['loss'].backward()
-            optimizer.step()
-        results.append(task.trainable_module.state_dict())
-    base, zero, some = results
-    assert all(torch.equal(base[key], zero[key]) for key in base)
-    assert not torch.equal(base['conv1.weight'], some['conv1.weight'])
-
-
 def test_gradient_is_that_at_the_perturbed_weights_and_the_weights_come_back(network, batch):
     """Each tensor of rank above 1 moves along its gradient; statistics move once."""
     task, model = make(network(norm=True)), network(norm=True)
