@@ -17,8 +17,7 @@ from torch import Tensor
 
 from timm_paf._files import file_sha256
 from timm_paf.data import LabelledImages, to_unit_range
-from timm_paf.data.order import generator_for
-from timm_paf.data.streams import pass_indices
+from timm_paf.data.order import generator_for, pass_indices
 from timm_paf.synthesis.config import SAMPLERS, TIMESTEPS, SyntheticConfig, first_difference
 
 __all__ = ['Diffusion', 'SynthesisFailed', 'fit_diffusion', 'import_diffusers', 'load_diffusion']
