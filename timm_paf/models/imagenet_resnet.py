@@ -1,5 +1,5 @@
 """timm's ResNet (He et al., arXiv 1512.03385) for images of 224x224 pixels in [0, 1], such as ImageNet's."""
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from timm.models._manipulate import checkpoint_seq
@@ -34,6 +34,11 @@ class ImageNetResNet(ResNet):
 
     num_feature_levels = 5
     feature_info: list[dict[str, Any]]
+    if TYPE_CHECKING:  # TorchScript would read these annotations at run time, and does not know nn.Sequential
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        layer4: nn.Sequential
 
     def __init__(
             self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], output_stride: int = 32,
@@ -53,7 +58,7 @@ class ImageNetResNet(ResNet):
         x = self.maxpool(self.stem_features(self.act1(self.bn1(self.conv1(x)))))
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]  # timm adds them by name
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg(
