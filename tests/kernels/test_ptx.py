@@ -53,3 +53,21 @@ def test_memory_is_the_limit(name, kind, dtype):
     tensors = 2 if kind == 'value' else 3
     assert set(accesses) == {'ld.global.v4.b32', 'st.global.v4.b32'}
     assert accesses.total() == tensors * per_thread * (2 if dtype == 'bf16' else 4) / 16
+
+
+def compiles(kernel, signature, **constants):
+    signature = {name: signature.get(name, 'constexpr') for name in kernel.arg_names}
+    return triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants), target=GPUTarget('cuda', 90, 32)).asm['ptx']
+
+
+@pytest.mark.parametrize('wide, size', [(False, 'i32'), (True, 'i64')], ids=['32 bits', '64 bits'])
+def test_sums_and_channels_compile(wide, size):
+    pointers = {
+        **dict.fromkeys(('x_ptr', 'y_ptr', 'g_ptr', 'dx_ptr'), '*fp16'),
+        **dict.fromkeys(('alpha_ptr', 'beta_ptr', 'parts_ptr'), '*fp32')}
+    sizes = dict.fromkeys(('count', 'channels', 'inner'), size)
+    options = {'ACT': gpu._CODES['pssilu'], 'PER_CHANNEL': True, 'WIDE': wide, 'BLOCK': gpu._BLOCK}
+    assert 'ex2' in compiles(gpu._value_kernel, {**pointers, **sizes}, **options)
+    assert 'ex2' in compiles(gpu._gradient_kernel, {**pointers, **sizes}, SUMS=True, **options)
+    assert 'add.f64' in compiles(gpu._sum_kernel, {**pointers, 'blocks': 'i32', 'channels': 'i32'}, BLOCK=1024)

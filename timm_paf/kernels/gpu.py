@@ -231,11 +231,13 @@ def _sum_kernel(parts_ptr, alpha_ptr, beta_ptr, blocks, channels, BLOCK: tl.cons
     """Add the partial sums of the blocks of one channel."""
     channel = tl.program_id(0)
     alpha, beta = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, blocks, BLOCK):
+    start = 0
+    while start < blocks:
         block = start + tl.arange(0, BLOCK)
         at = parts_ptr + 2 * (block * channels + channel)
         alpha += tl.load(at, mask=block < blocks, other=0.).to(tl.float64)
         beta += tl.load(at + 1, mask=block < blocks, other=0.).to(tl.float64)
+        start += BLOCK
     tl.store(alpha_ptr + channel, tl.sum(alpha).to(tl.float32))
     tl.store(beta_ptr + channel, tl.sum(beta).to(tl.float32))
 
