@@ -1,8 +1,76 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
-from timm_paf.attacks import check_images
+from timm_paf.attacks import FGSM, PGD, CompileSettings, PixelCheck, autoattack, check_images
+from timm_paf.evaluation import accuracy_under_attack, adversarial_examples, clean_accuracy, robustness_curve
+
+GOOD = torch.rand(4, 3, 8, 8).round(decimals=2)  # with pixels at 0 and 1
+FIRST = torch.arange(GOOD.numel()).view(GOOD.shape) == 0
+IMAGES = {  # what other pipelines make of images
+    'normalised': (GOOD - 0.45) / 0.225, '-1 to 1': 2 * GOOD - 1, '0 to 255': 255 * GOOD, 'uint8': (255 * GOOD).byte(),
+    'bool': GOOD > 0.5, 'nan': torch.where(FIRST, torch.nan, GOOD), 'infinite': torch.where(FIRST, torch.inf, GOOD),
+    'a little dark': GOOD - 1e-3,
+}
+CALLS = {
+    'PGD': lambda net, x, y: PGD(eps=0.1, steps=1)(net, x, y),
+    'restarts': lambda net, x, y: PGD(eps=0.1, steps=1, restarts=2)(net, x, y),
+    'compiled': lambda net, x, y: PGD(eps=0.1, steps=1, compile=CompileSettings(backend='eager'))(net, x, y),
+    'FGSM': lambda net, x, y: FGSM(eps=0.1)(net, x, y),
+    'AutoAttack': lambda net, x, y: autoattack(net, x, y, eps=0.1, version='custom', attacks=['apgd-ce']),
+    'clean accuracy': clean_accuracy,
+    'accuracy': lambda net, x, y: accuracy_under_attack(net, x, y, attack=lambda model, x, y: x),
+    'curve': lambda net, x, y: robustness_curve(net, x, y, eps=[0.1], steps=1),
+    'examples': lambda net, x, y: adversarial_examples(net, x, y, attack=PGD(eps=0.1, steps=1), title=''),
+}
+
+
+@pytest.mark.parametrize('kind', IMAGES)
+@pytest.mark.parametrize('name', CALLS)
+def test_images_that_are_not_floats_in_0_to_1_are_refused(name, kind):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    with pytest.raises(ValueError, match='expected') as error:
+        CALLS[name](net, IMAGES[kind], torch.arange(4))
+    assert '\n' not in str(error.value)
+
+
+def test_rounding_is_no_error_in_training():
+    x = GOOD.clone()
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = 1 + 2e-6, -2e-6
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    assert torch.equal(PGD(eps=0.1, seed=1)(net, x, torch.arange(4)), PGD(eps=0.1, seed=1)(
+        net, x.clamp(0, 1), torch.arange(4)))
+
+
+def test_a_check_can_be_copied_and_compiled():
+    check = PixelCheck()
+    for again in (copy.deepcopy(check), pickle.loads(pickle.dumps(check))):
+        with pytest.raises(ValueError, match='255'):
+            again(IMAGES['0 to 255'])
+    step = torch.compile(lambda x: (check(x), x + 1)[1], backend='eager', fullgraph=True)
+    assert torch.equal(step(GOOD), GOOD + 1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_call_after_the_first_ones_waits():
+    good, bad, check = GOOD.cuda(), IMAGES['normalised'].cuda(), PixelCheck()
+    with pytest.raises(ValueError, match='expected'):
+        PixelCheck()(bad)
+    for _ in range(PixelCheck.first):
+        check(good)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(100):
+            check(good)
+        with pytest.raises(ValueError, match='expected'):
+            for _ in range(100):
+                check(bad)
+                torch.cuda._sleep(1_000_000)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 @pytest.mark.parametrize('x, y, message', [

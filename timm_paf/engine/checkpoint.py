@@ -12,6 +12,7 @@ from torch import Tensor
 from timm_paf._distributed import Processes
 from timm_paf._versions import library_versions
 from timm_paf.data import ImageSource
+from timm_paf.engine.normalization import statistics
 from timm_paf.engine.train_config import INCIDENTAL
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def run_state(run: 'Run') -> dict[str, Any]:
         'epoch': progress.epoch - 1,  # the last finished one, as in timm
         'arch': config.model,
         'args': config.to_dict(),
+        'normalization': None if (found := statistics(unwrap_model(run.model))) is None else dict(
+            zip(('mean', 'std'), found, strict=True)),
         'optimizer': run.optimizer.state_dict(),
         'version': 2,
         **task.get_checkpoint_state(),

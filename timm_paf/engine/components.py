@@ -59,7 +59,8 @@ class Run:
             self.updates_per_epoch = config.updates_per_epoch or len(self.data)
             torch.manual_seed(config.seed)
             self._untrained = copy.deepcopy(model)
-            model = prepare_model(config, untrained_model(config, model, self.data.real), processes)
+            model, self.notes = untrained_model(config, model, self.data.real)
+            model = prepare_model(config, model, processes)
             self.task = make_task(config, model, processes, self.updates_per_epoch)
             self.optimizer = make_optimizer(config, model)
             self.task.attach_optimizer(self.optimizer)
@@ -83,7 +84,7 @@ class Run:
                     self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
-            self.notes = list(start.notes)
+            self.notes += start.notes
             if (path := start.checkpoint) is not None:
                 # of several nodes only the first needs to see the file
                 state = processes.broadcast_object(lambda: read_run(path)) if processes.nodes > 1 else read_run(path)
@@ -124,7 +125,7 @@ class Run:
         """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
-            return untrained_model(self.config, copy.deepcopy(self._untrained), self.data.real)
+            return untrained_model(self.config, copy.deepcopy(self._untrained), self.data.real)[0]
 
     def description(self) -> str:
         """The run in one line."""

@@ -21,6 +21,7 @@ from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
+from timm_paf.engine.normalization import check_normalization, load_network
 from timm_paf.engine.progress import AttackView
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
@@ -37,9 +38,11 @@ from timm_paf.evaluation import (
     robustbench_obstacles,
     robustness_curve,
 )
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.models import read_checkpoint
 
 __all__ = ['Measurement', 'measure', 'measure_attacks', 'with_examples']
+
+N_NORMALIZATION = 256  # images on which a guessed normalisation is compared with others
 
 
 def measure(config: ValidateConfig, **own: Any) -> RobustnessReport:
@@ -92,14 +95,20 @@ class Measurement:
                     f'--split {config.split}: these images of {config.dataset} are read while training and are not in '
                     'memory; expected test or val.')
             self.data = in_memory(source)
-            self.model = model if model is not None else build_model(
-                config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
-                **config.model_arguments())
-            self.weights = load_weights(self.model, config.checkpoint, use_ema=config.use_ema)
+            self.model, self.weights, note, warning, guessed = load_network(
+                model if model is not None else build_model(
+                    config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
+                    **config.model_arguments()),
+                config.checkpoint, config, name=config.model, use_ema=config.use_ema)
             self.model.to(processes.device)
-            check_images(
-                self.model, torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels),
-                device=processes.device)
+            x, y = torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels)
+            check_images(self.model, x, y, device=processes.device)
+            if guessed:
+                other = check_normalization(
+                    self.model, x[:N_NORMALIZATION], y[:N_NORMALIZATION], batch_size=config.eval_batch_size,
+                    device=processes.device)
+                warning = ' '.join(filter(None, (warning, other)))
+            self.note, self.warnings = note, (warning,) if warning else ()
             radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
             if len(set(radii)) < len(radii):
                 raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
@@ -119,6 +128,10 @@ class Measurement:
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
+        if self.note:
+            self.console.print(self.note, highlight=False, soft_wrap=True)
+        for warning in self.warnings:
+            self.console.print(f'warning: {warning}', style='bold red', highlight=False, soft_wrap=True)
         verdicts = None
         if config.output is not None:
             if processes.is_primary:
@@ -131,6 +144,7 @@ class Measurement:
                     self.model, self.data, config, split=config.split, device=processes.device, progress=view.progress,
                     checkpoint=Path(config.checkpoint), state=config.state, rank=processes.rank,
                     world_size=processes.world_size, save_adv=config.save_adv, save_verdicts=verdicts)
+                report = dataclasses.replace(report, warnings=(*report.warnings, *self.warnings))
                 return self._complete(report, view)
         except ValueError as error:
             raise RunFailed(str(error)) from error

@@ -26,7 +26,7 @@ from timm_paf.attacks import (
 from timm_paf.attacks.compiled import Compile
 from timm_paf.evaluation.accuracy import Accuracy, Measurement
 from timm_paf.evaluation.correct import Attack, correct_mask, model_device
-from timm_paf.evaluation.curves import accuracy_by_class
+from timm_paf.evaluation.curves import accuracy_by_class, chance_warning
 from timm_paf.evaluation.report import RobustnessReport
 
 __all__ = ['accuracy_under_attack', 'clean_accuracy', 'evaluate_robustness']
@@ -154,6 +154,7 @@ def evaluate_robustness(
             accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)}, **facts)
     return RobustnessReport(
         measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=robust), model=model_name,
+        warnings=tuple(filter(None, [chance_warning(clean.cpu(), y.cpu())])),
         dataset=dataset, split=split, checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 

@@ -1,6 +1,7 @@
 """Synthetic images in parts, with a manifest: sampled, labelled, filtered, and written by several processes."""
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,15 @@ from timm_paf.data.manifest import FORMAT, MANIFEST_NAME
 from timm_paf.data.order import generator_for
 from timm_paf.data.synthetic import distance_to_nearest
 from timm_paf.engine.model import build_model
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.engine.normalization import load_network
+from timm_paf.engine.train_config import EvaluationConfig
+from timm_paf.models import read_checkpoint
 from timm_paf.synthesis.config import SyntheticConfig, first_difference
 from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
 
 __all__ = ['REASONS', 'Labeller', 'PartMaker', 'check_folder', 'load_labeller']
 
+_logger = logging.getLogger(__name__)
 REASONS = ('low_confidence', 'other_label', 'duplicate', 'near_duplicate', 'repeated', 'surplus')
 
 
@@ -39,9 +43,13 @@ def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.de
     name = config.labeller or read_checkpoint(path).get('arch')
     if not isinstance(name, str):
         raise ValueError(f'--labeller-checkpoint = {path}: it does not name its model; give --labeller.')
-    model = build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0])
-    record = {'model': name, 'weights': load_weights(model, path), 'sha256': file_sha256(path)}
-    return Labeller(model.to(device).eval(), record)
+    loaded = load_network(
+        build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0]), path, EvaluationConfig(),
+        name=name)
+    if loaded.warning:
+        _logger.warning(loaded.warning)
+    record = {'model': name, 'weights': loaded.weights, 'sha256': file_sha256(path)}
+    return Labeller(loaded.model.to(device).eval(), record)
 
 
 def check_folder(path: Path, plan: Mapping[str, Any] | None) -> None:
