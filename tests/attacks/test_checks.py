@@ -2,6 +2,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -85,6 +86,14 @@ def test_on_a_gpu_no_call_after_the_first_ones_waits():
 def test_bad_input_is_named(x, y, message):
     with pytest.raises(ValueError, match=message):
         check_images(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), x, y, device=torch.device('cpu'))
+
+
+@pytest.mark.parametrize('model, shape, message', [
+    (nn.Conv2d(3, 8, 3), (2, 8, 8, 3), r'\(8, 8, 3\).*last axis'), (nn.Conv2d(3, 8, 3), (2, 1, 8, 8), r'\(1, 8, 8\)'),
+    (timm.create_model('vit_tiny_patch16_224', num_classes=3), (2, 3, 8, 8), '224')], ids=['last', 'grey', 'size'])
+def test_images_of_another_shape_than_the_models_are_named(model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(model, torch.rand(shape), torch.zeros(2).long(), device=torch.device('cpu'))
 
 
 def test_number_of_classes_and_mode():

@@ -130,14 +130,22 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
         device: Device of the model.
 
     Raises:
-        ValueError: If one of these is not so, or logits are not finite or not (B, K).
+        ValueError: If one of these is not so, the model fails, or logits are not finite or not (B, K).
     """
     check_batch(x, y=y)
     if not len(x):
         raise ValueError('there are no images; expected at least one.')
     check_pixels(x)
     with eval_mode(model), torch.no_grad():
-        logits = check_logits(model(x[:2].to(device, input_dtype(model))), len(x[:2]))
+        try:
+            logits = model(x[:2].to(device, input_dtype(model)))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:  # of layers, about channels or sizes
+            last = ' The channels are the last axis; expected (N, C, H, W).' if x.shape[-1] in (1, 3) else ''
+            reason = str(error).partition('\n')[0]
+            raise ValueError(f'the model fails on images of shape {tuple(x.shape[1:])}: {reason}{last}') from error
+    logits = check_logits(logits, len(x[:2]))
     if not logits.isfinite().all():
         raise ValueError('the model returns NaN or infinite logits on clean images; check that its training finished.')
     classes = logits.shape[1]
