@@ -36,9 +36,8 @@ def activation_summary(model: nn.Module) -> dict[str, float]:
     if together:
         kinds = sorted({type(module) for module in modules.values()}, key=lambda kind: kind.__name__)
         groups = {kind.name: [m for m in modules.values() if type(m) is kind] for kind in kinds}
-    rows = {label: _row(group, together) for label, group in groups.items()}
-    return {name if len(rows) == 1 else f'{label}.{name}': value for label, row in rows.items()
-            for name, value in row.items()}
+    return {name if len(groups) == 1 else f'{label}.{name}': value for label, group in groups.items()
+            for name, value in _row(group, together).items()}
 
 
 def _row(modules: list[ParametricActivation], together: bool) -> dict[str, float]:
@@ -51,8 +50,8 @@ def _row(modules: list[ParametricActivation], together: bool) -> dict[str, float
         mean = values.mean().item()
         means[name] = spec.clamp(mean) if math.isfinite(mean) else math.nan
         if together:
-            row.update({f'{name}_mean': mean, f'{name}_min': values.min().item(), f'{name}_max': values.max().item(),
-                        f'{name}_grad': norm})
+            row |= {f'{name}_mean': mean, f'{name}_min': values.min().item(), f'{name}_max': values.max().item(),
+                    f'{name}_grad': norm}
         else:
             row[name], norms[f'{name}_grad'] = mean, norm
     found = shape.describe(modules[0].name, **means) if all(map(math.isfinite, means.values())) else None
