@@ -35,7 +35,7 @@ REFERENCE = {
     'psoftplus': (lambda m, x, a: m.log1p(m.exp(abs(a) * x)) / abs(a), [(1.,), (-0.3,), (7.,)]),
     'reblu': (lambda m, x, a: m.where(x > 0, x + a * (m.sqrt(x * x + 1) - 1), 0 * x), [(0.,), (0.6,), (3.,)]),
     'ssilu': (lambda m, x, b: shifted(m, x, 1, abs(b)), [(0.3,), (-0.05,), (0.9,)]),
-    'pssilu_fixed': (lambda m, x, a, b: shifted(m, x, a * a, abs(b)), [(1., 0.3), (-2., 0.1), (0., 0.3)]),
+    'pssilu_fixed': (lambda m, x, a, b: shifted(m, x, abs(a), abs(b)), [(1., 0.3), (-2., 0.1), (4., 0.3)]),
     'pssilu': (
         lambda m, x, a, b: shifted(m, x, abs(a), abs(b)), [(1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.9)]),
 }
@@ -92,7 +92,7 @@ def test_only_nan_gives_nan(name, parameters, dtype):
 @pytest.mark.parametrize('name, inside, beyond', [
     ('psoftplus', (1e-3,), (0.,)), ('psoftplus', (1e-3,), (1e-9,)), ('psoftplus', (-1e-3,), (-1e-9,)),
     ('psilu', (1e4,), (1e9,)), ('pssilu', (1., 0.99), (1., 1.)), ('pssilu', (1., 0.99), (1., 32.9)),
-    ('pssilu', (1., -0.99), (1., -13382.)), ('pssilu_fixed', (100., 0.3), (1e6, 0.3)), ('ssilu', (0.99,), (1.,)),
+    ('pssilu', (1., -0.99), (1., -13382.)), ('pssilu_fixed', (-1e4, 0.3), (-1e6, 0.3)), ('ssilu', (0.99,), (1.,)),
 ])
 def test_parameters_beyond_their_range_act_as_at_its_edge(name, inside, beyond):
     at_edge, _, edge = evaluate(name, GRID, inside, torch.float32)
@@ -101,13 +101,13 @@ def test_parameters_beyond_their_range_act_as_at_its_edge(name, inside, beyond):
     for y in (at_edge, outside):
         y.sum().backward()
     assert x_out.grad.isfinite().all()
-    for a, b, was_inside, is_beyond in zip(edge, out, inside, beyond, strict=True):
+    for a, b in zip(edge, out, strict=True):
         assert b.grad.isfinite().all()
-        if name != 'pssilu_fixed' or was_inside == is_beyond:  # there the chain rule through alpha^2 grows with alpha
-            torch.testing.assert_close(a.grad, b.grad)
+        torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize('name, parameters, index', [('psilu', (0.,), 0), ('pssilu', (1., 0.), 1), ('ssilu', (0.,), 0)])
+@pytest.mark.parametrize('name, parameters, index', [
+    ('psilu', (0.,), 0), ('pssilu_fixed', (0., 0.3), 0), ('pssilu', (1., 0.), 1), ('ssilu', (0.,), 0)])
 def test_absolute_value_has_a_slope_at_zero(name, parameters, index):
     """So that a parameter at exactly 0 still learns."""
     y, _, tensors = evaluate(name, [-3., -1., 2.], parameters)

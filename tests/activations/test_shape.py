@@ -64,7 +64,7 @@ CLOSED_FORMS = [
         falls_on=((1 / math.sqrt(3), INF),), zeros=(4 / 3,), slope_right=-1., monotonicity='neither')),
     ('ssilu', {'beta': 0.3}, dict(
         curvature=0.5 / 0.7, slope_left=-0.3 / 0.7, slope_right=1., zeros=(-math.log(7 / 3), 0.))),
-    ('pssilu_fixed', {'alpha': -2., 'beta': 0.1}, dict(curvature=2 / 0.9, zeros=(-math.log(9) / 4, 0.))),
+    ('pssilu_fixed', {'alpha': -2., 'beta': 0.1}, dict(curvature=1 / 0.9, zeros=(-math.log(9) / 2, 0.))),
     ('pssilu', {'alpha': 2., 'beta': 0.1}, dict(
         curvature=1 / 0.9, curvature_at=0., slope_left=-0.1 / 0.9, slope_right=1., zeros=(-math.log(9) / 2, 0.),
         negative_sign='mixed', positive_on=((-INF, -math.log(9) / 2),), negative_on=((-math.log(9) / 2, 0.),),

@@ -71,9 +71,9 @@ def _fit(name: str, targets: tuple[float, ...], first: tuple[tuple[str, float], 
     specs = {label: spec for label, spec in cls.parameter_specs.items() if spec.learnable}
 
     def fit(**values: float) -> Fit:
-        settings: dict[str, Any] = {'device': 'cpu', 'dtype': torch.float64}
+        arguments: dict[str, Any] = {**values, 'device': 'cpu', 'dtype': torch.float64}
         with torch.no_grad():
-            return Fit(values, float((cls(**values, **settings)(x) - target).abs().max()))
+            return Fit(values, float((cls(**arguments)(x) - target).abs().max()))
 
     def better(one: Fit, other: Fit) -> Fit:
         return other if other.deviation < one.deviation - _GAIN else one

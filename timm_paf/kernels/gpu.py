@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ['NAMES', 'triton_gradients', 'triton_input_gradient', 'triton_value']
 
 _CODES = {name: code for code, name in enumerate((
-    'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu_fixed', 'pssilu'))}
+    'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu'))}
 NAMES = frozenset(_CODES)
 _BLOCK = 2048
 
@@ -89,13 +89,11 @@ def _logistic(t):
 def _inner(alpha, beta, ACT: tl.constexpr):
     """The values of alpha and beta in the formula, inside their range."""
     a, b = alpha, beta
-    if ACT == 4 or ACT == 8:
+    if ACT == 4 or ACT == 7:
         a = tl.minimum(tl.abs(alpha), 1e4)
     if ACT == 5:
         a = tl.maximum(tl.minimum(tl.abs(alpha), 1e4), 1e-3)
     if ACT == 7:
-        a = tl.minimum(alpha * alpha, 1e4)
-    if ACT >= 7:
         b = tl.minimum(tl.abs(beta), 0.99)
     return a, b
 
@@ -104,11 +102,9 @@ def _inner(alpha, beta, ACT: tl.constexpr):
 def _inner_slopes(alpha, beta, ACT: tl.constexpr):
     """d/dalpha and d/dbeta of `_inner`; beyond the range, those at its edge."""
     da, db = 1., 1.
-    if ACT == 4 or ACT == 5 or ACT == 8:
+    if ACT == 4 or ACT == 5 or ACT == 7:
         da = tl.where(alpha < 0, -1., 1.)
     if ACT == 7:
-        da = 2 * tl.minimum(tl.maximum(alpha, -100.), 100.)
-    if ACT >= 7:
         db = tl.where(beta < 0, -1., 1.)
     return da, db
 
