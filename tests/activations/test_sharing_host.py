@@ -243,14 +243,13 @@ def test_hub_refuses_what_a_name_does_not_say(name, settings, tmp_path):
         timm.models.save_for_hf(model, tmp_path)
 
 
-@pytest.mark.parametrize('place', ['constructor', 'outside'])
-def test_the_name_shares_within_a_model_only(place):
-    if place == 'outside':
-        with pytest.raises(RuntimeError, match=r"use one timm_paf.shared\('pssilu'\) at all its places"):
-            timm.layers.create_act_layer('shared_pssilu')
-    else:
-        first, second = (timm.create_model('resnet18', act_layer='shared_pssilu') for _ in range(2))
-        assert first.act1 is first.layer4[1].act2 and first.act1 is not second.act1
+def test_the_name_shares_within_a_model_only():
+    first, second = (timm.create_model('resnet18', act_layer='shared_pssilu') for _ in range(2))
+    assert first.act1 is first.layer4[1].act2 and first.act1 is not second.act1
+    outside = [timm.layers.create_act_layer('shared_pssilu', inplace=True) for _ in range(2)]
+    assert outside[0] is not outside[1] and [module.places for module in outside] == [1, 1]
+    third = timm.create_model('resnet18', act_layer='shared_pssilu')
+    assert len({id(module) for module in (*outside, first.act1, second.act1, third.act1)}) == 5
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)

@@ -6,7 +6,7 @@ from torch import nn
 
 from timm_paf.activations import shape
 from timm_paf.activations.modules import ParametricActivation
-from timm_paf.activations.sharing import paf_modules
+from timm_paf.activations.sharing import paf_modules, paf_parameters
 
 __all__ = ['MANY', 'activation_summary']
 
@@ -41,11 +41,12 @@ def activation_summary(model: nn.Module) -> dict[str, float]:
 
 
 def _row(modules: list[ParametricActivation], together: bool) -> dict[str, float]:
-    row, means, norms = {}, {}, {}
+    row: dict[str, float] = {}
+    means, norms = {}, {}
     for name, spec in modules[0].parameter_specs.items():
-        tensors = [getattr(module, name) for module in modules]
-        values = torch.cat([tensor.detach().double().cpu().flatten() for tensor in tensors])
-        gradients = [tensor.grad.double().cpu().flatten() for tensor in tensors if tensor.grad is not None]
+        values = torch.cat([getattr(module, name).detach().double().cpu().flatten() for module in modules])
+        learned = [parameter for module in modules for parameter in paf_parameters(module, name).values()]
+        gradients = [parameter.grad.double().cpu().flatten() for parameter in learned if parameter.grad is not None]
         norm = torch.linalg.vector_norm(torch.cat(gradients)).item() if gradients else math.nan
         mean = values.mean().item()
         means[name] = spec.clamp(mean) if math.isfinite(mean) else math.nan
