@@ -27,8 +27,8 @@ Function = Callable[..., Results]  # of the values: tensors, numbers as tensors 
 class CudaRecorder:
     """Records functions as CUDA graphs.
 
-    All graphs of a device share one pool of memory. This is safe because nothing in the pool lives between replays: inputs are
-    outside, and results are copied out.
+    All graphs of a device share one pool of memory. This is safe because nothing in the pool lives between replays:
+    inputs are outside, and results are copied out.
     """
 
     def __init__(self, device: torch.device) -> None:
