@@ -77,7 +77,7 @@ def ours(**normalization):
     ('bright_cfg', bare, FLAGS, 40, '--input-mean', False),
     ('bright_plain', bare, [], 20, 'neither', True),
     ('bright_plain', bare, FLAGS, 40, '--input-mean', False),
-    ('bright_plain', wrapped, [], 40, 'from the checkpoint', False),
+    ('bright_plain', wrapped, [], 40, 'from weights.pth', False),
     ('bright_cfg', wrapped, ['--no-normalize'], 20, '--no-normalize', True),
     ('bright_cfg', ours, [], 20, '', True),
     ('bright_cfg', lambda: ours(normalization=None), [], 20, '', True),

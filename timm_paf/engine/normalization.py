@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from timm_paf._normalized import InputNormalization, Normalized
 from timm_paf.engine.train_config import EvaluationConfig
 from timm_paf.evaluation import clean_accuracy
-from timm_paf.models import load_weights, published_normalization, read_checkpoint, select_state_dict
-from timm_paf.models.known import CIFAR10, HALF, IMAGENET, PIXELS
+from timm_paf.models import checkpoint_normalization, load_weights
 from timm_paf.models.options import input_normalization
+from timm_paf.models.published import CIFAR10, HALF, IMAGENET, PIXELS
 
 __all__ = ['LoadedNetwork', 'check_normalization', 'inner_model', 'load_network', 'set_normalization', 'statistics']
 
 _Found = tuple[Sequence[float], Sequence[float], str]  # mean, std, who says so
+_NONE: _Found = (0.,), (1.,), ''
 _CANDIDATES = {
     'no normalisation': PIXELS, 'that of CIFAR-10': CIFAR10, 'that of ImageNet': IMAGENET, 'mean and std 0.5': HALF}
 
@@ -49,15 +50,11 @@ def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
 
     Networks of this package with a layer `normalize` are changed in place. Others are wrapped in `Normalized`.
     """
+    if any(mean) or any(value != 1 for value in std):
+        return _set(model, mean, std)
     inner = inner_model(model)
-    none = not any(mean) and all(value == 1 for value in std)
-    if not _has_layer(inner):
-        return inner if none else Normalized(inner, mean, std)
-    stem = next(p for p in inner.parameters() if p.dim() == 4)
-    channels = int(stem.shape[1])
-    mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
-    inner.normalize = input_normalization(
-        None if none else mean, None if none else std, channels, device=stem.device, dtype=stem.dtype)
+    if _has_layer(inner):
+        inner.normalize = nn.Identity()
     return inner
 
 
@@ -81,8 +78,9 @@ def load_network(
 ) -> LoadedNetwork:
     """Load the weights of a checkpoint into a network, with the normalisation that belongs to them.
 
-    It comes from the settings; else from the file; else from timm's `pretrained_cfg` of the model. If none of them
-    says anything, the network gets images in [0, 1] as they are, and `warning` says so.
+    It comes from the settings; else from the network, if it normalises already; else from the file; else from timm's
+    `pretrained_cfg` of the model. If none of them says anything, the network gets images in [0, 1] as they are, and
+    `warning` says so.
 
     Args:
         model: The network, changed in place.
@@ -94,15 +92,16 @@ def load_network(
     Raises:
         ValueError: As `load_weights`.
     """
-    given, says = _from_settings(config), _from_file(model, Path(path), use_ema)
-    found = given or says or _from_cfg(model, name)
-    if found is not None and not _has_layer(model):
-        model = normalized(model, *found[:2])
-    weights = load_weights(inner_model(model), path, use_ema=use_ema)
-    if given is not None:
-        model = normalized(model, *given[:2])
-    elif found is None and (inside := statistics(model)) is not None:
-        found = *inside, 'the layout of the file'
+    if _from_settings(config) is None and (own := statistics(model)) is not None:
+        weights = load_weights(model, path, use_ema=use_ema)
+        return LoadedNetwork(model, weights, _line(*own, 'from the model'), '', False)
+    given, says = _from_settings(config), checkpoint_normalization(path, model)
+    stated = None if says is None else (*says, f'from {Path(path).name}')
+    found = given or stated or _from_cfg(model, name)
+    if says is None or not _has_layer(model):  # else `load_weights` sets it
+        model = _set(model, *(stated or found or _NONE)[:2])
+    weights = load_weights(model, path, use_ema=use_ema)
+    model = normalized(model, *(found or _NONE)[:2])
     if found is None:
         return LoadedNetwork(model, weights, '', (
             f'neither {path} nor {name} says how the network normalises images; it gets pixels in [0, 1] as they are. '
@@ -123,7 +122,7 @@ def check_normalization(model: nn.Module, x: Tensor, y: Tensor, **settings: Any)
     """
     if x.shape[1] != 3:
         return ''
-    found, own = {'': clean_accuracy(model, x, y, **settings)}, statistics(model) or PIXELS
+    found, own = {'': clean_accuracy(model, x, y, **settings)}, statistics(model) or _NONE[:2]
     for label, values in _CANDIDATES.items():
         found[label] = clean_accuracy(normalized(model, *values), x, y, **settings)
     normalized(model, *own)  # a layer `normalize` was changed in place
@@ -141,6 +140,17 @@ def _has_layer(model: nn.Module) -> bool:
     return isinstance(getattr(model, 'normalize', None), (nn.Identity, InputNormalization))
 
 
+def _set(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """As `normalized`, with a layer or wrapper also for zeros and ones."""
+    inner = inner_model(model)
+    if not _has_layer(inner):
+        return Normalized(inner, mean, std)
+    stem = next(p for p in inner.parameters() if p.dim() == 4)
+    mean, std = (list(values) * (stem.shape[1] if len(values) == 1 else 1) for values in (mean, std))
+    inner.normalize = input_normalization(mean, std, stem.shape[1], device=stem.device, dtype=stem.dtype)
+    return inner
+
+
 def _line(mean: Sequence[float], std: Sequence[float], source: str) -> str:
     if not any(mean) and all(value == 1 for value in std):
         return f'no input normalisation ({source})'
@@ -150,7 +160,7 @@ def _line(mean: Sequence[float], std: Sequence[float], source: str) -> str:
 
 def _from_settings(config: EvaluationConfig) -> _Found | None:
     if config.normalize is False:
-        return (0.,), (1.,), '--no-normalize'
+        return *_NONE[:2], '--no-normalize'
     return (config.input_mean, config.input_std, '--input-mean and --input-std') if config.input_mean else None
 
 
@@ -163,17 +173,3 @@ def _from_cfg(model: nn.Module, name: str) -> _Found | None:
     if getattr(model, 'in_chans', len(mean)) != len(mean):  # timm adds up the weights of the channels
         mean, std = ([sum(values) / len(values)] for values in (mean, std))
     return mean, std, f'pretrained_cfg of {name}; --input-mean and --input-std, or --no-normalize change it'
-
-
-def _from_file(model: nn.Module, path: Path, use_ema: bool | None) -> _Found | None:
-    """What a checkpoint says: zeros and ones if it says that there is no normalisation."""
-    checkpoint = read_checkpoint(path)
-    weights, _ = select_state_dict(checkpoint, use_ema=use_ema)
-    for mean, std in (('mean', 'std'), ('mu', 'sigma'), ('normalize.mean', 'normalize.std')):
-        if mean in weights and std in weights:
-            return weights[mean].flatten().tolist(), weights[std].flatten().tolist(), 'from the checkpoint'
-    found = published_normalization(path, num_classes=getattr(model, 'num_classes', 0))
-    if found is not None:
-        return *found, 'that of the published network with this name'
-    layer = _has_layer(model) and all(key in weights for key in model.state_dict())  # it would be in the file
-    return (*PIXELS, 'from the checkpoint') if layer or 'run' in checkpoint else None
