@@ -131,6 +131,7 @@ def test_a_run_from_scratch_is_the_model_as_it_was(data, tmp_path):
     argv = ['--model', 'bright_cfg', *data, '--batch-size', '18', '--output', str(tmp_path)]
     assert isinstance(open_trainer(argv).model, Bright)
     assert open_trainer(argv).notes == []
+    assert open_trainer(argv).model.pretrained_cfg['mean'] == (0., 0., 0.)  # what a model card says
 
 
 def test_own_networks_and_settings_in_python(data, tmp_path):
@@ -140,6 +141,11 @@ def test_own_networks_and_settings_in_python(data, tmp_path):
     trainer = Trainer(
         TrainConfig(**settings, batch_size=16, val_size=4, output=str(tmp_path)), model=own, train=(images, labels))
     assert trainer.model.model is own and statistics(trainer.model)[0] == MEAN
+    config = TrainConfig(device='cpu', autoattack='none', batch_size=16, val_size=4, output=str(tmp_path))
+    notes = [
+        Trainer(config, model=each, train=(images, labels)).notes
+        for each in (own, Bright(dict(mean=MEAN, std=STD)), Normalized(Bright(dict(mean=MEAN, std=STD)), MEAN, STD))]
+    assert notes[0] == notes[2] == [] and 'of_timm' in notes[1][0]
     torch.save(bare(), tmp_path / 'weights.pth')
     measured = Measurement(
         ValidateConfig(**settings, checkpoint=str(tmp_path / 'weights.pth'), eps='1/255'), model=own,

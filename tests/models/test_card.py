@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 
-import timm_paf  # noqa: F401
+import timm_paf
+from timm_paf.attacks import Normalized
 from timm_paf.models import model_card, save_for_hf
 
 CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
@@ -111,3 +112,16 @@ def test_bad_cards_write_nothing(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         save_for_hf(timm.create_model('wrn10_2_relu'), tmp_path / 'model', **kwargs)
     assert not (tmp_path / 'model').exists()
+
+
+@pytest.mark.parametrize('mean, std', [
+    ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3)), ((0., 0., 0.), (1., 1., 1.))], ids=['on', 'off'])
+def test_normalisation_of_a_network_of_timm_is_on_the_hub(mean, std, tmp_path):
+    """In pretrained_cfg, where timm expects it; the lines of the card use it."""
+    model = Normalized(timm.create_model('resnet18', num_classes=4), mean, std).eval()
+    save_for_hf(model, tmp_path, training_data='CIFAR-10')
+    text = (tmp_path / 'README.md').read_text()
+    scope = dict(x=torch.rand(2, 3, 32, 32), timm_paf=timm_paf)
+    exec(text[text.index('```python') + 9:].partition('```')[0], scope)
+    torch.testing.assert_close(scope['logits'], model(scope['x']))
+    assert isinstance(scope['model'], Normalized) == (mean[0] > 0)

@@ -58,7 +58,8 @@ def untrained_model(
         model, notes = loaded.model, [loaded.note, f'warning: {loaded.warning}' if loaded.warning else '']
     else:
         pretrained = own is None and bool(arguments.get('pretrained') or arguments.get('checkpoint_path'))
-        model, note = set_normalization(model, config, name=config.model, pretrained=pretrained)
+        model, note = set_normalization(
+            model, config, name=config.model, own=own is not None, pretrained=pretrained)
         notes = [note]
     if config.act_fixed:
         try:

@@ -59,18 +59,24 @@ def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def set_normalization(
-        model: nn.Module, config: EvaluationConfig, *, name: str, pretrained: bool) -> tuple[nn.Module, str]:
+        model: nn.Module, config: EvaluationConfig, *, name: str, own: bool, pretrained: bool,
+) -> tuple[nn.Module, str]:
     """The network with the normalisation of the settings, and a line about it.
 
     Without settings, a model with weights of timm (`pretrained`) gets that of its `pretrained_cfg`, and any other model
-    stays as it is.
+    stays as it is. The user's `own` network takes pixels in [0, 1]; the line mentions its `pretrained_cfg`.
     """
     found = _from_settings(config) or (_from_cfg(model, name) if pretrained or config.normalize else None)
     if found is None:
         if config.normalize:
             raise ValueError(f'--normalize: {name} does not say its mean and std; give --input-mean and --input-std.')
-        return model, ''
-    return normalized(model, *found[:2]), _line(*found)
+        if own and (cfg := _from_cfg(model, name)) is not None and statistics(model) is None:
+            mean, std = (', '.join(f'{value:.4g}' for value in values) for values in cfg[:2])
+            return model, (
+                f'{name} gets pixels in [0, 1] as they are. If its weights need images normalised with mean {mean} and std '
+                f'{std}, as its pretrained_cfg says, pass Normalized.of_timm(model).')
+        return model if own else _described(model), ''
+    return _described(normalized(model, *found[:2])), _line(*found)
 
 
 def load_network(
@@ -101,7 +107,7 @@ def load_network(
     if says is None or not _has_layer(model):  # else `load_weights` sets it
         model = _set(model, *(stated or found or _NONE)[:2])
     weights = load_weights(model, path, use_ema=use_ema)
-    model = normalized(model, *(found or _NONE)[:2])
+    model = _described(normalized(model, *(found or _NONE)[:2]))
     if found is None:
         return LoadedNetwork(model, weights, '', (
             f'neither {path} nor {name} says how the network normalises images; it gets pixels in [0, 1] as they are. '
@@ -149,6 +155,15 @@ def _set(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Mo
     mean, std = (list(values) * (stem.shape[1] if len(values) == 1 else 1) for values in (mean, std))
     inner.normalize = input_normalization(mean, std, stem.shape[1], device=stem.device, dtype=stem.dtype)
     return inner
+
+
+def _described(model: nn.Module) -> nn.Module:
+    """The network, with the mean and std that hold in its `pretrained_cfg`, from where other code takes them."""
+    inner = inner_model(model)
+    if isinstance(cfg := getattr(inner, 'pretrained_cfg', None), dict):
+        mean, std = (statistics(model) if inner is not model else None) or PIXELS  # a layer `normalize` takes pixels
+        inner.pretrained_cfg = {**cfg, 'mean': tuple(mean), 'std': tuple(std)}
+    return model
 
 
 def _line(mean: Sequence[float], std: Sequence[float], source: str) -> str:

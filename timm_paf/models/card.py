@@ -2,12 +2,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm.models
 from timm.models._hub import generate_readme
 from torch import nn
 
+from timm_paf._normalized import Normalized
 from timm_paf.activations import paf_modules
 from timm_paf.models.options import network_options
 
@@ -42,7 +43,10 @@ def model_card(
     data = [training_data] if isinstance(training_data, str) else list(training_data)
     if not data or not all(isinstance(name, str) and name.strip() for name in data):
         raise ValueError(f'training_data = {training_data!r}: expected the names of the data sets.')
+    model = _network(model)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
+    normalises = any(cfg.get('mean') or ()) or any(value != 1 for value in cfg.get('std') or ())
+    wrap = 'model = timm_paf.attacks.Normalized.of_timm(model)\n' if normalises else ''
     architecture = cfg.get('architecture') or type(model).__name__
     measured = {'Robust accuracy': 'not measured'} if report is None else _measurements(report)
     summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items())
@@ -59,6 +63,7 @@ def model_card(
             '```python\nimport timm\n'
             'import timm_paf  # registers the network and its activation\n\n'
             f"model = timm.create_model('{source}', pretrained=True).eval()\n"
+            f'{wrap}'
             'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n```'),
         'citation': _CITATION,
     }
@@ -82,7 +87,7 @@ def save_for_hf(
     Raises:
         ValueError: As `model_card`, and if an argument of the model cannot be written as JSON.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), _network(model)
     card = model_card(model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
     built_with = {
         **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
@@ -90,6 +95,16 @@ def save_for_hf(
     timm.models.save_for_hf(model, str(folder), model_args=built_with, safe_serialization=True)
     (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
     return folder
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The network inside of `Normalized`, with its mean and std in `pretrained_cfg`, where timm expects them."""
+    if not isinstance(model, Normalized):
+        return model
+    mean, std = (tuple(round(value, 7) for value in values.tolist()) for values in (model.mean, model.std))
+    network = cast(Any, model.model)
+    network.pretrained_cfg = {**network.pretrained_cfg, 'mean': mean, 'std': std}
+    return network
 
 
 def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
