@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from timm_paf.attacks.balls import check_radius
 from timm_paf.engine.callbacks import Callback
 from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
 from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
@@ -56,6 +57,7 @@ class Run:
                 experiment=start.folder.name)
             self.data, self.val, self.test = open_training_data(
                 config, processes, self.console, train=train, val=val, test=test)
+            check_radius(config.threat().radius, config.norm, torch.empty(1, *self.data.real.image_shape))
             self.updates_per_epoch = config.updates_per_epoch or len(self.data)
             torch.manual_seed(config.seed)
             self._untrained = copy.deepcopy(model)

@@ -14,6 +14,7 @@ from torch import distributed, nn
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import PGD, check_images, check_state
+from timm_paf.attacks.balls import check_radius
 from timm_paf.data import LabelledImages
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
 from timm_paf.engine.cli import RunFailed
@@ -102,6 +103,7 @@ class Measurement:
                 config.checkpoint, config, name=config.model, use_ema=config.use_ema)
             self.model.to(processes.device)
             x, y = torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels)
+            check_radius(config.threat().radius, config.threat().norm, x[:1])
             check_images(self.model, x, y, device=processes.device)
             if guessed:
                 other = check_normalization(

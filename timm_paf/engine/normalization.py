@@ -73,8 +73,8 @@ def set_normalization(
         if own and (cfg := _from_cfg(model, name)) is not None and statistics(model) is None:
             mean, std = (', '.join(f'{value:.4g}' for value in values) for values in cfg[:2])
             return model, (
-                f'{name} gets pixels in [0, 1] as they are. If its weights need images normalised with mean {mean} and std '
-                f'{std}, as its pretrained_cfg says, pass Normalized.of_timm(model).')
+                f'{name} gets pixels in [0, 1] as they are. If its weights need images normalised with mean {mean} and '
+                f'std {std}, as its pretrained_cfg says, pass Normalized.of_timm(model).')
         return model if own else _described(model), ''
     return _described(normalized(model, *found[:2])), _line(*found)
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from timm_paf._normalized import Normalized
 from timm_paf.models.published import CIFAR_STATISTICS, PIXELS, Statistics
 from timm_paf.models.state_dict import fit_state_dict, stated_normalization
 
@@ -141,7 +142,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
     try:
         fitting = fit_state_dict(state_dict, model, file=path, normalization=_stated(checkpoint, model))
     except ValueError as error:
-        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {error}') from error
+        name = type(model.model if isinstance(model, Normalized) else model).__name__
+        raise ValueError(f'checkpoint {path} does not fit {name}: {error}') from error
     model.load_state_dict(fitting, strict=True)
     return source
 
