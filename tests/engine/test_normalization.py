@@ -40,7 +40,7 @@ class Bright(nn.Module):
 
 @register_model
 def bright_cfg(pretrained=False, **kwargs):
-    return Bright(dict(mean=MEAN, std=STD))
+    return Bright(dict(mean=MEAN, std=STD, input_size=(3, 32, 32)))
 
 
 @register_model
@@ -111,8 +111,10 @@ def test_training_and_what_its_checkpoint_says(start, flags, expected, data, tmp
         '--model', 'bright_cfg', *data, '--epochs', '1', '--batch-size', '18', '--attack-steps', '1', '--lr', '1e-4',
         '--output', str(tmp_path / 'out'), '--experiment', 'run', *flags]
     assert train_command(training) == 0
-    said = any(line.startswith(SAID) for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out
+    said = any(line.startswith(SAID) for line in printed.splitlines())
     assert said == (expected is not None or '--no-normalize' in flags)
+    assert ('32x32' in printed) == (start == 'pretrained')
     best = tmp_path / 'out/run/model_best.pth.tar'
     content = torch.load(best, weights_only=True)
     assert content['normalization'] == (None if expected is None else {

@@ -60,13 +60,20 @@ def untrained_model(
         pretrained = own is None and bool(arguments.get('pretrained') or arguments.get('checkpoint_path'))
         model, note = set_normalization(
             model, config, name=config.model, own=own is not None, pretrained=pretrained)
-        notes = [note]
+        notes = [note, _size_note(model, config.model, data.image_shape) if pretrained else '']
     if config.act_fixed:
         try:
             fix_parameters(model, assignments(config.act_fixed, '--act-fixed'))
         except (TypeError, ValueError) as error:
             raise ValueError(f'--act-fixed {" ".join(config.act_fixed)}: {error}') from None
     return model, [note for note in notes if note]
+
+
+def _size_note(model: nn.Module, name: str, shape: tuple[int, int, int]) -> str:
+    """A line if timm's weights are for images of another size."""
+    size = (getattr(inner_model(model), 'pretrained_cfg', None) or {}).get('input_size', shape)
+    return '' if tuple(size[1:]) == tuple(shape[1:]) else (
+        f'{name} was trained on images of {size[1]}x{size[2]} pixels; these have {shape[1]}x{shape[2]}')
 
 
 def prepare_model(config: TrainConfig, model: nn.Module, processes: Processes) -> nn.Module:
