@@ -76,9 +76,9 @@ class TrainingView(Callback):
         self.live: Live | None = None
         if console.is_terminal:
             self.progress = Progress(
-                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(),
-                MofNCompleteColumn(), TextColumn('{task.fields[rate]}'), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn('left'), console=console)
+                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(), MofNCompleteColumn(),
+                TextColumn('{task.fields[rate]}'), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('left'),
+                console=console)
             self.bar = self.progress.add_task(f'epoch 1/{epochs}', total=epochs * steps, rate='')
             self.numbers = Text()
             self.live = Live(Group(self.progress, self.numbers), console=console, transient=True)
@@ -143,12 +143,9 @@ def shape_text(shape: Mapping[str, float]) -> str:
     """Alpha and beta in words; if there are many, their number and range."""
     if len(shape) <= 4:
         return '  '.join(f'{name.rsplit(".", 1)[-1]} {value:.3g}' for name, value in shape.items())
-    texts = []
-    for kind in ('alpha', 'beta'):
-        values = [value for name, value in shape.items() if name.split('[')[0].endswith(kind)]
-        if values:
-            texts.append(f'{kind} {min(values):.3g}…{max(values):.3g} ({len(values)})')
-    return '  '.join(texts)
+    kinds = {kind: [value for name, value in shape.items() if name.split('[')[0].endswith(kind)]
+             for kind in ('alpha', 'beta')}
+    return '  '.join(f'{kind} {min(v):.3g} to {max(v):.3g} ({len(v)})' for kind, v in kinds.items() if v)
 
 
 def memory(device: torch.device) -> str:
