@@ -14,7 +14,7 @@ from timm_paf.kernels import gpu
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 PARAMETERS = {
     'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
-    'reblu': (0.6,), 'pssilu': (1.3, -0.2)}
+    'reblu': (0.6,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
 INF, NAN = float('inf'), float('nan')
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of infinities in the interpreter
 

@@ -15,6 +15,7 @@ __all__ = ['NAMES', 'triton_gradients', 'triton_input_gradient', 'triton_value']
 
 _CODES = {name: code for code, name in enumerate((
     'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu'))}
+_CODES['pssilu_fixed'] = _CODES['pssilu']
 NAMES = frozenset(_CODES)
 _BLOCK, _WARPS = 4096, 8
 
