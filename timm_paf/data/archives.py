@@ -13,6 +13,7 @@ from timm.utils.misc import natural_key
 
 from timm_paf._files import whole_file
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
+from timm_paf.data.classes import class_names as names_of
 from timm_paf.data.classes import match_classes
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import BadArchive
@@ -136,7 +137,7 @@ def open_archives(
     for path in paths:
         parts.append(open_archive(path, mapped=mapped, **options))
         if options.get('class_names') is None:  # classes of the parts are matched with those of the first one
-            options |= dict(class_names=parts[0].class_names, num_classes=parts[0].num_classes)
+            options |= dict(class_names=names_of(parts[0]), num_classes=parts[0].num_classes)
     return parts[0] if len(parts) == 1 else ConcatenatedImages(parts)
 
 
@@ -163,6 +164,6 @@ def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
     if data.images.dtype != torch.uint8:
         raise ValueError(f'{data.name}: got images of dtype {data.images.dtype}, archives hold uint8; quantise them')
     image = data.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    names = {} if data.class_names is None else {'class_names': np.array(data.class_names)}
+    names: dict[str, Any] = {} if data.class_names is None else {'class_names': np.array(data.class_names)}
     with whole_file(path) as file:
         np.savez(file, image=image, label=data.labels.cpu().numpy(), **names)

@@ -148,9 +148,9 @@ def _keys(own: Sequence[str], names: Sequence[str]) -> tuple[list[Hashable], dic
     keys: list[Hashable] = list(own)
     known: dict[Hashable, int] = {name: number for number, name in enumerate(names)}
     if all(map(_is_number, (*own, *names))):
-        as_numbers = {int(name): number for number, name in enumerate(names)}
+        as_numbers: dict[Hashable, int] = {int(name): number for number, name in enumerate(names)}
         if len(as_numbers) == len(known) and len({int(name) for name in own}) == len(own):
-            return [int(name) for name in own], {**as_numbers}
+            return [int(name) for name in own], dict(as_numbers)
     return keys, known
 
 
