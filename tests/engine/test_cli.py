@@ -21,7 +21,7 @@ class Config(Settings):
 def parse(tmp_path, yaml_text, *argv):
     path = tmp_path / 'default.yaml'
     path.write_text(yaml_text)
-    config = parse_config(Config, list(argv), default_config=lambda given: path)
+    config = parse_config(Config, list(argv), default=lambda given: path)
     return dataclasses.replace(config, config=None)
 
 

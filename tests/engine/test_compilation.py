@@ -93,19 +93,3 @@ def test_validate_gives_the_verdicts_of_the_eager_run(tmp_path):
         report = json.loads((tmp_path / name / 'report.json').read_text())
         found.append([report[part]['correct'] for part in ('clean', 'pgd', 'autoattack')])
     assert found[0] == found[1] and found[0][0] > found[0][1] > 0
-
-
-@pytest.mark.parametrize('flags, message', [
-    (['--torchcompile-mode', 'max-autotune'], '--torchcompile-mode = max-autotune: give a backend'),
-    (['--torchcompile', 'inductor', '--torchcompile-mode', 'fast'], "compile = 'fast'"),
-    (['--torchcompile', 'inductr'], "--torchcompile inductr: backend = 'inductr'"),
-    (['--opt', 'lamb', '--opt-fused'], '--opt-fused: there is no fused form of lamb'),
-    (['--opt-fused', '--amp', '--amp-dtype', 'float16'], 'no fused form with --amp-dtype float16'),
-], ids=str)
-def test_wrong_settings_are_refused(tmp_path, refused, flags, message):
-    refused(train(tmp_path, *flags), message)
-
-
-def test_validate_refuses_a_backend_that_is_none(tmp_path, refused):
-    argv = ['--checkpoint', 'x', '--torchcompile', 'inductr']
-    refused(validate_command(argv), "backend = 'inductr'")

@@ -14,6 +14,7 @@ from timm_paf.engine import validate as validate_command
 ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',
          '--robustbench-authors', 'A B, C D', '--robustbench-venue', 'arXiv, Oct 2021',
          '--no-robustbench-additional-data']
+SAVED = ['--autoattack', 'standard']
 
 
 @pytest.fixture(scope='module')
@@ -42,19 +43,24 @@ def corruption_folder(folder, *, shape=(8, 8, 1), top=9):
     return folder
 
 
-def test_everything_that_was_asked_for_is_in_the_report(checkpoint, tmp_path, capsys):
-    folder = corruption_folder(tmp_path / 'c')
-    report_beside = checkpoint.parent / 'report.json'
-    report_beside.write_text(json.dumps({
-        'model': 'wrn10_2_relu', 'dataset': 'digits', 'split': 'test', 'checkpoint_sha256': file_sha256(checkpoint),
+@pytest.fixture
+def next_to(checkpoint):
+    """Writes a report of a training run next to the checkpoint, with its SHA-256 or another one."""
+    path = checkpoint.parent / 'report.json'
+    yield lambda sha256: path.write_text(json.dumps({
+        'model': 'wrn10_2_relu', 'dataset': 'digits', 'split': 'test', 'checkpoint_sha256': sha256,
         'clean': {'correct': 360, 'total': 360}}))
-    try:
-        assert validate(
-            checkpoint, '--eps-curve', '0,1/255', '0.1', '--n-curve', '20', '--corruptions', str(folder), '--n-trust',
-            '8', '--output', str(tmp_path / 'out')) == 0
-    finally:
-        report_beside.unlink()
+    path.unlink()
+
+
+def test_everything_that_was_asked_for_is_in_the_report(checkpoint, next_to, tmp_path, capsys):
+    folder = corruption_folder(tmp_path / 'c')
+    next_to(file_sha256(checkpoint))
+    assert validate(
+        checkpoint, '--eps-curve', '0,1/255', '0.1', '--n-curve', '20', '--corruptions', str(folder), '--n-trust',
+        '8', '--output', str(tmp_path / 'out')) == 0
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert ThreatModel(eps=report['trust']['eps']).radius == report['pgd']['eps_value'] == 0.1
     assert [point['eps'] for point in report['curve']['points']] == ['0', '1/255', '0.1']
     assert report['curve']['points'][0]['worst']['total'] == 20
     assert report['corruptions']['total'] == 100 and report['trust']['images'] == 8
@@ -69,32 +75,13 @@ def test_everything_that_was_asked_for_is_in_the_report(checkpoint, tmp_path, ca
     assert 'trust checks' in capsys.readouterr().out
 
 
-def test_a_report_of_other_weights_is_not_compared_with(checkpoint, tmp_path):
-    beside = checkpoint.parent / 'report.json'
-    beside.write_text(json.dumps({
-        'model': 'wrn10_2_relu', 'dataset': 'digits', 'split': 'test', 'checkpoint_sha256': 'other',
-        'clean': {'correct': 360, 'total': 360}}))
-    try:
-        assert validate(checkpoint, '--n-trust', '4', '--no-html', '--output', str(tmp_path)) == 0
-    finally:
-        beside.unlink()
+def test_a_report_of_other_weights_is_not_compared_with(checkpoint, next_to, tmp_path):
+    next_to('other')
+    assert validate(checkpoint, '--n-trust', '4', '--no-html', '--output', str(tmp_path)) == 0
     report = json.loads((tmp_path / 'report.json').read_text())
-    assert report['trust']['checks'][-1]['status'] == 'skip'
-    assert not (tmp_path / 'report.html').exists()
+    assert report['trust']['checks'][-1]['status'] == 'skip' and not (tmp_path / 'report.html').exists()
 
 
-@pytest.mark.parametrize('flags, images', [([], 256), (['--n-trust', '9'], 9), (['--no-trust'], None)],
-    ids=['unset', '--n-trust 9', '--no-trust'])
-def test_signs_of_a_false_number_are_looked_for_as_told(checkpoint, monkeypatch, flags, images):
-    asked = []
-
-    def check(*_, n_trust, **more):
-        asked.append(n_trust)
-        raise ValueError('enough.')
-
-    monkeypatch.setattr('timm_paf.engine.measurement.check_trust', check)
-    assert validate(checkpoint, *flags) == (0 if images is None else 1)
-    assert asked == ([] if images is None else [images])
 
 
 def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys):
@@ -115,11 +102,15 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
 @pytest.mark.parametrize('argv, message', [
     (['--eps', '8'], 'Did you mean 8/255'), (['--eps-curve', '0,2,4'], '--eps-curve = 2: pixels are in [0, 1]'),
     (['--eps-curve', '0.1,0.1'], 'expected each radius once'), (['--html'], '--html writes next to report.json'),
-    (['--n-trust', '0'], '--n-trust = 0'), (['--corruptions', 'NOWHERE'], 'there is no labels.npy'),
+    (['--corruptions', 'NOWHERE'], 'there is no labels.npy'),
     (['--corruptions', 'COLOUR'], 'holds images (3, 8, 8)'), (['--corruptions', 'LABELS'], 'expected 0 to 9'),
-    (['--robustbench-json', 'x.json'], 'needs --robustbench-link, --robustbench-name, --robustbench-authors, '
-     '--robustbench-venue, --robustbench-additional-data'),
-    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue needs --robustbench-json FILE'),
+    (['--robustbench-json', 'x.json'], '--robustbench-link, --robustbench-name, --robustbench-authors'),
+    (['--robustbench-venue', 'ICML 2030'], '--robustbench-venue needs --robustbench-json'),
+    (['--resume'], '--resume needs --output'), (['--dataset', 'cifar'], "--dataset = 'cifar'"),
+    (['--save-adv', 'TAKEN', *SAVED], 'exists already'), (['--save-adv', 'NOWHERE/x.npz', *SAVED], 'no such folder'),
+    (['--save-adv', 'x.npz'], '--save-adv needs AutoAttack'), (['--torchcompile', 'inductr'], "backend = 'inductr'"),
+    (['--save-adv', 'x.npz', '--attack', 'pgd', *SAVED], '--save-adv needs AutoAttack'),
+    (['--checkpoint', ''], '--checkpoint is missing'), (['--checkpoint', 'NOWHERE'], 'there is no such file'),
     (['--robustbench-json', 'x.json', *ENTRY], '--robustbench-json needs AutoAttack'),
     (['--robustbench-json', 'TAKEN', *ENTRY], 'exists already'),
     (['--output', 'PAGE'], 'report.html exists already'),
@@ -137,7 +128,8 @@ def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, cap
         'PAGE': tmp_path / 'page',
         'COLOUR': corruption_folder(tmp_path / 'colour', shape=(8, 8, 3)),
         'LABELS': corruption_folder(tmp_path / 'labels', top=10)}
-    assert validate(checkpoint, *(str(paths.get(word, word)) for word in argv)) == 2
+    argv = [word if word not in paths else str(paths[word]) for word in argv]
+    assert validate(checkpoint, *(word.replace('NOWHERE', str(paths['NOWHERE'])) for word in argv)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert (tmp_path / 'taken.json').read_text() == (tmp_path / 'page' / 'report.html').read_text() == 'mine'
@@ -165,9 +157,3 @@ def test_a_network_of_nan_is_not_measured(checkpoint, tmp_path, capsys):
     torch.save(content, tmp_path / 'nan.pth.tar')
     assert validate(tmp_path / 'nan.pth.tar', '--output', str(tmp_path / 'out')) == 2
     assert 'returns NaN or infinite logits' in capsys.readouterr().err and not (tmp_path / 'out').exists()
-
-
-def test_threat_of_the_checkpoint_is_that_of_the_checks(checkpoint, tmp_path):
-    assert validate(checkpoint, '--n-trust', '4', '--output', str(tmp_path)) == 0
-    report = json.loads((tmp_path / 'report.json').read_text())
-    assert ThreatModel(eps=report['trust']['eps']).radius == report['pgd']['eps_value'] == 0.1

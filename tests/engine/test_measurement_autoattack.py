@@ -97,21 +97,6 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
         assert content['image'].shape == (6, 1, 8, 8)
 
 
-@pytest.mark.parametrize('more, message', [
-    (['--resume'], '--resume needs --output'), (['--save-adv', 'HERE/old.npz'], 'exists already'),
-    (['--save-adv', 'HERE/none/adv.npz'], 'no such folder'),
-    (['--save-adv', 'HERE/a.npz', '--attack', 'pgd'], '--save-adv needs AutoAttack'),
-    (['--save-adv', 'HERE/a.npz', '--autoattack', 'none'], '--save-adv needs AutoAttack'),
-    (['--attack', 'fgsm'], 'expected one of pgd, autoattack'), (['--norm', 'l7'], '--norm'),
-    (['--norm', 'linf', '--eps', '8'], 'Did you mean 8/255'),
-], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
-def test_mistakes_are_told_in_one_line(checkpoint, tmp_path, capsys, more, message):
-    (tmp_path / 'old.npz').write_text('mine')
-    assert validate(checkpoint, *[word.replace('HERE', str(tmp_path)) for word in more]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count('\n') == 1
-    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
-
 
 def without_times(value):
     """A report without what depends on the clock."""

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+import tiny_run
 import torch
 from tiny_run import FAST, assert_same_result, launch, open_trainer, rows_of, stop_at, wait_for, weights_of
 
@@ -15,8 +16,7 @@ EVERYTHING = ['--model', 'tiny_norm', '--model-ema', '--model-ema-warmup', '--sc
 
 
 def train(folder, *argv, name='run'):
-    arguments = [*FAST, *EVERYTHING, '--output', str(folder), '--experiment', name, *argv]
-    return train_command(arguments)
+    return tiny_run.train(folder, *EVERYTHING, *argv, name=name)
 
 
 @pytest.fixture(scope='module')
@@ -123,16 +123,12 @@ def test_damaged_newest_checkpoint_falls_back(whole, tmp_path, capsys, damage):
     assert_same_result(whole, folder)
 
 
-def test_nothing_sound_starts_afresh_and_says_so(whole, tmp_path, capsys):
-    folder = interrupted(tmp_path, update=2)
-    tear(folder / 'last.pth.tar')
+@pytest.mark.parametrize('begun', [False, True], ids=['not there', 'nothing sound'])
+def test_auto_starts_a_run_and_leaves_a_finished_one(whole, tmp_path, capsys, begun):
+    if begun:
+        tear(interrupted(tmp_path, update=2) / 'last.pth.tar')
     assert train(tmp_path, '--resume', 'auto') == 0
-    assert 'so the run starts again' in ' '.join(capsys.readouterr().out.split())
-    assert_same_result(whole, folder)
-
-
-def test_auto_starts_a_run_that_is_not_there_and_leaves_a_finished_one(whole, tmp_path, capsys):
-    assert train(tmp_path, '--resume', 'auto') == 0
+    assert ('so the run starts again' in ' '.join(capsys.readouterr().out.split())) is begun
     assert_same_result(whole, tmp_path / 'run')
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'run').iterdir()}
     capsys.readouterr()
@@ -275,13 +271,6 @@ def killed_and_resumed(folder, kills, rng, seconds):
 
 
 @pytest.mark.slow
-def test_real_processes_killed_at_random_moments(tmp_path):
-    assert train(tmp_path, *LONG, name='whole') == 0
-    killed_and_resumed(tmp_path, [signal.SIGKILL, signal.SIGTERM], random.Random(0), 1.)
-    assert_same_result(tmp_path / 'whole', tmp_path / 'run')
-
-
-@pytest.mark.slow
 def test_twenty_killed_runs(tmp_path):
     assert train(tmp_path, *LONG, name='whole') == 0
     rng = random.Random(1)
@@ -289,6 +278,6 @@ def test_twenty_killed_runs(tmp_path):
     for attempt in range(20):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        unfinished += killed_and_resumed(folder, [signal.SIGKILL] * 3, rng, 1.5)
+        unfinished += killed_and_resumed(folder, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL], rng, 1.5)
         assert_same_result(tmp_path / 'whole', folder / 'run')
     assert unfinished >= 30  # or it was not the training that was killed

@@ -32,7 +32,7 @@ def told(monkeypatch):
         kept.update(settings)
         raise ValueError('enough.')
 
-    monkeypatch.setattr('timm_paf.engine.robustness.evaluate_robustness', evaluate)
+    monkeypatch.setattr('timm_paf.engine.measurement.evaluate_robustness', evaluate)
     return kept
 
 

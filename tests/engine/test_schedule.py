@@ -57,11 +57,7 @@ def test_onecycle_by_epochs_and_without_momentum(tmp_path):
 def test_timms_schedules(tmp_path, flags, expected):
     """Timm's multistep decays one step before the milestone, as the schedule of Rice et al. does at update scale."""
     assert [lr for lr, _ in rates(tmp_path, *flags)] == pytest.approx(expected)
-
-
-def test_cool_down_comes_after_the_other_epochs(tmp_path):
-    jobs = [prepared(tmp_path, '--epochs', '3', '--cooldown-epochs', count) for count in ('0', '2')]
-    assert [trainer.epochs for trainer in jobs] == [3, 5]
+    assert prepared(tmp_path, *flags).epochs == (1 if '--epochs' in flags else 2) + ('--cooldown-epochs' in flags)
 
 
 def test_onecycle_can_be_entered_anywhere():

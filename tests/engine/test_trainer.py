@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from rich.console import Console
-from tiny_run import assert_same_result, prepared, rows_of, train, weights_of
+from tiny_run import assert_same_result, prepared, rows_of, train, updated, weights_of
 from torch import nn
 
 from timm_paf._distributed import Processes
 from timm_paf.data import Prefetched, digits_splits
-from timm_paf.engine import Callback, Measurement, RunFinished, TrainConfig, Trainer, ValidateConfig, measure
+from timm_paf.engine import Callback, TrainConfig, Trainer, ValidateConfig, measure
 
 QUIET = Console(quiet=True)
 SETTINGS = dict(
@@ -161,15 +161,6 @@ def test_state_dict_continues_exactly(whole, tmp_path, update):
         assert torch.equal(value, weights_of(second.folder / 'last.pth.tar')[name])
 
 
-def test_state_of_other_settings_is_refused(tmp_path):
-    state = Trainer(config(tmp_path, momentum=0.5), console=QUIET).state_dict()
-    with pytest.raises(ValueError, match=r'momentum: 0\.5 -> 0\.9'):
-        Trainer(config(tmp_path), console=QUIET).load_state_dict(state)
-
-
-def test_finished_run_is_not_opened_again(whole):
-    with pytest.raises(RunFinished, match='is finished'):
-        Trainer(config(whole.parent, resume='auto'))
 
 
 def test_callbacks_watch_a_run(tmp_path):
@@ -204,28 +195,6 @@ def test_callbacks_watch_a_run(tmp_path):
     assert watch.updates[0][3] == ['alpha', 'beta'] and watch.updates[1][3] == []
 
 
-def test_callbacks_learn_of_a_failure(tmp_path):
-    class Watch(Callback):
-        error = None
-
-        def on_end(self, error):
-            self.error = error
-
-    watch = Watch()
-    trainer = Trainer(config(tmp_path), callbacks=[watch], console=QUIET)
-    with pytest.raises(ZeroDivisionError), trainer.running():
-        raise ZeroDivisionError
-    assert isinstance(watch.error, ZeroDivisionError)
-
-
-def test_measurement_of_a_checkpoint_in_python(whole):
-    measured = Measurement(ValidateConfig(
-        checkpoint=str(whole / 'model_best.pth.tar'), autoattack='none', trust=False, device='cpu', pgd_steps=2),
-        console=QUIET)
-    report = measured.run()
-    assert measured.config.model == 'tiny_norm'
-    first = json.loads((whole / 'report.json').read_text())
-    assert report.measurements['pgd'].accuracy.correct == first['pgd']['correct']
 
 
 @pytest.fixture
@@ -234,30 +203,16 @@ def quick(monkeypatch):
     monkeypatch.setattr(Trainer, 'evaluate', lambda self: None)
 
 
-@pytest.mark.parametrize('flags, waits', [([], 0), (['--synchronize-step'], 2)], ids=['none', 'synchronize'])
-@pytest.mark.parametrize('device', ['cuda', 'cpu'])
-def test_every_update_waits_for_the_gpu(tmp_path, monkeypatch, flags, waits, device):
+@pytest.mark.parametrize('flags, device, waits', [
+    ([], 'cuda', 0), (['--synchronize-step'], 'cuda', 2), (['--synchronize-step'], 'cpu', 0)], ids=str)
+def test_every_update_waits_for_the_gpu(tmp_path, monkeypatch, flags, device, waits):
     called = []
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda *_: called.append(0))
     trainer = prepared(tmp_path, '--task', 'plain', *flags)
     trainer.step.processes = Processes(torch.device(device))
-    for update, batch in zip(range(2), trainer.data.epoch(0), strict=False):
-        trainer.step(batch, update)
-    assert len(called) == (waits if device == 'cuda' else 0)
+    updated(trainer, 2)
+    assert len(called) == waits
 
-
-@pytest.mark.parametrize('interval, steps', [('1', [0, 1, 2, 3, 4, 5]), ('4', [0, 4, 5])], ids=['1', '4'])
-def test_looks_at_the_loss(tmp_path, interval, steps):
-    """FAST has six updates an epoch; the last one is always looked at."""
-    class Watch(Callback):
-        def on_update(self, epoch, step, metrics, shape):
-            if metrics:
-                shown.append(step)
-
-    shown, trainer = [], prepared(tmp_path, '--epochs', '1', '--log-interval', interval)
-    trainer.callbacks.append(Watch())
-    trainer.fit()
-    assert shown == steps
 
 
 @pytest.mark.parametrize('minutes, inside', [('1e-9', 5), ('0', 0), ('10', 0)])

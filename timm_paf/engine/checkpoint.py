@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from timm.utils import unwrap_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_paf._distributed import Processes
 from timm_paf._versions import library_versions
@@ -145,14 +145,17 @@ def load_run_state(run: 'Run', state: Mapping[str, Any]) -> list[str]:
 def rank_state(run: 'Run') -> dict[str, Any]:
     """The part of the state that differs between processes."""
     task, attack, progress = run.task, cast(Any, run.task.attack), run.progress
+    modules = [task.get_trainable_module(ema=ema) if run.processes.is_distributed else None for ema in (False, True)]
     # BatchNorm's running statistics are local to each process
-    models = [task.get_trainable_module(ema=ema) if run.processes.is_distributed else None for ema in (False, True)]
+    buffers, buffers_ema = (
+        {name: value.detach().cpu().clone() for name, value in unwrap_model(module).named_buffers()}
+        if module is not None else {} for module in modules)
     return {
         'random': random_state(run.processes.device),
         'attack': attack.state_dict() if hasattr(attack, 'state_dict') else {},
         'loss': progress.loss.cpu(), 'correct': progress.correct.cpu(), 'images': progress.images,
         'seconds': progress.seconds, 'waited': progress.waited,
-        'buffers': buffers(models[0]), 'buffers_ema': buffers(models[1]),
+        'buffers': buffers, 'buffers_ema': buffers_ema,
     }
 
 
@@ -177,12 +180,6 @@ def load_rank_state(run: 'Run', ranks: Sequence[Mapping[str, Any]]) -> None:
         own = {} if module is None else dict(unwrap_model(module).named_buffers())
         for name, value in values.items():
             own[name].copy_(value)
-
-
-def buffers(module: nn.Module | None) -> dict[str, Tensor]:
-    """Copies of a model's buffers."""
-    return {} if module is None else {
-        name: value.detach().cpu().clone() for name, value in unwrap_model(module).named_buffers()}
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -25,24 +25,19 @@ BEST, BEST_RAW = 'model_best.pth.tar', 'model_best_raw.pth.tar'
 Row = Mapping[str, Any]
 
 
-def ranking(rows: Iterable[Row], metric: str) -> list[int]:
+def ranking(rows: Iterable[Row], metric: str | None) -> list[int]:
     """Validated epochs, the highest metric first, earlier epochs first among equals."""
-    scored = ((-float(row[metric]), int(row['epoch'])) for row in rows if row.get(metric) is not None)
+    scored = ((-float(row[metric]), int(row['epoch'])) for row in rows if metric and row.get(metric) is not None)
     return [epoch for _, epoch in sorted(scored)]
 
 
-def best_epoch(rows: Iterable[Row], metric: str) -> int | None:
+def best_epoch(rows: Iterable[Row], metric: str | None) -> int | None:
     """The first of the ranking; None without a validated epoch."""
     return next(iter(ranking(rows, metric)), None)
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with the state of a run.
-
-    Raises:
-        ValueError: If it is damaged, cannot be read, or holds weights only.
-        FileNotFoundError: If there is no such file.
-    """
+    """Read a checkpoint with the state of a run; ValueError if it is damaged or holds weights only."""
     state = read_checkpoint(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not check the checksums in its files
@@ -71,11 +66,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The path itself if it is a file, or the newest intact checkpoint in the folder.
-
-    Raises:
-        FileNotFoundError: If the folder holds none.
-    """
+    """The path itself if it is a file, or the newest intact checkpoint in the folder."""
     if not path.is_dir():
         return path
     checkpoint, faults = newest_checkpoint(path)
@@ -94,8 +85,7 @@ class CheckpointFiles:
 
     Args:
         folder: Folder of the run.
-        metric: Column of the summary that ranks epochs.
-        raw_metric: The same for the raw weights of a run that averages them.
+        metric: Column of the summary that ranks epochs; `raw_metric` is that of raw weights if the run averages them.
         hist: Number of best checkpoints to keep, at least 1.
     """
 
@@ -137,15 +127,14 @@ class CheckpointFiles:
         self._publish(rows)
 
     def _best(self, rows: Sequence[Row]) -> set[int]:
-        raw = ranking(rows, self.raw_metric)[:1] if self.raw_metric else []
-        return {*ranking(rows, self.metric)[:self.hist], *raw}
+        return {*ranking(rows, self.metric)[:self.hist], *ranking(rows, self.raw_metric)[:1]}
 
     def _publish(self, rows: Sequence[Row]) -> None:
         """Point the names of the best checkpoints at those of their epochs."""
         best = best_epoch(rows, self.metric)
         if best is not None and self._of_epoch(best).exists():
             link(self._of_epoch(best), self.best)
-        raw = best_epoch(rows, self.raw_metric) if self.raw_metric else None
+        raw = best_epoch(rows, self.raw_metric)
         if raw is None or not self._of_epoch(raw).exists():
             return
         with suppress(FileNotFoundError, ValueError):

@@ -5,18 +5,16 @@ import difflib
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from timm_paf.engine.fields import Settings, assignments, flag, read_yaml, setting
+from timm_paf.engine.fields import GROUPS, Settings, assignments, flag, read_yaml, setting
 
 __all__ = ['RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'run', 'setting']
 
 Config = TypeVar('Config', bound=Settings)
 Prepared = TypeVar('Prepared')
-
-_GROUPS = ('data', 'model', 'attack', 'optimisation', 'measurement', 'output')
 
 
 class RunFailed(Exception):
@@ -59,7 +57,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type[Settings], defaults: M
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)
     names = {field.metadata['group'] for field in fields}
-    order = [name for name in _GROUPS if name in names] + sorted(names - set(_GROUPS))
+    order = [name for name in GROUPS if name in names] + sorted(names - set(GROUPS))
     groups = {name: parser.add_argument_group(name) for name in order}
     for field in fields:
         meta, hint = field.metadata, hints[field.name]
@@ -84,14 +82,7 @@ def config_folder() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """The file of a configuration.
-
-    Args:
-        name: Path of a YAML file, or the name of a shipped configuration.
-
-    Raises:
-        ValueError: If there is neither such a file nor such a name.
-    """
+    """The file of a configuration: a YAML file, or the name of a shipped one; ValueError if there is neither."""
     path = Path(name)
     if path.is_file():
         return path
@@ -105,12 +96,8 @@ def find_config(name: str) -> Path:
 
 
 def parse_config(
-        cls: type[Config],
-        argv: list[str] | None = None,
-        *,
-        description: str = '',
-        default_config: Callable[[Mapping[str, Any]], str | Path | None] | None = None,
-        base: Callable[[dict[str, Any]], Mapping[str, Any] | None] | None = None,
+        cls: type[Config], argv: Sequence[str] | None = None, *, description: str = '',
+        default: Callable[[dict[str, Any]], str | Path | Mapping[str, Any] | None] = lambda given: None,
 ) -> Config:
     """Settings from the command line; flags override the YAML file, and the file overrides the defaults of the class.
 
@@ -118,8 +105,7 @@ def parse_config(
         cls: A `Settings` class. If it has a field `config`, -c and --config name a YAML file.
         argv: Arguments; None for those of the process.
         description: First line of --help.
-        default_config: Called with the given flags when --config is missing; returns the file to read, or None.
-        base: Called with the given flags when --config is missing; may return settings to take in place of a file.
+        default: Called with the given flags when --config is missing; returns the file to read, or settings.
 
     Raises:
         ValueError: If a key, flag or value is wrong.
@@ -130,12 +116,11 @@ def parse_config(
     wants_help = any(word in ('-h', '--help') for word in (sys.argv[1:] if argv is None else argv))
     given = vars(first.parse_known_args(argv)[0] if wants_help else first.parse_args(argv))
     values: dict[str, Any] = {}
-    if base is not None and 'config' not in given and (settings := base(given)) is not None:
-        values = {name: value for name, value in settings.items() if name in names}
-    else:
-        chosen = given.get('config') or (default_config(given) if default_config else None)
-        if chosen:
-            values = {**read_yaml(find_config(str(chosen)), names), 'config': str(chosen)}
+    chosen = given.get('config') or default(given)
+    if isinstance(chosen, Mapping):
+        values = {name: value for name, value in chosen.items() if name in names}
+    elif chosen:
+        values = {**read_yaml(find_config(str(chosen)), names), 'config': str(chosen)}
     if wants_help:
         program = Path(sys.argv[0]).name
         if program == '__main__.py':
@@ -150,13 +135,9 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
     """Run a command in two parts, so that a user's mistake is found before anything is written.
 
     Args:
-        prepare: Reads settings, opens files, builds what is needed. Its errors are the user's mistakes.
-        execute: Does the work. It raises RunFailed if the work cannot continue; any other error is a defect of the
-            program and keeps its traceback.
-
-    Returns:
-        Exit status: 0; 1 for a run that failed; 2 for wrong settings or files; 3 for a run that was asked to stop and
-        can be resumed; 130 for an interrupt.
+        prepare: Reads settings, opens files, builds what is needed. Its errors are the user's mistakes: status 2.
+        execute: Does the work. RunFailed gives status 1, RunStopped 3, an interrupt 130; any other error is a defect of
+            the program and keeps its traceback.
     """
     try:
         try:

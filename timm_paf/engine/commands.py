@@ -1,8 +1,8 @@
 """The commands `train` and `validate`: command line to settings to a run, with exit statuses."""
 import time
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 import yaml
 
 from timm_paf.activations import paf_parameters
@@ -33,16 +33,16 @@ def parse_train_config(argv: Sequence[str] | None = None, *, description: str = 
     Raises:
         ValueError: If a flag, key or value is not as expected.
     """
-    return parse_config(
-        TrainConfig, None if argv is None else list(argv), description=description,
-        default_config=lambda given: 'digits' if given.get('dataset', 'digits') == 'digits' else None,
-        base=settings_of_run)
+    def default(given: dict[str, Any]) -> str | dict[str, Any] | None:
+        return settings_of_run(given) or ('digits' if given.get('dataset', 'digits') == 'digits' else None)
+
+    return parse_config(TrainConfig, argv, description=description, default=default)
 
 
 def parse_validate_config(
         argv: Sequence[str] | None = None, *, description: str = 'Measurement of a checkpoint.') -> ValidateConfig:
     """Settings of a measurement; see `parse_train_config`."""
-    return parse_config(ValidateConfig, None if argv is None else list(argv), description=description)
+    return parse_config(ValidateConfig, argv, description=description)
 
 
 def open_run(config: TrainConfig) -> Trainer | None:
@@ -99,25 +99,13 @@ def dry_run(trainer: Trainer) -> None:
             f'{batches.synthetic_per_batch} synthetic images; {len(trainer.val):,} images to validate on, '
             f'{len(trainer.test or ()):,} to test on'):
         trainer.say(line)
-    trainer.say(trainer.time_estimate(_seconds_per_image(trainer)))
-    trainer.say(f'memory: {memory(trainer.processes.device)}')
-    trainer.processes.close()
-
-
-def _seconds_per_image(trainer: Trainer) -> float:
-    """Time of a few updates."""
-    started, images = 0., 0
+    times, images = [], 0
     trainer.task.train()
     for number, batch in enumerate(batches_from(trainer.data, 0, WARM + MEASURED)):
-        if number == WARM:
-            _wait(trainer)
-            started = time.perf_counter()
-        trainer.step(batch, number)
+        loss, _ = trainer.step(batch, number)
+        float(loss)  # waits for the device
+        times.append(time.perf_counter())
         images += len(batch) if number >= WARM else 0
-    _wait(trainer)
-    return (time.perf_counter() - started) / images
-
-
-def _wait(trainer: Trainer) -> None:
-    if trainer.processes.device.type == 'cuda':
-        torch.cuda.synchronize()
+    trainer.say(trainer.time_estimate((times[-1] - times[WARM - 1]) / images))
+    trainer.say(f'memory: {memory(trainer.processes.device)}')
+    trainer.processes.close()

@@ -9,11 +9,7 @@ __all__ = ['compile_settings', 'compiled_graphs']
 
 
 def compile_settings(config: TrainConfig | ValidateConfig, batch_size: int | None = None) -> CompileSettings | None:
-    """Settings for compiled attacks and evaluations with batches of one size; None without --torchcompile.
-
-    Raises:
-        ValueError: If torch knows no such backend or mode.
-    """
+    """Settings for compiled attacks and evaluations with batches of one size; None without --torchcompile."""
     backend, mode = config.torchcompile, config.torchcompile_mode
     if backend is None:
         if mode is not None:

@@ -1,6 +1,7 @@
 """The parts of a training run, opened and checked, and their state."""
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
 from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
 from timm_paf.engine.data import Images, open_training_data
 from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
-from timm_paf.engine.ema import make_ema
+from timm_paf.engine.ema import EMA
 from timm_paf.engine.loggers import make_loggers
 from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
 from timm_paf.engine.optim import learning_rate, make_optimizer
@@ -64,7 +65,10 @@ class Run:
             self.task.attach_optimizer(self.optimizer)
             self.schedule, self.epochs = make_schedule(config, self.optimizer, self.updates_per_epoch)
             # averages the plain model, so it comes before compiling and before DistributedDataParallel
-            self.ema = make_ema(config, self.task, self.epochs * self.updates_per_epoch)
+            self.ema = EMA(
+                self.task, decay=config.model_ema_decay, warmup=config.model_ema_warmup,
+                copied=math.ceil(config.model_ema_copy * self.epochs * self.updates_per_epoch),
+            ) if config.model_ema else None
             start_task(config, self.task, processes)
             self.step = TrainStep(
                 config, task=self.task, optimizer=self.optimizer, schedule=self.schedule, ema=self.ema,
@@ -102,10 +106,7 @@ class Run:
         return self.processes.is_primary
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and training state, for exact resume; tensors are not copied.
-
-        Every process has to call it. The state is complete in process 0 and empty in the others.
-        """
+        """Weights and training state, for exact resume; every process has to call it, process 0 gets it, not copied."""
         return run_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:

@@ -26,11 +26,7 @@ ABANDONED = 1000
 def start_processes(name: str | None) -> Processes:
     """Join the other processes if torchrun or SLURM started several.
 
-    Args:
-        name: Device; None takes a GPU (one per process) if there is one, else the CPU.
-
-    Raises:
-        ValueError: If torch knows no such device, or it is not available.
+    The device is `name`, or a GPU (one per process) if there is one, else the CPU; ValueError if it is not available.
     """
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     kind, several = name.split(':')[0], is_distributed_env()

@@ -1,13 +1,10 @@
 """Exponential moving average of the weights."""
-import math
 from typing import cast
 
 from timm.task import TrainingTask
 from timm.utils import ModelEmaV3
 
-from timm_paf.engine.train_config import TrainConfig
-
-__all__ = ['EMA', 'make_ema']
+__all__ = ['EMA']
 
 
 class EMA:
@@ -32,10 +29,3 @@ class EMA:
         """Average the weights after an update, counted from 0."""
         self.average.decay = self.decay_at(update)
         self.task.update_ema()
-
-
-def make_ema(config: TrainConfig, task: TrainingTask, total_updates: int) -> EMA | None:
-    """The average of the settings; None without --model-ema."""
-    return EMA(
-        task, decay=config.model_ema_decay, warmup=config.model_ema_warmup,
-        copied=math.ceil(config.model_ema_copy * total_updates)) if config.model_ema else None

@@ -4,28 +4,23 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-__all__ = ['Settings', 'assignments', 'flag', 'read_yaml', 'setting']
+__all__ = ['GROUPS', 'Settings', 'assignments', 'flag', 'read_yaml', 'setting', 'settings_by_group']
+
+GROUPS = ('data', 'model', 'attack', 'optimisation', 'measurement', 'output')
 
 T = TypeVar('T', bound='Settings')
 
 
 def setting(
-        default: Any,
-        help: str,
-        *,
-        group: str = 'options',
-        unset: str = '',
-        choices: tuple[Any, ...] | None = None,
-        metavar: str = '',
-        least: float = -math.inf,
-        most: float = math.inf,
-        above: float = -math.inf,
+        default: Any, help: str, *, group: str = 'options', unset: str = '', choices: tuple[Any, ...] | None = None,
+        metavar: str = '', least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
         below: float = math.inf,
 ) -> Any:
     """A field of a `Settings` class.
@@ -37,14 +32,16 @@ def setting(
         unset: For a default of None or nothing: what holds then.
         choices: Allowed values; None allows all.
         metavar: Name of the value in --help.
-        least: Smallest allowed number, as `most`; `above` and `below` are bounds that are not allowed themselves.
-        most: Largest allowed number.
-        above: The number is greater.
-        below: The number is smaller.
+        least: Smallest allowed number, as `most` is the largest; `above` and `below` are not allowed themselves.
     """
     return dataclasses.field(default=default, metadata={
         'help': help, 'group': group, 'unset': unset, 'choices': choices, 'metavar': metavar,
         'bounds': (least, most, above, below)})
+
+
+def settings_by_group() -> list[Callable[..., Any]]:
+    """`setting` for each heading in `GROUPS`."""
+    return [partial(setting, group=group) for group in GROUPS]
 
 
 def flag(name: str) -> str:
@@ -74,11 +71,7 @@ class Settings:
 
     @classmethod
     def from_yaml(cls: type[T], path: str | Path, **changes: Any) -> T:
-        """Settings from a YAML file.
-
-        Args:
-            path: File with lines 'key: value'.
-            **changes: Settings that override the file.
+        """Settings from a file with lines 'key: value'; `changes` override the file.
 
         Raises:
             ValueError: If the file cannot be read, or holds an unknown key or a wrong value.
@@ -139,11 +132,7 @@ def _range(least: float, most: float, above: float, below: float) -> str:
 
 
 def read_yaml(path: Path, known: typing.Collection[str]) -> dict[str, Any]:
-    """The settings in a YAML file, not yet converted.
-
-    Raises:
-        ValueError: If the file cannot be read or holds an unknown key.
-    """
+    """The settings in a YAML file, not yet converted; ValueError for an unknown key or a file that cannot be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -166,15 +155,7 @@ def read_yaml(path: Path, known: typing.Collection[str]) -> dict[str, Any]:
 
 
 def assignments(items: tuple[str, ...], name: str) -> dict[str, Any]:
-    """A dictionary from texts NAME=VALUE, with values read as YAML.
-
-    Args:
-        items: The texts.
-        name: The flag that they come from, for error messages.
-
-    Raises:
-        ValueError: If a text has another form.
-    """
+    """A dictionary from texts NAME=VALUE, with values read as YAML; ValueError names the flag `name`."""
     values = {}
     for item in items:
         key, equals, text = item.partition('=')

@@ -15,7 +15,7 @@ __all__ = ['Logger', 'TensorBoardLogger', 'WandbLogger', 'make_loggers']
 class Logger(Callback):
     """Logs the measured numbers of each row; after a resume also the last row, which a killed run may not have logged.
 
-    A new logger opens in `open`, implements `write(epoch, numbers)` and ends in `on_end`.
+    A new logger opens in `open`, implements `write` and ends in `on_end`.
     """
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
@@ -42,10 +42,10 @@ class Logger(Callback):
 
 class TensorBoardLogger(Logger):
     """Writes TensorBoard's files into `tensorboard` in the folder of the run."""
+    module = 'torch.utils.tensorboard'
 
     def open(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(self.folder / 'tensorboard'))
+        return importlib.import_module(self.module).SummaryWriter(str(self.folder / 'tensorboard'))
 
     def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -59,14 +59,14 @@ class TensorBoardLogger(Logger):
 
 class WandbLogger(Logger):
     """Logs to Weights & Biases, where a resumed run continues as the same run."""
+    module = 'wandb'
 
     def open(self) -> Any:
-        import wandb
         file = self.folder / 'wandb' / 'id'  # the same after a resume, and another one for another folder of this name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(f'{self.folder.name[:100]}-{secrets.token_hex(4)}', file)
-        return wandb.init(
+        return importlib.import_module(self.module).init(
             project=self.config.wandb_project, name=self.folder.name, id=file.read_text(), resume='allow',
             tags=list(self.config.wandb_tags), config=self.config.to_dict(), dir=str(self.folder))
 
@@ -80,14 +80,12 @@ class WandbLogger(Logger):
 
 def make_loggers(config: TrainConfig, folder: Path) -> list[Callback]:
     """The loggers of the settings; ValueError if one is not installed."""
-    known = (
-        (config.log_tensorboard, 'tensorboard', 'torch.utils.tensorboard', TensorBoardLogger),
-        (config.log_wandb, 'wandb', 'wandb', WandbLogger))
     loggers: list[Callback] = []
-    for wanted, name, module, logger in known:
+    for wanted, name, logger in (
+            (config.log_tensorboard, 'tensorboard', TensorBoardLogger), (config.log_wandb, 'wandb', WandbLogger)):
         if wanted:
             try:
-                importlib.import_module(module)
+                importlib.import_module(logger.module)
             except ImportError:
                 raise ValueError(f'--log-{name}: {name} is not installed; pip install {name}.') from None
             loggers.append(logger(config, folder))

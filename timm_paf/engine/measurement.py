@@ -13,7 +13,7 @@ from torch import distributed, nn
 
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
-from timm_paf.attacks import check_images, check_state
+from timm_paf.attacks import PGD, check_images, check_state
 from timm_paf.data import LabelledImages
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
 from timm_paf.engine.cli import RunFailed
@@ -22,23 +22,24 @@ from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
 from timm_paf.engine.progress import AttackView
-from timm_paf.engine.robustness import measure_attacks, with_examples
-from timm_paf.engine.train_config import DataConfig
+from timm_paf.engine.train_config import DataConfig, TrainConfig
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
     Accuracy,
     CorruptionArchive,
     RobustnessReport,
+    adversarial_examples,
     check_trust,
     corruption_accuracy,
     curve_radius,
+    evaluate_robustness,
     robustbench_info,
     robustbench_obstacles,
     robustness_curve,
 )
 from timm_paf.models import load_weights, read_checkpoint
 
-__all__ = ['Measurement', 'measure']
+__all__ = ['Measurement', 'measure', 'measure_attacks', 'with_examples']
 
 
 def measure(config: ValidateConfig, **own: Any) -> RobustnessReport:
@@ -157,7 +158,7 @@ class Measurement:
             added['trust'] = check_trust(
                 model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
                 trained_clean=self.trained_clean, seed=config.seed, progress=view.part, **alone)
-        if writes_page(config):
+        if config.writes_page:
             report = with_examples(report, model, self.data, config, processes.device)
         return dataclasses.replace(report, **added)
 
@@ -168,7 +169,7 @@ class Measurement:
             return
         if config.output is not None:
             folder = Path(config.output)
-            if writes_page(config):
+            if config.writes_page:
                 report.save_page(folder / 'report.html')
             report.save(folder / 'report.json')  # the last file: it marks the measurement as complete
         console.print(report.table())
@@ -191,22 +192,16 @@ class Measurement:
 
     def _check_state(self) -> None:
         """Raise ValueError if --resume finds an AutoAttack run with other weights, images or settings."""
-        config = self.config
-        if config.state is None:
-            return
-        settings, threat, some = config.evaluation(), config.threat(), slice(config.n_examples)
-        check_state(
-            config.state, self.model, self.data.images[some], self.data.labels[some], eps=threat.radius,
-            norm=threat.norm, version=settings['autoattack_version'], batch_size=settings['batch_size'],
-            seed=settings['seed'], device=self.processes.device, compile=compile_settings(config))
+        config, threat, some = self.config, self.config.threat(), slice(self.config.n_examples)
+        if config.state is not None:
+            check_state(
+                config.state, self.model, self.data.images[some], self.data.labels[some], eps=threat.radius,
+                norm=threat.norm, version=config.autoattack, batch_size=config.eval_batch_size, seed=config.seed,
+                device=self.processes.device, compile=compile_settings(config))
 
 
 def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
-    """The settings, with empty ones filled from those of the training run.
-
-    Raises:
-        ValueError: If a necessary one is in neither.
-    """
+    """The settings, with empty ones filled from those of the training run; ValueError if one is in neither."""
     filled: dict[str, Any] = {}
     for name in ('model', 'dataset', 'eps'):
         if getattr(config, name) == '':
@@ -224,11 +219,6 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
     return dataclasses.replace(config, **filled)
 
 
-def writes_page(config: ValidateConfig) -> bool:
-    """Whether to write report.html."""
-    return config.output is not None and config.html is not False
-
-
 def check_paths(config: ValidateConfig) -> None:
     """Raise OSError if results would overwrite others or cannot be written, ValueError if settings contradict."""
     output = None if config.output is None else Path(config.output)
@@ -242,7 +232,7 @@ def check_paths(config: ValidateConfig) -> None:
         raise FileExistsError(
             f'{config.state} holds an interrupted run; resume it with --resume, or choose another --output.')
     for flag, file in (('--save-adv', config.save_adv), ('--robustbench-json', config.robustbench_json),
-                       ('--output', output / 'report.html' if output is not None and writes_page(config) else None)):
+                       ('--output', output / 'report.html' if output is not None and config.writes_page else None)):
         if file and Path(file).exists():
             raise FileExistsError(f'{flag}: {file} exists already; choose another name, or remove it.')
         if file and flag != '--output':
@@ -289,3 +279,23 @@ def clean_accuracy_of_run(config: ValidateConfig) -> Accuracy | None:
         return Accuracy(report['clean']['correct'], report['clean']['total'])
     except (OSError, ValueError, KeyError, TypeError):  # no report.json, or that of another program
         return None
+
+
+def measure_attacks(
+        model: nn.Module, data: LabelledImages, config: TrainConfig | ValidateConfig, **more: Any) -> RobustnessReport:
+    """Clean, PGD and AutoAttack accuracy on float32 images; `more` are further arguments of `evaluate_robustness`."""
+    return evaluate_robustness(
+        model, data.images, data.labels, **config.evaluation(), model_name=config.model, dataset=config.dataset,
+        compile=compile_settings(config), **more)
+
+
+def with_examples(
+        report: RobustnessReport, model: nn.Module, data: LabelledImages, config: TrainConfig | ValidateConfig,
+        device: torch.device,
+) -> RobustnessReport:
+    """The report with examples of images that PGD attacks."""
+    threat = config.threat()
+    return dataclasses.replace(report, examples=adversarial_examples(
+        model, data.images, data.labels, title=f'PGD-{config.pgd_steps} ({threat})', device=device,
+        attack=PGD(eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed),
+        seeds=torch.arange(len(data))))

@@ -17,11 +17,7 @@ def learning_rate(config: TrainConfig) -> float:
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Timm's optimizer of the settings.
-
-    Raises:
-        ValueError: If timm has no optimizer of that name, or settings exclude each other.
-    """
+    """Timm's optimizer of the settings; ValueError if timm has none of that name, or settings exclude each other."""
     same: dict[str, Any] = dict(weight_decay=config.weight_decay, filter_bias_and_bn=config.filter_bias_and_bn)
     optional: dict[str, Any] = dict(
         eps=config.opt_eps, fused=fused_optimizer(config), betas=config.opt_betas or None)
@@ -37,13 +33,10 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
 
 
 def fused_optimizer(config: TrainConfig) -> bool | None:
-    """The `fused` argument of the optimizer; None if it takes none.
+    """The `fused` argument of the optimizer; None if it takes none. ValueError if --opt-fused is not supported.
 
     With float16 a fused optimizer undoes the scaling of gradients inside its step; clipping the gradient of beta just
     before that step would see the scaled gradient.
-
-    Raises:
-        ValueError: If --opt-fused is not supported with the other settings.
     """
     scaled = config.amp and config.amp_dtype == 'float16'
     try:

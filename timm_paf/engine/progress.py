@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.text import Text
 from torch import nn
 
-from timm_paf.activations import paf_parameters
+from timm_paf.activations import paf_modules, paf_parameters
 from timm_paf.engine.callbacks import Callback, Row
 
 __all__ = ['AttackView', 'TrainingView', 'duration', 'memory', 'shape_values']
@@ -76,9 +76,9 @@ class TrainingView(Callback):
         self.live: Live | None = None
         if console.is_terminal:
             self.progress = Progress(
-                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(),
-                MofNCompleteColumn(), TextColumn('{task.fields[rate]}'), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn('left'), console=console)
+                SpinnerColumn(), TextColumn('[bold]{task.description}'), BarColumn(), MofNCompleteColumn(),
+                TextColumn('{task.fields[rate]}'), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('left'),
+                console=console)
             self.bar = self.progress.add_task(f'epoch 1/{epochs}', total=epochs * steps, rate='')
             self.numbers = Text()
             self.live = Live(Group(self.progress, self.numbers), console=console, transient=True)
@@ -128,9 +128,13 @@ class TrainingView(Callback):
 def shape_values(model: nn.Module) -> dict[str, float]:
     """Alpha and beta of a model by name; a parameter with one value per channel gives one entry per channel."""
     values: dict[str, float] = {}
-    for name, parameter in paf_parameters(model).items():
-        entries = parameter.detach().flatten().tolist()
-        values |= {name: entries[0]} if len(entries) == 1 else {f'{name}[{i}]': v for i, v in enumerate(entries)}
+    for prefix, module in paf_modules(model):
+        for label in module.parameter_specs:
+            if paf_parameters(module, label):
+                name = f'{prefix}.{label}' if prefix else label
+                entries = getattr(module, label).detach().flatten().tolist()
+                values |= {name: entries[0]} if len(entries) == 1 else {
+                    f'{name}[{i}]': value for i, value in enumerate(entries)}
     short = {name.rsplit('.', 1)[-1]: value for name, value in values.items()}
     return short if len(short) == len(values) else values
 
@@ -139,12 +143,9 @@ def shape_text(shape: Mapping[str, float]) -> str:
     """Alpha and beta in words; if there are many, their number and range."""
     if len(shape) <= 4:
         return '  '.join(f'{name.rsplit(".", 1)[-1]} {value:.3g}' for name, value in shape.items())
-    texts = []
-    for kind in ('alpha', 'beta'):
-        values = [value for name, value in shape.items() if name.split('[')[0].endswith(kind)]
-        if values:
-            texts.append(f'{kind} {min(values):.3g}…{max(values):.3g} ({len(values)})')
-    return '  '.join(texts)
+    kinds = {kind: [value for name, value in shape.items() if name.split('[')[0].endswith(kind)]
+             for kind in ('alpha', 'beta')}
+    return '  '.join(f'{kind} {min(v):.3g} to {max(v):.3g} ({len(v)})' for kind, v in kinds.items() if v)
 
 
 def memory(device: torch.device) -> str:

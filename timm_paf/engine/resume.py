@@ -24,14 +24,8 @@ class Start:
 
 
 def settings_of_run(given: dict[str, Any]) -> dict[str, Any] | None:
-    """Settings of the run that --resume PATH names, for the flags `given`; None without such a path.
-
-    Raises:
-        ValueError: If the flags name another folder, or the checkpoint cannot be read.
-        FileNotFoundError: If there is no checkpoint.
-    """
-    path = given.get('resume')
-    if path in (None, 'auto'):
+    """Settings of the run that --resume PATH names, for the flags `given`; None without such a path."""
+    if (path := given.get('resume')) in (None, 'auto'):
         return None
     if 'experiment' in given or 'output' in given:
         raise ValueError(
@@ -42,13 +36,7 @@ def settings_of_run(given: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def find_start(config: TrainConfig) -> Start:
-    """The folder of a run and the checkpoint that it resumes from.
-
-    Raises:
-        ValueError: If --resume does not fit the other settings, or a checkpoint cannot be read.
-        FileExistsError: If the folder of a new run is not empty.
-        FileNotFoundError: If there is no such checkpoint.
-    """
+    """The folder of a run and its checkpoint; ValueError or OSError if --resume or the folder cannot be used."""
     folder = Path(config.output) / (config.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{config.model}')
     if config.resume is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

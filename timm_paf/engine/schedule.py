@@ -1,9 +1,10 @@
 """Learning rate schedules of timm, and torch's one-cycle schedule in the same form."""
 import warnings
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch.optim.lr_scheduler import OneCycleLR
 
 from timm_paf.engine.train_config import TrainConfig
@@ -11,23 +12,9 @@ from timm_paf.engine.train_config import TrainConfig
 __all__ = ['OneCycle', 'Schedule', 'make_schedule']
 
 
-class Schedule(Protocol):
-    """A schedule as timm writes them: a function of the number of updates or epochs, without a state to save."""
-
-    def step_update(self, num_updates: int) -> None:
-        """Set the rate for the update after the first `num_updates`."""
-
-    def step(self, epoch: int) -> None:
-        """Set the rate for an epoch, counted from 0."""
-
-
 def make_schedule(
-        config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Schedule | None, int]:
-    """The schedule of the settings (None for 'none'), and the number of epochs with it, cool-down included.
-
-    Raises:
-        ValueError: If there is no such schedule, or it is not supported.
-    """
+        config: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple['Schedule | None', int]:
+    """The schedule of the settings (None for 'none'; ValueError if unknown), and the number of epochs with it."""
     if config.sched == 'plateau':
         raise ValueError('--sched plateau follows the validation and is not supported; try multistep.')
     if config.sched == 'onecycle':
@@ -50,15 +37,10 @@ class OneCycle:
     """torch's OneCycleLR in the form of timm's schedules: it is passed the position in the run and counts no calls.
 
     The rate rises from lr / div_factor to lr over the first `pct_start` of the run and falls to its start divided by
-    `final_div_factor`, along half cosines; momentum moves the other way (Rebuffi et al., arXiv 2103.01946, whose code
-    moves it once per epoch).
+    `final_div_factor`, along half cosines; momentum moves the other way (Rebuffi et al., arXiv 2103.01946).
 
-    Args:
-        optimizer: Its learning rates are the highest ones.
-        total: Length of the run, in updates if `on_updates`, else in epochs.
-        on_updates: Whether to move after every update, not after every epoch.
-        momentum: Lowest and highest momentum; empty leaves it unchanged.
-        **options: `pct_start`, `div_factor` and `final_div_factor` of OneCycleLR.
+    The highest learning rates are those of `optimizer`. The run has `total` updates, or epochs unless `on_updates`.
+    `momentum` is the lowest and highest one; empty leaves it unchanged. `options` are further ones of OneCycleLR.
     """
 
     def __init__(
@@ -87,3 +69,7 @@ class OneCycle:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns about a schedule that starts in the middle
             self.torch.step()
+
+
+Schedule: TypeAlias = Scheduler | OneCycle
+"""Both are functions of the number of updates (`step_update`) or epochs (`step`), without a state to save."""

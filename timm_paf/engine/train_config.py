@@ -1,23 +1,17 @@
 """Settings of a training run. The flags have timm's names where timm has them."""
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from timm_paf.activations import BETA_BOUND
 from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
 from timm_paf.data import Augment, DatasetOptions, Decoding
-from timm_paf.engine.fields import Settings, assignments, flag, setting
+from timm_paf.engine.fields import Settings, assignments, flag, settings_by_group
 from timm_paf.tasks import TASKS, TaskOptions
 
 __all__ = ['INCIDENTAL', 'DataConfig', 'EvaluationConfig', 'TrainConfig']
 
-_data = partial(setting, group='data')
-_model = partial(setting, group='model')
-_attack = partial(setting, group='attack')
-_optim = partial(setting, group='optimisation')
-_measure = partial(setting, group='measurement')
-_output = partial(setting, group='output')
+_data, _model, _attack, _optim, _measure, _output = settings_by_group()
 
 # Settings that a resumed run may change: they decide where and how it runs, not its result.
 INCIDENTAL = frozenset({
@@ -74,6 +68,7 @@ class EvaluationConfig(Settings):
     """Settings of the robustness measurement."""
     eps: str = _attack(
         '8/255', 'Radius of the attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS')
+    norm: str = _attack('linf', 'Norm of the attack, in training and measurement.', choices=tuple(BALLS))
     pgd_steps: int = _measure(20, 'Number of steps of the PGD attack in the final measurement.', least=1)
     autoattack: str = _measure(
         'standard', 'Version of AutoAttack in the final measurement. rand: for models with random outputs. none: skip '
@@ -87,7 +82,7 @@ class EvaluationConfig(Settings):
 
     def threat(self) -> ThreatModel:
         """Norm and radius of the attack."""
-        return ThreatModel(eps=self.eps)
+        return ThreatModel(eps=self.eps, norm=self.norm or 'linf')
 
     def evaluation(self) -> dict[str, Any]:
         """The arguments of `evaluate_robustness` that are settings."""
@@ -162,7 +157,6 @@ class TrainConfig(DataConfig, EvaluationConfig):
         6., 'Task trades: weight of the KL divergence between clean and attacked predictions.', least=0)
     mart_beta: float = _attack(
         5., 'Task mart: weight of the KL divergence between clean and attacked predictions.', least=0)
-    norm: str = _attack('linf', 'Norm of the attack, in training and measurement.', choices=tuple(BALLS))
     eps_warmup_epochs: float = _attack(
         0., 'Number of epochs over which radius and step size of the training attack grow from 0.', least=0)
     attack_steps: int = _attack(10, 'Number of steps of the training attack (PGD).', least=1)
@@ -309,10 +303,6 @@ class TrainConfig(DataConfig, EvaluationConfig):
         assignments(self.model_kwargs, '--model-kwargs')
         assignments(self.act_fixed, '--act-fixed')
 
-    def threat(self) -> ThreatModel:
-        """Norm and radius of the attack."""
-        return ThreatModel(eps=self.eps, norm=self.norm)
-
     def task_options(self, updates_per_epoch: int) -> TaskOptions:
         """The options of the task; the data apply label smoothing."""
         names = ('trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'beta_bound', 'awp_gamma')
@@ -329,8 +319,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
 
     def validation_attack(self, seed: int, *, compile: CompileSettings | None = None) -> PGD:
         """The PGD attack of validation."""
-        steps = self.val_attack_steps
-        step_size = self.val_attack_step_size
+        steps, step_size = self.val_attack_steps, self.val_attack_step_size
         if steps is None:
             steps, step_size = self.attack_steps, step_size or self.attack_step_size
         return PGD(eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed, compile=compile)

@@ -17,9 +17,9 @@ from timm_paf.engine.compilation import compiled_graphs
 from timm_paf.engine.components import Run
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.distributed import peer_failure, signal_name
+from timm_paf.engine.measurement import measure_attacks, with_examples
 from timm_paf.engine.page import training_page
 from timm_paf.engine.progress import AttackView, shape_values
-from timm_paf.engine.robustness import measure_attacks, with_examples
 from timm_paf.engine.step import batches_from
 from timm_paf.engine.validation import selection, selection_lines, validate
 from timm_paf.evaluation import RobustnessReport

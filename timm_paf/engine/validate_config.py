@@ -1,22 +1,17 @@
 """Settings of a measurement."""
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm_paf.attacks import ThreatModel, parse_eps
-from timm_paf.engine.fields import Settings, assignments, flag, setting
+from timm_paf.attacks import parse_eps
+from timm_paf.engine.fields import Settings, assignments, flag, settings_by_group
 from timm_paf.engine.train_config import DataConfig, EvaluationConfig
 
 __all__ = ['REQUIRED_ENTRY', 'ReportConfig', 'ValidateConfig']
 
 REQUIRED_ENTRY = ('link', 'name', 'authors', 'venue', 'additional_data')  # keys that RobustBench requires
 
-_data = partial(setting, group='data')
-_model = partial(setting, group='model')
-_attack = partial(setting, group='attack')
-_measure = partial(setting, group='measurement')
-_output = partial(setting, group='output')
+_data, _model, _attack, _, _measure, _output = settings_by_group()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,10 +103,6 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
         if self.save_adv is not None and (self.attack == 'pgd' or self.autoattack == 'none'):
             raise ValueError('--save-adv needs AutoAttack; use --attack autoattack --autoattack standard.')
 
-    def threat(self) -> ThreatModel:
-        """Norm and radius of the attack."""
-        return ThreatModel(eps=self.eps, norm=self.norm or 'linf')
-
     def evaluation(self) -> dict[str, Any]:
         """The arguments of `evaluate_robustness` that are settings."""
         settings = super().evaluation()
@@ -121,6 +112,11 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
         """Keyword arguments of the model."""
         sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
         return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
+
+    @property
+    def writes_page(self) -> bool:
+        """Whether to write report.html."""
+        return self.output is not None and self.html is not False
 
     @property
     def state(self) -> Path | None:
