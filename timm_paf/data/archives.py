@@ -15,9 +15,9 @@ from timm_paf._files import whole_file
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
 from timm_paf.data.classes import class_names as names_of
 from timm_paf.data.classes import match_classes
+from timm_paf.data.decoded import Decoding, folder_images
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import BadArchive
-from timm_paf.data.folders import FolderImages
 from timm_paf.data.headers import (
     IMAGE_FILES,
     LAYOUTS,
@@ -47,13 +47,14 @@ def open_archive(
     mapped: bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    decoding: Decoding | None = None,
 ) -> ImageSource:
     """Open labelled images on disk.
 
     The path selects the format: `.npz` (or any other name) with members `image` and `label` (EDM, DDPM) or `X` and `Y`
     (CIFAR-5m); `.npy` images, with labels in another `.npy` (see `find_labels`); `.bin`, uint8 images without a header,
     with labels in a `.npy`; or a folder: with such a pair, with the parts in its `manifest.json`, with `.npz` parts in
-    natural order, or with image files in one sub-folder per class (`FolderImages`).
+    natural order, or with image files in one sub-folder per class (`ImageFolder`).
 
     Images are uint8, or floats in [0, 1] or [0, 255] (the sample decides), with axes NHWC or NCHW, or with the image
     axis last as in SVHN (HWCN). Labels are integers (N,), or soft labels: floats (N, num_classes). Headers and a fixed
@@ -74,9 +75,10 @@ def open_archive(
             16 MiB of images (of all parts together) are read now, and all their bytes are checked.
         cache_dir: Where compressed archives are unpacked; `default_cache_dir()` if None.
         progress: Called as progress(what, done, total) while an archive is unpacked.
+        decoding: How image files in class folders are decoded. If None, they need one size, and keep it.
 
     Returns:
-        `LabelledImages` in memory, or a source that reads from disk (`DiskImages`, `FolderImages`, or
+        `LabelledImages` in memory, or a source that reads from disk (`DiskImages`, `DecodedImages`, or
         `ConcatenatedImages` for a folder of parts). Images are (N, C, H, W).
 
     Raises:
@@ -95,7 +97,7 @@ def open_archive(
     if path.is_dir():
         return _open_folder(
             path, num_classes=num_classes, class_names=class_names, channels=channels, layout=layout, mapped=mapped,
-            cache_dir=cache_dir, progress=progress)
+            cache_dir=cache_dir, progress=progress, decoding=decoding)
     if path.suffix in ('.pkl', '.pickle'):
         raise BadArchive(f'{path}: pickles can execute code and are not read; see recipes/convert_pickle.py')
     if path.suffix in ('.npy', '.bin'):
@@ -149,7 +151,9 @@ def _open_folder(path: Path, **options: Any) -> ImageSource:
         return open_archives(manifest_parts(path), **options)
     parts = pairs or sorted(path.glob('[!.]*.npz'), key=lambda part: natural_key(part.name))
     if not parts:
-        source = FolderImages(path, channels=options['channels'])
+        source: ImageSource = folder_images(
+            path, decoding=options['decoding'], channels=options['channels'],
+        ).opened(one_size=options['decoding'] is None)
         return match_classes(source, options['class_names'], num_classes=options['num_classes'])
     return open_archives(parts, **options)
 

@@ -68,7 +68,7 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if fault := (
-                _image_fault(self.images) or _label_fault(self.labels, len(self.images), self.num_classes)
+                image_fault(self.images) or _label_fault(self.labels, len(self.images), self.num_classes)
                 or names_fault(self.class_names, self.num_classes)
                 or (self.labels.device != self.images.device
                     and f'images on {self.images.device} but labels on {self.labels.device}; move both to one device')):
@@ -224,7 +224,8 @@ def names_fault(names: object, num_classes: int) -> str | None:
     return None
 
 
-def _image_fault(images: Tensor) -> str | None:
+def image_fault(images: Tensor) -> str | None:
+    """What is wrong with images (N, C, H, W), uint8 or float32 in [0, 1]."""
     kind = getattr(images, 'dtype', type(images).__name__)
     if kind not in (torch.float32, torch.uint8):
         return f'images as {kind}, expected a torch tensor of float32 or uint8; convert them'
