@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.activations import accuracy
 from timm_paf import kernels
 from timm_paf.activations import functional
 from timm_paf.kernels import gpu
-from tests.activations import accuracy
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 PARAMETERS = {
