@@ -66,8 +66,8 @@ def check_pixels(x: Tensor, *, tolerance: float = 0.) -> None:
     """Raise ValueError if images are not floats, or a pixel is NaN or more than `tolerance` outside of [0, 1]."""
     if not x.is_floating_point():
         raise ValueError(f'images are a {x.dtype} tensor; expected floats in [0, 1]. Convert them: x.float() / 255.')
-    if x.numel():
-        _check_range(*torch.stack(torch.aminmax(x.detach())).tolist(), tolerance)
+    if len(x):
+        _check_range(float(x.detach().min()), float(x.detach().max()), tolerance)
 
 
 def _check_range(low: float, high: float, tolerance: float) -> None:

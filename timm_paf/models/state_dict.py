@@ -68,8 +68,10 @@ def fit_state_dict(
     """
     found = _find(state_dict, model)
     network, layout, label = found.network, found.layout, found.label
-    weights = merge_copies(found.weights, network, label)
     expected = found.expected
+    if not found.weights.keys() & expected.keys():
+        _check(found.weights, expected, set(), found)
+    weights = merge_copies(found.weights, network, label)
     for key, value in expected.items():
         norm, _, name = key.rpartition('.')
         if name == 'num_batches_tracked' and f'{norm}.running_mean' in weights:  # files from before PyTorch 0.4.1
