@@ -136,6 +136,16 @@ def test_a_run_from_scratch_is_the_model_as_it_was(data, tmp_path):
     assert open_trainer(argv).model.pretrained_cfg['mean'] == (0., 0., 0.)  # what a model card says
 
 
+def test_a_run_that_began_without_these_settings_resumes(data, tmp_path):
+    argv = ['--model', 'bright_cfg', *data, '--batch-size', '18', '--output', str(tmp_path)]
+    state = open_trainer(argv).state_dict()
+    for name in ('input_mean', 'input_std', 'normalize'):
+        del state['args'][name]
+    open_trainer(argv).load_state_dict(state)
+    with pytest.raises(ValueError, match='input_mean: '):
+        open_trainer([*argv, *FLAGS]).load_state_dict(state)
+
+
 def test_own_networks_and_settings_in_python(data, tmp_path):
     images, labels = torch.rand(40, 3, 8, 8), torch.arange(40) % 2
     settings = dict(input_mean=MEAN, input_std=STD, device='cpu', autoattack='none')

@@ -2,8 +2,15 @@
 import ast
 
 import pytest
+import timm
+import torch
+from torch import nn
 
-from timm_paf.models import published_normalization
+import timm_paf  # noqa: F401
+from timm_paf.attacks import Normalized
+from timm_paf.models import checkpoint_normalization, load_weights, published_normalization
+
+PIXELS = (0., 0., 0.), (1., 1., 1.)
 
 
 @pytest.mark.parametrize('path, num_classes, expected', [
@@ -54,3 +61,30 @@ def test_every_network_of_robustbench_that_normalises(robustbench, dataset, num_
         assert found == expected, name
         checked += 1
     assert checked > 15
+
+
+def stock():
+    return timm.create_model('resnet18', num_classes=3)
+
+
+def ours():
+    return timm.create_model('wrn10_2_relu')
+
+
+@pytest.mark.parametrize('build, wrap, content, known', [
+    (stock, None, {}, None), (stock, None, {'run': {}}, PIXELS), (stock, Normalized.of_timm, {}, None),
+    (stock, None, {'mean': [.1, .2, .3], 'std': [1., 1., 1.]}, ([.1, .2, .3], [1., 1., 1.])),
+    (ours, None, {}, PIXELS), (lambda: nn.Linear(2, 2), None, {}, None),
+], ids=['timm', 'run of this package', 'timm in Normalized', 'stated', 'this package', 'own'])
+def test_what_a_file_says(build, wrap, content, known, tmp_path, caplog):
+    """Where it says nothing, loading logs a warning; a network in `Normalized` needs none."""
+    torch.save({**content, 'state_dict': build().state_dict()}, tmp_path / 'w.pth')
+    model = build()
+    assert checkpoint_normalization(tmp_path / 'w.pth', model) == known
+    target = wrap(model) if wrap else model
+    if 'mean' in content:
+        with pytest.raises(ValueError, match='Normalized'):
+            load_weights(target, tmp_path / 'w.pth')
+    else:
+        load_weights(target, tmp_path / 'w.pth')
+        assert ('does not say' in caplog.text) == (known is None and wrap is None)

@@ -98,11 +98,11 @@ class PixelCheck:
 
     def __call__(self, x: Tensor) -> None:
         """Raise ValueError if x, or on a GPU an earlier batch, is not in [0, 1]."""
-        if torch.compiler.is_compiling():
+        on_gpu = x.device.type == 'cuda'
+        if torch.compiler.is_compiling() or (on_gpu and torch.cuda.is_current_stream_capturing()):
             return
-        if x.device.type != 'cuda' or not x.is_floating_point():
-            return check_pixels(x, tolerance=ROUNDING)
-        if torch.cuda.is_current_stream_capturing():
+        if not on_gpu or not x.is_floating_point():
+            check_pixels(x, tolerance=ROUNDING)
             return
         if self.pending is not None and self.pending[1].query():
             (low, high), self.pending = self.pending[0].tolist(), None

@@ -13,7 +13,7 @@ from timm_paf._distributed import Processes
 from timm_paf._versions import library_versions
 from timm_paf.data import ImageSource
 from timm_paf.engine.normalization import statistics
-from timm_paf.engine.train_config import INCIDENTAL
+from timm_paf.engine.train_config import INCIDENTAL, TrainConfig
 
 if TYPE_CHECKING:
     from timm_paf.engine.components import Run
@@ -215,12 +215,15 @@ def data_sizes(run: 'Run') -> dict[str, Any]:
 
 
 def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
-    """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'."""
+    """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'.
+
+    A setting that an older version did not have had its default.
+    """
     old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
-                for values in (state['args'], run.config.to_dict()))
+                for values in ({**TrainConfig().to_dict(), **state['args']}, run.config.to_dict()))
     changed = [
-        f'{name}: {old.get(name, "not there")} -> {value}' for name, value in new.items()
-        if (name not in INCIDENTAL or name == 'device') and old.get(name, 'not there') != value]
+        f'{name}: {old[name]} -> {value}' for name, value in new.items()
+        if (name not in INCIDENTAL or name == 'device') and old[name] != value]
     changed += [
         f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
         if state['run']['data'][name] != count]
