@@ -1,4 +1,5 @@
 """Mean and std of published networks, against the classes of RobustBench."""
+import argparse
 import ast
 
 import pytest
@@ -88,3 +89,13 @@ def test_what_a_file_says(build, wrap, content, known, tmp_path, caplog):
     else:
         load_weights(target, tmp_path / 'w.pth')
         assert ('does not say' in caplog.text) == (known is None and wrap is None)
+
+
+@pytest.mark.parametrize('content', [{'run': {}}, {'args': argparse.Namespace(mean=[0., 0., 0.], std=[1., 1., 1.])}],
+                         ids=['run of this package', "timm's train.py"])
+def test_a_file_that_says_pixels_is_not_loaded_into_a_network_that_normalises(content, tmp_path):
+    torch.save({**content, 'state_dict': stock().state_dict()}, tmp_path / 'w.pth')
+    load_weights(stock(), tmp_path / 'w.pth')
+    load_weights(Normalized(stock(), [0.], [1.]), tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match='the file normalises with'):
+        load_weights(Normalized.of_timm(stock()), tmp_path / 'w.pth')
