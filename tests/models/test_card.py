@@ -6,6 +6,7 @@ import timm
 import torch
 
 from timm_paf.activations import ParametricActivation, convert_activations
+from timm_paf.attacks import Normalized
 from timm_paf.models import model_card, save_for_hf
 
 CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
@@ -69,6 +70,7 @@ CONVERTED = {
     'some places': ('mobilenetv3_small_050', dict(num_classes=4), dict(sharing='layer', match=torch.nn.ReLU)),
     'transformer': ('vit_tiny_patch16_224', dict(img_size=32, num_classes=4), dict(sharing='layer')),
     'twice': ('wrn10_2_pssilu', {}, dict(match=ParametricActivation)),
+    'normalised': ('resnet18', dict(num_classes=10), dict(sharing='stage')),
 }
 
 
@@ -81,12 +83,15 @@ def test_converted_model_loads_by_the_command_on_its_card(tmp_path, case):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.05).add_(0.01)
+    if case == 'normalised':
+        model = Normalized(model, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     for folder in ('first', 'again'):  # what was loaded can be saved again
         text = (save_for_hf(model.eval(), tmp_path / folder, training_data='digits') / 'README.md').read_text()
         assert f'Architecture:** {name}' in text
-        command = re.search(r"model = (timm\.create_model\('local-dir:.*\))", text)[1]
-        other = eval(command, {'timm': timm})
-        assert torch.equal(other(example), model(example))
+        names = {'x': example}
+        exec(re.search(r'```python\n(.*?)```', text, re.DOTALL)[1], names)
+        other = names['model']
+        assert torch.equal(names['logits'], model(example))
         assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
         model = other
     other = timm.create_model(f'local-dir:{tmp_path / "again"}', pretrained=True, num_classes=3).eval()
