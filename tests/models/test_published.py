@@ -125,11 +125,9 @@ def as_training_checkpoint(state_dict):
 
 @pytest.mark.parametrize('file, write', [
     ('c.pth.tar', lambda s, p: torch.save(as_training_checkpoint(s), p)),
-    ('c.pt', lambda s, p: torch.save({f'model.{key}': value for key, value in s.items()}, p)),
-    ('c.pt', lambda s, p: torch.save({'state_dict': {f'module.model.{key}': v for key, v in s.items()}}, p)),
     ('c.pt', lambda s, p: torch.save({k: v for k, v in s.items() if not k.endswith('num_batches_tracked')}, p)),
     ('c.safetensors', lambda s, p: save_file({key: value.clone() for key, value in s.items()}, p)),
-], ids=['training checkpoint', 'wrapped', 'wrapped twice', 'old BatchNorm', 'safetensors'])
+], ids=['training checkpoint', 'old BatchNorm', 'safetensors'])
 def test_containers(robustbench, tmp_path, file, write):
     theirs = randomised(paf_wrn(robustbench))
     write(theirs.state_dict(), tmp_path / file)

@@ -196,8 +196,9 @@ def _statistics(
         for pair in _STD_OF.items():
             if key.startswith(prefix) and name in pair:
                 refuse(label, f'there is only one of {" and ".join(pair)}; expected both.')
-    (mean, std), *more = found.values() or [([], [])]
-    for other in more:
-        if other != [mean, std]:
-            refuse(label, f'the file holds different means and stds, {", ".join(found)}; expected one of each.')
-    return (mean, std) if found else None, list(found)
+    if not found:
+        return None, []
+    (first, second), *others_found = found.values()
+    if any(other != [first, second] for other in others_found):
+        refuse(label, f'the file holds different means and stds, {", ".join(found)}; expected one of each.')
+    return (first, second), list(found)

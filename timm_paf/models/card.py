@@ -139,5 +139,6 @@ def _network(model: nn.Module) -> nn.Module:
         return model
     network = copy.copy(model.model)
     mean, std = model.mean.tolist(), model.std.tolist()
-    network.pretrained_cfg = {**getattr(network, 'pretrained_cfg', {}), 'mean': tuple(mean), 'std': tuple(std)}
+    cfg: Any = {**getattr(network, 'pretrained_cfg', {}), 'mean': tuple(mean), 'std': tuple(std)}
+    network.pretrained_cfg = cfg
     return network

@@ -126,10 +126,9 @@ def _stated(checkpoint: Mapping[str, Any], model: nn.Module) -> Statistics | Non
     """Mean and std in a checkpoint next to the weights: its own entries, or arguments of timm's train.py."""
     arguments = checkpoint.get('args')
     for source in (checkpoint, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}):
-        values = [source.get(name) for name in ('mean', 'std')]
-        if all(isinstance(each, (list, tuple)) and each for each in values):
-            mean, std = ([float(number) for number in each] for each in values)
-            return mean, std
+        mean, std = source.get('mean'), source.get('std')
+        if mean and std and all(isinstance(each, (list, tuple)) for each in (mean, std)):
+            return [float(value) for value in mean], [float(value) for value in std]
     keys = checkpoint.get('model_state_dict', {}) if DM_IMPROVES_AT in checkpoint else {}
     classes = getattr(model, 'num_classes', 0)
     if classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
