@@ -82,8 +82,6 @@ def test_shares_and_passes(case):
     assert sum(uses.values()) == sum(len(chosen) for chosen in stream)
 
 
-<<<<<<< HEAD
-=======
 @pytest.mark.parametrize('world_size, last', [(1, 3), (2, 8), (4, 8)])
 def test_a_last_batch_with_a_share_of_one_is_left_out(world_size, last):
     """43 images in batches of 8: with two processes, one of them would get one of the last three."""
@@ -94,24 +92,6 @@ def test_a_last_batch_with_a_share_of_one_is_left_out(world_size, last):
     assert [sizes[-1] for sizes in epochs] == [last, last] and ranks[0].left_out == (0 if last == 3 else 3)
 
 
-def test_each_pass_of_the_stream_is_complete_and_different():
-    # one synthetic image a batch, so that the order inside a batch does not hide the order of the stream
-    num_real, num_synthetic, batch_size = 37, 41, 7
-    batches = mixed(num_real, num_synthetic, batch_size, 1 / batch_size)
-    stream = [
-        index
-        for epoch in range(4 * num_synthetic * batch_size // num_real)
-        for batch in batches.epoch(epoch)
-        for index in indices(batch, SYNTHETIC)
-    ]
-    passes = [stream[start:start + num_synthetic] for start in range(0, 3 * num_synthetic, num_synthetic)]
-    assert len(stream) >= 3 * num_synthetic
-    for order in passes:
-        assert sorted(order) == list(range(num_synthetic))
-    assert len({tuple(order) for order in passes}) == 3
-
-
->>>>>>> ccfb8d5
 def snapshot(batches):
     return [(batch.x.tolist(), batch.y.tolist(), batch.synthetic.tolist()) for batch in batches]
 
