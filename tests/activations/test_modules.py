@@ -206,7 +206,8 @@ def test_a_parametrization_is_described_copied_and_removed(tool):
     TOOLS[tool](act, 'alpha')
     alpha = act.alpha.item()
     assert 'constant' not in repr(act) and f'alpha={alpha:.4g}' in repr(act)
-    assert shape.describe(act).curvature == pytest.approx(alpha / 2 / 0.9)
+    found = shape.describe(act)
+    assert found.name == 'pssilu' and found.curvature == pytest.approx(alpha / 2 / 0.9) and found.smoothness == 'smooth'
     act(X).sum().backward()
     row = activation_summary(act)
     assert row['alpha'] == alpha and row['alpha_grad'] > 0

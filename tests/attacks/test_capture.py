@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from timm_paf.attacks import PGD
+from timm_paf.attacks import PGD, autoattack
 from timm_paf.attacks import capture as capture_module
 from timm_paf.attacks.capture import CudaRecorder, ModelGraphs, graphs_of, release_graphs
 
@@ -33,6 +33,21 @@ class StandIn:
                 result.copy_(new)
         return results, replay
 
+    def record_gradient(self, function, x):
+        self.recorded += 1
+        results = function(x)
+        made = [results]
+        memory = results.detach().clone(), torch.ones_like(results), torch.zeros_like(x)
+
+        def forward():
+            with torch.enable_grad():
+                made[0] = function(x)
+            memory[0].copy_(made[0].detach())
+
+        def backward():
+            memory[2].copy_(torch.autograd.grad(made[0], x, memory[1], retain_graph=True)[0])
+        return memory, forward, backward
+
 
 @pytest.fixture
 def graphs(monkeypatch):
@@ -42,6 +57,7 @@ def graphs(monkeypatch):
     def of(model, x):
         return graphs_of(model, x) if x.is_cuda else made.setdefault(model, ModelGraphs(StandIn()))
     monkeypatch.setattr('timm_paf.attacks.pgd.graphs_of', of)
+    monkeypatch.setattr('timm_paf.attacks.autoattack_model.graphs_of', of)
     yield made
     release_graphs()
 
@@ -119,6 +135,40 @@ def test_updated_weights_are_attacked_and_moved_ones_recorded_again(device, grap
     same(attack()(model, x, y), attack('none')(model, x, y))
     if device == 'cpu':
         assert graphs[model].recorder.recorded == 2
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_logits_and_their_gradients_are_the_models(device, graphs):
+    model, (x, _) = network(device).eval(), batch(device=device)
+    recorded = graphs.setdefault(model, ModelGraphs(StandIn())) if device == 'cpu' else graphs_of(model, x)
+    recorded.begin_attack(model)
+    slopes = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0)).to(device)
+    for n in (12, 7, 3):
+        ours, plain = (x[:n].clone().requires_grad_() for _ in range(2))
+        logits, expected = recorded.logits(model, ours), model(plain)
+        torch.testing.assert_close(logits, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(recorded.logits(model, x[-n:]), model(x[-n:]))
+        recorded.logits(model, x[-n:].requires_grad_())  # another batch comes between forward and backward
+        for slope in slopes[:, :n]:
+            found, = torch.autograd.grad(logits, ours, slope, retain_graph=True)
+            torch.testing.assert_close(found, torch.autograd.grad(expected, plain, slope, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_autoattack_is_the_same(device, monkeypatch):
+    model, (x, _) = network(device).eval(), batch(10, device)
+    settings = {'eps': 0.06, 'version': 'custom', 'attacks': ['apgd-ce', 'fab-t'], 'batch_size': 8}
+    with monkeypatch.context() as eager:
+        eager.setattr('timm_paf.attacks.autoattack_model.graphs_of', lambda model, x: None)
+        expected = autoattack(model, x, model(x).argmax(1), **settings)
+    made = ModelGraphs(StandIn())
+    if device == 'cpu':
+        monkeypatch.setattr('timm_paf.attacks.autoattack_model.graphs_of', lambda model, x: made)
+    ours = autoattack(model, x, model(x).argmax(1), **settings)
+    assert torch.equal(ours.robust, expected.robust) and 0 < ours.robust.sum() < 10
+    torch.testing.assert_close(ours.x_adv, expected.x_adv)
+    assert device != 'cpu' or made.recorder.recorded >= 2
 
 
 class Scaled(nn.Conv2d):

@@ -48,6 +48,11 @@ SHAPES = {
     'rounded to none': (50, 70, 8, 0.06, 7, (8, 0), (2, 0)),
     'a half rounds to even': (40, 70, 5, 0.5, 14, (3, 2), (1, 1)),
     'one synthetic': (50, 1, 16, 0.5, 7, (8, 8), (2, 2)),
+    'last of one left out': (49, 0, 8, 0.0, 6, (8, 0), (8, 0)),
+    'last synthetic one left out': (49, 70, 8, 1.0, 6, (0, 8), (0, 8)),
+    'last real one of mostly real left out': (49, 70, 8, 0.1, 7, (7, 1), (7, 1)),
+    'batches of one': (5, 0, 1, 0.0, 5, (1, 0), (1, 0)),
+    'only one image': (1, 0, 8, 0.0, 1, (8, 0), (1, 0)),
 }
 
 
@@ -66,7 +71,8 @@ def test_shares_and_passes(case):
             seen_real += indices(batch, REAL)
             stream.append(indices(batch, SYNTHETIC))
         assert step == steps - 1
-        assert sorted(seen_real) == (list(range(num_real)) if real else [])
+        # all real images once, or all but those of a last batch that is left out
+        assert len(set(seen_real)) == len(seen_real) == (num_real - batches.left_out if real else 0)
     uses = Counter()
     for chosen in stream:
         uses.update(chosen)
@@ -74,6 +80,16 @@ def test_shares_and_passes(case):
         every = [uses[index] for index in range(num_synthetic)] or [0]
         assert max(every) - min(every) <= 1
     assert sum(uses.values()) == sum(len(chosen) for chosen in stream)
+
+
+@pytest.mark.parametrize('world_size, last', [(1, 3), (2, 8), (4, 8)])
+def test_a_last_batch_with_a_share_of_one_is_left_out(world_size, last):
+    """43 images in batches of 8: with two processes, one of them would get one of the last three."""
+    ranks = [mixed(43, 0, 8, 0., rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {6 if last == 3 else 5}
+    epochs = [[sum(len(batch) for batch in step) for step in zip(*(b.epoch(e) for b in ranks), strict=True)]
+              for e in range(2)]
+    assert [sizes[-1] for sizes in epochs] == [last, last] and ranks[0].left_out == (0 if last == 3 else 3)
 
 
 def snapshot(batches):
@@ -211,8 +227,8 @@ def test_soft_labels_reach_the_target():
     assert torch.equal(batch.y[batch.synthetic], soft[taken].argmax(1))
     assert torch.equal(batch.target[~batch.synthetic].max(1).values, torch.ones(10))
     # all batches of a run are of one form, also those without one of the soft labels
-    alone = MixedBatches(numbered(31, REAL), source, batch_size=16, synthetic_fraction=1 / 16, seed=0)
-    assert [tuple(batch.target.shape) for batch in alone.epoch(0)] == [(16, 10), (16, 10), (1, 10)]
+    alone = MixedBatches(numbered(32, REAL), source, batch_size=16, synthetic_fraction=1 / 16, seed=0)
+    assert [tuple(batch.target.shape) for batch in alone.epoch(0)] == [(16, 10), (16, 10), (2, 10)]
 
 
 def test_cutmix_stays_within_a_source():

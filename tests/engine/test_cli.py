@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from timm_paf.engine.cli import RunFailed, find_config, parse_config, run
-from timm_paf.engine.fields import Settings, setting
+from timm_paf.engine.fields import Settings, assignments, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class Config(Settings):
     paths: tuple[str, ...] = setting(('a',), 'paths')
     average: bool = setting(True, 'average')
     kind: str = setting('x', 'kind', choices=('x', 'y'))
+    place: str = setting('auto', 'place', choices=('auto', 'yes', 'no'))
 
 
 def parse(tmp_path, yaml_text, *argv):
@@ -35,14 +36,27 @@ def test_command_line_goes_before_yaml_before_defaults(tmp_path):
     ('rate: 1e-3', [], dict(rate=1e-3)),  # YAML reads this as text
     ('rate: null', [], dict(rate=None)),
     ('eps: 0.2\npaths: one.npz', [], dict(eps='0.2', paths=('one.npz',))),
+    ('eps: 1.10\npaths: [010, 1:30, 1e5]', [], dict(eps='1.10', paths=('010', '1:30', '1e5'))),  # as written
+    ('steps: 1_000', [], dict(steps=1000)),
     ('', ['--no-average', '--paths', 'p', 'q'], dict(average=False, paths=('p', 'q'))),
     ('', ['--paths'], dict(paths=())),
-    ('steps: 1.0', [], dict(steps=1)),
+    ('steps: 1.0', [], dict(steps=1)), ('place: no', [], dict(place='no')), ('place: yes', [], dict(place='yes')),
 ], ids=str)
 def test_values_keep_their_types(tmp_path, yaml_text, argv, expected):
     config = parse(tmp_path, yaml_text, *argv)
     assert config == dataclasses.replace(Config(), **expected)
     assert all(type(getattr(config, name)) is type(value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize('text, value', [
+    ('0.1', 0.1), ('1.0e-1', 0.1), ('1e-1', 0.1), ('1E-5', 1e-5), ('-.5', -0.5), ('1.', 1.), ('3', 3), ('-3', -3),
+    ('1_000', 1000), ('0x10', 16), ('[1e-1, 2]', [0.1, 2]), ('{rate: 1e-1}', {'rate': 0.1}), ('None', None),
+    ('null', None), ('true', True), ('off', False), ('"1e-1"', '1e-1'), ('010', '010'), ('1:30', '1:30'),
+    ('2012-01-01', '2012-01-01'), ('gelu', 'gelu'), ('1e', '1e'), ('e5', 'e5'), ('Nonesuch', 'Nonesuch')])
+def test_values_of_assignments(text, value):
+    """Numbers are those of Python: YAML itself reads 1e-1 and None as texts, 010 as 8, and 1:30 as 90."""
+    (found,) = assignments((f'name={text}',), '--flag').values()
+    assert found == value and type(found) is type(value)
 
 
 def test_config_flag_replaces_the_default_file(tmp_path):
@@ -51,8 +65,8 @@ def test_config_flag_replaces_the_default_file(tmp_path):
 
 
 @pytest.mark.parametrize('yaml_text, argv, message', [
-    ('step: 3', [], "unknown key 'step'; did you mean steps"), ('steps: 2.5', [], '--steps = 2.5: expected a whole'),
-    ('steps: many', [], "--steps = 'many'"), ('average: 1', [], '--average = 1: expected true or false'),
+    ('step: 3', [], "unknown key 'step'; did you mean steps"), ('steps: 2.5', [], "--steps = '2.5'"),
+    ('steps: many', [], "--steps = 'many'"), ('average: 1', [], "--average = '1'"),
     ('- a', [], 'holds a list'), ('a: [', [], 'cannot be read'), ('kind: z', [], "--kind = 'z': expected one of x, y"),
     ('paths: {a: 1}', [], '--paths = .*expected a list'), ('steps: null', [], '--steps = None'),
     ('steps: true', [], '--steps = True'), ('', ['--stepz', '3'], 'did you mean --steps'),

@@ -2,7 +2,7 @@
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,7 +27,10 @@ from timm_paf.activations.sites import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ['SHARING', 'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations']
+__all__ = [
+    'SHARING', 'ConversionReport', 'LeftAlone', 'Replacement', 'activation_places', 'convert_activations',
+    'put_activations',
+]
 
 Function = Callable[[Tensor], Tensor]
 Match = type | tuple[type, ...] | Callable[[nn.Module], bool] | None
@@ -188,13 +191,37 @@ def convert_activations(
         for site in members:
             deviation = _deviation(new, values, site) if preserve else None
             planned[site] = new, Replacement(site.name, _describe(site.module), first.name, values, deviation)
-    for site, (new, _) in planned.items():
-        _put(site, new)
-    for module in model.modules():  # nested tensors need torch's fused layers, which know only ReLU and GELU
-        if isinstance(module, nn.TransformerEncoder) and any(
-                getattr(layer, 'activation_relu_or_gelu', 1) == 0 for layer in module.layers):
-            module.enable_nested_tensor = module.use_nested_tensor = False
+    put_activations(model, {site.name: new for site, (new, _) in planned.items()})
     return ConversionReport(name, sharing, tuple(planned[site][1] for site in places), left)
+
+
+def put_activations(model: nn.Module, modules: Mapping[str, ParametricActivation]) -> None:
+    """Put activations at the places with these names, in place of modules or of functions kept as attributes."""
+    for name, module in modules.items():
+        parent_name, _, attribute = name.rpartition('.')
+        parent = model.get_submodule(parent_name)
+        if attribute in parent._modules:
+            parent._modules[attribute] = module
+        else:
+            setattr(parent, attribute, _FunctionSite(module))
+        if hasattr(parent, 'activation_relu_or_gelu'):
+            # torch's TransformerEncoderLayer would otherwise run its fused ReLU or GELU in eval mode
+            setattr(parent, 'activation_relu_or_gelu', 0)  # noqa: B010
+    for layers in model.modules():  # nested tensors need torch's fused layers, which know only ReLU and GELU
+        if isinstance(layers, nn.TransformerEncoder) and any(
+                getattr(layer, 'activation_relu_or_gelu', 1) == 0 for layer in layers.layers):
+            layers.enable_nested_tensor = layers.use_nested_tensor = False
+
+
+def activation_places(model: nn.Module) -> dict[ParametricActivation, list[str]]:
+    """The names of the places of each parametric activation, for `put_activations`."""
+    places: dict[ParametricActivation, list[str]] = {}
+    for prefix, parent in model.named_modules():
+        for attribute, child in parent._modules.items():
+            if isinstance(child, ParametricActivation):
+                name = f'{prefix}.{attribute}'.lstrip('.')
+                places.setdefault(child, []).append(prefix if isinstance(parent, _FunctionSite) else name)
+    return places
 
 
 def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActivation]:
@@ -274,16 +301,6 @@ def _placement(model: nn.Module) -> dict[str, Any]:
         if parameter.dtype in _TRAINABLE:
             return {'device': parameter.device, 'dtype': parameter.dtype}
     return {'device': parameters[0].device if parameters else torch.get_default_device(), 'dtype': None}
-
-
-def _put(site: Site, module: nn.Module) -> None:
-    if site.attribute in site.parent._modules:
-        site.parent._modules[site.attribute] = module
-    else:
-        setattr(site.parent, site.attribute, _FunctionSite(module))
-    if hasattr(site.parent, 'activation_relu_or_gelu'):
-        # torch's TransformerEncoderLayer would otherwise run its fused ReLU or GELU in eval mode
-        setattr(site.parent, 'activation_relu_or_gelu', 0)  # noqa: B010
 
 
 def _describe(module: nn.Module) -> str:

@@ -3,6 +3,7 @@ from timm_paf._normalized import Normalized
 from timm_paf.attacks.autoattack import autoattack, check_state
 from timm_paf.attacks.autoattack_result import AutoAttackResult, ComponentRun, pointwise_worst_case, write_verdicts
 from timm_paf.attacks.balls import BALLS, Ball
+from timm_paf.attacks.capture import release_graphs
 from timm_paf.attacks.checks import check_images, check_pixels
 from timm_paf.attacks.compiled import CompiledModel, CompileSettings
 from timm_paf.attacks.losses import LOSSES, kl_divergence
@@ -14,6 +15,6 @@ from timm_paf.attacks.threat import ThreatModel, parse_eps
 __all__ = [
     'AutoAttackResult', 'ComponentRun', 'autoattack', 'check_images', 'check_pixels', 'check_state',
     'pointwise_worst_case', 'write_verdicts', 'BALLS', 'Ball', 'CompiledModel', 'CompileSettings', 'LOSSES',
-    'kl_divergence', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode', 'frozen_parameters', 'still_statistics',
-    'STEP_RULES', 'ThreatModel', 'parse_eps',
+    'kl_divergence', 'Normalized', 'FGSM', 'PGD', 'attack_mode', 'eval_mode', 'frozen_parameters', 'release_graphs',
+    'still_statistics', 'STEP_RULES', 'ThreatModel', 'parse_eps',
 ]

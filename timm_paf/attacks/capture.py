@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,74 @@ class CudaRecorder:
             results = function()
         return results, graph.replay
 
+    def record_gradient(
+            self, function: Callable[[Tensor], Tensor], x: Tensor,
+    ) -> tuple[Results, Callable[[], None], Callable[[], None]]:
+        """Record a function of x and its gradient: (results, gradient of results, gradient of x) and two replays.
+
+        What the forward pass keeps for the backward pass lies in a pool of its own. The second replay may follow the
+        first one any number of times.
+        """
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):
+                results = function(x)
+                slope = torch.ones_like(results)
+                torch.autograd.grad(results, x, slope)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        pool: Any = torch.cuda.graph_pool_handle()
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(forward, pool=pool, stream=self._stream, capture_error_mode='thread_local'):
+            results = function(x)
+        with torch.cuda.graph(backward, pool=pool, stream=self._stream, capture_error_mode='thread_local'):
+            # the graph is retained, or the pool would give its memory to tensors of the backward pass
+            (found,) = torch.autograd.grad(results, x, slope, retain_graph=True)
+        return (results.detach(), slope, found), forward.replay, backward.replay
+
+
+class _Logits(torch.autograd.Function):
+    """Logits and their gradient by two graphs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, graph: '_GradientGraph') -> Tensor:
+        ctx.graph, ctx.run = graph, graph.forward(x)
+        ctx.save_for_backward(x)
+        return graph.results[:len(x)].clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if ctx.run != ctx.graph.runs:  # another batch came between
+            ctx.run = ctx.graph.forward(x)
+        return ctx.graph.backward(slope), None
+
+
+class _GradientGraph:
+    """A recorded model with its gradient for the images."""
+
+    def __init__(self, recorder: Any, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self._x = x.detach().requires_grad_()
+        tensors, self._forward, self._backward = recorder.record_gradient(function, self._x)
+        self.results, self._slope, self._gradient = tensors
+        self.runs = 0
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> int:
+        """Compute the results of a batch, and return the number of this run."""
+        self._x[:len(x)].copy_(x)
+        self._forward()
+        self.runs += 1
+        return self.runs
+
+    @torch.no_grad()
+    def backward(self, slope: Tensor) -> Tensor:
+        """The gradient for the images of the last run."""
+        self._slope[:len(slope)].copy_(slope)
+        self._slope[len(slope):].zero_()
+        self._backward()
+        return self._gradient[:len(slope)].clone()
+
 
 @dataclass
 class _Graph:
@@ -77,7 +145,7 @@ class ModelGraphs:
 
     def __init__(self, recorder: Any) -> None:
         self.recorder = recorder
-        self._graphs: dict[Hashable, _Graph | None] = {}  # None: this signature cannot be recorded
+        self._graphs: dict[Hashable, Any] = {}  # None: this signature cannot be recorded
         self._full: dict[Hashable, int] = {}
         self._state: Hashable = None
         self._places: list[int] = []
@@ -144,22 +212,45 @@ class ModelGraphs:
         rows = len(images)
         family = key, self._state, tuple(
             (v.shape[1:], v.dtype, v.device, _layout(v)) if isinstance(v, Tensor) else v is None for v in values)
-        size = rows
-        if independent:
-            full = self._full[family] = max(rows, self._full.get(family, 0))
-            size = min(s for i in range(4) if (s := math.ceil(full / 2**i)) >= rows)
-        signature = family, size
+        signature = family, size = family, self._size(family, rows) if independent else rows
         if signature not in self._graphs:
             self._graphs[signature] = self._recorded(model, function, values, size)
         graph = self._graphs[signature]
         return function(*_as_tensors(values)) if graph is None else graph(values, rows)
 
+    def logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits of images, with a gradient for them where x requires one; no image may affect another's logits."""
+        forward = self.forward(model)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self.run('logits', model, lambda x: (forward(x),), [x], independent=True)[0]
+        family = 'gradient', self._state, x.shape[1:], x.dtype, x.device, _layout(x)
+        size = self._size(family, len(x))
+        if (family, size) not in self._graphs:
+            padded = cast(Tensor, _padded(x.detach(), size))
+            self._graphs[family, size] = self._tried(model, lambda: _GradientGraph(self.recorder, forward, padded))
+        graph = self._graphs[family, size]
+        return model(x) if graph is None else _Logits.apply(x, graph)
+
+    def _size(self, family: Hashable, rows: int) -> int:
+        """Size to which a batch is padded."""
+        full = self._full[family] = max(rows, self._full.get(family, 0))
+        return min(s for i in range(4) if (s := math.ceil(full / 2**i)) >= rows)
+
     def _recorded(self, model: nn.Module, function: Function, values: Values, size: int) -> _Graph | None:
         function(*_as_tensors(values))  # raises the errors of the model and the loss, as without graphs
         inputs = [_padded(value, size) if isinstance(value, Tensor) else value for value in _as_tensors(values)]
         numbers = {i: float(value) for i, value in enumerate(values) if isinstance(value, (int, float))}
-        try:
+
+        def record() -> _Graph:
             results, replay = self.recorder.record(lambda: function(*inputs))
+            return _Graph(inputs, numbers, results, replay)
+
+        return self._tried(model, record)
+
+    def _tried(self, model: nn.Module, record: Callable[[], Any]) -> Any:
+        """The graph; None, with one warning per model, if it cannot be recorded."""
+        try:
+            return record()
         except (RuntimeError, NotImplementedError) as error:  # what torch and CUDA raise for what cannot be recorded
             if not self._warned:
                 self._warned = True
@@ -168,7 +259,6 @@ class ModelGraphs:
                     f'which is slower: {(str(error).splitlines() or [type(error).__name__])[0]}', RuntimeWarning,
                     stacklevel=2)
             return None
-        return _Graph(inputs, numbers, results, replay)
 
 
 _recorder = functools.cache(CudaRecorder)

@@ -163,7 +163,8 @@ def collect(
 def to_unit_range(images: Tensor) -> Tensor:
     """Pixels as float32 in [0, 1]: uint8 becomes x / 255, float32 is unchanged; raises ValueError for other dtypes."""
     if images.dtype == torch.uint8:
-        return images.to(torch.float32) / 255
+        # a division on every device: on a GPU, division by a number is multiplication by its rounded inverse
+        return images.to(torch.float32) / torch.full((), 255., device=images.device)
     if images.dtype == torch.float32:
         return images
     raise ValueError(f'got images of dtype {images.dtype}, expected uint8 or float32; convert them first')

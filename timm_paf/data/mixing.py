@@ -57,9 +57,10 @@ class MixedBatches:
 
     An epoch is one pass over the real images, in a new pseudo-random order. With R = B - round(F * B) real images per
     batch, it has ceil(N / R) steps for N real images. The last batch may hold fewer real images, r; it then holds
-    round(r * round(F * B) / R) synthetic images, which keeps the shares. If batches hold no real images (F = 1), an
-    epoch is one pass over N synthetic images. `round` is Python's, which rounds 2.5 to 2; `real_per_batch` and
-    `synthetic_per_batch` hold the results.
+    round(r * round(F * B) / R) synthetic images, which keeps the shares. It is left out if a process would get only
+    one of its images, with which BatchNorm cannot train; `left_out` is its number of real images, others in each epoch.
+    If batches hold no real images (F = 1), an epoch is one pass over N synthetic images. `round` is Python's, which
+    rounds 2.5 to 2; `real_per_batch` and `synthetic_per_batch` hold the results.
 
     The synthetic images form one stream that continues from epoch to epoch. Several sources share it by their weights,
     with exact counts (see `counts_after`). Each source is read in passes, so no image is used twice before all have
@@ -137,6 +138,10 @@ class MixedBatches:
         # an epoch is a pass over the real images, or over as many synthetic ones if batches hold no real images
         self._steps = -(-len(real) // (self.real_per_batch or self.synthetic_per_batch))
         last_real, last_synthetic = self._counts(self._steps - 1)
+        self.left_out = 0
+        if self._steps > 1 and last_real + last_synthetic < 2 * world_size <= batch_size:
+            self._steps, self.left_out = self._steps - 1, last_real or last_synthetic
+            last_real, last_synthetic = self._counts(self._steps - 1)
         self._synthetic_per_epoch = (self._steps - 1) * self.synthetic_per_batch + last_synthetic
         if last_real + last_synthetic < world_size:
             raise ValueError(

@@ -2,6 +2,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -60,7 +61,10 @@ class Settings:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = _convert(getattr(self, field.name), hints[field.name], flag(field.name))
+            value, choices = getattr(self, field.name), field.metadata['choices'] or ()
+            if isinstance(value, bool) and 'yes' in choices:  # YAML reads the words yes and no as booleans
+                value = 'yes' if value else 'no'
+            value = _convert(value, hints[field.name], flag(field.name))
             _check(value, field.metadata, flag(field.name))
             object.__setattr__(self, field.name, value)
 
@@ -105,6 +109,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     try:
         if hint is int and float(value) != int(float(value)):
             raise ValueError
+        if hint is float and value in ('.inf', '-.inf', '.nan'):  # as YAML writes them
+            return float(value.replace('.', ''))
         return int(float(value)) if hint is int else hint(value)
     except (TypeError, ValueError, OverflowError):
         expected = {int: 'a whole number', float: 'a number'}.get(hint, hint.__name__)
@@ -131,10 +137,28 @@ def _range(least: float, most: float, above: float, below: float) -> str:
     return 'a number ' + ' and '.join(filter(None, (low, high))) if low or high else 'a number'
 
 
+class _TextLoader(yaml.SafeLoader):
+    """YAML in which numbers and dates stay texts: a setting of type text keeps 010 and 1.10 as they are written."""
+    yaml_implicit_resolvers: typing.ClassVar = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(':', 1)[-1] not in ('int', 'float', 'timestamp')]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+class _ValueLoader(_TextLoader):
+    """YAML with the numbers of Python: 1e-1 is a number, 010 and 1:30 are not, and None is null."""
+
+
+for _tag, _pattern, _first in (
+        ('int', r'[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)', '-+0123456789'), ('null', 'None', 'N'),
+        ('float', r'[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))',
+         '-+0123456789.')):
+    _ValueLoader.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'(?:{_pattern})$'), list(_first))
+
+
 def read_yaml(path: Path, known: typing.Collection[str]) -> dict[str, Any]:
     """The settings in a YAML file, not yet converted; ValueError for an unknown key or a file that cannot be read."""
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = yaml.load(path.read_text(encoding='utf-8'), _TextLoader)
     except FileNotFoundError:
         raise ValueError(f'config {path}: there is no such file.') from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -162,7 +186,7 @@ def assignments(items: tuple[str, ...], name: str) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise ValueError(f'{name} = {item!r}: expected NAME=VALUE.')
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = yaml.load(text, _ValueLoader)
         except yaml.YAMLError:
             raise ValueError(f'{name} = {item!r}: the value cannot be read; expected a value as in YAML.') from None
     return values
