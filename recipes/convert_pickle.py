@@ -32,6 +32,10 @@ class PickledDtype:
     def __setstate__(self, state: tuple) -> None:
         self.dtype = self.dtype.newbyteorder(state[1].replace('|', '='))
 
+    def numbers(self, content: bytes | str) -> np.ndarray:
+        """The numbers in a content, which Python 2 wrote as text."""
+        return np.frombuffer(content.encode('latin-1') if isinstance(content, str) else content, self.dtype)
+
 
 class PickledArray:
     """Replaces numpy.ndarray and the functions that rebuild arrays."""
@@ -43,21 +47,13 @@ class PickledArray:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, content = state
-        content = content.encode('latin-1') if isinstance(content, str) else content  # as Python 2 wrote it
-        self.value = np.frombuffer(content, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
+        self.value = dtype.numbers(content).reshape(shape, order='F' if fortran else 'C')
 
 
-def pickled_number(dtype: PickledDtype, content: bytes | str) -> np.generic:
-    """Replaces numpy.core.multiarray.scalar."""
-    return np.frombuffer(content.encode('latin-1') if isinstance(content, str) else content, dtype.dtype)[0]
-
-
-ALLOWED: dict[str, Any] = {
-    'numpy.ndarray': PickledArray, 'numpy.dtype': PickledDtype, '_codecs.encode': codecs.encode,
-    'numpy.core.multiarray.scalar': pickled_number, 'numpy._core.multiarray.scalar': pickled_number,
-    **{f'numpy.{name}': PickledArray for name in (  # before numpy 2, and since
-        'core.multiarray._reconstruct', '_core.multiarray._reconstruct', 'core.numeric._frombuffer',
-        '_core.numeric._frombuffer')}}
+ALLOWED: dict[str, Any] = {'numpy.ndarray': PickledArray, 'numpy.dtype': PickledDtype, '_codecs.encode': codecs.encode}
+for core in ('numpy.core', 'numpy._core'):  # before numpy 2, and since
+    ALLOWED |= {f'{core}.multiarray._reconstruct': PickledArray, f'{core}.numeric._frombuffer': PickledArray,
+                f'{core}.multiarray.scalar': lambda dtype, content: dtype.numbers(content)[0]}
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -74,9 +70,8 @@ def load_dictionary(path: str) -> dict[Any, Any]:
     with open(path, 'rb') as file:
         try:
             content = ArrayUnpickler(file, encoding='latin1').load()
-            return {
-                key.decode() if isinstance(key, bytes) else key: getattr(value, 'value', value)
-                for key, value in content.items()}
+            return {key.decode() if isinstance(key, bytes) else key: getattr(value, 'value', value)
+                    for key, value in content.items()}
         except Exception as error:  # a broken pickle raises errors of any type
             raise ValueError(f'{path}: not a readable pickle of a dictionary of arrays ({type(error).__name__}: '
                              f'{error}); get the file again. No code in it was run.') from error

@@ -10,11 +10,11 @@ This writes one archive from a Gaussian mixture per class, in the form that --sy
 
 These write parts of the same form and manifest.json. The same command resumes an interrupted run.
 """
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 if 'OMP_WAIT_POLICY' not in os.environ:  # before torch, as in adv_train.py
@@ -22,21 +22,12 @@ if 'OMP_WAIT_POLICY' not in os.environ:  # before torch, as in adv_train.py
 
 from rich.progress import Progress
 
+from timm_paf import synthesis
 from timm_paf.data import LabelledImages, sample_synthetic, save_archive
 from timm_paf.engine.cli import RunFailed, parse_config, run
 from timm_paf.engine.data import open_dataset
 from timm_paf.engine.distributed import Processes, peer_failure, start_processes
-from timm_paf.synthesis import (
-    Labeller,
-    PartMaker,
-    SynthesisFailed,
-    SyntheticConfig,
-    check_folder,
-    fit_diffusion,
-    import_diffusers,
-    load_diffusion,
-    load_labeller,
-)
+from timm_paf.synthesis import Labeller, PartMaker, SyntheticConfig
 
 
 def prepare(argv: list[str] | None = None) -> Callable[[], None]:
@@ -44,18 +35,19 @@ def prepare(argv: list[str] | None = None) -> Callable[[], None]:
     config = parse_config(SyntheticConfig, argv, description=(__doc__ or '').splitlines()[0])
     train = open_dataset(config.dataset).train
     assert isinstance(train, LabelledImages)  # as the digits are, the only choice of --dataset
-    if config.method == 'mixture' and (line := make_mixture(config, train)):
+    if config.method == 'mixture':
+        line = make_mixture(config, train)
         return lambda: print(line)
-    import_diffusers()
+    synthesis.import_diffusers()
     processes = start_processes(config.device)
     with peer_failure(processes, ''):
-        labeller = load_labeller(config, train, processes.device)
+        labeller = synthesis.load_labeller(config, train, processes.device)
         if not config.train or config.generator_folder.exists():
             maker = open_generator(config, train, labeller, processes)
-            return lambda: make_parts(config, maker, processes)
+            return lambda: make_parts(maker, processes)
         if processes.is_distributed:
             raise ValueError('--train runs in one process; run it once without torchrun.')
-        check_folder(Path(config.output), None)
+        synthesis.check_folder(Path(config.output), None)
     return lambda: train_and_make_parts(config, train, labeller, processes)
 
 
@@ -69,14 +61,13 @@ def make_mixture(config: SyntheticConfig, train: LabelledImages) -> str:
 
 
 def open_generator(
-        config: SyntheticConfig, train: LabelledImages, labeller: Labeller | None, processes: Processes,
-) -> PartMaker:
+        config: SyntheticConfig, train: LabelledImages, labeller: Labeller | None, processes: Processes) -> PartMaker:
     """Load the diffusion model, and check that the folder is new or was begun with the same plan."""
-    generator = load_diffusion(config, train, device=processes.device)
+    generator = synthesis.load_diffusion(config, train, device=processes.device)
     if not generator.conditional and labeller is None:
         raise ValueError(f'{config.generator_folder}: the model is not class-conditional; give --labeller-checkpoint.')
     maker = PartMaker(config=config, generator=generator, labeller=labeller, source=train)
-    check_folder(Path(config.output), maker.plan())
+    synthesis.check_folder(Path(config.output), maker.plan())
     return maker
 
 
@@ -85,27 +76,27 @@ def train_and_make_parts(
     """Fit a generator to the training images, then sample from it."""
     print(f'fitting a diffusion model to {len(train)} images of {train.name}, {config.train_steps} steps')
     with progress_bar('steps', config.train_steps, processes) as show:
-        loss = fit_diffusion(config, train, device=processes.device, progress=show)
+        loss = synthesis.fit_diffusion(config, train, device=processes.device, progress=show)
     print(f'{config.generator_folder}: fitted, mean loss of the last steps {loss:.4f}')
-    make_parts(config, open_generator(config, train, labeller, processes), processes)
+    make_parts(open_generator(config, train, labeller, processes), processes)
 
 
-def make_parts(config: SyntheticConfig, maker: PartMaker, processes: Processes) -> None:
+def make_parts(maker: PartMaker, processes: Processes) -> None:
     """Make the parts that are missing and the manifest."""
-    started = time.perf_counter()
-    own = -(-config.num_images // processes.world_size)
+    started, output = time.perf_counter(), maker.config.output
+    own = -(-maker.config.num_images // processes.world_size)
     with peer_failure(processes, 'start the command again.'), progress_bar('images', own, processes) as show:
-        manifest = maker.fill(Path(config.output), processes, progress=show, report=lambda part: print(
+        manifest = maker.fill(Path(output), processes, progress=show, report=lambda part: print(
             f'{part["file"]}: {part["images"]} images, {part["drawn"]} sampled'))
         processes.close()
     if processes.is_primary:
         counts, seconds = manifest['counts'], time.perf_counter() - started
         rejected = ', '.join(f'{count} {reason}' for reason, count in counts['rejected'].items() if count) or 'none'
-        print(f'{config.output}: {counts["images"]} images, {counts["drawn"]} sampled, {seconds:.1f} s; '
+        print(f'{output}: {counts["images"]} images, {counts["drawn"]} sampled, {seconds:.1f} s; '
               f'left out: {rejected}; per class: {counts["per_class"]}')
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress_bar(what: str, total: int, processes: Processes) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal; yields a function that takes the number done."""
     with Progress(transient=True, disable=not (processes.is_primary and sys.stdout.isatty())) as progress:
@@ -117,7 +108,7 @@ def execute(work: Callable[[], None]) -> None:
     """Do the work of `prepare`; its errors end the command with one line and status 1."""
     try:
         work()
-    except (SynthesisFailed, OSError) as error:
+    except (synthesis.SynthesisFailed, OSError) as error:
         raise RunFailed(f'{error} Finished parts are kept.') from error
 
 

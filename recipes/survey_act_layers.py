@@ -6,6 +6,7 @@ Builds each model of timm (or those of `--filter 'vit_*' 'swin*'`) on the meta d
 `act_layer=timm_paf.shared('pssilu')`, and converted with `timm_paf.convert_activations`. Nothing is downloaded.
 """
 import argparse
+import contextlib
 import itertools
 import sys
 from collections import Counter
@@ -69,10 +70,9 @@ class Recorder(TorchFunctionMode):
 
 
 def replaced(model: torch.nn.Module) -> int:
-    try:
+    with contextlib.suppress(ValueError):  # there is nothing to replace
         return len(timm_paf.convert_activations(model, 'pssilu', preserve=False).replaced)
-    except ValueError:  # there is nothing to replace
-        return 0
+    return 0
 
 
 def survey_model(name: str) -> Result:

@@ -36,14 +36,13 @@ def cifar(device: str) -> Network:
     import foolbox
     import pyautoattack
     examples = Path(pyautoattack.__file__).parent / 'examples'
-    model = runpy.run_path(str(examples / 'resnet.py'))['ResNet18']()
-    model.load_state_dict(torch.load(examples / 'model_test.pt', map_location='cpu', weights_only=True))
+    model = runpy.run_path(str(examples / 'resnet.py'))['ResNet18']().to(device)
+    model.load_state_dict(torch.load(examples / 'model_test.pt', map_location=device, weights_only=True))
     files = sorted((Path(foolbox.__file__).parent / 'data').glob('cifar10_*.png'))
-    images = np.stack([np.asarray(Image.open(file).convert('RGB')) for file in files])
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(file).convert('RGB')) for file in files]))
     y = torch.tensor([int(file.stem.rsplit('_', 1)[1]) for file in files], device=device)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().to(device) / 255
-    return Network('ResNet-18, CIFAR-10, not robust', model.to(device).eval(), x, y,
-                   ['0.5/255', '1/255', '2/255', '4/255'])
+    x = images.permute(0, 3, 1, 2).contiguous().float().to(device) / 255
+    return Network('ResNet-18, CIFAR-10, not robust', model.eval(), x, y, ['0.5/255', '1/255', '2/255', '4/255'])
 
 
 def digits(device: str, name: str = '', checkpoint: Path | None = None, size: int = 8, epochs: int = 20) -> Network:
@@ -54,29 +53,31 @@ def digits(device: str, name: str = '', checkpoint: Path | None = None, size: in
         (F.interpolate(split.images, size=(size, size), mode='bilinear').to(device), split.labels.to(device))
         for split in (splits.train, splits.test))
     if checkpoint is not None:
-        name = str(read_checkpoint(checkpoint)['args']['model'])
+        name, epochs = str(read_checkpoint(checkpoint)['args']['model']), 0
     model = timm.create_model(name, in_chans=1, num_classes=10) if name else nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.SiLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1),
         nn.BatchNorm2d(64), nn.SiLU(), nn.Flatten(), nn.Linear(1024, 128), nn.SiLU(), nn.Linear(128, 10))
     if checkpoint is not None:
         load_weights(model, checkpoint)
-        model.to(device)
-    else:
-        _train(model.to(device), x, y, epochs)
-    return Network(f'{name or "convolutional network"}, digits, robust', model.eval(), x_test, y_test,
-                   ['0.05', '0.1', '0.2', '0.3'])
-
-
-def _train(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    attack = PGD(eps=0.2)
+    optimizer, attack = torch.optim.Adam(model.to(device).parameters(), lr=2e-3), PGD(eps=0.2)
     for epoch in range(epochs):
         optimizer.param_groups[0]['lr'] = 2e-3 * (1 - epoch / epochs)
-        for rows in torch.randperm(len(x)).to(x.device).split(128):
+        for rows in torch.randperm(len(x)).to(device).split(128):
             x_adv = attack(model, x[rows], y[rows])
             optimizer.zero_grad()
             F.cross_entropy(model(x_adv), y[rows]).backward()
             optimizer.step()
+    title = f'{name or "convolutional network"}, digits, robust'
+    return Network(title, model.eval(), x_test, y_test, ['0.05', '0.1', '0.2', '0.3'])
+
+
+@torch.no_grad()
+def random_model(device: str, name: str, images: int) -> Network:
+    """Network with random weights on random images, whose labels are its own predictions."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10).to(device).eval()
+    x = torch.rand(images, 3, 32, 32, device=device)
+    return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
 
 
 def step_size(eps: float, steps: int) -> float:
@@ -99,12 +100,10 @@ def _torchattacks(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int
 def _art(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
-    estimator = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), x.shape[1:], model(x[:1]).shape[1], clip_values=(0, 1),
-        device_type='cpu' if x.device.type == 'cpu' else 'gpu')
-    pgd = ProjectedGradientDescentPyTorch(
-        estimator, eps=eps, eps_step=step_size(eps, steps), max_iter=steps, num_random_init=1, batch_size=len(x),
-        verbose=False)
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), x.shape[1:], model(x[:1]).shape[1], clip_values=(0, 1),
+                                  device_type='cpu' if x.device.type == 'cpu' else 'gpu')
+    pgd = ProjectedGradientDescentPyTorch(estimator, eps=eps, eps_step=step_size(eps, steps), max_iter=steps,
+                                          num_random_init=1, batch_size=len(x), verbose=False)
     return torch.from_numpy(pgd.generate(x.cpu().numpy(), y.cpu().numpy())).to(x.device)
 
 

@@ -4,13 +4,14 @@ All implementations take turns within a round. A ratio is of two times of the sa
 the rounds, with the smallest and largest value.
 """
 import argparse
+import dataclasses
 import datetime
 import json
 import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from torch.utils.benchmark import timer
 
 from timm_paf.evaluation import library_versions
 
-Name = TypeVar('Name', bound=Hashable)
+Name = TypeVar('Name')
 
 
 def seconds(action: Callable[..., object], *args: object) -> float:
@@ -36,8 +37,7 @@ def take_turns(contestants: Mapping[Name, Callable[[int], object]], rounds: int)
 
     Each contestant gets the number of the round. One more round comes first as a warm-up and is not counted.
     """
-    names = list(contestants)
-    times: dict[Name, list[float]] = {name: [] for name in names}
+    names, times = list(contestants), {name: list[float]() for name in contestants}
     for number in (0, *range(rounds)):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -69,24 +69,19 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
 
 def kept_bytes(forward: Callable[[], Tensor], own: Sequence[Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass, without the tensors `own`; each piece of memory counts once."""
-    kept: dict[int, torch.UntypedStorage] = {}  # storages stay alive, so that no number is used again
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    kept: list[Tensor] = []  # tensors stay alive, so that no address is used again
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda nothing: torch.empty(0)):
         forward()
     known = {tensor.untyped_storage()._cdata for tensor in own}
-    return sum(storage.nbytes() for number, storage in kept.items() if number not in known)
+    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for number, size in sizes.items() if number not in known)
 
 
+@dataclasses.dataclass
 class Table:
     """Figures in rows and columns, under a title that says what is measured and how."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.figures: list[tuple[str, str, str, list[float]]] = []  # row, column, unit, values of all rounds
+    title: str
+    figures: list[tuple[str, str, str, list[float]]] = dataclasses.field(default_factory=list)  # row, column, unit, …
 
     def add(self, row: str, column: str, values: Sequence[float], unit: str = '') -> None:
         """Fill a cell with the values of all rounds."""
@@ -137,21 +132,21 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
     tables = [measured] if isinstance(measured, Table) else measured
-    command = shlex.join(['python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)])
-    today, versions = str(datetime.date.today()), library_versions()
-    device = f'CPU ({torch.get_num_threads()} of {os.cpu_count()} cores)'
-    if args.device != 'cpu':
-        device = torch.cuda.get_device_name(args.device)
-    listed = ', '.join(f'{name} {version}' for name, version in versions.items())
-    text = '\n'.join([*(table.markdown() for table in tables), f'`{command}`, {today}, {listed}, {device}.'])
+    record = {
+        'command': shlex.join([
+            'python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)]),
+        'date': str(datetime.date.today()), 'versions': library_versions(),
+        'device': f'CPU ({torch.get_num_threads()} of {os.cpu_count()} cores)' if args.device == 'cpu' else (
+            torch.cuda.get_device_name(args.device)),
+        'figures': [
+            {'row': row, 'column': column, 'unit': unit, 'median': statistics.median(values), 'low': min(values),
+             'high': max(values), 'rounds': len(values)}
+            for table in tables for row, column, unit, values in table.figures]}
+    listed = ', '.join(f'{name} {version}' for name, version in library_versions().items())
+    text = '\n'.join([*(table.markdown() for table in tables), '`{command}`, {date}, {listed}, {device}.'.format(
+        listed=listed, **record)])
     print(text)
-    figures = [
-        {'row': row, 'column': column, 'unit': unit, 'median': statistics.median(values), 'low': min(values),
-         'high': max(values), 'rounds': len(values)}
-        for table in tables for row, column, unit, values in table.figures]
-    written = json.dumps({
-        'command': command, 'date': today, 'device': device, 'versions': versions, 'figures': figures}, indent=2)
-    for path, content in ((args.output, text), (args.json, written)):
+    for path, content in ((args.output, text), (args.json, json.dumps(record, indent=2))):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content + '\n', encoding='utf-8')

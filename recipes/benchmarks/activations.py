@@ -45,6 +45,13 @@ class Way(NamedTuple):
     def kernels(self) -> kernels.use:
         return kernels.use('reference' if self.way == 'reference' else 'auto')
 
+    def run(self, which: str, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """Compute one pass: the value, or gradients."""
+        with self.kernels(), torch.set_grad_enabled(which != 'forward'):
+            y = self.function(x, *self.parameters)
+            inputs = [x, *self.parameters] if which == 'forward + backward' else [x]
+            return (y,) if which == 'forward' else torch.autograd.grad(y, inputs, grad.to(y.dtype))
+
     def __str__(self) -> str:
         return f'{self.name}, {self.way}'
 
@@ -53,20 +60,12 @@ def all_ways(names: Sequence[str], wanted: Sequence[str], device: str) -> list[W
     """SiLU, ReLU, and every activation in every way that is wanted."""
     found = [Way('silu', 'torch', F.silu), Way('relu', 'torch', F.relu)]
     for name, way in itertools.product(names, wanted):
-        formula, values = FORMULAS[name]
-        function = getattr(functional, name) if way in ('fused', 'reference') else formula
-        found.append(Way(name, way, torch.compile(formula, dynamic=False) if way == 'compiled' else function, tuple(
+        function, values = FORMULAS[name]
+        if way != 'formula':
+            function = torch.compile(function, dynamic=False) if way == 'compiled' else getattr(functional, name)
+        found.append(Way(name, way, function, tuple(
             torch.tensor([value], device=device, requires_grad=True) for value in values)))
     return found
-
-
-def run_pass(way: Way, which: str, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Compute one pass: the value, or gradients."""
-    with way.kernels(), torch.set_grad_enabled(which != 'forward'):
-        y = way.function(x, *way.parameters)
-        if which == 'forward':
-            return (y,)
-        return torch.autograd.grad(y, [x, *way.parameters] if which == 'forward + backward' else [x], grad.to(y.dtype))
 
 
 def check(way: Way, x: Tensor, grad: Tensor) -> None:
@@ -80,8 +79,7 @@ def check(way: Way, x: Tensor, grad: Tensor) -> None:
     # sums over all elements are as uncertain as the sum of their absolute values
     terms = float((grad.double().abs() * (1 + wide.detach().square())).sum())
     for which in ('forward', 'forward + backward'):
-        right = run_pass(exact, which, wide, grad.double())
-        for got, expected in zip(run_pass(way, which, x, grad), right, strict=True):
+        for got, expected in zip(way.run(which, x, grad), exact.run(which, wide, grad.double()), strict=True):
             size = max(1., float(expected.abs().max())) if got.shape == x.shape else terms / 16
             worst = float((got.double() - expected).abs().max())
             if not worst <= 64 * torch.finfo(x.dtype).eps * size:
@@ -111,7 +109,7 @@ def measure(args: argparse.Namespace) -> Table:
 
     contestants = {('copy', ''): functools.partial(repeated, lambda x, grad: target.copy_(grad))}
     for way, which in itertools.product(ways, PASSES):
-        contestants[str(way), which] = functools.partial(repeated, functools.partial(run_pass, way, which))
+        contestants[str(way), which] = functools.partial(repeated, functools.partial(way.run, which))
     times = take_turns(contestants, args.rounds)
     copies = times['copy', '']
     table = Table(f'{"x".join(map(str, args.shape))}, {args.dtype}{", channels_last" if args.channels_last else ""}:')
@@ -126,7 +124,7 @@ def measure(args: argparse.Namespace) -> Table:
             with way.kernels():
                 kept = kept_bytes(functools.partial(way.function, x, *way.parameters), [x, *way.parameters])
             table.add(row, 'kept', [kept / x.nbytes], 'tensors')
-            peak = peak_bytes(functools.partial(run_pass, way, which, x, grad), device)
+            peak = peak_bytes(functools.partial(way.run, which, x, grad), device)
             table.add(row, 'most allocated', [peak / x.nbytes], 'tensors')
     return table
 

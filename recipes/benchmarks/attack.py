@@ -16,12 +16,11 @@ import functools
 import itertools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import _plain_loop
-import timm
 import torch
-from _networks import Attack, Network, cifar, digits, peers, step_size
+from _networks import Attack, Network, cifar, digits, peers, random_model, step_size
 from _timing import Table, new_parser, ratios, run, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,15 +39,6 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Ten
             x = x.detach().requires_grad_()
             torch.autograd.grad(F.cross_entropy(model(x), y, reduction='sum'), x)
     return x
-
-
-@torch.no_grad()
-def random_model(device: str, name: str, images: int) -> Network:
-    """Network with random weights on random images, whose labels are its own predictions."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).to(device).eval()
-    x = torch.rand(2 * images, 3, 32, 32, device=device)
-    return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
 
 
 @torch.no_grad()
@@ -73,9 +63,9 @@ def check(network: Network, attacks: dict[str, Attack], steps: int) -> None:
         attacked(network, attack, radius, steps)
     eps = parse_eps(radius)
     textbook = _plain_loop.attacked(model, x, y, eps, steps, step_size(eps, steps), random_start=False)
+    x_adv = PGD(eps=eps, steps=steps, random_start=False)(model, x, y)
     with torch.no_grad():
-        clean, expected, found = (float(F.cross_entropy(model(images), y)) for images in (
-            x, textbook, PGD(eps=eps, steps=steps, random_start=False)(model, x, y)))
+        clean, expected, found = (float(F.cross_entropy(model(images), y)) for images in (x, textbook, x_adv))
     if not abs(found - expected) <= 0.02 * (expected - clean):
         raise ValueError(f'PGD raises the loss from {clean:.4g} to {found:.4g}, a textbook loop to {expected:.4g}; '
                          'nothing was timed.')
@@ -111,10 +101,11 @@ def measure(args: argparse.Namespace) -> list[Table]:
     warnings.simplefilter('ignore')  # from the other libraries
     attacks: dict[str, Attack] = {
         'timm_paf': ours, 'timm_paf, early_stop': functools.partial(ours, early_stop=True), **peers()}
+    makers: dict[str, Callable[[str], Network]] = {'cifar': cifar, 'digits': digits, 'model': functools.partial(
+        random_model, name=args.model, images=2 * args.timing_images)}
     tables = []
     for number, name in enumerate(args.subjects):
-        network = random_model(args.device, args.model, args.timing_images) if name == 'model' else (
-            {'cifar': cifar, 'digits': digits}[name](args.device))
+        network = makers[name](args.device)
         network = only_correct(network._replace(eps=args.eps or network.eps))
         for steps in args.steps:
             if number == 0:

@@ -27,7 +27,7 @@ NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 
 def directly(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.Namespace) -> Tensor:
     """Robust images (N,) by pyautoattack, as its documentation calls it."""
-    adversary = AutoAttack(model, norm=NORMS[args.norm], eps=eps, seed=args.seed, device=args.device, **args.which)
+    adversary = AutoAttack(model, norm=NORMS[args.norm], eps=eps, seed=0, device=args.device, **args.which)
     x_adv = adversary.run_standard_evaluation(x, y, batch_size=args.batch_size)[0]
     with torch.no_grad():
         return torch.cat([model(part.to(args.device)).argmax(1).cpu() for part in x_adv.split(args.batch_size)]) == y
@@ -35,8 +35,8 @@ def directly(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.
 
 def here(model: nn.Module, x: Tensor, y: Tensor, eps: float, args: argparse.Namespace) -> Tensor:
     """Robust images (N,) by timm_paf."""
-    return autoattack(
-        model, x, y, eps=eps, norm=args.norm, batch_size=args.batch_size, seed=args.seed, **args.which).robust.cpu()
+    result = autoattack(model, x, y, eps=eps, norm=args.norm, batch_size=args.batch_size, seed=0, **args.which)
+    return result.robust.cpu()
 
 
 SIDES = {'here': here, 'package': directly}
@@ -45,11 +45,9 @@ SIDES = {'here': here, 'package': directly}
 def measure(args: argparse.Namespace) -> Table:
     if args.n_examples < 1:
         raise ValueError(f'--n-examples {args.n_examples}: expected 1 or more.')
-    if args.network:
-        title, model, images, labels, (*_, radius) = cifar(args.device)
-    else:
-        title, model, images, labels, _ = digits(
-            args.device, args.trained or '', args.checkpoint, args.image_size, args.epochs)
+    title, model, images, labels, (*_, radius) = cifar(args.device) if args.network else digits(
+        args.device, args.trained or '', args.checkpoint, args.image_size, args.epochs)
+    if not args.network:
         radius = '0.2' if args.checkpoint is None else str(read_checkpoint(args.checkpoint)['args']['eps'])
     eps = parse_eps(args.eps or radius, norm=args.norm)
     args.which = {'version': 'custom', 'attacks': args.attacks} if args.attacks else {}
@@ -60,18 +58,17 @@ def measure(args: argparse.Namespace) -> Table:
     for number in range(args.rounds):
         rows = torch.arange(number * args.n_examples, (number + 1) * args.n_examples) % len(images)
         x, y = images.cpu()[rows], labels.cpu()[rows]
-        verdicts: dict[str, Tensor] = {}
+        correct: dict[str, Tensor] = {}
         for side in list(SIDES)[::-1 if number % 2 else 1]:
             started = timer()
-            verdicts[side] = SIDES[side](model, x, y, eps, args)
+            correct[side] = SIDES[side](model, x, y, eps, args)
             times[side].append(timer() - started)
-        other = verdicts['here'] != verdicts['package']
+        other = correct['here'] != correct['package']
         if int(other.sum()) > args.differing:
             raise ValueError(f'the results for images {rows[other].tolist()} differ; no time is printed.')
-        robust, differing = robust + int(verdicts['here'].sum()), differing + int(other.sum())
-    table = Table(
-        f'{args.rounds} rounds of {args.n_examples} images, {args.norm} {args.eps or radius} ({title}), '
-        f'{robust} robust, {differing} results differ:')
+        robust, differing = robust + int(correct['here'].sum()), differing + int(other.sum())
+    table = Table(f'{args.rounds} rounds of {args.n_examples} images, {args.norm} {args.eps or radius} ({title}), '
+                  f'{robust} robust, {differing} results differ:')
     table.add('time', 'here ÷ package', ratios(times['here'], times['package']))
     table.add('time', 'package', times['package'], 's')
     return table
@@ -90,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--eps', help='radius; unset: that of the training, or 4/255')
     parser.add_argument('--norm', default='linf', choices=tuple(NORMS), help='norm of the ball')
     parser.add_argument('--attacks', nargs='+', help='components; unset: those of the standard version')
-    parser.add_argument('--seed', type=int, default=0, help='seed of both')
     parser.add_argument('--differing', type=int, default=0, metavar='N', help='images per round that may differ')
     return run(parser, measure, argv)
 

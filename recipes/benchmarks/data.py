@@ -37,7 +37,7 @@ from timm_paf.data import Augment, MixedBatches, Prefetched, open_archive
 from timm_paf.data.headers import zip_headers
 from timm_paf.tasks import AdversarialTrainingTask
 
-Values = dict[tuple[str, str], float]  # name and unit -> value
+Values = dict[str, float]  # name and unit -> value
 OURS, RATE, CLASSES = 'timm_paf, archive', 'batches/s', 10
 AUGMENT = Augment(crop_padding=4, hflip=True)
 TRANSFORM = transforms.Compose([
@@ -56,19 +56,15 @@ def make_archive(path: Path, count: int) -> None:
     part.replace(path)
 
 
-def mapped(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images of a stored archive, mapped in place, and its labels."""
-    image, _ = zip_headers(path, ('image', 'label'))
-    with np.load(path) as arrays:
-        return np.memmap(path, image.dtype, 'r', image.offset or 0, image.shape), arrays['label']
-
-
 class PeerArchive(torch.utils.data.Dataset):
-    """Archive as a data set that returns one image at a time."""
+    """Archive, mapped in place or loaded into memory, as a data set that returns one image at a time."""
 
-    def __init__(self, path: Path, loaded: bool) -> None:
-        images, self.labels = mapped(path)
-        self.images = np.load(path)['image'] if loaded else images
+    def __init__(self, path: Path, loaded: bool = False) -> None:
+        image, _ = zip_headers(path, ('image', 'label'))
+        with np.load(path) as arrays:
+            self.labels = arrays['label']
+            self.images = arrays['image'] if loaded else np.memmap(
+                path, image.dtype, 'r', image.offset or 0, image.shape)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,16 +107,16 @@ def measured(name: str, batches: Iterator[Any], count: int) -> Values:
 
     before, first = resident(), seconds(next, batches)
     value = rate(batches, count)
-    return {(f'{name}: first batch', 's'): first, (f'{name}: growth of memory', 'MB'): resident() - before,
-            (name, RATE): value}
+    return {f'{name}: first batch, s': first, f'{name}: growth of memory, MB': resident() - before,
+            f'{name}, {RATE}': value}
 
 
 def check(path: Path, device: str) -> None:
     """Raise ValueError if images are read or augmented wrongly."""
-    images, labels = mapped(path)
-    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:512]
+    archive = PeerArchive(path)
+    rows = torch.randperm(len(archive), generator=torch.Generator().manual_seed(0))[:512]
     x, y = open_archive(path, num_classes=CLASSES).take(rows)
-    if not (np.array_equal(x.permute(0, 2, 3, 1), images[rows]) and np.array_equal(y, labels[rows])):
+    if not (np.array_equal(x.permute(0, 2, 3, 1), archive.images[rows]) and np.array_equal(y, archive.labels[rows])):
         raise ValueError(f'{path}: images or labels that are read differ from the archive; nothing was timed.')
     draws = AUGMENT.draw(len(x), x.shape[1:], generator=torch.Generator().manual_seed(0))
     there = AUGMENT.apply(x.to(device), {name: values.to(device) for name, values in draws.items()})
@@ -145,15 +141,15 @@ def measure_peers(args: argparse.Namespace, loaded: bool = False) -> Values:
 
 def measure_folder(args: argparse.Namespace) -> Values:
     """DataLoader over an image folder, and this package over the same."""
-    images, labels = mapped(args.archive)
+    archive = PeerArchive(args.archive)
     with tempfile.TemporaryDirectory(dir=args.archive.parent) as root:
-        for number in range(CLASSES):
-            Path(root, str(number)).mkdir()
-        for index in np.linspace(0, len(labels) - 1, args.folder_images).astype(int).tolist():
-            Image.fromarray(images[index]).save(Path(root, str(labels[index]), f'{index}.png'))
+        for index in np.linspace(0, len(archive) - 1, args.folder_images).astype(int).tolist():
+            path = Path(root, str(archive.labels[index]), f'{index}.png')
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(archive.images[index]).save(path)
         peer = peer_batches(lambda: datasets.ImageFolder(root, TRANSFORM), args.batch_size)
-        return {('DataLoader, folder', RATE): rate(peer, args.batches),
-                ('timm_paf, folder', RATE): rate(our_batches(Path(root), args.batch_size), args.batches)}
+        return {f'DataLoader, folder, {RATE}': rate(peer, args.batches),
+                f'timm_paf, folder, {RATE}': rate(our_batches(Path(root), args.batch_size), args.batches)}
 
 
 def measure_training(args: argparse.Namespace) -> Values:
@@ -173,7 +169,7 @@ def measure_training(args: argparse.Namespace) -> Values:
             optimizer.step()
             float(loss.detach())  # waits for the device
         share = (batches.waited - waited) / (time.perf_counter() - started)
-    return {(f'{args.model}, PGD-10, batch {args.train_batch_size}: waiting for images', '% of an update'): 100 * share}
+    return {f'{args.model}, PGD-10, batch {args.train_batch_size}: waiting for images, % of an update': 100 * share}
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], Values]] = {
@@ -190,21 +186,20 @@ def measure(args: argparse.Namespace) -> Table:
     if not args.archive.exists():
         print(f'making {args.archive}', file=sys.stderr)
         make_archive(args.archive, args.images or 2_000_000)
-    elif args.images not in (None, count := len(mapped(args.archive)[1])):
+    elif args.images not in (None, count := len(PeerArchive(args.archive))):
         raise ValueError(f'{args.archive} exists and holds {count} images, not {args.images}; use another name.')
     check(args.archive, args.device)
-    rounds: list[Values] = [{} for _ in range(args.rounds)]
+    values: dict[str, list[float]] = {}
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
-        for number, found in enumerate(rounds, 1):
-            for name in args.measures:
-                print(f'round {number} of {args.rounds}: {name}', file=sys.stderr)
-                found |= pool.apply(measure_one, (name, args))
+        for number, name in itertools.product(range(1, args.rounds + 1), args.measures):
+            print(f'round {number} of {args.rounds}: {name}', file=sys.stderr)
+            for row, value in pool.apply(measure_one, (name, args)).items():
+                values.setdefault(row, []).append(value)
     table = Table('Batches of 32x32 images:')
-    values = {key: [found[key] for found in rounds] for key in rounds[0]}
-    for (name, unit), each in values.items():
-        table.add(f'{name}, {unit}', 'value', each)
+    for row, each in values.items():
+        table.add(row, 'value', each)
     for ours, peer in ((OURS, 'memmap'), (OURS, 'loaded'), (OURS, 'folder'), ('timm_paf, folder', 'folder')):
-        mine, theirs = values.get((ours, RATE)), values.get((f'DataLoader, {peer}', RATE))
+        mine, theirs = (values.get(f'{name}, {RATE}') for name in (ours, f'DataLoader, {peer}'))
         if mine and theirs:
             table.add(f'{ours} ÷ DataLoader, {peer}', 'value', ratios(mine, theirs))
     return table

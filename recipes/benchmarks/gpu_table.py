@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 PASS = r'pssilu, fused: forward \+ backward'
 # what, file, pattern of the row, pattern of the column, bound
@@ -27,27 +26,22 @@ TARGETS = (
 )
 
 
-def verdict(figures: list[dict[str, Any]], row: str, column: str, bound: str, judged: bool) -> tuple[str, str]:
-    """Best value with its range and row, and whether it is inside the bound."""
-    found = [f for f in figures if re.fullmatch(row, f['row']) and re.fullmatch(column, f['column'])]
-    if not found:
-        return '', 'not measured'
-    sign = -1 if bound.startswith('<=') else 1
-    best = max(found, key=lambda figure: sign * figure['median'])
-    met = sign * best['median'] >= sign * float(bound.split()[1])
-    value = f'{best["median"]:.3g} ({best["low"]:.3g} … {best["high"]:.3g}), {best["row"]}'
-    return value, ('met' if met else 'missed') if judged else 'not judged: no GPU'
-
-
 def main(folder: str) -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))}
     devices = sorted({result['device'] for result in results.values()})
-    judged = not any(device.startswith('CPU') for device in devices)
     print(f'{", ".join(devices) or "nothing was measured"}:\n')
     print('| what | target | median (range) | |\n| --- | ---: | --- | --- |')
     for what, file, row, column, bound in TARGETS:
-        cells = verdict(results.get(file, {'figures': []})['figures'], row, column, bound, judged)
-        print(f'| {" | ".join((what, bound, *cells))} |')
+        value, verdict, sign = '', 'not measured', -1 if bound.startswith('<=') else 1
+        found = [figure for figure in results.get(file, {'figures': []})['figures']
+                 if re.fullmatch(row, figure['row']) and re.fullmatch(column, figure['column'])]
+        if found:
+            best = max(found, key=lambda figure: sign * figure['median'])
+            value = f'{best["median"]:.3g} ({best["low"]:.3g} … {best["high"]:.3g}), {best["row"]}'
+            verdict = 'met' if sign * best['median'] >= sign * float(bound.split()[1]) else 'missed'
+            if any(device.startswith('CPU') for device in devices):
+                verdict = 'not judged: no GPU'
+        print(f'| {" | ".join((what, bound, value, verdict))} |')
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
 
 import timm
 import torch
@@ -26,10 +25,9 @@ nothing is computed."""
 
 
 def measure(args: argparse.Namespace) -> Table:
-    archs = args.arch or [
-        name.removesuffix('_relu') for module in MODULES for name in timm.list_models('*_relu', module=module)]
     table = Table(TITLE)
-    for arch in archs:
+    for arch in args.arch or [
+            name.removesuffix('_relu') for module in MODULES for name in timm.list_models('*_relu', module=module)]:
         size = timm.get_pretrained_cfg_value(f'{arch}_relu', 'input_size') or ()
         row = f'`{arch}`, {"×".join(map(str, size))}'
         for act, title in (('relu', 'relu, elu'), ('pssilu', 'all others')):
@@ -46,7 +44,7 @@ def measure(args: argparse.Namespace) -> Table:
     return table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = new_parser(__file__, __doc__, rounds=1)
     parser.add_argument('--arch', nargs='+', help='architectures; unset: all')
     return run(parser, measure, argv)

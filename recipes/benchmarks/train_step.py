@@ -19,7 +19,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from _plain_loop import EPS, STEP_SIZE, STEPS, attacked, plain_formulas, plain_update
@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_paf.attacks import PGD
+from timm_paf.attacks import PGD, frozen_parameters
 from timm_paf.data import Batch, digits_splits
 from timm_paf.engine import TrainConfig, Trainer
 
@@ -47,23 +47,22 @@ def make_trainer(args: argparse.Namespace, folder: str, model: str, precision: s
         synthetic=('generated',), synthetic_fraction=0.5)
     if not args.image_size:
         return Trainer(config, console=Console(quiet=True))
-    config = dataclasses.replace(
-        config, synthetic=(), synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True)
     size, splits = (args.image_size, args.image_size), digits_splits()
-    train, val, test = (
-        dataclasses.replace(split, images=(255 * images).round().to(torch.uint8))
-        for split in (splits.train, splits.val, splits.test)
-        for images in [F.interpolate(split.images, size=size, mode='bilinear').expand(-1, 3, -1, -1)])
-    return Trainer(config, train=train, val=val, test=test, console=Console(quiet=True))
+    data: dict[str, Any] = {
+        name: dataclasses.replace(split, images=(255 * images.expand(-1, 3, -1, -1)).round().to(torch.uint8))
+        for name, split in (('train', splits.train), ('val', splits.val), ('test', splits.test))
+        for images in [F.interpolate(split.images, size=size, mode='bilinear')]}
+    return Trainer(dataclasses.replace(
+        config, synthetic=(), synthetic_fraction=0., crop_padding=args.image_size // 8, hflip=True), **data,
+        console=Console(quiet=True))
 
 
 def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Network and optimizer of the plain loop, with the weights and settings of a trainer."""
     model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
     plain_formulas(model)
-    settings = trainer.optimizer.param_groups[0]
-    return model, torch.optim.SGD(model.parameters(), nesterov=True, **{
-        name: settings[name] for name in ('lr', 'momentum', 'weight_decay')})
+    settings = {name: trainer.optimizer.param_groups[0][name] for name in ('lr', 'momentum', 'weight_decay')}
+    return model, torch.optim.SGD(model.parameters(), nesterov=True, **settings)
 
 
 def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespace) -> None:
@@ -107,16 +106,14 @@ def autocast(args: argparse.Namespace, precision: str) -> torch.autocast:
 
 def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Passes of an update: those of the attack's steps, one more forward pass, and those of the loss."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     x = x.detach().clone().requires_grad_()
-    model.eval().requires_grad_(False)
-    for _ in range(STEPS):
-        torch.autograd.grad(F.cross_entropy(model(x), y), x)
+    with frozen_parameters(model.eval()):
+        for _ in range(STEPS):
+            torch.autograd.grad(F.cross_entropy(model(x), y), x)
     with torch.no_grad():
         model(x)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    torch.autograd.grad(F.cross_entropy(model.train()(x.detach()), y), parameters)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.autograd.grad(F.cross_entropy(model.train()(x.detach()), y), learned)
 
 
 def contestants(args: argparse.Namespace, folder: str) -> dict[tuple[str, str, str], Callable[[int], object]]:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from timm_paf.attacks import LOSSES
-from timm_paf.attacks.losses import find_loss
 
 torch.manual_seed(0)
 LOGITS = torch.randn(6, 5, dtype=torch.float64)
@@ -21,16 +20,16 @@ def softmax(z):
 
 
 def by_hand(name, z, y, target, clean):
-    ordered = sorted(z, reverse=True)
+    first, _, third, fourth, *_ = sorted(z, reverse=True)
     other = max(v for i, v in enumerate(z) if i != y)
     return {
-        'ce': lambda: -math.log(softmax(z)[y]),
-        'kl': lambda: sum(p * math.log(p / q) for p, q in zip(softmax(clean), softmax(z), strict=True)),
-        'margin': lambda: other - z[y],
-        'dlr': lambda: -(z[y] - other) / (ordered[0] - ordered[2]),
-        'ce-targeted': lambda: math.log(softmax(z)[target]),
-        'dlr-targeted': lambda: -(z[y] - z[target]) / (ordered[0] - (ordered[2] + ordered[3]) / 2),
-    }[name]()
+        'ce': -math.log(softmax(z)[y]),
+        'kl': sum(p * math.log(p / q) for p, q in zip(softmax(clean), softmax(z), strict=True)),
+        'margin': other - z[y],
+        'dlr': -(z[y] - other) / (first - third),
+        'ce-targeted': math.log(softmax(z)[target]),
+        'dlr-targeted': -(z[y] - z[target]) / (first - (third + fourth) / 2),
+    }[name]
 
 
 @pytest.mark.parametrize('name', LOSSES)
@@ -41,7 +40,6 @@ def test_value_and_gradient(name):
     expected = [by_hand(name, *row) for row in zip(*(t.tolist() for t in (LOGITS, Y, TARGET, CLEAN)), strict=True)]
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=0)
     assert torch.autograd.gradcheck(loss, (LOGITS.clone().requires_grad_(),))
-    assert find_loss(name)[0] is LOSSES[name]
 
 
 @pytest.mark.parametrize('name', LOSSES)

@@ -12,16 +12,12 @@ from timm_paf.attacks import FGSM, PGD, eval_mode
 EPS = 8 / 255
 
 
-def small_network(channels=1):
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(0.5),
-        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.LazyLinear(10))
-
-
 @pytest.fixture
 def network():
-    model = small_network()
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(512, 10))
     model(torch.rand(4, 1, 8, 8))
     return model
 
@@ -29,6 +25,14 @@ def network():
 @pytest.fixture
 def batch():
     return torch.rand(16, 1, 8, 8), torch.randint(0, 10, (16,))
+
+
+class Calls(nn.Module):
+    """A function as a model."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
 
 
 class NoWaiting(TorchDispatchMode):
@@ -74,11 +78,8 @@ def test_no_gradient_of_a_parameter_is_computed(batch):
     seen = []
     for parameter in model.parameters():
         parameter.register_hook(lambda gradient: seen.append(gradient))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.requires_grad) or t, lambda t: t):
-        PGD(eps=EPS, steps=1)(model, *batch)
+    PGD(eps=EPS, steps=1)(model, *batch)
     assert not seen
-    assert kept
 
 
 def test_starts_come_from_the_attacks_own_generator(network, batch):
@@ -87,10 +88,8 @@ def test_starts_come_from_the_attacks_own_generator(network, batch):
     assert not torch.equal(first, second)
     torch.manual_seed(99)
     assert torch.equal(twin(network, *batch), first)
-    state = twin.state_dict()
-    assert torch.equal(twin(network, *batch), second)
     resumed = PGD(eps=EPS, seed=7)
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(twin.state_dict())
     assert torch.equal(resumed(network, *batch), second)
     assert not torch.equal(PGD(eps=EPS, seed=2)(network, *batch), first)
     given = torch.Generator().manual_seed(1)
@@ -158,18 +157,12 @@ def test_clean_logits_are_computed_once_without_a_graph(network, batch):
     (dict(eps=EPS, norm='l9'), "norm = 'l9'"), (dict(eps=EPS, loss='hinge'), "loss = 'hinge'"),
     (dict(eps=EPS, restarts=0), 'restarts = 0'), (dict(eps=EPS, target_classes=True), 'target_classes = True'),
     (dict(eps=EPS, mode='val'), "mode = 'val'"), (dict(eps=EPS, step_rule='adam'), "step_rule = 'adam'"),
-    (dict(eps=EPS, restarts=2, random_start=False), 'without random_start'),
-    (dict(eps=EPS, early_stop=True, mode='train'), "mode = 'train' with early_stop or restarts"),
-    (dict(eps=EPS, restarts=2, mode='train'), "mode = 'train' with early_stop or restarts"),
+    (dict(eps=EPS, restarts=2, random_start=False), 'random_start'),
+    (dict(eps=EPS, early_stop=True, mode='train'), "mode = 'train' with early_stop"),
 ], ids=str)
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         PGD(**settings)
-
-
-class Detached(nn.Flatten):
-    def forward(self, x):
-        return super().forward(x.detach())
 
 
 @pytest.mark.parametrize('settings, changes, message', [
@@ -185,7 +178,7 @@ class Detached(nn.Flatten):
     (dict(norm='l1', eps=65), {}, 'eps = 65 in l1.* 64'),
     (dict(loss=lambda logits, y: logits.sum()), {}, r'loss returns .* \(\)'),
     ({}, dict(model=nn.Conv2d(1, 1, 3)), r'\(2, 1, 6, 6\); expected logits \(2, classes\)'),
-    ({}, dict(model=Detached()), 'no gradient'),
+    ({}, dict(model=Calls(lambda x: x.detach().flatten(1))), 'no gradient'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_bad_calls_are_named(network, settings, changes, message):
     call = {'model': network, 'x': torch.zeros(2, 1, 8, 8), 'y': torch.zeros(2).long(), **changes}

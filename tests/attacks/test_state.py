@@ -38,8 +38,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize('kind, mode, found, layout', [
-    *[(kind, mode, 'train', torch.channels_last) for kind in MODELS for mode in ('eval', 'train')],
-    ('batchnorm', 'train', 'eval', torch.contiguous_format), ('sync', 'eval', 'eval', torch.contiguous_format)])
+    *[(kind, 'train', 'train', torch.channels_last) for kind in MODELS],
+    *[('sync', 'eval', found, torch.contiguous_format) for found in ('train', 'eval')]])
 def test_everything_is_as_before(kind, mode, found, layout):
     model = MODELS[kind]()
     x, y = torch.rand(5, 2, 6, 6), torch.tensor([0, 1, 2, 0, 1])

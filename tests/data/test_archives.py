@@ -36,12 +36,9 @@ def behind_a_prefix(path, **members):
 
 # name -> (writer, members, options, expected images, expected labels)
 FORMATS = {
-    'EDM': (np.savez, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
     'CIFAR-5m': (np.savez, {'X': NHWC, 'Y': LABEL.astype(np.uint8)}, {}, NCHW, LABEL),
-    'compressed': (np.savez_compressed, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
     'compressed HWCN': (np.savez_compressed, {'X': HWCN, 'Y': LABEL}, {}, NCHW, LABEL),
     'NCHW': (np.savez, {'image': NCHW, 'label': LABEL}, {'layout': 'NCHW'}, NCHW, LABEL),
-    'HWCN': (np.savez, {'X': HWCN, 'Y': LABEL}, {}, NCHW, LABEL),
     'HWCN as MATLAB writes it': (np.savez, {'X': np.asfortranarray(HWCN), 'Y': LABEL}, {}, NCHW, LABEL),
     'Fortran order': (np.savez, {'image': np.asfortranarray(NHWC), 'label': LABEL}, {}, NCHW, LABEL),
     'zip64': (large_zip, {'image': NHWC, 'label': LABEL}, {}, NCHW, LABEL),
@@ -88,23 +85,28 @@ def with_nan(array, index):
 
 SOFT = np.eye(3)[FEW_Y] * .7 + .1
 SQUARE = np.zeros((6, 3, 3, 3), np.uint8)
-OBJECTS = np.empty(6, object)
+
+
+class Bomb:
+    def __reduce__(self):
+        return open, ('exploded', 'w')
+
+
 BAD = {
     'keys of two kinds': ({'image': FEW, 'Y': FEW_Y}, {}, 'holds image, Y; expected'),
-    'both pairs': ({'image': FEW, 'label': FEW_Y, 'X': FEW, 'Y': FEW_Y}, {}, 'expected'),
     'empty': ({}, {}, 'holds nothing; expected'),
     'integer images': ({'image': FEW.astype(int), 'label': FEW_Y}, {}, "'image' is of dtype int64, expected uint8"),
     'normalised images': ({'image': FEW / 127.5 - 1, 'label': FEW_Y}, {}, "'image' has pixels from -.* at index 0,"),
     'images beyond 255': ({'image': FEW * 2., 'label': FEW_Y}, {}, r'expected finite values in \[0, 255\]'),
     'NaN in an image': ({'image': with_nan(FEW / 255, 4), 'label': FEW_Y}, {}, 'pixels from nan .* index 4'),
-    'soft labels that do not add up': ({'image': FEW, 'label': SOFT * 1.1}, {}, 'index 0, expected probabilities'),
-    'flat images': ({'image': FEW.reshape(6, -1), 'label': FEW_Y}, {}, r"'image' has shape \(6, 60\), expected"),
+    'soft labels that do not add up': ({'image': FEW, 'label': SOFT * 1.1}, {}, r'index 0\), expected probabilities'),
     'no images': ({'image': FEW[:0], 'label': FEW_Y[:0]}, {}, 'nothing empty'),
-    'object labels': ({'image': FEW, 'label': OBJECTS}, {}, "'label' is of dtype object: .* not read"),
+    'object labels': (
+        {'image': FEW, 'label': np.array([Bomb()] * 6, object)}, {}, "'label' is of dtype object: .* not read"),
     'float labels': ({'image': FEW, 'label': FEW_Y / 1}, {}, "'label' is of dtype float64, expected integers"),
     'counts differ': ({'image': FEW, 'label': FEW_Y[:5]}, {}, r"'label' has shape \(5,\) for 6 images"),
     'no classes': ({'image': FEW, 'label': FEW_Y}, {'num_classes': 0}, 'got num_classes=0'),
-    'label too high': ({'X': FEW, 'Y': FEW_Y + 1}, {}, "'Y' has values from 1 to 3, expected 0 to 2 .*index 2"),
+    'label too high': ({'X': FEW, 'Y': FEW_Y + 1}, {}, "'Y' has values from 1 to 3 .*index 2.* expected 0 to 2"),
     'label beyond int64': ({'image': FEW, 'label': FEW_Y.astype(np.uint64) + np.uint64(2**63)}, {}, 'from 92233'),
     'other channels': ({'image': FEW, 'label': FEW_Y}, {'channels': 1}, "'image' has shape .* expected 1 channels"),
     'other layout': ({'image': FEW, 'label': FEW_Y}, {'layout': 'NCHW'}, r'expected 1 or 3 channels.*\(NCHW\)'),
@@ -114,13 +116,15 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_bad_members(tmp_path, case):
+def test_bad_members(tmp_path, monkeypatch, case):
     members, options, message = BAD[case]
     np.savez(tmp_path / 'a.npz', **members)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
         open_archive(tmp_path / 'a.npz', **{'num_classes': 3, **options})
     assert '\n' not in str(caught.value)
     assert case in ('no such layout', 'no classes') or str(tmp_path / 'a.npz') in str(caught.value)
+    assert not (tmp_path / 'exploded').exists()  # nothing was unpickled
 
 
 def written(**members):
@@ -168,18 +172,6 @@ def test_broken_files(tmp_path, case):
     assert '\n' not in str(caught.value) and 'a.npz' in str(caught.value)
 
 
-def test_nothing_is_unpickled(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return open, (str(tmp_path / 'exploded'), 'w')
-
-    bombs = np.array([Bomb()] * 6, object)
-    np.savez(tmp_path / 'a.npz', image=FEW, label=bombs)
-    with pytest.raises(ValueError, match='pickled objects'):
-        open_archive(tmp_path / 'a.npz', num_classes=3)
-    assert not (tmp_path / 'exploded').exists()
-
-
 def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch):
     np.savez(tmp_path / 'a.npz', image=FEW[:2], label=FEW_Y[:2])
     np.savez(tmp_path / 'b.npz', X=FEW_X[2:], Y=FEW_Y[2:])
@@ -200,11 +192,16 @@ def test_several_archives_follow_each_other_without_a_copy(tmp_path, monkeypatch
             open_archives(paths, num_classes=3)
 
 
-@pytest.mark.parametrize('limit, kind', [(360, LabelledImages), (359, DiskImages)], ids=['fits', 'too large'])
+@pytest.mark.parametrize('limit, kind', [(2000, LabelledImages), (360, DiskImages), (359, DiskImages)])
 def test_what_is_read_whole(tmp_path, monkeypatch, limit, kind):
+    """Also many small parts stay on the disk if together they are above the limit: 360 bytes of images each."""
+    for name in 'ab':
+        np.savez(tmp_path / f'{name}.npz', image=FEW, label=FEW_Y)
     monkeypatch.setattr(archives_module, 'IN_MEMORY', limit)
-    np.savez(tmp_path / 'a.npz', image=FEW, label=FEW_Y)
-    assert isinstance(open_archive(tmp_path / 'a.npz', num_classes=3), kind)
+    whole = open_archives([tmp_path / 'a.npz', tmp_path / 'b.npz'], num_classes=3)
+    assert {type(part) for part in whole.parts} == {kind}
+    alone = LabelledImages if limit >= 360 else DiskImages
+    assert isinstance(open_archive(tmp_path / 'a.npz', num_classes=3), alone)
 
 
 def test_saved_archive_is_an_edm_archive(tmp_path):

@@ -93,25 +93,28 @@ def test_concatenation_equals_the_whole(indices):
     images, labels = whole.take(torch.tensor(indices, dtype=torch.int64))
     assert torch.equal(images, BYTES[indices]) and images.dtype == torch.uint8
     assert torch.equal(labels, LABELS[indices])
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            whole.take(torch.tensor([0, index]))
+
+
+REFUSED = {
+    'nothing': ([], 'no parts'),
+    'another shape': (LabelledImages(BYTES.reshape(4, 1, 2, 3), LABELS, 3, 'other'), r'other .* shape \(1, 2, 3\)'),
+    'other classes': (LabelledImages(BYTES, LABELS, 5, 'other'), 'other has 5 classes but a has 3'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_parts_that_differ(case):
+    part, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        ConcatenatedImages([parts()[0], part] if part else [])
 
 
 def test_concatenation_of_dtypes_gives_floats():
     mixed = ConcatenatedImages([parts()[0], LabelledImages(FLOATS, LABELS, 3, 'f')])
-    images, _ = mixed.take(torch.tensor([2, 0]))
-    assert torch.equal(images, torch.stack([FLOATS[1], BYTES[0].float() / 255]))
-    for index in (-1, 5):
-        with pytest.raises(IndexError):
-            mixed.take(torch.tensor([0, index]))
-
-
-def test_concatenation_refuses_parts_that_differ():
-    first = parts()[0]
-    with pytest.raises(ValueError, match='no parts'):
-        ConcatenatedImages([])
-    with pytest.raises(ValueError, match=r'other holds images of shape \(1, 2, 3\)'):
-        ConcatenatedImages([first, LabelledImages(BYTES.reshape(4, 1, 2, 3), LABELS, 3, 'other')])
-    with pytest.raises(ValueError, match='other has 5 classes but a has 3'):
-        ConcatenatedImages([first, LabelledImages(BYTES, LABELS, 5, 'other')])
+    assert torch.equal(mixed.take(torch.tensor([2, 0]))[0], torch.stack([FLOATS[1], BYTES[0].float() / 255]))
 
 
 def test_soft_labels_are_kept():

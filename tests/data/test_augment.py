@@ -1,12 +1,14 @@
-"""Batched augmentation against a loop over images."""
+"""Batched augmentation, against torchvision and against loops over images."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import functional as tv
 
 from timm_paf.data import Augment
+from timm_paf.data.augment import blank, jitter, paste
 
 
 def images(dtype=torch.float32, count=64, channels=3, height=6, width=5):
@@ -109,11 +111,6 @@ def test_cutmix_changes_labels_as_much_as_pixels(alpha):
     assert abs(float(1 - own.mean()) - expected) < 5 * 0.3 / count**0.5 + 0.01
 
 
-def test_cutmix_asks_for_labels():
-    with pytest.raises(ValueError, match='without labels'):
-        Augment(cutmix=1.)(images(), generator=generator())
-
-
 EVERYTHING = Augment(crop_padding=2, hflip=True, color_jitter=0.3, cutout=2, erase_prob=0.5, cutmix=1.)
 
 
@@ -139,6 +136,43 @@ def test_results_are_the_same_on_a_gpu():
             torch.testing.assert_close(one, other.cpu(), atol=1e-6 if augment.color_jitter else 0, rtol=0)
 
 
+@pytest.mark.parametrize('channels', [3, 1])
+def test_jitter_equals_torchvision(channels):
+    x, strength = images(count=12, channels=channels), 2 * torch.rand(12, 3, generator=generator())
+    expected = torch.stack([
+        tv.adjust_contrast(tv.adjust_brightness(image, b), c)
+        for image, (b, c, _) in zip(x, strength.tolist(), strict=True)])
+    if channels == 3:
+        expected = torch.stack([
+            tv.adjust_saturation(image, s) for image, s in zip(expected, strength[:, 2].tolist(), strict=True)])
+    torch.testing.assert_close(jitter(x, strength), expected, atol=1e-6, rtol=0)
+
+
+# inside, over each border, over all of them, empty, outside
+BOXES = torch.tensor([
+    [1, 1, 3, 4], [-2, 1, 2, 3], [4, 1, 9, 3], [1, -3, 3, 2], [1, 3, 3, 8], [-1, -1, 7, 7], [2, 2, 2, 2], [0, 0, 0, 0],
+    [8, 8, 9, 9], [0, 0, 6, 5], [5, 4, 6, 5], [3, 0, 4, 5],
+])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.uint8], ids=str)
+def test_boxes_equal_a_loop_over_pixels(dtype):
+    x = images(dtype, count=12)
+    other = x.flip(0)
+    emptied, kept = x.clone(), x.clone()
+    for number, (top, left, bottom, right) in enumerate(BOXES.tolist()):
+        for row in range(6):
+            for column in range(5):
+                if top <= row < bottom and left <= column < right:
+                    emptied[number, :, row, column] = 0
+                    kept[number, :, row, column] = other[number, :, row, column]
+    assert torch.equal(blank(x, BOXES), emptied)
+    pasted, own = paste(x, other, BOXES)
+    assert torch.equal(pasted, kept) and pasted.dtype == dtype
+    # the share is counted in pixels, so it must agree with what can be seen
+    assert torch.equal(own, (emptied[:, 0] != 0).float().mean((1, 2)))
+
+
 @pytest.mark.parametrize(
     ('name', 'value'),
     [('color_jitter', -0.1), ('color_jitter', float('nan')), ('erase_prob', 1.1), ('cutmix', float('inf')),
@@ -146,3 +180,5 @@ def test_results_are_the_same_on_a_gpu():
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=f'got {name}='):
         Augment(**{name: value})
+    with pytest.raises(ValueError, match='without labels'):
+        Augment(cutmix=1.)(images(), generator=generator())

@@ -1,14 +1,12 @@
 """Images that stay on the disk are those that numpy reads, and nothing out of range ever reaches a batch."""
 
 import os
-import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from timm_paf.data import ConcatenatedImages, LabelledImages, all_labels, archives, disk, open_archive, open_archives
-from timm_paf.data.disk import DiskImages
+from timm_paf.data import ConcatenatedImages, all_labels, disk, open_archive, open_archives
 from timm_paf.data.errors import DataChanged
 from timm_paf.data.stored import StoredArray
 
@@ -30,15 +28,9 @@ def parts(tmp_path):
     return paths
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """The length of each read."""
-    lengths, true = [], StoredArray._read
-    monkeypatch.setattr(StoredArray, '_read', lambda *args: lengths.append(len(args[2])) or true(*args))
-    return lengths
-
-
-def test_only_what_is_asked_for_is_read(parts, reads):
+def test_only_what_is_asked_for_is_read(parts, monkeypatch):
+    reads, true = [], StoredArray._read
+    monkeypatch.setattr(StoredArray, '_read', lambda *args: reads.append(len(args[2])) or true(*args))
     whole = open_archives(parts, num_classes=3, mapped=True)
     assert isinstance(whole, ConcatenatedImages) and len(whole) == 1200
     assert sum(reads) == 4 * (COUNT * 8 + 2 * 60)  # the labels, the first and the last image
@@ -58,24 +50,6 @@ def test_a_part_that_changes_stops_the_run(parts):
     whole.take(torch.tensor([0, 1]))
     with pytest.raises(DataChanged, match=r'part1\.npz: changed since it was opened'):
         whole.take(torch.tensor([0, 300]))
-
-
-class Batches(torch.utils.data.Dataset):
-    def __init__(self, source):
-        self.source = source
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, number):
-        return self.source.take(torch.arange(50) + 50 * number)
-
-
-def test_workers_of_a_data_loader(parts):
-    batches = pickle.loads(pickle.dumps(Batches(opened(parts[0]))))  # as for workers that are spawned
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1)
-    images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
-    assert np.array_equal(images, NCHW) and labels.tolist() == LABEL.tolist()
 
 
 def resident():
@@ -108,10 +82,3 @@ def test_class_numbers_need_no_image(tmp_path, monkeypatch, kept, soft):
     source = opened(tmp_path / 'a.npz')
     monkeypatch.setattr(source, 'take', None)
     assert torch.equal(all_labels(source), torch.from_numpy(LABEL))
-
-
-@pytest.mark.parametrize('bound, kind', [(100_000, LabelledImages), (40_000, DiskImages)])
-def test_many_small_parts_stay_on_the_disk(parts, monkeypatch, bound, kind):
-    """Each is below the bound, together they are not: 18 kB a part."""
-    monkeypatch.setattr(archives, 'IN_MEMORY', bound)
-    assert {type(part) for part in open_archives(parts, num_classes=3).parts} == {kind}

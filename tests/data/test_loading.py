@@ -42,6 +42,10 @@ def test_placed_set_is_the_same_set(soft, monkeypatch):
     (placed,) = place_on_device([source], CPU, budget=stored_bytes(source), required=True)
     assert isinstance(placed, LabelledImages) and placed.name == 'disk'
     assert torch.equal(placed.images, source.images) and torch.equal(placed.labels, source.labels)
+    source.asked = 0
+    assert place_on_device([placed, source], CPU, budget=10**9) == [placed, source] and source.asked <= 1
+    with pytest.raises(ValueError, match=r'disk: its images need 0\.00 GiB on cpu, but 0\.00 GiB of the memory budget'):
+        place_on_device([source, OnDisk(20)], CPU, budget=stored_bytes(source) + 19 * 48, required=True)
 
 
 @pytest.mark.gpu
@@ -55,19 +59,6 @@ def test_sets_go_to_the_gpu_as_far_as_the_budget_goes():
     here, there = MixedBatches(*sources[:2], **settings), MixedBatches(*placed[:2], **settings, device=device)
     for one, other in zip(here.epoch(0), there.epoch(0), strict=True):
         assert torch.equal(one.x, other.x.cpu()) and torch.equal(one.target, other.target.cpu())
-
-
-def test_on_the_cpu_nothing_is_read_unless_asked():
-    source = OnDisk()
-    in_memory = LabelledImages(source.images, source.labels, 5, 'memory')
-    assert place_on_device([in_memory, source], CPU, budget=10**9) == [in_memory, source]
-    assert source.asked <= 1
-
-
-def test_sets_that_do_not_fit_are_named():
-    small, large = OnDisk(20), OnDisk(50)
-    with pytest.raises(ValueError, match=r'disk: its images need 0\.00 GiB on cpu, but 0\.00 GiB of the memory budget'):
-        place_on_device([small, large], CPU, budget=stored_bytes(large) + stored_bytes(small) - 1, required=True)
 
 
 def batches():

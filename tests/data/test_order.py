@@ -1,13 +1,23 @@
-"""Permutations without a table, and seeds of named streams."""
+"""Permutations without a table, seeds of named streams, exact shares of a stream, and those of processes."""
 
 from collections import Counter
-from itertools import permutations
-from math import factorial
+from fractions import Fraction
+from itertools import pairwise, permutations
+from math import ceil, factorial, log2
 
 import pytest
 import torch
 
-from timm_paf.data.order import IndexPermutation, derive_seed, generator_for
+from timm_paf.data.order import (
+    IndexPermutation,
+    counts_after,
+    derive_seed,
+    exact_weights,
+    generator_for,
+    pass_indices,
+    rank_rows,
+    stream_indices,
+)
 
 
 def test_every_size_is_permuted():
@@ -36,29 +46,13 @@ def test_all_orders_of_a_small_range_are_equally_likely(size):
     assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
 
 
-def test_each_element_is_equally_likely_at_each_place():
-    size, trials = 30, 1000
-    counts = torch.zeros(size, size)
-    for key in range(trials):
-        counts[torch.arange(size), IndexPermutation(size, 'place', key)(torch.arange(size))] += 1
-    expected, freedom = trials / size, (size - 1) ** 2
-    chi2 = float(((counts - expected) ** 2 / expected).sum())
-    assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
-
-
-def test_any_place_can_be_asked_for_alone():
-    permutation = IndexPermutation(777, 'test')
-    whole = permutation(torch.arange(777))
-    assert torch.equal(permutation(torch.tensor([776, 0, 5, 5])), whole[[776, 0, 5, 5]])
-    assert permutation(torch.arange(0)).tolist() == []
-
-
-def test_key_decides_the_order():
-    def order(*key):
-        return IndexPermutation(1000, *key)(torch.arange(1000)).tolist()
-
-    assert order('a', 1, 2) == order('a', 1, 2)
-    assert len({tuple(order(*key)) for key in [('a', 1, 23), ('a', 12, 3), ('a', '1', 23), ('b', 1, 23)]}) == 4
+def test_key_decides_the_order_and_any_place_can_be_asked_for_alone():
+    orders = [
+        IndexPermutation(777, *key)(torch.arange(777))
+        for key in [('a', 1, 23), ('a', 12, 3), ('a', '1', 23), ('b', 1, 23)]]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    assert torch.equal(IndexPermutation(777, 'a', 1, 23)(torch.tensor([776, 0, 5, 5])), orders[0][[776, 0, 5, 5]])
+    assert IndexPermutation(777, 'a')(torch.arange(0)).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -73,6 +67,8 @@ def test_order_and_seeds_never_change():
     # published numbers depend on these: a change of the hash, the rounds or their order must be seen
     assert derive_seed('shuffle', 0, 1, 2) == 5770627820815433256
     assert IndexPermutation(10, 'synthetic', 0, 0)(torch.arange(10)).tolist() == [9, 2, 7, 5, 1, 6, 8, 0, 4, 3]
+    assert pass_indices(0, 10, 10, 'synthetic', 0).tolist() == [9, 2, 7, 5, 1, 6, 8, 0, 4, 3]
+    assert len(pass_indices(10, 0, 10, 'real', 0)) == 0
 
 
 @pytest.mark.parametrize('parts', [(0,), (-5,), (2**80,), ('mix', 3, 2**63)], ids=str)
@@ -80,3 +76,75 @@ def test_seeds_are_accepted_by_torch(parts):
     assert 0 <= derive_seed(*parts) < 2**63
     first, second = (torch.rand(4, generator=generator_for(*parts)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+WEIGHTS = {
+    'one': (1,),
+    'seven to three': (0.7, 0.3),
+    'thirds': (1, 1, 1),
+    'rare ones among common ones': (0.01, 1, 0.01, 1, 0.02),
+    'eight equal': (1,) * 8,
+}
+
+
+@pytest.mark.parametrize('case', WEIGHTS)
+def test_counts_add_up_never_fall_and_keep_to_the_share(case):
+    weights = exact_weights(WEIGHTS[case])
+    table = [counts_after(n, weights) for n in range(500)]
+    for n, counts in enumerate(table):
+        assert sum(counts) == n
+        for count, weight in zip(counts, weights, strict=True):
+            assert abs(count - n * weight / sum(weights)) <= Fraction(ceil(log2(len(weights))), 2)
+    for before, after in pairwise(table):
+        assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0] * (len(weights) - 1) + [1]
+
+
+def test_weights_are_what_their_digits_say():
+    # in binary 0.1 is a little more than 1/10; over 10^20 places that would be hundreds of images
+    assert counts_after(10**20, exact_weights((0.1, 0.9))) == [10**19, 9 * 10**19]
+    for weight in (0, -1, float('nan'), float('inf')):
+        with pytest.raises(ValueError, match=f'weight {weight}'):
+            exact_weights((1, weight))
+
+
+SIZES = (11, 5, 23)
+
+
+def stream(first, count):
+    return stream_indices(first, count, sizes=SIZES, weights=exact_weights((1, 0.5, 2)), seed=0)
+
+
+@pytest.mark.parametrize('step', [1, 7, 64])
+def test_stretches_of_the_stream_join_without_gap(step):
+    whole = stream(0, 200)
+    joined = zip(*(stream(first, step) for first in range(0, 200, step)), strict=True)
+    for one, stretches in zip(whole, joined, strict=True):
+        assert torch.equal(one, torch.cat(stretches)[:len(one)])
+
+
+def test_each_source_goes_through_passes_of_its_own():
+    for size, indices in zip(SIZES, stream(0, 700), strict=True):
+        passes = indices[:len(indices) // size * size].reshape(-1, size)
+        assert len(passes) >= 8
+        assert (passes.sort(1).values == torch.arange(size)).all()
+        # five images have 120 orders only, so that one of them may well come twice
+        assert len(passes.unique(dim=0)) > len(passes) / 2
+    first, second = stream_indices(0, 100, sizes=(50, 50), weights=exact_weights((1, 1)), seed=0)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 3, 7])
+@pytest.mark.parametrize('counts', [(8, 8), (7, 0, 2), (154, 358)], ids=str)
+def test_ranks_share_a_batch(counts, world_size):
+    offsets = [sum(counts[:number]) for number in range(len(counts))]
+    shares = [
+        [rank_rows(count, offset, rank=rank, world_size=world_size)
+         for count, offset in zip(counts, offsets, strict=True)]
+        for rank in range(world_size)
+    ]
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    for number, count in enumerate(counts):
+        rows = [share[number] for share in shares]
+        assert torch.cat(rows).sort().values.tolist() == list(range(count))
+        assert max(map(len, rows)) - min(map(len, rows)) <= 1

@@ -1,7 +1,6 @@
 """Rows read in place: equal to numpy's, from any process, and never from a file that changed."""
 
 import io
-import multiprocessing
 import os
 import pickle
 import zlib
@@ -97,18 +96,11 @@ def test_a_file_that_ends_too_early(array):
         replace(array, stamp=stamp(os.stat(array.path))).range(0, 2000)
 
 
-def test_processes_and_threads_read_for_themselves(array):
+def test_threads_read_for_themselves(array):
     orders = [np.random.RandomState(seed).permutation(2000)[:200] for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         for order, rows in zip(orders, pool.map(array.rows, orders), strict=True):
             assert np.array_equal(rows, ROWS[order])
-    if 'fork' in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context('fork')
-        queue = context.Queue()
-        child = context.Process(target=lambda: queue.put(array.rows(np.array([3, 1]))))
-        child.start()
-        assert np.array_equal(queue.get(), ROWS[[3, 1]])
-        child.join()
 
 
 def test_checksum(array):

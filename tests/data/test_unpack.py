@@ -103,6 +103,9 @@ def test_a_copy_that_is_not_whole_is_made_again(tmp_path, cache, damage):
     damage(source.pixels.path)
     again = opened(tmp_path / 'a.npz', cache)
     assert np.array_equal(again.take(torch.arange(60))[0], NCHW)
+    # messages about the content name the archive and not the copy
+    with pytest.raises(ValueError, match=r"a\.npz: 'label' has values from 1 to 3.* at index 40"):
+        opened(deflated(tmp_path / 'a.npz', label=LABEL + 1), cache)
 
 
 def test_remains_of_a_killed_process_are_taken_away(tmp_path, cache):
@@ -125,27 +128,19 @@ def test_damaged_archives_leave_nothing_behind(tmp_path, cache):
     assert entries(cache) == []
 
 
-def test_messages_about_the_content_name_the_archive(tmp_path, cache):
-    with pytest.raises(ValueError, match=r"a\.npz: 'label' has values from 1 to 3.* at index 40"):
-        opened(deflated(tmp_path / 'a.npz', label=LABEL + 1), cache)
+def full(fd):
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_no_room(tmp_path, cache, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(unpack.shutil, 'disk_usage', lambda path: usage._replace(free=16_000_000))
-    with pytest.raises(ValueError, match=r'a\.npz: needs 0\.0 MB .*, the cache .* has 16\.0 MB left; free some'):
-        opened(deflated(tmp_path / 'a.npz'), cache)
-    assert entries(cache) == []
-
-
-def test_room_runs_out_while_unpacking(tmp_path, cache, monkeypatch):
-    def full(fd):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(unpack.os, 'fsync', full)
-    with pytest.raises(ValueError, match=r'a\.npz: cannot be unpacked into the cache .*No space left.*TIMM_PAF_CACHE'):
-        opened(deflated(tmp_path / 'a.npz'), cache)
-    assert entries(cache) == []
+    for patch, message in (
+            (('shutil.disk_usage', lambda path: usage._replace(free=16_000_000)), r'needs 0\.0 MB .* has 16\.0 MB'),
+            (('os.fsync', full), 'cannot be unpacked into the cache .*No space left.*TIMM_PAF_CACHE')):
+        with monkeypatch.context() as context, pytest.raises(ValueError, match=rf'a\.npz: {message}'):
+            context.setattr(*patch)
+            opened(deflated(tmp_path / 'a.npz'), cache)
+        assert entries(cache) == []
 
 
 def unpack_together(path, cache, barrier, queue):

@@ -54,16 +54,8 @@ def digits():
     return torch.as_tensor(test.images), torch.as_tensor(test.labels)
 
 
-@pytest.fixture(scope='session')
-def robust_network():
-    """Adversarially trained."""
-    return train(250, 0.1)
-
-
-@pytest.fixture(scope='session')
-def plain_network():
-    """Accurate, and not robust at all."""
-    return train(200, 0)
+robust_network = pytest.fixture(scope='session', name='robust_network')(lambda: train(250, 0.1))
+plain_network = pytest.fixture(scope='session', name='plain_network')(lambda: train(200, 0))  # accurate, not robust
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ class Parsed(HTMLParser):
         self.feed(text)
         self.close()
         assert not self.open
+        self.text = ' '.join(' '.join(self.texts).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -50,10 +51,6 @@ class Parsed(HTMLParser):
     def handle_data(self, data):
         if 'style' not in self.open:
             self.texts.append(data)
-
-    @property
-    def text(self):
-        return ' '.join(' '.join(self.texts).split())
 
     def pictures(self):
         return [attrs['src'] for tag, attrs in self.tags if tag == 'img']
@@ -141,11 +138,10 @@ def test_parts_that_were_not_measured_are_left_out(missing, words):
     assert words not in Parsed(full_report(**{missing: empty}).page()).text
 
 
-@pytest.mark.parametrize('channels, mode', [(1, 'L'), (3, 'RGB'), (2, 'L'), (5, 'L')])
+@pytest.mark.parametrize('channels, mode', [(1, 'L'), (3, 'RGB'), (5, 'L')])
 def test_images_become_png(channels, mode):
     image = torch.rand(channels, 5, 4)
     read = decoded(image_uri(image))
-    shown = image if channels in (1, 3) else image.mean(0, keepdim=True)
-    assert (read.mode, read.size) == (mode, (4, 5))
-    pixels = torch.from_numpy(np.asarray(read).copy()).reshape(5, 4, -1).permute(2, 0, 1)
-    torch.testing.assert_close(pixels / 255, shown, atol=0.51 / 255, rtol=0)
+    shown = image.mean(0) if channels == 5 else image.permute(1, 2, 0).squeeze()
+    assert read.mode == mode
+    np.testing.assert_allclose(np.asarray(read) / 255, shown, atol=0.51 / 255)

@@ -14,7 +14,7 @@ from timm_paf.kernels import gpu
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 PARAMETERS = {
     'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
-    'reblu': (0.6,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
+    'reblu': (0.6,), 'pssilu': (1.3, -0.2)}
 INF, NAN = float('inf'), float('nan')
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of infinities in the interpreter
 
@@ -50,9 +50,7 @@ def compare(name, x, parameters, channel_dim=1):
 
 
 @pytest.mark.parametrize('name, dtype', [
-    *((name, torch.float32) for name in PARAMETERS),
-    *((name, dtype) for name in (PARAMETERS if DEVICE == 'cuda' else ['pssilu'])  # the interpreter is slow
-      for dtype in (torch.bfloat16, torch.float16))], ids=str)
+    (name, dtype) for name in PARAMETERS for dtype in (torch.float32, torch.bfloat16, torch.float16)], ids=str)
 def test_values_and_gradients(name, dtype):
     x = (3 * torch.randn(2, 3, 37, 29)).to(dtype)
     compare(name, x, [torch.tensor([p]) for p in PARAMETERS[name]])
@@ -75,16 +73,19 @@ def test_infinity_nan_and_tails_as_the_reference_has_them(name, parameters):
     x = torch.tensor([INF, -INF, NAN, 0., 3e38, -3e38, 85., -85., 101., -101., 1e4, -1e4, 1e-40], device=DEVICE)
     tensors = [torch.tensor([p], device=DEVICE) for p in parameters]
     alpha, beta = (*tensors, None)[:2]
-    each = [torch.full(x.shape, p, device=DEVICE, requires_grad=True) for p in parameters]
-    wide = x.clone().requires_grad_()
+    # float64, since the reference in float32 overflows on the way to values near the largest number; but ReBLU's own
+    # formula cancels in float32
+    dtype = torch.float32 if name == 'reblu' else torch.float64
+    each = [torch.full(x.shape, p, dtype=dtype, device=DEVICE, requires_grad=True) for p in parameters]
+    wide = x.to(dtype).requires_grad_()
     y = getattr(functional, name)(wide, *each, 0)
     expected = torch.autograd.grad(y.sum(), [wide, *each])
-    torch.testing.assert_close(gpu.triton_value(x, alpha, beta, name, 0), y.detach(), rtol=1e-5, atol=1e-37,
+    torch.testing.assert_close(gpu.triton_value(x, alpha, beta, name, 0), y.detach().float(), rtol=1e-5, atol=1e-36,
                                equal_nan=True)
-    of_each = [p.detach() for p in each]
+    of_each = [p.detach().float() for p in each]
     found = gpu.triton_gradients(torch.ones_like(x), x, *(*of_each, None)[:2], name, 0)
     for ours, right in zip(found, expected, strict=False):
-        torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-37, equal_nan=True)
+        torch.testing.assert_close(ours, right.float(), rtol=1e-5, atol=1e-36, equal_nan=True)
 
 
 def test_sums_are_the_same_every_time():
@@ -104,5 +105,3 @@ def test_the_function_uses_them(name):
     with kernels.use('fused'):
         ours = torch.autograd.grad(function(x, *parameters).square().sum(), [x, *parameters])
     torch.testing.assert_close(ours, expected)
-    arguments = (x.detach(), parameters[0].detach(), (*parameters, None)[1], name, 1)
-    torch.library.opcheck(gpu.triton_value, arguments, test_utils=['test_schema', 'test_faketensor'])

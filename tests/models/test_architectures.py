@@ -6,14 +6,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.models.resnet import BasicBlock
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from timm_paf import paf_parameters, shared
 from timm_paf.activations import functional
-from timm_paf.models import CifarResNet, CifarVGG, ImageNetResNet, PreActResNet, WideResNet
 
 
 def create(name, **kwargs):
@@ -37,32 +35,18 @@ def conv(kernel, *channels):
     return sum(kernel * kernel * a * b for a, b in itertools.pairwise(channels))
 
 
-def wrn_parameters(depth, k):
-    total = conv(3, 3, 16) + 2 * 64 * k + 640 * k + 10  # stem, last norm, classifier
-    for chs, previous in ((16 * k, 16), (32 * k, 16 * k), (64 * k, 32 * k)):
-        blocks = (depth - 4) // 6
-        total += conv(3, previous, chs) + conv(1, previous, chs) + 2 * previous
+def preact_parameters(widths, blocks):
+    total = conv(3, 3, widths[0]) + 2 * widths[-1] + 10 * widths[-1] + 10  # stem, last norm, classifier
+    for previous, chs in itertools.pairwise(widths):
+        total += conv(3, previous, chs) + (conv(1, previous, chs) if chs != previous else 0) + 2 * previous
         total += (2 * blocks - 1) * (conv(3, chs, chs) + 2 * chs)
     return total
 
 
-def preact_parameters():
-    total = conv(3, 3, 64) + 2 * 512 + 5130
-    for chs, previous in ((64, 64), (128, 64), (256, 128), (512, 256)):
-        total += conv(3, previous, chs, chs) + conv(3, chs, chs, chs) + 2 * previous + 3 * 2 * chs
-        total += conv(1, previous, chs) if chs != previous else 0
-    return total
-
-
-def vgg_parameters(name):
-    convolutions = torchvision.models.get_model(name).features
-    return sum(p.numel() for p in convolutions.parameters()) + 5130
-
-
 PARAMETERS = {
-    **{f'wrn{depth}_{k}': wrn_parameters(depth, k) for depth, k in (
+    **{f'wrn{depth}_{k}': preact_parameters((16, 16 * k, 32 * k, 64 * k), (depth - 4) // 6) for depth, k in (
         (10, 2), (28, 4), (28, 10), (34, 10), (34, 20), (70, 16))},
-    'preact_resnet18': preact_parameters(),
+    'preact_resnet18': preact_parameters((64, 64, 128, 256, 512), 2),
     # timm's networks with another stem and another classifier
     'resnet18': 11_689_512 - conv(7, 3, 64) + conv(3, 3, 64) - 513_000 + 5130,
     'resnet34': 21_797_672 - conv(7, 3, 64) + conv(3, 3, 64) - 513_000 + 5130,
@@ -74,7 +58,10 @@ PARAMETERS = {
 @pytest.mark.parametrize('arch', [*PARAMETERS, *(f'vgg{d}{bn}' for d in (11, 13, 16, 19) for bn in ('', '_bn'))])
 def test_number_of_parameters(arch):
     with torch.device('meta'):
-        expected = PARAMETERS[arch] if arch in PARAMETERS else vgg_parameters(arch)
+        expected = PARAMETERS.get(arch)
+        if expected is None:
+            convolutions = torchvision.models.get_model(arch).features
+            expected = sum(p.numel() for p in convolutions.parameters()) + 5130
         assert sum(p.numel() for p in timm.create_model(f'{arch}_relu').parameters()) == expected
 
 
@@ -159,26 +146,17 @@ def test_dilated_network_holds_the_strided_one(name, strides):
             assert_close(features[..., ::step, ::step], expected)
 
 
-@pytest.mark.parametrize('build, message', [
-    (lambda: WideResNet(output_stride=8), 'output_stride = 8: expected 4, 2 or 1'),
-    (lambda: PreActResNet(output_stride=32), 'output_stride = 32: expected 8, 4 or 2'),
-    (lambda: CifarResNet(BasicBlock, (2, 2, 2, 2), output_stride=32), 'output_stride = 32: expected 8, 4 or 2'),
-    (lambda: ImageNetResNet(BasicBlock, (2, 2, 2, 2), output_stride=4), 'output_stride = 4: expected 32, 16 or 8'),
-    (lambda: CifarVGG(output_stride=8), 'output_stride = 8: expected 32'),
-    (lambda: WideResNet(depth=27), r'depth = 27: expected 6 n \+ 4'),
-    (lambda: PreActResNet(layers=(2, 2, 2)), 'expected four numbers'),
-    (lambda: CifarVGG(channels=(64, 128)), 'expected five numbers'),
-    (lambda: create('wrn10_2_relu').forward_intermediates(torch.rand(1, 3, 8, 8), output_fmt='NHWC'), 'expected NCHW'),
-], ids=range(9))
-def test_wrong_arguments_are_named(build, message):
+@pytest.mark.parametrize('name, settings, message', [
+    ('wrn10_2', dict(output_stride=8), 'output_stride = 8: expected 4, 2 or 1'),
+    ('preact_resnet18', dict(output_stride=32), 'output_stride = 32: expected 8, 4 or 2'),
+    ('resnet18', dict(output_stride=32), 'output_stride = 32: expected 8, 4 or 2'),
+    ('resnet18_224', dict(output_stride=4), 'output_stride = 4: expected 32, 16 or 8'),
+    ('vgg11', dict(output_stride=8), 'output_stride = 8: expected 32'), ('wrn10_2', dict(depth=27), 'depth = 27'),
+    ('preact_resnet18', dict(layers=(2, 2, 2)), 'layers'), ('vgg11', dict(channels=(64, 128)), 'channels'),
+])
+def test_wrong_arguments_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
-        build()
-
-
-def test_classes_and_names_have_one_default():
-    with torch.device('meta'):
-        for model in (WideResNet(10, 1), PreActResNet(), CifarResNet(BasicBlock, (1, 1, 1, 1)), CifarVGG()):
-            assert model.num_classes == timm.get_pretrained_cfg_value('wrn10_2_relu', 'num_classes') == 10
+        timm.create_model(f'{name}_relu', **settings)
 
 
 @pytest.mark.parametrize('name', ['wrn10_2', 'preact_resnet18', 'resnet18', 'resnet50_224', 'vgg11_bn'])

@@ -166,16 +166,6 @@ def test_scripted_network_computes_the_same(small, act):
         assert_close(gradient, expected[name])
 
 
-@deprecated
-@pytest.mark.usefixtures('reference')
-def test_traced_network_is_scripted():
-    with set_scriptable(True):
-        model = create('wrn10_2_pssilu').double().eval()
-    x = images().double()
-    with torch.no_grad():
-        assert_close(torch.jit.script(traced(model))(x)['y'], model(x))
-
-
 @pytest.mark.usefixtures('reference')
 @pytest.mark.parametrize('name, mode', [
     pytest.param(name, mode, marks=[] if name in ('wrn10_2_pssilu', 'vgg11_bn_relu') else pytest.mark.slow)
@@ -210,19 +200,6 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(small, act):
     assert all(torch.equal(a, b) for a, b in zip(maps, maps_again, strict=True))
     for name, gradient in recomputed.items():
         assert_close(gradient, plain[name])
-
-
-def test_channels_last(small, act):
-    model = create(f'{small}_{act}').eval()
-    x = images()
-    expected = gradients(model, x)
-    model.to(memory_format=torch.channels_last)
-    x = x.to(memory_format=torch.channels_last)
-    for name, gradient in gradients(model, x).items():
-        assert_close(gradient, expected[name], atol=1e-4, rtol=1e-3)
-    with torch.no_grad():
-        features = model.forward_features(images(64, batch=1).to(memory_format=torch.channels_last))
-    assert features.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bfloat16(small):

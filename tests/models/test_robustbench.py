@@ -20,34 +20,29 @@ def model(name='wrn10_2_pssilu', **kwargs):
     return timm.create_model(name, **kwargs)
 
 
-def attack_of(found):
+class Attack(AutoAttack):
     """The interface of the original AutoAttack that `benchmark` uses, implemented with pyautoattack."""
-    class Attack:
-        def __init__(self, model, norm, eps, version, device, log_path):
-            found.append(model)
-            self.attack = AutoAttack(
-                model, norm=norm, eps=eps, version='custom', attacks=['apgd-ce'], device=device, seed=0)
-            self.attack.apgd.n_iter = 3
 
-        def run_standard_evaluation(self, x, y, bs, state_path):
-            return self.attack.run_standard_evaluation(x, y, batch_size=bs)[0]
-    return Attack
+    def __init__(self, model, norm, eps, version, device, log_path):
+        super().__init__(model, norm=norm, eps=eps, version='custom', attacks=['apgd-ce'], device=device, seed=0)
+        self.apgd.n_iter = 3
+
+    def run_standard_evaluation(self, x, y, bs, state_path):
+        return super().run_standard_evaluation(x, y, batch_size=bs)[0]
 
 
 def test_benchmark_takes_it_unchanged(robustbench):
     x, y = torch.rand(6, 3, 32, 32), torch.arange(6)
-    seen = []
     names = dict(
         torch=torch, nn=nn, math=math, warnings=warnings, Union=Union, Sequence=Sequence, Optional=Optional, Path=Path,
         Tuple=tuple, Callable=Callable, **vars(robustbench('model_zoo/enums.py')))
     names['clean_accuracy'] = robustbench.function('utils.py', 'clean_accuracy', **names)
     benchmark = robustbench.function(
-        'eval.py', 'benchmark', **names, AutoAttack=attack_of(seen),
+        'eval.py', 'benchmark', **names, AutoAttack=Attack,
         get_preprocessing=lambda *args: None, load_clean_dataset=lambda *args: (x, y))
     adapted = to_robustbench(model())
     y[:3] = adapted(x[:3]).argmax(1)
     clean, robust = benchmark(adapted, n_examples=6, threat_model='Linf', eps=8 / 255)  # warnings are errors here
-    assert seen == [adapted]
     assert clean == (adapted(x).argmax(1) == y).float().mean().item() and clean >= max(0.5, robust)
 
 
@@ -62,28 +57,23 @@ def test_pyautoattack_takes_it_unchanged(caplog):
     assert not [record for record in caplog.records if record.levelname == 'WARNING']  # its checks found nothing odd
 
 
-def test_a_frozen_copy_and_the_model_left_as_it_was():
+def test_a_frozen_float32_copy_and_the_model_left_as_it_was():
     original = model().train().to(torch.bfloat16)
     adapted = to_robustbench(original)
     assert original.training and original.fc.weight.dtype == torch.bfloat16 and original.fc.weight.requires_grad
     assert not any(m.training for m in adapted.modules())
     assert not any(p.requires_grad or p.dtype != torch.float32 for p in adapted.parameters())
     x = torch.rand(2, 3, 8, 8, requires_grad=True)
-    adapted(x).sum().backward()
-    assert x.grad.abs().sum() > 0
-
-
-def test_float32_under_autocast_and_from_other_dtypes():
-    adapted = to_robustbench(model())
-    x = torch.rand(2, 3, 8, 8)
     plain = adapted(x)
+    plain.sum().backward()
+    assert x.grad.abs().sum() > 0
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(adapted(x), plain)
     assert adapted(x.double()).dtype == plain.dtype == torch.float32
 
 
 @pytest.mark.parametrize('x, message', [
-    (torch.full((1, 3, 8, 8), 255.), r'images from 255 to 255: expected pixels in \[0, 1\]'),
+    (torch.full((1, 3, 8, 8), 255.), 'images from 255 to 255'),
     (torch.full((1, 3, 8, 8), -0.1), 'images from -0.1'),
     (torch.full((1, 3, 8, 8), math.nan), 'images from nan'),
     (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'torch.uint8: expected floats'),
@@ -102,9 +92,5 @@ def test_normalisation_outside_of_the_model():
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(to_robustbench(stock, mean=MEAN, std=STD)(x), stock.eval()((x - mean) / std))
     torch.testing.assert_close(to_robustbench(stock, mean=(0,) * 3, std=(1,) * 3)(x), stock(x))
-
-
-def test_normalisation_inside_needs_nothing():
-    inside = model(input_mean=MEAN, input_std=STD).eval()
-    x = torch.rand(2, 3, 8, 8)
+    inside = model(input_mean=MEAN, input_std=STD).eval()  # needs nothing
     torch.testing.assert_close(to_robustbench(inside)(x), inside(x))

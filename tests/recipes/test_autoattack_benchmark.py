@@ -43,14 +43,6 @@ def test_other_verdicts_are_an_error(monkeypatch, capsys, allowed, status):
         assert '1 results differ' in printed.out
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([*FAST, '--n-examples', '0'], '--n-examples'), ([*FAST, '--eps', '8'], 'eps')], ids=['images', 'radius'])
-def test_mistakes_are_one_line(arguments, message, capsys):
-    assert benchmark.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith('error: ') and error.count('\n') == 1
-
-
 def test_a_model_that_is_trained_first(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, 'SIDES', dict.fromkeys(benchmark.SIDES, lambda *_: torch.ones(2, dtype=torch.bool)))
     assert benchmark.main(['--trained', 'wrn10_2_relu', '--epochs', '0', '--n-examples', '2']) == 0

@@ -45,9 +45,3 @@ def test_other_updates_are_not_timed(monkeypatch, capsys, part):
     monkeypatch.setattr(benchmark, 'take_turns', lambda *_: pytest.fail('timed'))
     assert benchmark.main(TINY) == 2
     assert capsys.readouterr().err.startswith('error: wrn10_2_pssilu, fp32: differs from the plain loop by ')
-
-
-def test_an_unknown_model_is_one_line(capsys):
-    assert benchmark.main(['--models', 'wrn10_2_nothing']) == 2
-    error = capsys.readouterr().err
-    assert 'wrn10_2_nothing' in error and error.startswith('error: ') and error.count('\n') == 1

@@ -52,8 +52,7 @@ def test_penalty_is_strength_times_beta(batch, strength):
 
 @pytest.mark.parametrize('name', ['wrn10_2_relu', 'wrn10_2_pssilu_fixed'])
 def test_without_a_learned_beta_nothing_is_added(name):
-    assert make(name).penalty().item() == 0
-    assert learnable_betas(make(name).trainable_module) == []
+    assert make(name).penalty().item() == 0 and learnable_betas(make(name).trainable_module) == []
 
 
 @pytest.mark.parametrize('clip', [None, 0.01, 1e-4])
@@ -71,13 +70,3 @@ def test_step_of_beta_is_bounded_by_the_clip(batch, clip):
     assert abs(beta.item() - before) == pytest.approx(0.01 * (raw if clip is None else clip), rel=1e-3)
     rest = [p.grad for p in task.parameters() if p is not beta]
     assert all(torch.equal(after, g) for after, g in zip(rest, others, strict=True))
-
-
-def test_clipping_can_be_taken_back(batch):
-    task = make()
-    optimizer = torch.optim.SGD(task.parameters(), lr=1.)
-    task.attach_optimizer(optimizer).remove()
-    (beta,) = learnable_betas(task.trainable_module)
-    beta.grad = torch.full_like(beta, 5.)
-    optimizer.step()
-    assert beta.item() == pytest.approx(-5.)

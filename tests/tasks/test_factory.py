@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from timm_paf.attacks import PGD
-from timm_paf.tasks import TASKS, TaskOptions, create_task, learnable_betas
+from timm_paf.tasks import TASKS, TaskOptions, create_task
 
 ATTACKS = {'plain': None, 'pgd-at': 'ce', 'trades': 'kl', 'mart': 'ce'}
 PURE = dict(beta_penalty=0.)
@@ -44,9 +44,7 @@ def test_loss_falls(name, network, batch):
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for _ in range(30):
-        optimizer.zero_grad()
-        result = task(*batch)
-        result['loss'].backward()
+        result, _ = gradients(task, batch)
         optimizer.step()
         losses.append(result['loss'].item())
     assert losses[-1] < 0.9 * losses[0]
@@ -61,8 +59,7 @@ def test_at_radius_zero_the_attacked_images_are_the_images(name, network, batch)
     result, found = gradients(task, batch)
     assert torch.equal(result['x_adv'], batch[0])
     loss, expected = plain_gradients(network(), *batch)  # the KL divergence and its gradient are 0
-    assert_close(result['loss'].detach(), loss)
-    assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert_close((result['loss'].detach(), found), (loss, expected), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['trades', 'mart'])
@@ -95,8 +92,7 @@ def test_paired_losses_see_both_kinds_of_image(name, soft, network, batch):
 def test_smoothing_is_that_of_the_cross_entropy(name, network, batch):
     result, found = gradients(make(name, network(), smoothing=0.2), batch)
     loss, expected = plain_gradients(network(), result['x_adv'], batch[1], label_smoothing=0.2)
-    assert_close(result['loss'].detach(), loss)
-    assert_close(found, expected)
+    assert_close((result['loss'].detach(), found), (loss, expected))
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -128,7 +124,6 @@ def test_penalty_is_added_to_every_loss(name, network, batch):
     task, without = make(name, network(), beta_penalty=3.), make(name, network())
     difference = task(*batch)['loss'] - without(*batch)['loss']
     assert difference.item() == pytest.approx(3 * 0.1, rel=1e-4)
-    assert len(learnable_betas(task.trainable_module)) == 1
 
 
 @pytest.mark.parametrize('name, dtype', [
@@ -154,17 +149,6 @@ def test_compiled_model(network, batch):
     found = {n: p.grad for n, p in task.trainable_module._orig_mod.named_parameters()}
     assert_close(found, expected)
     assert task.trainable_module._orig_mod.norm1.num_batches_tracked == 1
-
-
-def test_average_is_of_the_weights_and_decay_zero_is_the_raw_ones(network, batch):
-    task = make('trades', network(norm=True), awp_gamma=0.1)
-    task.setup_ema(decay=0.)
-    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.1)
-    task(*batch)['loss'].backward()
-    optimizer.step()
-    task.update_ema(step=1)
-    assert_close(
-        dict(task.trainable_module_ema.module.state_dict()), dict(task.trainable_module.state_dict()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('make_error, message', [

@@ -1,4 +1,6 @@
 """Checks of the settings, and settings that depend on the number of the update."""
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -14,8 +16,7 @@ from timm_paf.tasks import TaskOptions, create_task
     (dict(beta_grad_clip=0.), 'beta_grad_clip = 0.0: expected a number > 0, or None'),
     (dict(beta_bound=1.), 'beta_bound = 1.0: expected .* 0.99'),
     (dict(awp_gamma=-0.1), 'awp_gamma = -0.1'),
-    (dict(awp_start_update=-1), 'awp_start_update = -1: expected a whole number'),
-    (dict(eps_warmup_updates=1.5), 'eps_warmup_updates = 1.5: expected a whole number'),
+    (dict(awp_start_update=-1), 'awp_start_update = -1'), (dict(eps_warmup_updates=1.5), 'eps_warmup_updates = 1.5'),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else '')
 def test_bad_settings_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
@@ -37,17 +38,12 @@ def test_radius_and_step_grow_linearly_and_are_a_function_of_the_update(network,
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(eps_warmup_updates=4), 'eps_warmup_updates = 4 needs'),
-    (dict(awp_gamma=0.01, awp_start_update=3), 'awp_start_update = 3 needs'),
-    (dict(awp_start_update=3), None), (dict(awp_gamma=0.01), None),
-], ids=str)
+    (dict(eps_warmup_updates=4), 'eps_warmup_updates'), (dict(awp_gamma=.01, awp_start_update=3), 'awp_start_update'),
+    (dict(awp_start_update=3), None), (dict(awp_gamma=.01), None)], ids=str)
 def test_missing_begin_update_is_an_error(options, message, network, batch):
     task = create_task('pgd-at', network(), PGD(eps=0.1, steps=1), options=TaskOptions(**options))
-    if message is None:
+    with nullcontext() if message is None else pytest.raises(RuntimeError, match=message):
         task(*batch)
-    else:
-        with pytest.raises(RuntimeError, match=message):
-            task(*batch)
 
 
 def test_perturbation_starts_at_its_update(network, batch):

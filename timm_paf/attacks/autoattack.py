@@ -1,8 +1,4 @@
-"""AutoAttack (Croce and Hein, arXiv 2003.01690) through the package pyautoattack.
-
-The attacks are the package's. This file adds what the package lacks: resume after an interrupt, several processes,
-models in other dtypes or with fewer than ten classes, and a model and global state that are left as found.
-"""
+"""AutoAttack (Croce and Hein, arXiv 2003.01690) through the package pyautoattack, with resume and several processes."""
 import dataclasses
 import json
 import math
@@ -16,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
-from timm_paf.attacks.autoattack_model import AutoAttackModel, WarningLog, preserve_global_state
-from timm_paf.attacks.autoattack_progress import Progress, ProgressEstimator, passes_per_image
+from timm_paf.attacks.autoattack_model import AutoAttackModel, Progress, ProgressEstimator, WarningLog, restore_globals
 from timm_paf.attacks.autoattack_result import AutoAttackResult, ComponentRun
-from timm_paf.attacks.autoattack_settings import AutoAttackSettings
-from timm_paf.attacks.autoattack_state import BatchResult, find_run, fingerprint, load_or_compute, open_run
+from timm_paf.attacks.autoattack_state import AutoAttackSettings, BatchResult, find_run, load_or_compute, open_run
 from timm_paf.attacks.checks import check_images
 from timm_paf.attacks.compiled import Compile, CompiledModel
 from timm_paf.attacks.state import eval_mode, frozen_parameters
@@ -32,23 +26,10 @@ _NORMS = {'linf': ('Linf', math.inf), 'l2': ('L2', 2), 'l1': ('L1', 1)}  # name 
 
 
 def autoattack(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Eps,
-        norm: str = 'linf',
-        version: str = 'standard',
-        attacks: Sequence[str] | None = None,
-        batch_size: int = 250,
-        seed: int = 0,
-        device: torch.device | None = None,
-        progress: Progress | None = None,
-        state: str | os.PathLike | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        amp_dtype: torch.dtype | None = None,
-        compile: Compile = False,
+        model: nn.Module, x: Tensor, y: Tensor, *, eps: Eps, norm: str = 'linf', version: str = 'standard',
+        attacks: Sequence[str] | None = None, batch_size: int = 250, seed: int = 0, device: torch.device | None = None,
+        progress: Progress | None = None, state: str | os.PathLike | None = None, rank: int = 0, world_size: int = 1,
+        amp_dtype: torch.dtype | None = None, compile: Compile = False,
 ) -> AutoAttackResult:
     """Run AutoAttack: each component attacks the images that are still robust, packed into full batches.
 
@@ -66,13 +47,12 @@ def autoattack(
         batch_size: Images per batch.
         seed: Seed of every component.
         device: Device of the model; that of its first parameter if None.
-        progress: Called as progress(component, images done, images in all, robust images, seconds left), for the share
+        progress: Called as progress(component, images done, images in all, robust images, seconds left) for the share
             of this process, after every batch and twice a second inside a batch.
         state: Folder, shared by all processes, for the state of the run; an interrupted run is resumed from it.
         rank: Number of this process among those of `torch.distributed`.
         world_size: Number of processes.
-        amp_dtype: torch.bfloat16 runs the model under autocast in the attacks, which may make them weaker, but not for
-            the results.
+        amp_dtype: torch.bfloat16 runs the model under autocast in the attacks, not for the results.
         compile: Compile the forward and backward passes, see `PGD`. Results can differ by rounding.
 
     Raises:
@@ -87,17 +67,14 @@ def autoattack(
             model, x, y, processes, eps=eps, norm=norm, version=version, attacks=attacks, batch_size=batch_size,
             seed=seed, device=device, amp_dtype=amp_dtype, compile=compile))
         run.open_state(state)
-        with eval_mode(run.model), frozen_parameters(run.model), preserve_global_state(device), torch.no_grad():
+        with eval_mode(run.model), frozen_parameters(run.model), restore_globals(device), torch.no_grad():
             return run.finish(progress)
 
 
 def check_state(state: str | os.PathLike, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> None:
-    """Check that `autoattack` with the same arguments can start or resume in this folder. Writes nothing.
+    """Check that `autoattack` with these arguments can start or resume in this folder, else ValueError. Writes nothing.
 
     All arguments are those of `autoattack`, except for `progress`, `rank` and `world_size`.
-
-    Raises:
-        ValueError: If the folder has other files or the state of another run, or an argument is invalid.
     """
     device = settings.pop('device', None) or next((p.device for p in model.parameters()), x.device)
     find_run(Path(state), _Run(model, x, y, Processes(device), device=device, **settings).identity())
@@ -121,7 +98,7 @@ class _Run:
         self.folder: Path | None = None
 
     def identity(self) -> dict[str, Any]:
-        return fingerprint(self.bare_model, self.x, self.y, self.settings.identity(self.components))
+        return self.settings.identity(self.components, self.bare_model, self.x, self.y)
 
     def open_state(self, path: str | os.PathLike | None) -> None:
         """Open the state in process 0 first; all processes must have the same arguments."""
@@ -130,9 +107,7 @@ class _Run:
         identity = self.identity()
         text = json.dumps(identity, sort_keys=True)
         if any(other != text for other in self.processes.all_gather_object(text)):
-            raise ValueError(
-                'the distributed processes got different models, images, labels or settings; give all '
-                'processes the same.')
+            raise ValueError('the processes got different models, images, labels or settings; give all the same.')
         if path is not None:
             self.folder = folder = Path(path)
             self.processes.broadcast_object(lambda: open_run(folder, identity))
@@ -145,8 +120,7 @@ class _Run:
         components = self.components
         self.adversary = self._adversary()
         clean = self.processes.broadcast_object(self._clean)
-        costs = [passes_per_image(self.adversary, name, self.model.classes) for name in components]
-        estimator = ProgressEstimator(progress, costs, self.model, self.processes.world_size)
+        estimator = ProgressEstimator(progress, self.adversary, components, self.model, self.processes.world_size)
         robust, x_adv = clean.clone(), self.x.cpu().clone()
         broken_by: list[str | None] = [None if correct else 'clean' for correct in clean.tolist()]
         runs, accuracy = [], {'clean': float(clean.float().mean())}
@@ -163,7 +137,7 @@ class _Run:
                 name=name, attacked=sum(len(b.attacked) for b in results), broken=sum(len(b.broken) for b in results),
                 seconds=math.fsum(b.seconds for b in results), forwards=sum(b.forwards for b in results),
                 backwards=sum(b.backwards for b in results)))
-        checks.check_square_sr(accuracy, logger=self.warnings.logger)
+        checks.check_square_sr(accuracy, logger=self.warnings)
         if differing := int((self._correct(x_adv) != robust).sum()):
             self.warnings.add(
                 f'{differing} images are classified differently in other batches; their margin is within rounding.')
@@ -173,7 +147,7 @@ class _Run:
     def _adversary(self) -> Any:
         """The package's `AutoAttack`, with no more target classes than the model has, after its own checks."""
         from pyautoattack import AutoAttack, checks
-        settings, logger = self.settings, self.warnings.logger
+        settings, logger = self.settings, self.warnings
         adversary = AutoAttack(
             self.model, norm=_NORMS[settings.norm][0], eps=settings.radius, seed=settings.seed, device=settings.device,
             version=settings.version, attacks=list(self.components) if settings.version == 'custom' else None)
@@ -190,9 +164,6 @@ class _Run:
             classes, list(self.components), apgd.n_target_classes, fab.n_target_classes, logger=logger)
         return adversary
 
-    def _file(self, component: int, batch: int) -> Path | None:
-        return None if self.folder is None else self.folder / f'{component:02d}-{batch:06d}.npz'
-
     def _clean(self) -> Tensor:
         """(N,) bool: classified correctly without an attack. A resumed run reads it from the state."""
         def compute(everything: Tensor) -> BatchResult:
@@ -204,7 +175,7 @@ class _Run:
             return BatchResult(attacked=everything, broken=everything[~correct], images=self.x[:0].cpu())
 
         clean = torch.ones(len(self.x), dtype=torch.bool)
-        clean[load_or_compute(self._file(0, 0), torch.arange(len(self.x)), compute).broken] = False
+        clean[load_or_compute(self.folder, (0, 0), torch.arange(len(self.x)), compute).broken] = False
         return clean
 
     def _correct(self, x: Tensor) -> Tensor:
@@ -223,7 +194,8 @@ class _Run:
         results = {}
         for number in share:
             result = results[number] = load_or_compute(
-                self._file(index + 1, number), batches[number], lambda batch: self._attack(index, batch, estimator))
+                self.folder, (index + 1, number), batches[number],
+                lambda batch: self._attack(index, batch, estimator))
             estimator.end_batch(len(batches[number]), len(result.broken))
         by_number = {n: result for part in self.processes.all_gather_object(results) for n, result in part.items()}
         return [by_number[number] for number in range(len(batches))]

@@ -1,24 +1,25 @@
-"""Adapter between a model and the package pyautoattack, and protection from the package's side effects."""
+"""Adapter between a model and the package pyautoattack, protection from the package's side effects, and progress."""
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from timm_paf.attacks.checks import input_dtype
 
-__all__ = ['AutoAttackModel', 'WarningLog', 'preserve_global_state']
+__all__ = ['AutoAttackModel', 'Progress', 'ProgressEstimator', 'WarningLog', 'restore_globals']
+
+Progress = Callable[[str, int, int, int, float], None]
+_INTERVAL = 0.5  # seconds between two reports inside a batch
 
 
 class AutoAttackModel(nn.Module):
-    """A model as pyautoattack expects it: contiguous float32 images in, float32 logits and contiguous gradients out.
-
-    The package views gradients as matrices, writes into logits and selects from them, which fails with other memory
-    formats or dtypes.
-    """
+    """A model as pyautoattack expects it: contiguous float32 images in, float32 logits and contiguous gradients out."""
 
     def __init__(self, model: nn.Module, *, classes: int) -> None:
         super().__init__()
@@ -47,16 +48,14 @@ class AutoAttackModel(nn.Module):
         return finite is None or bool(finite)
 
 
-class WarningLog(logging.Handler):
-    """Collects warnings, each sentence once: those that the package sends to `logger`, and our own."""
+class WarningLog(logging.Logger):
+    """Collects warnings, each sentence once: those that the package logs here, and our own. Prints nothing."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__('timm_paf.autoattack', logging.WARNING)
         self.messages: list[str] = []
-        self.logger = logging.Logger('timm_paf.autoattack')  # outside the tree of loggers: nothing is printed
-        self.logger.addHandler(self)
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord) -> None:
         self.add(record.getMessage())
 
     def add(self, *messages: str) -> None:
@@ -65,12 +64,8 @@ class WarningLog(logging.Handler):
 
 
 @contextmanager
-def preserve_global_state(device: torch.device) -> Iterator[None]:
-    """Restore the random generators, the tracer and the package's counter of calls, which is 0 at the start.
-
-    The package seeds the generators of the CPU and of every GPU, and ends a running tracer. A count left from one model
-    would make it warn about the next one.
-    """
+def restore_globals(device: torch.device) -> Iterator[None]:
+    """Restore what the package changes: all random generators, the tracer and its counter of calls, 0 at the start."""
     from pyautoattack import checks
     trace, state, counts = sys.gettrace(), random.getstate(), dict(checks.funcs)
     cuda = device.type == 'cuda' or torch.cuda.is_initialized()
@@ -82,3 +77,68 @@ def preserve_global_state(device: torch.device) -> Iterator[None]:
         random.setstate(state)
         sys.settrace(trace)
         checks.funcs.update(counts)
+
+
+def _passes(adversary: Any, component: str, classes: int) -> int:
+    """Forward and backward passes of a component of `pyautoattack.AutoAttack` for an image that stays robust."""
+    apgd, targeted, fab, square = adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square
+    if component in ('apgd-ce', 'apgd-dlr'):
+        return apgd.n_restarts * (apgd.n_iter_orig + 1) * 2 * apgd.eot_iter
+    return {
+        'apgd-t': targeted.n_target_classes * targeted.n_restarts * (targeted.n_iter_orig + 1) * 2,
+        'fab': fab.n_restarts * fab.n_iter * (2 + classes),
+        'fab-t': fab.n_target_classes * fab.n_iter * 3,
+        'square': square.n_restarts * square.n_queries,
+    }[component]
+
+
+class ProgressEstimator:
+    """Calls `progress`, see `autoattack`, after every batch, and inside a batch twice a second.
+
+    The estimate assumes that robust images stay robust and that the speed so far continues.
+    """
+
+    def __init__(
+            self, progress: Progress | None, adversary: Any, components: Sequence[str], model: AutoAttackModel,
+            processes: int) -> None:
+        self.progress, self.model, self.processes = progress, model, processes
+        self.costs = [_passes(adversary, name, model.classes) for name in components]
+        self._seconds = self._work = 0.  # time and passes of the finished batches of this process
+        self._batch = 0  # size of the batch under attack
+        self._reported = -_INTERVAL
+        model.on_forward = self._inside_batch
+
+    def start_component(self, index: int, name: str, images: int, robust: int) -> None:
+        """A component starts: this process attacks `images` of the `robust` ones."""
+        self._index, self._name, self._images, self._robust, self._done = index, name, images, robust, 0
+
+    def start_batch(self, size: int) -> None:
+        """The attack on a batch starts."""
+        self._batch, self._started, self._passes = size, time.monotonic(), self.model.forwards + self.model.backwards
+
+    def end_batch(self, size: int, broken: int) -> None:
+        """A batch is finished: after an attack, or because its result was read from the state."""
+        if self._batch:
+            self._seconds += time.monotonic() - self._started
+            self._work += size * self.costs[self._index]
+        self._batch = 0
+        self._done += size
+        self._robust -= broken
+        self._report()
+
+    def _inside_batch(self) -> None:
+        now = time.monotonic()
+        if self._batch and now - self._reported >= _INTERVAL:
+            passes = self.model.forwards + self.model.backwards - self._passes
+            self._report(now - self._started, min(passes, self._batch * self.costs[self._index]))
+
+    def _report(self, seconds: float = 0., work: float = 0.) -> None:
+        """Report, with the time and passes spent inside the current batch."""
+        if self.progress is None:
+            return
+        self._reported = time.monotonic()
+        left = (self._images - self._done) * self.costs[self._index] - work
+        left += sum(self.costs[self._index + 1:]) * self._robust / self.processes
+        work += self._work
+        rate = (self._seconds + seconds) / work if work else float('nan')
+        self.progress(self._name, self._done, self._images, self._robust, left * rate if left else 0.)

@@ -16,44 +16,25 @@ __all__ = ['AutoAttackResult', 'ComponentRun', 'pointwise_worst_case', 'write_ve
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentRun:
-    """Counts and cost of one component of AutoAttack.
-
-    Attributes:
-        name: Name of the component.
-        attacked: Images that it attacked.
-        broken: Images that it broke.
-        seconds: Time spent on it, summed over processes and over interrupted and resumed runs.
-        forwards: Images passed through the model.
-        backwards: Images for which a gradient was computed.
-    """
+    """Counts and cost of one component of AutoAttack."""
     name: str
-    attacked: int
-    broken: int
-    seconds: float
-    forwards: int
-    backwards: int
+    attacked: int  # images that it attacked
+    broken: int  # images that it broke
+    seconds: float  # summed over processes and over interrupted and resumed runs
+    forwards: int  # images passed through the model
+    backwards: int  # images for which a gradient was computed
 
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """Robust images, adversarial images, and what each component did.
-
-    Attributes:
-        robust: (N,) bool on the CPU: classified correctly, clean and after every component.
-        clean: (N,) bool on the CPU: classified correctly before any attack.
-        x_adv: (N, …) float32 images on the CPU: the adversarial image where one was found, else the original.
-        components: Names of the components that were run, in order.
-        warnings: Warnings of the package's checks and of ours, one sentence each.
-        broken_by: For each image the component that broke it, or 'clean', or None; see `pointwise_worst_case`.
-        runs: Counts and cost of each component, in order.
-    """
-    robust: Tensor
-    clean: Tensor
-    x_adv: Tensor
-    components: tuple[str, ...]
-    warnings: tuple[str, ...]
-    broken_by: tuple[str | None, ...] = ()
-    runs: tuple[ComponentRun, ...] = ()
+    """Robust images, adversarial images, and what each component did; tensors are on the CPU."""
+    robust: Tensor  # (N,) bool, classified correctly, clean and after every component
+    clean: Tensor  # (N,) bool, classified correctly before any attack
+    x_adv: Tensor  # (N, …) float32, the adversarial image where one was found, else the original
+    components: tuple[str, ...]  # names of the components that were run, in order
+    warnings: tuple[str, ...]  # of the package's checks and of ours, one sentence each
+    broken_by: tuple[str | None, ...] = ()  # per image, as `pointwise_worst_case`
+    runs: tuple[ComponentRun, ...] = ()  # counts and cost of each component, in order
 
     def not_broken_by(self) -> dict[str, Tensor]:
         """For each component a mask (N,) bool: it did not break the image. It attacks only images robust before it."""
@@ -72,11 +53,7 @@ class AutoAttackResult:
 
 
 def pointwise_worst_case(clean: Tensor, attacks: Mapping[str, Tensor]) -> tuple[Tensor, tuple[str | None, ...]]:
-    """Images that are robust to every attack.
-
-    Args:
-        clean: (N,) bool, classified correctly before any attack.
-        attacks: Masks by name, (N,) bool: classified correctly under the attack.
+    """Combine masks (N,) bool of correct images: before any attack, and by attack.
 
     Returns:
         (N,) bool, robust to all; and for each image 'clean', the first attack that broke it, or None.
@@ -100,11 +77,7 @@ def pointwise_worst_case(clean: Tensor, attacks: Mapping[str, Tensor]) -> tuple[
 def write_verdicts(path: str | os.PathLike, y: Tensor, correct: Mapping[str, Tensor], **columns: tuple) -> None:
     """Write a CSV with one row per image: its number, its label, and 1 or 0 for correct under each attack.
 
-    Args:
-        path: File to write as a whole or not at all; an existing file is replaced.
-        y: Labels (N,).
-        correct: Masks (N,) bool by column name.
-        columns: More columns by name, N values each; None becomes an empty field.
+    `correct` has masks (N,) bool by column name, and `columns` more columns, N values each; None is an empty field.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')

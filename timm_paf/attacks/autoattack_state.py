@@ -1,13 +1,10 @@
-"""State of an AutoAttack run in a folder, for exact resume.
-
-`run.json` identifies the run. Every finished batch of a component is one file, written as a whole or not at all. So a
-kill costs only the batches under attack, and processes write in parallel.
-"""
+"""Settings of an AutoAttack run, and its state in a folder: `run.json` and a file per finished batch of a component."""
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,80 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf._files import whole_file
+from timm_paf.attacks.checks import check_integers
+from timm_paf.attacks.compiled import Compile, CompileSettings
+from timm_paf.attacks.threat import ThreatModel
 
-__all__ = ['BatchResult', 'find_run', 'fingerprint', 'load_or_compute', 'open_run']
+__all__ = ['AutoAttackSettings', 'BatchResult', 'find_run', 'load_or_compute', 'open_run']
 
 _FORMAT = 2
 _HASHES = ('images', 'labels', 'model')
+_VERSIONS = {'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'), 'rand': ('apgd-ce', 'apgd-dlr')}
+_COMPONENTS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+_CLASSES = {'apgd-t': 4, 'apgd-dlr': 3}  # the targeted DLR loss compares the four largest logits, DLR the three
+
+
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f'{tensor.dtype} {tuple(tensor.shape)} '.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackSettings(ThreatModel):
+    """The arguments of `autoattack` that decide the result, together with model, images and labels."""
+    device: torch.device
+    version: str = 'standard'
+    attacks: Sequence[str] | None = None
+    batch_size: int = 250
+    seed: int = 0
+    amp_dtype: torch.dtype | None = None
+    compile: Compile = False
+    compiled: CompileSettings | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        attacks, version = self.attacks, self.version
+        if version not in (*_VERSIONS, 'custom') or (version == 'custom') != (attacks is not None):
+            raise ValueError(
+                f'version = {version!r} with attacks = {attacks}: expected standard or rand without a list of attacks, '
+                'or custom with a list.')
+        if attacks is not None and (isinstance(attacks, str) or not attacks or not set(attacks) <= set(_COMPONENTS)):
+            raise ValueError(f'attacks = {attacks!r}: expected a list of some of {", ".join(_COMPONENTS)}.')
+        check_integers(1, batch_size=self.batch_size)
+        check_integers(0, seed=self.seed)
+        if self.amp_dtype not in (None, torch.bfloat16):
+            raise ValueError(
+                f'amp_dtype = {self.amp_dtype}: expected torch.bfloat16; in float16 small gradients become 0.')
+        object.__setattr__(self, 'compiled', CompileSettings.of(self.compile))
+
+    def components(self, x: Tensor, classes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Components to run on these images, and those left out because their loss needs more classes."""
+        chosen = _VERSIONS.get(self.version) or tuple(self.attacks or ())
+        if 'square' in chosen and (x.dim() != 4 or (self.norm != 'linf' and min(x.shape[-2:]) < 5)):
+            raise ValueError(
+                f'the Square attack needs images of shape (N, C, H, W), for L2 and L1 with at least 5 x 5 pixels, got '
+                f"{tuple(x.shape)}; to leave it out, use version='custom' and attacks=[...] without 'square'.")
+        possible = tuple(name for name in chosen if classes >= _CLASSES.get(name, 2))
+        if not possible:
+            raise ValueError(f'none of {", ".join(chosen)} works with {classes} classes; choose other attacks.')
+        return possible, tuple(name for name in chosen if name not in possible)
+
+    def identity(self, components: tuple[str, ...], model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """JSON values that have to be equal for a run to be resumed: settings, and hashes of the rest."""
+        compiled = {} if self.compiled is None else {'compile': [self.compiled.backend, self.compiled.mode]}
+        weights = model.state_dict()
+        modules = '\n'.join(f'{name} {type(module).__qualname__}' for name, module in model.named_modules())
+        names = '\n'.join([*weights, modules]).encode()
+        return {
+            'format': _FORMAT, 'eps': self.radius, 'norm': self.norm, 'version': self.version,
+            'components': list(components), 'batch_size': self.batch_size, 'seed': self.seed,
+            'amp_dtype': str(self.amp_dtype), **compiled, 'device': self.device.type, 'torch': torch.__version__,
+            'pyautoattack': metadata.version('pyautoattack'), 'images': _sha256(x), 'labels': _sha256(y),
+            'model': hashlib.sha256(names + _sha256(*weights.values()).encode()).hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +99,6 @@ class BatchResult:
     forwards: int = 0
     backwards: int = 0
     warnings: tuple[str, ...] = ()
-
-
-def _sha256(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f'{tensor.dtype} {tuple(tensor.shape)} '.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]) -> dict[str, Any]:
-    """Identity of a run as JSON values: the settings, and hashes of images, labels, weights and module classes."""
-    weights = model.state_dict()
-    modules = '\n'.join(f'{name} {type(module).__qualname__}' for name, module in model.named_modules())
-    names = '\n'.join([*weights, modules]).encode()
-    return {
-        'format': _FORMAT, **settings, 'images': _sha256(x), 'labels': _sha256(y),
-        'model': hashlib.sha256(names + _sha256(*weights.values()).encode()).hexdigest()}
 
 
 def find_run(path: Path, identity: dict[str, Any]) -> bool:
@@ -71,8 +118,7 @@ def find_run(path: Path, identity: dict[str, Any]) -> bool:
         for name in names if stored.get(name) != identity.get(name)]
     if differing:
         raise ValueError(
-            f'state {path} belongs to another run: {"; ".join(differing)}. Repeat that run, or choose another name; '
-            f'nothing was changed.')
+            f'state {path} belongs to another run: {"; ".join(differing)}. Repeat that run, or choose another name.')
     return True
 
 
@@ -87,16 +133,20 @@ def open_run(path: Path, identity: dict[str, Any]) -> None:
         file.write(json.dumps(identity, indent=2).encode())
 
 
-def load_or_compute(file: Path | None, attacked: Tensor, compute: Callable[[Tensor], BatchResult]) -> BatchResult:
-    """The result of a batch from its file, else from `compute`; it is on the disk then. None stores nothing."""
-    if file is None or not file.exists():
+def load_or_compute(
+        folder: Path | None, number: tuple[int, int], attacked: Tensor, compute: Callable[[Tensor], BatchResult],
+) -> BatchResult:
+    """The result of a batch of a component from the folder, else from `compute` and saved there."""
+    if folder is None:
+        return compute(attacked)
+    file = folder / '{:02d}-{:06d}.npz'.format(*number)
+    if not file.exists():
         result = compute(attacked)
-        if file is not None:
-            with whole_file(file) as opened:
-                np.savez(
-                    opened, attacked=attacked.numpy(), broken=result.broken.numpy(), images=result.images.numpy(),
-                    warnings=np.array(json.dumps(result.warnings)),
-                    numbers=np.array([result.seconds, result.forwards, result.backwards], dtype=np.float64))
+        with whole_file(file) as opened:
+            np.savez(
+                opened, attacked=attacked.numpy(), broken=result.broken.numpy(), images=result.images.numpy(),
+                warnings=np.array(json.dumps(result.warnings)),
+                numbers=np.array([result.seconds, result.forwards, result.backwards], dtype=np.float64))
         return result
     try:
         with np.load(file, allow_pickle=False) as content:

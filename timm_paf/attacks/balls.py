@@ -1,7 +1,6 @@
 """Norm balls around an image, intersected with [0, 1]. Each norm is three functions: start, step and project.
 
-Clipping a perturbed image to [0, 1] never makes its perturbation longer, in any norm. But in L2 and L1 it leaves a part
-of the radius unused. So the projections here are exact projections onto the intersection of ball and pixel range.
+The projections are exact: clipping to [0, 1] after a projection onto the ball would leave a part of the radius unused.
 """
 import math
 from collections.abc import Callable
@@ -20,21 +19,14 @@ SPARSITY = 0.01  # fraction of the coordinates that an L1 step changes
 
 
 class Ball(NamedTuple):
-    """The three functions of a norm, on batches of images (B, …) in [0, 1].
-
-    Attributes:
-        start: (x, eps, noise) -> a uniformly random perturbation in the ball, with the shape of x.
-        step: (x_adv, gradient, step_size) -> x_adv after a step of length step_size in the direction of steepest
-            ascent; an image with gradient 0 does not change.
-        project: (x_adv, x, eps) -> the image nearest to x_adv that is in [0, 1] and in the ball around x.
-        largest: number of pixels -> the largest distance of two images.
+    """The functions of a norm, on batches of images (B, …) in [0, 1].
 
     eps and step_size of step and project may be tensors without axes, so that a compiled step serves all values.
     """
-    start: Callable[[Tensor, float, Noise], Tensor]
-    step: Callable[[Tensor, Tensor, Number], Tensor]
-    project: Callable[[Tensor, Tensor, Number], Tensor]
-    largest: Callable[[int], float]
+    start: Callable[[Tensor, float, Noise], Tensor]  # x, eps, noise -> a uniformly random perturbation in the ball
+    step: Callable[[Tensor, Tensor, Number], Tensor]  # x_adv, gradient, step size -> x_adv after the steepest ascent
+    project: Callable[[Tensor, Tensor, Number], Tensor]  # x_adv, x, eps -> the nearest image in the ball and in [0, 1]
+    largest: Callable[[int], float]  # number of pixels -> the largest distance of two images
 
 
 def _pixels(x: Tensor) -> int:

@@ -35,11 +35,7 @@ def logits_without_autocast(model: nn.Module, x: Tensor) -> Tensor:
 
 
 class BestAdversarial:
-    """The best adversarial image seen so far: one that fools the model, else the one with the highest loss.
-
-    Under autocast, an image counts as fooling the model only if it does so without autocast as well. If `targeted`,
-    success is classification as the target, not just misclassification.
-    """
+    """The best adversarial image of each image, see `PGD`; if `targeted`, success is classification as the target."""
 
     def __init__(self, model: nn.Module, state: AttackState, *, targeted: bool) -> None:
         self.model, self.targeted = model, targeted
@@ -59,16 +55,10 @@ class BestAdversarial:
         return success & logits.isfinite().all(1)  # NaN logits are a broken model, not a success
 
     def update(self, state: AttackState, logits: Tensor, values: Tensor | None, *, exact: bool = False) -> Tensor:
-        """Compare the current adversarial images of some rows with the best ones.
+        """Compare the current images of some rows, with their logits (b, K) and losses (b,), with the best ones.
 
-        Args:
-            state: The rows.
-            logits: (b, K), on state.x_adv.
-            values: (b,), the loss there; None for the clean images, which any adversarial image replaces.
-            exact: The logits were computed without autocast.
-
-        Returns:
-            (b,) bool: which of them fool the model. Waits for the device under autocast only.
+        `values` is None for the clean images, which any adversarial image replaces; `exact` logits were computed
+        without autocast. Returns which images fool the model, (b,) bool; waits for the device under autocast only.
         """
         fools = self._fools(logits, state.y, state.target)
         if self.mixed and not exact and len(rows := fools.nonzero().flatten()):
@@ -87,10 +77,7 @@ class BestAdversarial:
         return fools
 
     def recheck(self, state: AttackState) -> None:
-        """Under autocast, classify the best images of robust rows again without it, at the end of a restart.
-
-        A success that autocast hid then counts, and no later image with a higher loss replaces it.
-        """
+        """Count successes that autocast hid, so that no later image with a higher loss replaces them."""
         if self.mixed and len(rows := self.robust_rows()):
             rest = state.take(rows)
             logits = logits_without_autocast(self.model, self.x_adv[rows])

@@ -27,13 +27,9 @@ def check_integers(least: int, **numbers: object) -> None:
 
 
 def check_batch(x: Tensor, *, clean_logits: Tensor | None = None, **rows: Tensor | None) -> None:
-    """Check that images, their logits, and tensors (B,) of int64 by name fit together.
-
-    Values are not read, which would wait for the device.
-    """
-    if torch.is_inference_mode_enabled() or x.is_inference():
-        raise RuntimeError('PGD needs gradients, which torch.inference_mode disables; use torch.no_grad instead.')
-    _check_float(x)
+    """Check that images, their logits, and tensors (B,) of int64 by name fit together, without reading values."""
+    if not x.is_floating_point() or x.dim() < 2:
+        raise ValueError(f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected images (B, C, H, W) as floats.')
     for label, value in rows.items():
         if value is not None and value.shape != x.shape[:1]:
             raise ValueError(f'{label} has shape {tuple(value.shape)}; expected one value for each of {len(x)} images.')
@@ -42,11 +38,6 @@ def check_batch(x: Tensor, *, clean_logits: Tensor | None = None, **rows: Tensor
     if clean_logits is not None and (clean_logits.dim() != 2 or len(clean_logits) != len(x)):
         raise ValueError(
             f'clean_logits has shape {tuple(clean_logits.shape)}; expected logits (B, K) of {len(x)} images.')
-
-
-def _check_float(x: Tensor) -> None:
-    if not x.is_floating_point() or x.dim() < 2:
-        raise ValueError(f'x is a {x.dtype} tensor of shape {tuple(x.shape)}; expected images (B, C, H, W) as floats.')
 
 
 def check_logits(logits: Tensor, n: int, *, differentiable: bool = False) -> Tensor:
@@ -75,7 +66,7 @@ def check_pixels(x: Tensor) -> None:
 
 
 def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device) -> int:
-    """Check that images, labels and logits are valid for an evaluation.
+    """Check that images, labels and logits are valid for an evaluation, and return the number of classes.
 
     Args:
         model: Maps images to logits; runs on the first two images.
@@ -83,22 +74,18 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
         y: Labels (N,), int64.
         device: Device of the model.
 
-    Returns:
-        The number of classes.
-
     Raises:
         ValueError: If one of these is not so, or logits are not finite or not (B, K).
     """
-    _check_float(x)
-    if y.shape != x.shape[:1] or not len(x):
-        raise ValueError(f'y has shape {tuple(y.shape)}; expected one label for each of {len(x)} images, at least one.')
+    check_batch(x, y=y)
+    if not len(x):
+        raise ValueError('there are no images; expected at least one.')
     check_pixels(x)
     with eval_mode(model), torch.no_grad():
         logits = check_logits(model(x[:2].to(device, input_dtype(model))), len(x[:2]))
     if not logits.isfinite().all():
         raise ValueError('the model returns NaN or infinite logits on clean images; check that its training finished.')
     classes = logits.shape[1]
-    if y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(
-            f'labels are {y.dtype} from {int(y.min())} to {int(y.max())}; expected int64 from 0 to {classes - 1}.')
+    if y.min() < 0 or y.max() >= classes:
+        raise ValueError(f'labels are from {int(y.min())} to {int(y.max())}; expected 0 to {classes - 1}.')
     return classes

@@ -34,10 +34,9 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """KL(softmax(clean_logits) || softmax(logits)), both (B, K); values (B,).
+    """KL(softmax(clean_logits) || softmax(logits)) in nats, both (B, K); values (B,). Gradients flow into both.
 
-    The loss of TRADES (Zhang et al., arXiv 1901.08573), in nats. Gradients flow into both. The gradient is 0 where the
-    two are equal, so an attack with this loss needs a random start.
+    The gradient is 0 where the two are equal, so an attack with this loss needs a random start.
     """
     clean = clean_logits.to(compute_dtype(logits.dtype)).log_softmax(1)
     logits = _wide(logits, classes=1, name='kl').log_softmax(1)
@@ -57,10 +56,6 @@ def _dlr(logits: Tensor, y: Tensor) -> Tensor:
     return (_largest_other(logits, y) - _of_class(logits, y)) / (first - third + 1e-12)
 
 
-def _targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return -functional.cross_entropy(_wide(logits, classes=1, name='ce-targeted'), target, reduction='none')
-
-
 def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Logit of the target minus that of the label, divided by the largest minus the mean of the third and fourth.
 
@@ -72,13 +67,8 @@ def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {
-    'ce': _cross_entropy,
-    'kl': kl_divergence,
-    'margin': _margin,
-    'dlr': _dlr,
-    'ce-targeted': _targeted_cross_entropy,
-    'dlr-targeted': _targeted_dlr,
-}
+    'ce': _cross_entropy, 'kl': kl_divergence, 'margin': _margin, 'dlr': _dlr,
+    'ce-targeted': lambda logits, target: -_cross_entropy(logits, target), 'dlr-targeted': _targeted_dlr}
 _COMPARED_WITH = {'kl': ('clean_logits',), 'ce-targeted': ('target',), 'dlr-targeted': ('y', 'target')}
 
 

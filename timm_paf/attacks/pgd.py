@@ -10,11 +10,10 @@ from timm_paf.attacks.balls import BALLS, check_radius
 from timm_paf.attacks.best import AttackState, BestAdversarial, logits_without_autocast
 from timm_paf.attacks.checks import check_batch, check_integers, check_logits, choose
 from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings, bare_model, find_graph
-from timm_paf.attacks.gradient import scaled, traced_step
 from timm_paf.attacks.losses import Loss, find_loss
 from timm_paf.attacks.random_start import generated, seeded
-from timm_paf.attacks.state import MODES, attack_mode, frozen_parameters
-from timm_paf.attacks.steps import STEP_RULES
+from timm_paf.attacks.state import attack_mode, frozen_parameters
+from timm_paf.attacks.steps import STEP_RULES, scaled, traced_step
 from timm_paf.attacks.threat import Eps, parse_eps
 
 __all__ = ['PGD', 'FGSM']
@@ -27,10 +26,8 @@ class PGD:
 
     By default, as in training, the attack returns the images after the last step, and nothing in its loop waits for
     the device. With `restarts`, `early_stop` or a targeted loss without `target`, it returns the best adversarial image
-    seen for each image: one that fools the model, else the one with the highest loss. Only robust images continue to
-    the next restart or target class. Under autocast, an image counts as fooling the model only if it does so without.
-
-    The model (weights, gradients, buffers, modes) and the global random state are unchanged when the call ends.
+    seen for each image: one that fools the model (without autocast), else the one with the highest loss. Only robust
+    images continue to the next restart or target class. The model and the global random state are left as found.
 
     Args:
         eps: Radius in units of [0, 1], '8/255' or a number. The attribute is a float and may be set, also to 0.
@@ -43,14 +40,12 @@ class PGD:
         early_stop: Remove images from the batch once they fool the model; waits for the device at every step.
         random_start: Start at a uniformly random point of the ball instead of at the image.
         mode: 'eval', as in Dai et al. (arXiv 2110.05626), or 'train'; see `attack_mode`.
-        step_rule: 'fixed'; 'cosine' (from the full step size down to 0); 'momentum' (sum of normalised gradients,
-            MI-FGSM).
+        step_rule: 'fixed'; 'cosine', from the full step size down to 0; 'momentum', a sum of normalised gradients.
         target_classes: Number of most likely wrong classes that a targeted loss tries in turn.
         seed: Seed of the random starts; each call continues the sequence.
-        compile: Compile a whole step as one graph: True, a mode of torch.compile such as 'reduce-overhead' (CUDA
-            graphs), or `CompileSettings`. Smaller batches are padded to the size of a graph; in mode 'train', where
-            that would change the statistics, they run uncompiled. If compilation fails, the attack runs uncompiled and
-            warns once.
+        compile: Compile a whole step as one graph: True, a mode of torch.compile such as 'reduce-overhead', or
+            `CompileSettings`. Smaller batches are padded, or run uncompiled in mode 'train', where padding would change
+            the statistics. If compilation fails, the attack runs uncompiled and warns once.
 
     Raises:
         ValueError: If a setting is invalid.
@@ -60,38 +55,24 @@ class PGD:
     """
 
     def __init__(
-            self,
-            *,
-            eps: Eps,
-            step_size: Eps | None = None,
-            steps: int = 10,
-            norm: str = 'linf',
-            loss: str | Loss = 'ce',
-            restarts: int = 1,
-            early_stop: bool = False,
-            random_start: bool = True,
-            mode: str = 'eval',
-            step_rule: str = 'fixed',
-            target_classes: int = 9,
-            seed: int = 0,
+            self, *, eps: Eps, step_size: Eps | None = None, steps: int = 10, norm: str = 'linf',
+            loss: str | Loss = 'ce', restarts: int = 1, early_stop: bool = False, random_start: bool = True,
+            mode: str = 'eval', step_rule: str = 'fixed', target_classes: int = 9, seed: int = 0,
             compile: Compile = False,
     ) -> None:
         self.ball, self.rule = choose('norm', norm, BALLS), choose('step_rule', step_rule, STEP_RULES)
         self.eps = parse_eps(eps, norm=norm)
         check_integers(1, steps=steps, restarts=restarts, target_classes=target_classes)
-        if mode not in MODES:
-            raise ValueError(f'mode = {mode!r}: expected {" or ".join(MODES)}.')
+        choose('mode', mode, dict.fromkeys(['eval', 'train']))
         self._value, self._compared_with = find_loss(loss)
         self.targeted = 'target' in self._compared_with
         if mode == 'train' and (early_stop or restarts > 1):
-            raise ValueError(
-                "mode = 'train' with early_stop or restarts, which change the batch that logits depend on. Use 'eval'.")
+            raise ValueError("mode = 'train' with early_stop or restarts changes the batch of the logits. Use 'eval'.")
         if restarts > 1 and not random_start:
             raise ValueError(f'restarts = {restarts} without random_start: all would be equal. Set random_start.')
-        total = sum(self.rule.size(i, steps) for i in range(steps))
-        self.step_size = 2.5 * self.eps / total
-        if step_size is not None:
-            self.step_size = parse_eps(step_size, label='step_size', norm=norm)
+        self.step_size = (
+            parse_eps(step_size, label='step_size', norm=norm) if step_size is not None
+            else 2.5 * self.eps / sum(self.rule.size(i, steps) for i in range(steps)))
         self.steps, self.norm, self.loss, self.restarts = steps, norm, loss, restarts
         self.early_stop, self.random_start, self.mode, self.step_rule = early_stop, random_start, mode, step_rule
         self.target_classes, self.seed = target_classes, seed
@@ -122,15 +103,8 @@ class PGD:
             self._generator.set_state(state['generator'].cpu())
 
     def __call__(
-            self,
-            model: nn.Module,
-            x: Tensor,
-            y: Tensor,
-            *,
-            generator: torch.Generator | None = None,
-            clean_logits: Tensor | None = None,
-            seeds: Tensor | None = None,
-            target: Tensor | None = None,
+            self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None,
+            clean_logits: Tensor | None = None, seeds: Tensor | None = None, target: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch.
 
@@ -152,6 +126,8 @@ class PGD:
             ValueError: If a tensor is invalid, the ball contains all images, or the loss or the model has no gradient.
             RuntimeError: Inside torch.inference_mode, which disables gradients.
         """
+        if torch.is_inference_mode_enabled() or x.is_inference():
+            raise RuntimeError('PGD needs gradients, which torch.inference_mode disables; use torch.no_grad instead.')
         check_batch(x, y=y, seeds=seeds, target=target, clean_logits=clean_logits)
         check_radius(self.eps, self.norm, x)
         if seeds is not None and generator is not None:
@@ -161,8 +137,7 @@ class PGD:
         tries_classes = self.targeted and target is None
         if tries_classes and self.mode == 'train':
             raise ValueError(
-                f"loss = {self.loss!r} without target in mode 'train' changes the batch that logits depend on. Pass "
-                "target, or use mode 'eval'.")
+                f"loss = {self.loss!r} without target in mode 'train': pass target, or use mode 'eval'.")
         x = x.detach().clamp(0, 1)
         state = AttackState(x, y, torch.arange(len(x), device=x.device), x, target=target, seeds=seeds)
         packs = self.early_stop or self.restarts > 1 or tries_classes
@@ -207,10 +182,9 @@ class PGD:
     def _start(self, state: AttackState, generator: torch.Generator | None, attempt: int = 0) -> None:
         state.x_adv = x = state.x
         if self.random_start:
-            if state.seeds is None:
-                noise = generated(x, generator or self.generator(x.device))
-            else:
-                noise = seeded(x, state.seeds, seed=self.seed, attempt=attempt)
+            noise = (
+                generated(x, generator or self.generator(x.device)) if state.seeds is None
+                else seeded(x, state.seeds, seed=self.seed, attempt=attempt))
             state.x_adv = (x + self.ball.start(x, self.eps, noise)).clamp_(0, 1)
 
     def _ascend(self, model: nn.Module, state: AttackState, best: BestAdversarial | None = None) -> None:
@@ -243,16 +217,15 @@ class PGD:
         """Loss of each image (B,), and its gradient for the logits, `scaled`."""
         wide = logits.detach().to(compute_dtype(logits.dtype)).requires_grad_()
         with torch.enable_grad():
-            values = self._value(wide, *self._compared(state))
+            values = self._value(wide, *self._others(state))
             if values.shape != state.y.shape:
                 raise ValueError(f'the loss returns a tensor of shape {tuple(values.shape)}; expected ({len(state)},).')
             # the sum, not the mean: the gradient of an image must not depend on the size of the batch
             (slope,) = torch.autograd.grad(values.sum(), wide)
         return values.detach(), scaled(slope, logits.dtype)
 
-    def _compared(self, state: AttackState) -> list[Tensor]:
-        """The tensors with which the loss compares the logits."""
-        return [getattr(state, name) for name in self._compared_with]
+    def _others(self, state: AttackState) -> list[Tensor]:
+        return [getattr(state, name) for name in self._compared_with]  # what the loss compares the logits with
 
     @torch.no_grad()
     def _compiled_step(self, model: nn.Module, state: AttackState, step_size: float, packs: bool) -> Step:
@@ -260,10 +233,9 @@ class PGD:
         inner = bare_model(model)
         if self.rule.remembers and state.memory is None:
             state.memory = torch.zeros_like(state.x)
-        batch = state.x_adv, state.x, state.memory if self.rule.remembers else None, *self._compared(state)
-        numbers = [
-            torch.full((), number, dtype=compute_dtype(state.x.dtype), device=state.x.device)
-            for number in (self.eps, step_size)]
+        batch = state.x_adv, state.x, state.memory if self.rule.remembers else None, *self._others(state)
+        dtype = compute_dtype(state.x.dtype)
+        numbers = [torch.full((), n, dtype=dtype, device=state.x.device) for n in (self.eps, step_size)]
 
         @torch.enable_grad()
         def plain() -> Step:

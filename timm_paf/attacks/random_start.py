@@ -1,7 +1,6 @@
-"""Random numbers for starting points: from a generator, or from one seed per image.
+"""Random numbers for starting points, uniform on (-1, 1): from a generator, or from one seed per image.
 
-Both are uniform on (-1, 1); the balls transform them. Numbers from a seed are a function of (seed of the attack,
-restart, seed of the image, position) alone. So an image has the same start in every batch.
+Numbers from a seed are a function of (seed of the attack, restart, seed of the image, position) alone.
 """
 from collections.abc import Callable
 
@@ -27,10 +26,7 @@ def generated(x: Tensor, generator: torch.Generator) -> Noise:
 
 
 def seeded(x: Tensor, seeds: Tensor, *, seed: int, attempt: int) -> Noise:
-    """Noise n -> numbers (B, n), never 0, from the seeds of images and attack, and the number of the restart.
-
-    Nothing waits for the device.
-    """
+    """Noise n -> numbers (B, n), never 0, from the seeds of images and attack, and the number of the restart."""
     attack = splitmix64((splitmix64(seed % 2**64) + attempt * GOLDEN) % 2**64)
     keys = splitmix64(seeds.to(x.device)[:, None] ^ to_int64(attack))
     dtype = compute_dtype(x.dtype)

@@ -6,9 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['eval_mode', 'attack_mode', 'frozen_parameters', 'still_statistics', 'MODES']
-
-MODES = ('eval', 'train')
+__all__ = ['eval_mode', 'attack_mode', 'frozen_parameters', 'still_statistics']
 
 
 @contextmanager
@@ -57,10 +55,6 @@ def still_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside; afterwards those that did require one again.
-
-    An attack needs the gradient for the image only. A custom autograd function computes the gradients of its parameters
-    whenever they require one, even if torch.autograd.grad is not asked for them.
-    """
+    """No parameter requires a gradient inside, since custom autograd functions compute all that are required."""
     with _changed(model.parameters(), 'requires_grad', False):
         yield

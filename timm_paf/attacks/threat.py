@@ -12,29 +12,19 @@ Eps = str | float | int | Fraction
 
 
 def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
-    """Read a radius or step size, a number or a fraction such as '8/255'.
+    """Read a radius or step size, a number or a fraction such as '8/255', as the nearest float.
 
     Args:
-        eps: Text such as '8/255' or '0.5', or a number, in units of the pixel range [0, 1].
+        eps: In units of the pixel range [0, 1].
         label: Name of the value in an error.
         norm: In 'linf' the maximum is 1; in 'l2' and 'l1' it depends on the images, and the attack checks it.
-
-    Returns:
-        The nearest float; a fraction is divided once, exactly.
 
     Raises:
         ValueError: If it is not a number, not positive, or above 1 in Linf.
     """
     try:
-        if isinstance(eps, bool):
-            raise ValueError
-        if isinstance(eps, str):  # 0.5/255 is allowed, and Fraction reads only integers there
-            parts = eps.replace(' ', '').split('/')
-            upper, lower = parts if len(parts) == 2 else (*parts, '1')
-            exact = Fraction(upper) / Fraction(lower)
-        else:
-            exact = Fraction(eps)
-        value = float(exact)
+        # part by part, since 0.5/255 is allowed
+        value = float(Fraction(*(Fraction(part) for part in str(eps).replace(' ', '').split('/'))))
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(f'{label} = {eps!r}: expected a number or a fraction such as 8/255.') from None
     if not 0 < value < math.inf:
@@ -46,18 +36,10 @@ def parse_eps(eps: Eps, *, label: str = 'eps', norm: str = 'linf') -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
-    """A norm ball around each image, intersected with the pixel range [0, 1].
-
-    Args:
-        eps: Radius in units of [0, 1], see `parse_eps`; the attribute `radius` is its float.
-        norm: 'linf', 'l2' or 'l1'.
-
-    Raises:
-        ValueError: If eps or norm is invalid.
-    """
-    eps: Eps
-    norm: str = 'linf'
-    radius: float = field(init=False)
+    """A norm ball around each image, intersected with the pixel range [0, 1]; ValueError if eps or norm is invalid."""
+    eps: Eps  # radius in units of [0, 1], see `parse_eps`
+    norm: str = 'linf'  # 'linf', 'l2' or 'l1'
+    radius: float = field(init=False)  # eps as a float
 
     def __post_init__(self) -> None:
         choose('norm', self.norm, BALLS)

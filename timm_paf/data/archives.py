@@ -16,9 +16,8 @@ from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import BadArchive
 from timm_paf.data.folders import FolderImages
-from timm_paf.data.headers import LAYOUTS, name_axes, npy_header, zip_headers
+from timm_paf.data.headers import IMAGE_FILES, LAYOUTS, bin_header, find_labels, name_axes, npy_header, zip_headers
 from timm_paf.data.manifest import MANIFEST_NAME, manifest_parts
-from timm_paf.data.pairs import IMAGE_FILES, bin_header, find_labels
 from timm_paf.data.stored import Progress
 from timm_paf.data.unpack import unpacked
 
@@ -39,18 +38,14 @@ def open_archive(
 ) -> ImageSource:
     """Open labelled images on disk.
 
-    The path selects the format:
-
-    - `.npz` (or any other name): members `image` and `label` (EDM, DDPM) or `X` and `Y` (CIFAR-5m). Uncompressed
-      members are read where they are, compressed ones are unpacked once into a cache.
-    - `.npy`: images, with labels in another `.npy`; `find_labels` describes its name.
-    - `.bin`: uint8 images without a header, with labels in a `.npy`.
-    - a folder: `images.npy` or `images.bin` with its labels; or the parts in its `manifest.json`, all of which must
-      exist; or `.npz` parts in natural order; or image files in one sub-folder per class (`FolderImages`).
+    The path selects the format: `.npz` (or any other name) with members `image` and `label` (EDM, DDPM) or `X` and `Y`
+    (CIFAR-5m); `.npy` images, with labels in another `.npy` (see `find_labels`); `.bin`, uint8 images without a header,
+    with labels in a `.npy`; or a folder: with such a pair, with the parts in its `manifest.json`, with `.npz` parts in
+    natural order, or with image files in one sub-folder per class (`FolderImages`).
 
     Images are uint8, or floats in [0, 1] or [0, 255] (the sample decides), with axes NHWC or NCHW, or with the image
     axis last as in SVHN (HWCN). Labels are integers (N,), or soft labels: floats (N, num_classes). Headers and a fixed
-    sample are checked on opening. Pickled objects are never loaded.
+    sample are checked on opening. Uncompressed members are read where they are. Pickled objects are never loaded.
 
     Args:
         path: File or folder.
@@ -105,22 +100,14 @@ def open_archive(
 def open_archives(
     paths: Sequence[str | os.PathLike[str]], *, mapped: bool | None = None, **options: Any,
 ) -> ImageSource:
-    """Open several archives as one source, in the order given, without copying them.
+    """Open at least one file or folder as one source, in the order given, without copying them.
 
-    Args:
-        paths: At least one file or folder.
-        mapped: Whether to leave images on disk.
-        **options: As for `open_archive`; `num_classes` is required. Without `layout`, the layouts may differ.
-
-    Raises:
-        FileNotFoundError: If a file is missing; all paths are checked first.
-        ValueError: If there is no path, a file is not such an archive, or image shapes differ between files.
+    All paths are checked first. Options and errors are those of `open_archive`; image shapes must be equal.
     """
     if isinstance(paths, str | os.PathLike) or not paths:
         raise ValueError(f'got paths={paths!r}, expected a sequence of at least one path')
-    for path in paths:
-        if not Path(path).exists():
-            raise FileNotFoundError(f'{path}: no such file; check the path')
+    if missing := [path for path in paths if not Path(path).exists()]:
+        raise FileNotFoundError(f'{missing[0]}: no such file; check the path')
     if mapped is None and sum(Path(path).stat().st_size for path in paths) > IN_MEMORY:
         mapped = True  # many small parts are large together
     parts = [open_archive(path, mapped=mapped, **options) for path in paths]
@@ -147,10 +134,6 @@ def save_archive(path: str | os.PathLike[str], data: LabelledImages) -> None:
     """
     if data.images.dtype != torch.uint8:
         raise ValueError(f'{data.name}: got images of dtype {data.images.dtype}, archives hold uint8; quantise them')
-    write_arrays(path, data.images.permute(0, 2, 3, 1).cpu().numpy(), data.labels.cpu().numpy())
-
-
-def write_arrays(path: str | os.PathLike[str], image: np.ndarray, label: np.ndarray) -> None:
-    """Write images (N, H, W, C) uint8 and labels (N,) of integers as `save_archive` does."""
+    image = data.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     with whole_file(path) as file:
-        np.savez(file, image=np.ascontiguousarray(image), label=label)
+        np.savez(file, image=image, label=data.labels.cpu().numpy())

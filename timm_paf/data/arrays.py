@@ -13,7 +13,7 @@ _SUM_TOLERANCE = 1e-3  # of a row of soft labels; rows in float16 with many clas
 
 
 class ImageSource(Protocol):
-    """Labelled images with random access by index, as batch mixing needs them, in memory or elsewhere."""
+    """Labelled images with random access by index, in memory or elsewhere."""
 
     @property
     def name(self) -> str:
@@ -129,11 +129,7 @@ class ConcatenatedImages:
         return int(self._ends[-1])
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy images (B, C, H, W) and labels at `indices` ((B,) int64 in 0..N-1), in the order of the indices.
-
-        Raises:
-            IndexError: If an index is outside 0..N-1.
-        """
+        """Images and labels as in `ImageSource.take`; raises IndexError if an index is outside 0..N-1."""
         indices = checked_indices(indices, self)
         owner = torch.bucketize(indices, self._ends, right=True)
         images, labels = [], []
@@ -155,11 +151,7 @@ def collect(batches: Iterable[tuple[Tensor, Tensor]], *, num_classes: int, name:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1]: uint8 becomes x / 255 (correctly rounded), float32 is returned unchanged.
-
-    Raises:
-        ValueError: For another dtype.
-    """
+    """Pixels as float32 in [0, 1]: uint8 becomes x / 255, float32 is unchanged; raises ValueError for other dtypes."""
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     if images.dtype == torch.float32:
@@ -168,12 +160,9 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def label_distribution(labels: Tensor, num_classes: int, *, smoothing: float = 0.) -> Tensor:
-    """Labels as probabilities (B, K) float32.
+    """Labels, (B,) int64 or (B, K) float32, as probabilities (B, K) float32.
 
-    Args:
-        labels: (B,) int64, or soft labels (B, K) float32.
-        num_classes: Number of classes K.
-        smoothing: Label smoothing s in [0, 1]: (1 - s) * p + s / K, as in torch's cross_entropy.
+    Label smoothing s in [0, 1] gives (1 - s) * p + s / K, as in torch's cross_entropy.
     """
     if labels.ndim == 1:
         labels = F.one_hot(labels, num_classes).float()
@@ -209,13 +198,10 @@ def check_compatible(first: ImageSource, second: ImageSource) -> None:
             f'all sources need the same classes: open them with one num_classes')
 
 
-def _kind(data: object) -> str:
-    return str(data.dtype) if isinstance(data, Tensor) else type(data).__name__
-
-
 def _image_fault(images: Tensor) -> str | None:
-    if _kind(images) not in ('torch.float32', 'torch.uint8'):
-        return f'images as {_kind(images)}, expected a torch tensor of float32 or uint8; convert them'
+    kind = getattr(images, 'dtype', type(images).__name__)
+    if kind not in (torch.float32, torch.uint8):
+        return f'images as {kind}, expected a torch tensor of float32 or uint8; convert them'
     if images.ndim != 4 or 0 in images.shape:
         return f'images of shape {tuple(images.shape)}, expected (N, C, H, W) with nothing empty; reshape them'
     if images.dtype == torch.float32:
@@ -230,8 +216,9 @@ def _image_fault(images: Tensor) -> str | None:
 def _label_fault(labels: Tensor, count: int, num_classes: int) -> str | None:
     if not isinstance(num_classes, int) or num_classes < 1:
         return f'num_classes={num_classes!r}, expected an integer of at least 1'
-    if _kind(labels) not in ('torch.float32', 'torch.int64'):
-        return f'labels as {_kind(labels)}, expected a torch tensor of int64; convert them with .long()'
+    kind = getattr(labels, 'dtype', type(labels).__name__)
+    if kind not in (torch.float32, torch.int64):
+        return f'labels as {kind}, expected a torch tensor of int64; convert them with .long()'
     soft = labels.dtype == torch.float32
     expected = (count, num_classes) if soft else (count,)
     if labels.shape != expected:

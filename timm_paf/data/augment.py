@@ -5,22 +5,23 @@ from dataclasses import dataclass
 from math import inf, isfinite, log
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from timm_paf.data.arrays import to_unit_range
-from timm_paf.data.pixels import blank, jitter, mirror, paste, shift
 
 _ERASED_AREA = (0.02, 1 / 3)  # share of the image and log of height / width, as in timm's RandomErasing
 _ERASED_LOG_ASPECT = (log(0.3), log(1 / 0.3))
+_GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, rounded as torchvision rounds it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Augmentation of the images of one source, in the order of the arguments; the default does nothing.
 
-    A few random numbers per image are drawn on the CPU and copied to the device. There, each augmentation is a few
-    operations on the whole batch, in uint8 where possible. Results are the same on every device, bit for bit, except
-    for rounding in `color_jitter`.
+    A few random numbers per image are drawn on the CPU and copied to the device, where each augmentation is a few
+    operations on the whole batch. Results are the same on every device, bit for bit, except for rounding in
+    `color_jitter`.
 
     Args:
         crop_padding: Shift each image by up to this number of pixels in each direction, as padding and random cropping
@@ -58,12 +59,9 @@ class Augment:
                 raise ValueError(f'got {name}={value!r}, expected a finite number from 0 to {most}')
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Augment images (B, C, H, W) with random numbers from a CPU generator.
+        """Augment images (B, C, H, W) with random numbers from a CPU generator, without `cutmix` (see `labelled`).
 
         Dtype and device are kept, but colour jitter converts uint8 to float32.
-
-        Raises:
-            ValueError: If `cutmix` is set, which changes labels as well; see `labelled`.
         """
         if self.cutmix:
             raise ValueError(f'got cutmix={self.cutmix} without labels, which it changes; call labelled() instead')
@@ -147,3 +145,66 @@ def _draw_mixed(count: int, alpha: float, height: int, width: int, generator: to
 
 def _boxes(top: Tensor, left: Tensor, rows: Tensor | int, columns: Tensor | int) -> Tensor:
     return torch.stack([top, left, top + rows, left + columns], 1)
+
+
+def shift(images: Tensor, offsets: Tensor, *, padding: int) -> Tensor:
+    """Pad images (B, C, H, W) with `padding` zeros on all sides and crop each back to its size.
+
+    `offsets` (B, 2) int64 are row and column of the crop in the padded image, each in 0..2*padding.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (padding, padding, padding, padding))
+    # a view of all windows; indexing copies one window per image, several times faster than single pixels
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
+
+
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """Mirror left to right the images (B, C, H, W) for which `chosen` (B,) bool is true."""
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation of images (B, C, H, W) float32, clipping to [0, 1] after each.
+
+    `factors` (B, 3) are at least 0; 1 changes nothing. With factor f, brightness is f * x; contrast is f * x + (1 - f)
+    * the mean of the image's grey values; saturation is f * x + (1 - f) * its grey values. Images without three
+    channels count as grey: their contrast uses the mean of all pixels, and they have no saturation.
+
+    Source: torchvision.transforms.functional `adjust_brightness`, `adjust_contrast`, `adjust_saturation`.
+    """
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    images = (images * brightness).clamp(0, 1)
+    images = torch.lerp(_grey(images).mean((1, 2, 3), keepdim=True), images, contrast).clamp(0, 1)
+    return images if images.shape[1] != 3 else torch.lerp(_grey(images), images, saturation).clamp(0, 1)
+
+
+def blank(images: Tensor, boxes: Tensor) -> Tensor:
+    """A copy of the images (B, C, H, W), any dtype, with the pixels in one box per image set to 0.
+
+    Boxes (B, 4) are top, left, bottom and right, the last two exclusive; parts outside the image are ignored.
+    """
+    return images.masked_fill(_inside(boxes, images), 0)
+
+
+def paste(images: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace the pixels in the boxes (as for `blank`) by those of the other images, both (B, C, H, W).
+
+    Returns the images, and the share (B,) float32 of each image's own pixels.
+    """
+    inside = _inside(boxes, images)
+    return torch.where(inside, others, images), 1 - inside.flatten(1).float().mean(1)
+
+
+def _inside(boxes: Tensor, images: Tensor) -> Tensor:
+    """Whether pixels are in the boxes: (B, 1, H, W) bool."""
+    top, left, bottom, right = boxes[:, :, None].unbind(1)
+    row, column = (torch.arange(size, device=images.device) for size in images.shape[-2:])
+    rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] != 3:
+        return images
+    return (images * torch.tensor(_GREY, device=images.device)[:, None, None]).sum(1, keepdim=True)

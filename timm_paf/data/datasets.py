@@ -27,16 +27,10 @@ _CHUNK = 4096
 
 
 class DataSplits(NamedTuple):
-    """The three disjoint splits of a data set, from `open_dataset`.
-
-    Args:
-        train: Training images.
-        val: Validation images, held out from the training images, for the choice of a checkpoint.
-        test: Test images.
-    """
+    """The three disjoint splits of a data set, from `open_dataset`."""
 
     train: ImageSource
-    val: LabelledImages
+    val: LabelledImages  # for the choice of a checkpoint
     test: LabelledImages
 
 
@@ -117,20 +111,11 @@ def all_labels(source: ImageSource) -> Tensor:
 
 
 class ImagesWithout:
-    """The images of a source without some of them, which are the only ones that take memory.
-
-    Args:
-        source: The images.
-        left_out: (M,) int64 indices into it, without repetition, M less than its length.
-        name: Short name for messages.
-    """
+    """The images of a source without those at `left_out` (M,) int64, each once; only these take memory."""
 
     def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
-        self.source = source
-        self.name = name
-        self.num_classes = source.num_classes
-        self.image_shape = source.image_shape
-        self.soft = has_soft_labels(source)
+        self.source, self.name, self.soft = source, name, has_soft_labels(source)
+        self.num_classes, self.image_shape = source.num_classes, source.image_shape
         # image i of the rest comes after every left-out j with j - (number left out before j) <= i
         self._thresholds = left_out.sort().values - torch.arange(len(left_out))
 

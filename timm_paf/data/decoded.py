@@ -81,10 +81,8 @@ class DecodedImages:
     """A map-style data set of timm or torchvision as an image source.
 
     `take` decodes images for evaluation in this process. `prefetch` decodes batches for training in worker processes.
-    The random crop of an image depends only on its index and the key given to `prefetch`, not on the number of workers
-    or the process.
-
-    timm's data sets replace an image that cannot be read by another one. Here it is an error.
+    The random crop of an image depends only on its index and the key given to `prefetch`. timm's data sets replace an
+    image that cannot be read by another one. Here it is an error.
 
     Args:
         dataset: Data set from `timm.data.create_dataset`.
@@ -118,31 +116,27 @@ class DecodedImages:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64.
-
-        Raises `DataChanged` if an image cannot be read.
-        """
+        """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64, or `DataChanged`."""
         return _unwrapped(_Steps(self, lambda _: indices, 1, (), self.decoding.transform(is_training=False))[0])
 
     def subset(self, indices: Tensor, *, name: str) -> 'DecodedImages':
         """A source of the images at `indices` (M,) int64; reads nothing."""
         return replace(self, name=name, labels=self.labels[indices], indices=self.places[indices])
 
-    def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of training images, decoded in advance by worker processes.
-
-        `plan` is sent to the workers; it gives the indices (B,) int64 of batch 0..steps-1. `key` is that of the random
-        crops. Raises `DataChanged` if an image cannot be read.
-        """
-        return self._batches(plan, steps, key=key, is_training=True)
-
     def loaded(self, *, name: str) -> LabelledImages:
         """All images in memory, decoded for evaluation."""
         chunks = torch.arange(len(self)).split(64)
-        batches = self._batches(chunks.__getitem__, len(chunks), key=(), is_training=False)
+        batches = self.prefetch(chunks.__getitem__, len(chunks), key=(), is_training=False)
         return collect(batches, num_classes=self.num_classes, name=name)
 
-    def _batches(self, plan: Plan, steps: int, *, key: Key, is_training: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def prefetch(
+        self, plan: Plan, steps: int, *, key: Key, is_training: bool = True,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images, decoded in advance by worker processes; raises `DataChanged` if one cannot be read.
+
+        `plan` is sent to the workers; it gives the indices (B,) int64 of batch 0..steps-1. `key` is that of the random
+        crops.
+        """
         batches = _Steps(self, plan, steps, key, self.decoding.transform(is_training=is_training))
         # a generator of its own, since the seeds of the workers would come from the global one
         yield from map(_unwrapped, DataLoader(

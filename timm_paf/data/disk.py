@@ -18,9 +18,9 @@ _SUM_TOLERANCE = 2e-3  # of a row of soft labels; float16 is this inexact
 class DiskImages:
     """Images and labels in uncompressed arrays on disk.
 
-    Opening checks a fixed pseudo-random sample. `take` checks what it reads, so that no batch contains a label or a
-    pixel out of range. Memory does not grow with the number of images. Copies in other processes (forked or pickled)
-    read independently.
+    Opening checks a fixed pseudo-random sample and raises ValueError. `take` checks what it reads, so that no batch
+    contains a label or a pixel out of range. Memory does not grow with the number of images. Copies in other processes
+    (forked or pickled) read independently.
 
     Args:
         pixels: Images, with the axis N first, uint8 or floats: in [0, 1], or in [0, 255] if the sample has a value
@@ -28,9 +28,6 @@ class DiskImages:
         targets: (N,) integers in 0..num_classes-1, or (N, num_classes) floats: rows of probabilities.
         num_classes: Number of classes K.
         name: Short name for messages.
-
-    Raises:
-        ValueError: If the sample has something else.
     """
 
     def __init__(self, pixels: StoredArray, targets: StoredArray, *, num_classes: int, name: str) -> None:
@@ -49,12 +46,7 @@ class DiskImages:
         return self.pixels.shape[0]
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read images and labels, as `ImageSource.take`, on the CPU.
-
-        Raises:
-            IndexError: If an index is outside 0..N-1.
-            DataChanged: If a file changed after opening, or has a value out of range at an index.
-        """
+        """Read images and labels, as `ImageSource.take`, on the CPU; raises `DataChanged` if a file has changed."""
         wanted = checked_indices(indices, self).numpy()
         pixels = self.pixels.rows(wanted)
         self._check_pixels(pixels, wanted)
@@ -73,7 +65,7 @@ class DiskImages:
         numbers = []
         for start, targets in self.targets.chunks(_LABEL_CHUNK):
             self._check_targets(targets, np.arange(start, start + len(targets)))
-            numbers.append(self._class_numbers(targets))
+            numbers.append(targets.argmax(1) if self.soft else targets.astype(np.int64))
         return torch.from_numpy(np.concatenate(numbers))
 
     def load(self) -> LabelledImages:
@@ -111,18 +103,15 @@ class DiskImages:
             bad = ~((targets.min(1) >= 0) & (abs(sums - 1) <= _SUM_TOLERANCE))
         else:
             bad = (targets < 0) | (targets >= self.num_classes)
-        if not bad.any():
-            return
-        first = bad.argmax()
-        if self.soft:
-            row = np.array2string(targets[first], precision=3, threshold=4).replace('\n', '')
+        if bad.any():
+            first = bad.argmax()
+            found, expected = f'values from {targets.min()} to {targets.max()}', f'0 to {self.num_classes - 1}'
+            if self.soft:
+                found = f'the row {np.array2string(targets[first], precision=3, threshold=4)}'.replace('\n', '')
+                expected = 'probabilities that sum to 1 (soft labels)'
             raise DataChanged(
-                f'{self.targets.where} has the row {row} at index {indices[first]}, expected probabilities that sum to '
-                f'1 (soft labels)')
-        raise DataChanged(
-            f'{self.targets.where} has values from {targets.min()} to {targets.max()}, expected 0 to '
-            f'{self.num_classes - 1} (first wrong value at index {indices[first]}); is this archive for another data '
-            f'set?')
+                f'{self.targets.where} has {found} (first wrong one at index {indices[first]}), expected {expected}; '
+                f'is this archive for another data set?')
 
     def _check_sample(self) -> SampleReport:
         count = len(self)
@@ -137,15 +126,12 @@ class DiskImages:
         complete = self.targets.nbytes <= _ALL_LABELS
         targets = self.targets.range(0, count) if complete else self.targets.rows(sample)
         self._check_targets(targets, np.arange(count) if complete else sample)
-        numbers = self._class_numbers(targets)
+        numbers = targets.argmax(1) if self.soft else targets.astype(np.int64)
         if len(targets) == count and not self.soft:
             self._labels = numbers.astype(np.min_scalar_type(self.num_classes - 1))
         counts = tuple(np.bincount(numbers, minlength=self.num_classes).tolist())
         return SampleReport(
             count, self.image_shape, str(self.pixels.dtype), str(self.targets.dtype), len(targets), counts)
-
-    def _class_numbers(self, targets: np.ndarray) -> np.ndarray:
-        return targets.argmax(1) if self.soft else targets.astype(np.int64)
 
     def _to_images(self, pixels: np.ndarray) -> Tensor:
         if pixels.dtype != np.uint8:

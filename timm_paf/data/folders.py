@@ -28,17 +28,10 @@ class FolderImages:
     Classes are the sub-folders. If all their names are numbers, a name is the class number. Otherwise there must be
     `num_classes` of them, numbered in natural order (`n2` before `n10`, as in timm). Within a class, files are in
     natural order. Files that are not images and names that start with a dot are ignored. Gray images become RGB if
-    `channels` is 3. Names take about 20 bytes of memory per image.
+    `channels` is 3; None is 1 or 3 as in the first image. Names take about 20 bytes of memory per image.
 
-    Args:
-        root: The folder.
-        num_classes: Number of classes K.
-        channels: 1 or 3; as in the first image if None.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If there are no images, the folders do not match the classes, or the sample on opening (the headers
-            of up to 1024 files) has images of another size or mode.
+    Raises FileNotFoundError if there is no such folder, ValueError if there are no images, the folders do not match the
+    classes, or the sample on opening (the headers of up to 1024 files) has images of another size or mode.
     """
 
     soft = False
@@ -84,12 +77,7 @@ class FolderImages:
         return self.root / self._folders[self._folder_numbers[index]] / os.fsdecode(self._names[index])
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode images (B, C, H, W) uint8, with labels (B,) int64, on the CPU.
-
-        Raises:
-            IndexError: If an index is outside 0..N-1.
-            DataChanged: If a file was removed or changed after opening, cannot be decoded or has another size.
-        """
+        """Decode images (B, C, H, W) uint8, with labels (B,) int64, on the CPU, or raise `DataChanged`."""
         wanted = checked_indices(indices, self).numpy()
         channels, height, width = self.image_shape
         pixels = np.empty((len(wanted), height, width, channels), np.uint8)

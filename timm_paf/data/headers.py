@@ -1,11 +1,12 @@
-"""Headers of arrays in `.npy` files and `.npz` archives: where the data begin, and which axis of images is which."""
+"""Headers of arrays in `.npy`, `.npz` and `.bin` files: where the data begin, which axis is which, and the labels."""
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from math import isqrt, prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,9 @@ from timm_paf.data.errors import BadArchive, name_in_errors
 from timm_paf.data.stored import StoredArray, stamp
 
 LAYOUTS = ('NHWC', 'NCHW', 'HWCN', 'CHWN')
+IMAGE_FILES = ('images.npy', 'image.npy', 'X.npy', 'data.npy', 'images.bin')  # names that a folder may contain
+_WORDS = {'images': 'labels', 'image': 'label', 'imgs': 'labels', 'img': 'label', 'x': 'y', 'data': 'targets'}
+_WORD = re.compile(r'(?<![a-z0-9])(images?|imgs?|x|data)(?![a-z0-9])', re.IGNORECASE)
 
 
 def npy_header(path: Path) -> StoredArray:
@@ -44,14 +48,9 @@ def _member_header(path: Path, file: IO[bytes], archive: zipfile.ZipFile, key: s
         begin = file.tell()  # the archive has just read the local header, which is in front of the member
         array = _read_header(member, info.file_size, path=path, stamp=stamp(os.fstat(file.fileno())), key=key)
         if info.compress_type != zipfile.ZIP_STORED:
-            return replace(array, offset=None, crc=(info.CRC, 0))
-        start = member.tell()
-        member.seek(0)
-        head = member.read(start)
+            return replace(array, compressed=True, crc=(info.CRC, 0))
         file.seek(begin)
-        if file.read(len(head)) != head:
-            raise BadArchive(f'{array.where} is not at offset {begin}; get the file again')
-        return replace(array, offset=begin + start, crc=(info.CRC, zlib.crc32(head)))
+        return replace(array, offset=begin + array.offset, crc=(info.CRC, zlib.crc32(file.read(array.offset))))
 
 
 def _read_header(file: IO[bytes], size: int, **place: Any) -> StoredArray:
@@ -59,14 +58,12 @@ def _read_header(file: IO[bytes], size: int, **place: Any) -> StoredArray:
     version = npy.read_magic(file)
     shape, fortran, dtype = (
         npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file))
-    start = file.tell()
-    array = StoredArray(shape=shape, dtype=dtype, fortran=fortran, offset=start, **place)
+    array = StoredArray(shape=shape, dtype=dtype, fortran=fortran, offset=file.tell(), **place)
     if dtype.hasobject:
         raise BadArchive(
             f'{array.where} is of dtype {dtype}: pickled objects can execute code and are not read; save plain arrays')
-    if size - start != array.nbytes:
-        raise BadArchive(
-            f'{array.where} holds {size - start} bytes but its header says {array.nbytes}; get the file again')
+    if (stored := size - array.offset) != array.nbytes:
+        raise BadArchive(f'{array.where} holds {stored} bytes but its header says {array.nbytes}; get the file again')
     return array
 
 
@@ -109,3 +106,44 @@ def name_axes(
         raise BadArchive(
             f'{label.where} has shape {label.shape} for {images} images, expected {expected}; correct the labels')
     return image.with_axes(fitting[0]), label.with_axes('NK' if soft else 'N')
+
+
+def find_labels(path: Path) -> Path:
+    """The file with the labels of the images in `path`, found by its name in the same folder.
+
+    It is a `.npy` file. Its name is the name of the images with the last word for images replaced: `images` by
+    `labels`, `image` by `label`, `X` by `Y`, `data` by `targets` (`cifar_sorted_images.bin`,
+    `cifar_sorted_labels.npy`); or it ends in `_labels` or `_label` (`part0.npy`, `part0_labels.npy`).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are several.
+    """
+    names = [f'{path.stem}_labels.npy', f'{path.stem}_label.npy']
+    if found := list(_WORD.finditer(path.stem)):
+        word = found[-1][0]
+        other = _WORDS[word.lower()]
+        other = other.upper() if word.isupper() else other.title() if word.istitle() else other
+        names.insert(0, f'{path.stem[:found[-1].start()]}{other}{path.stem[found[-1].end():]}.npy')
+    present = [name for name in names if path.with_name(name).exists()]
+    if len(present) > 1:
+        raise BadArchive(f'{path}: the labels can be {" or ".join(present)}; keep one, or choose with labels=')
+    if not present:
+        raise FileNotFoundError(
+            f'{path}: no file with labels, expected {" or ".join(names)} in the same folder; put it there')
+    return path.with_name(present[0])
+
+
+def bin_header(path: Path, count: int, *, channels: int | None, layout: str) -> StoredArray:
+    """As many square uint8 images as there are labels, `count`, in a file without a header; 3 or 1 channels if None."""
+    status = path.stat()
+    pixels, rest = divmod(status.st_size, count) if count else (0, status.st_size)
+    for number in (3, 1) if channels is None else (channels,):
+        side = isqrt(pixels // number)
+        if not rest and side and side * side * number == pixels:
+            row = (number, side, side) if layout == 'NCHW' else (side, side, number)
+            return StoredArray(path, (count, *row), np.dtype(np.uint8), stamp(status))
+    raise BadArchive(
+        f'{path}: holds {status.st_size} bytes for {count} labels, which is {status.st_size / max(count, 1):.6g} bytes '
+        f'per image, expected square images with {channels or "3 or 1"} channels (3072 bytes for 32x32x3); get the '
+        f'file again')

@@ -35,20 +35,17 @@ def place_on_device(
     """Copy data sets to a device, as many as fit into a budget.
 
     Each set is copied as a whole or not at all, in the given order. On the CPU, sets are read into memory only if
-    `required`, because the system caches files itself. Sources that decode images during training (with
-    `prefetch`) cannot be copied.
+    `required`, because the system caches files itself. Sources that decode images during training (with `prefetch`)
+    cannot be copied.
 
     Args:
         sources: Data sets.
         device: Device of the batches.
         budget: Bytes that the copied sets may take in total.
-        required: Raise an error if a set cannot be copied.
+        required: Raise ValueError if a set does not fit or cannot be copied.
 
     Returns:
         The sources, with `LabelledImages` on the device in place of the copied ones.
-
-    Raises:
-        ValueError: If `required` and a set does not fit or cannot be copied.
     """
     placed = list(sources)
     for position, source in enumerate(sources):
@@ -72,7 +69,7 @@ class Prefetched:
     """Prefetches the batches of an iterator in the background; used as a context manager.
 
     On a GPU a thread makes the next batches on a CUDA stream of its own, so that reading, copying and augmentation
-    overlap with the training step. Without a thread, each batch is made on request. The batches are the same.
+    overlap with the training step. Without a thread, each batch is made on request.
 
     Args:
         batches: Iterator over batches.

@@ -14,14 +14,10 @@ FORMAT = 'timm_paf synthetic images 1'
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read manifest.json of a folder, without the parts.
 
-    Returns:
-        The plan, which is everything that determines the images (seed, num_images, num_parts, source, generator,
-        labeller, filters, …), and `complete`; `counts`, sums over the parts; `parts`, in order, each with `file`,
-        `images`, `per_class`, `drawn`, `rejected` (number by reason), `sha256` and `versions`.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not a manifest of this format.
+    It holds the plan, which is everything that determines the images (seed, num_images, num_parts, source, generator,
+    labeller, filters, …), and `complete`; `counts`, sums over the parts; `parts`, in order, each with `file`,
+    `images`, `per_class`, `drawn`, `rejected` (number by reason), `sha256` and `versions`. Raises FileNotFoundError if
+    there is none, ValueError if it is not a manifest of this format.
     """
     path = Path(folder) / MANIFEST_NAME
     try:
@@ -45,13 +41,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def manifest_parts(folder: str | os.PathLike[str], *, verify: bool = False) -> list[Path]:
     """List the archives of a finished folder, in order, for `open_archives`.
 
-    Args:
-        folder: Folder that holds manifest.json.
-        verify: Read every part and compare its hash; without it, check only that the files exist.
-
-    Raises:
-        FileNotFoundError: If the manifest or a part is missing.
-        ValueError: If parts are not finished yet, or a part has another hash than in the manifest.
+    Raises FileNotFoundError if the manifest or a part is missing, ValueError if parts are not finished yet, or, with
+    `verify`, which reads every part, if a part has another hash than in the manifest.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

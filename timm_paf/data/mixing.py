@@ -11,8 +11,7 @@ from torch import Tensor
 
 from timm_paf.data.arrays import ImageSource, check_compatible, has_soft_labels, label_distribution, to_unit_range
 from timm_paf.data.augment import Augment
-from timm_paf.data.order import generator_for
-from timm_paf.data.streams import exact_weights, pass_indices, rank_rows, stream_indices
+from timm_paf.data.order import exact_weights, generator_for, pass_indices, rank_rows, stream_indices
 
 T = TypeVar('T')
 
@@ -64,9 +63,8 @@ class MixedBatches:
     rounds 2.5 to 2; `real_per_batch` and `synthetic_per_batch` hold the results.
 
     The synthetic images form one stream that continues from epoch to epoch. Several sources share it by their weights,
-    with exact counts (see `counts_after`). Each source is read in passes, each in another pseudo-random order, so no
-    image is used twice before all have been used once. There are no lists of indices (see `IndexPermutation`), so sets
-    may be of any size and sorted in any way.
+    with exact counts (see `counts_after`). Each source is read in passes, so no image is used twice before all have
+    been used once. There are no lists of indices (see `IndexPermutation`), so sets may have any size and order.
 
     The images of a batch, their order and their augmentation are functions of (seed, epoch, step) and of the settings:
     a run that is resumed within an epoch sees the same batches as an uninterrupted run, on any device. With several
@@ -157,15 +155,7 @@ class MixedBatches:
         return self._steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of one epoch.
-
-        Args:
-            epoch: Its number, from 0.
-            start_step: First step, 0 to `len(self)`; the steps before it cost nothing.
-
-        Raises:
-            ValueError: If a number is out of range; raised by this call, not at the first batch.
-        """
+        """Iterate over the batches of one epoch (from 0), from a step on; the steps before it cost nothing."""
         if epoch < 0:
             raise ValueError(f'got epoch={epoch}, expected at least 0')
         if not 0 <= start_step <= len(self):

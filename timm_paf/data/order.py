@@ -1,7 +1,9 @@
-"""Seeds for named purposes, and pseudo-random permutations of any size that need no memory."""
+"""Which image comes when: seeds, permutations without a table, exact shares of sources, the share of each process."""
 
 import hashlib
-from math import isqrt
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor, isfinite, isqrt
 
 import numpy as np
 import torch
@@ -16,14 +18,8 @@ _ROUNDS = 16  # with 8, ranges of five or six elements are measurably not unifor
 def derive_seed(*parts: int | str) -> int:
     """Derive a seed for one purpose from parts such as ('shuffle', seed, epoch, step).
 
-    Different parts give unrelated seeds, also for neighbouring numbers, so that no two streams are alike by accident.
-    The value does not depend on the platform or on library versions.
-
-    Args:
-        parts: Integers of any size and strings.
-
-    Returns:
-        An integer in 0..2**63-1.
+    Different parts, integers of any size and strings, give unrelated seeds, also for neighbouring numbers. The value is
+    in 0..2**63-1 and does not depend on the platform or on library versions.
     """
     return int.from_bytes(_hash(parts, size=8), 'little') >> 1
 
@@ -45,12 +41,8 @@ class IndexPermutation:
     again until they are below it (cycle walking), which gives a bijection on 0..size-1. There are fewer than a such
     results, so this is rare. Memory and time are O(1) per index.
 
-    Args:
-        size: Number of elements, 1 to 2**62.
-        key: Integers and strings that determine the permutation, together with the size; see `derive_seed`.
-
-    Raises:
-        ValueError: If the size is out of range.
+    The size is 1 to 2**62, else ValueError is raised; it determines the permutation together with the key, integers and
+    strings (see `derive_seed`).
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), for the generalised Feistel
     network and cycle walking. The hash is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014). This is for
@@ -66,11 +58,7 @@ class IndexPermutation:
         self._keys = np.frombuffer(_hash(key, size=8 * _ROUNDS), dtype='<u8').astype(np.uint64)
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """Return the elements (M,) int64 at positions (M,) int64 of the permuted order, all on the CPU.
-
-        Raises:
-            IndexError: If a position is not in 0..size-1.
-        """
+        """Elements (M,) int64 at positions (M,) int64, on the CPU; raises IndexError for one outside 0..size-1."""
         outside = positions[(positions < 0) | (positions >= self.size)]
         if len(outside):
             raise IndexError(f'got position {int(outside[0])}, expected 0 to {self.size - 1}')
@@ -85,6 +73,63 @@ class IndexPermutation:
             left = (left + splitmix64(right + first) % self._left) % self._left
             right = (right + splitmix64(left + second) % self._right) % self._right
         return left * self._right + right
+
+
+def counts_after(n: int, weights: Sequence[Fraction]) -> list[int]:
+    """Count how many of the first n places of a stream belong to each of several sources.
+
+    Of n places, the first half of the sources has floor(n * W1 / (W1 + W2) + 1/2), where W1 and W2 are the sums of the
+    weights of the halves; each half divides its places in the same way. The counts add up to n and never decrease as n
+    grows (which largest remainders do not guarantee), so the places of any section of the stream are known without the
+    stream before it. Each count differs from its exact share by at most half an image per split.
+    """
+    if len(weights) == 1:
+        return [n]
+    half = len(weights) // 2
+    count = floor(n * Fraction(sum(weights[:half])) / sum(weights) + Fraction(1, 2))
+    return counts_after(count, weights[:half]) + counts_after(n - count, weights[half:])
+
+
+def exact_weights(weights: Sequence[float]) -> tuple[Fraction, ...]:
+    """Convert weights to fractions by their decimal digits (0.7 is 7/10); raises ValueError if one is not above 0."""
+    for weight in weights:
+        if not (isfinite(weight) and weight > 0):
+            raise ValueError(f'got synthetic weight {weight!r}, expected a number above 0, or remove the source')
+    return tuple(Fraction(str(weight)) for weight in weights)
+
+
+def pass_indices(first: int, count: int, size: int, *key: int | str) -> Tensor:
+    """Return the images (count,) int64 at places first..first+count-1 of endless passes over a set of `size` images.
+
+    Each pass has another order: pass p has `IndexPermutation(size, *key, p)`.
+    """
+    places = torch.arange(first, first + count)
+    passes = places // size
+    return torch.cat([places[:0], *(
+        IndexPermutation(size, *key, number)(places[passes == number] % size) for number in passes.unique().tolist())])
+
+
+def stream_indices(
+    first: int, count: int, *, sizes: Sequence[int], weights: Sequence[Fraction], seed: int,
+) -> list[Tensor]:
+    """Return the images at places first..first+count-1 of an endless stream from several sources, shared by weight.
+
+    Of the first n places, source i has `counts_after(n, weights)[i]`. Each source is read in passes. Returns indices
+    (M_i,) int64 into each source; the M_i add up to `count`.
+    """
+    ends = zip(counts_after(first, weights), counts_after(first + count, weights), strict=True)
+    return [
+        pass_indices(begin, end - begin, size, 'synthetic', seed, source)
+        for source, (size, (begin, end)) in enumerate(zip(sizes, ends, strict=True))]
+
+
+def rank_rows(count: int, offset: int, *, rank: int, world_size: int) -> Tensor:
+    """Return which of the `count` images of one source, after `offset` others in the batch, a process takes.
+
+    Image c of a batch belongs to process c mod world_size. The shares are disjoint and complete; their sizes differ by
+    at most one, and so do the counts of each source in them.
+    """
+    return torch.arange(count)[(rank - offset) % world_size::world_size]
 
 
 def _hash(parts: tuple[int | str, ...], *, size: int) -> bytes:

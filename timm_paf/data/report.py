@@ -11,23 +11,14 @@ from timm_paf.data.order import derive_seed
 
 @dataclass(frozen=True)
 class SampleReport:
-    """Properties of an image source, from its headers and a fixed pseudo-random sample; `str` gives one line.
+    """Properties of an image source, from its headers and a fixed pseudo-random sample; `str` gives one line."""
 
-    Args:
-        images: Number of images.
-        image_shape: (C, H, W).
-        image_dtype: As stored.
-        label_dtype: As stored.
-        sampled: Number of labels that were read; equal to `images` if it was all of them.
-        class_counts: Number of labels per class among those; a soft label counts for its largest entry.
-    """
-
-    images: int
-    image_shape: tuple[int, int, int]
-    image_dtype: str
+    images: int  # how many
+    image_shape: tuple[int, int, int]  # C, H, W
+    image_dtype: str  # as stored
     label_dtype: str
-    sampled: int
-    class_counts: tuple[int, ...]
+    sampled: int  # number of labels that were read; equal to `images` if it was all of them
+    class_counts: tuple[int, ...]  # number of labels per class among those; soft ones count for their largest entry
 
     def __str__(self) -> str:
         seen = np.flatnonzero(self.class_counts)

@@ -14,19 +14,8 @@ def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tupl
     Each part takes a proportional share of the images per class that the parts before it left, rounded down or up
     (largest remainders, smaller class number first for equal ones). The order in a part is shuffled such that any
     prefix has nearly the class frequencies of the part: with classes of equal size, each count is within 2 images of
-    its share. The result depends on the labels, the sizes and the seed alone, on every platform and with every version
-    of the libraries.
-
-    Args:
-        labels: (N,) int64 class numbers.
-        sizes: Size of each part, each at least 1, N in total.
-        seed: Any integer.
-
-    Returns:
-        One (size,) int64 tensor of indices per part; together they hold 0..N-1 once each.
-
-    Raises:
-        ValueError: If the sizes do not add up to N or one is below 1.
+    its share. The result depends on the labels (N,), the sizes and the seed alone. It is one (size,) int64 tensor of
+    indices per part. Raises ValueError if the sizes do not add up to N or one is below 1.
     """
     if any(size < 1 for size in sizes) or sum(sizes) != len(labels):
         raise ValueError(f'got sizes {list(sizes)}, expected sizes of at least 1 that add up to {len(labels)} labels')
@@ -45,21 +34,15 @@ def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tupl
 
 
 def held_out(labels: Tensor, size: int, *, seed: int) -> Tensor:
-    """Choose a stratified sample of a large data set.
+    """Choose a stratified sample of a large data set: indices (size,) int64 in shuffled order, each once.
 
     Each class contributes a proportional share, rounded as in `stratified_split`. The result depends on labels, size
     and seed alone.
 
     Args:
         labels: (N,) int64 class numbers, at least 0.
-        size: Size of the sample, 1 to N - 1.
+        size: Size of the sample, 1 to N - 1; raises ValueError otherwise.
         seed: Any integer.
-
-    Returns:
-        (size,) int64 indices in shuffled order, each once.
-
-    Raises:
-        ValueError: If the size is out of range.
     """
     if not 1 <= size < len(labels):
         raise ValueError(f'got a held-out size of {size} for {len(labels)} images, expected 1 to {len(labels) - 1}')

@@ -25,18 +25,19 @@ def stamp(status: os.stat_result) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file in row-major order; the methods that read need `offset`.
+    """An array in a file in row-major order; compressed ones have no methods to read rows.
 
-    Each read opens the file again and compares its stamp. So copies in threads and other processes (forked or pickled)
-    read independently, and all of them notice a change. Files are not mapped: pages of a mapped file count as memory
-    of the process, and truncation of the file would kill it with a signal instead of an error.
+    Each read opens the file again and compares its stamp, so that copies in threads and processes read independently
+    and notice a change. Files are not mapped: pages of a mapped file count as memory of the process, and truncation of
+    the file would kill it with a signal instead of an error.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype  # without objects
     stamp: tuple[int, ...]  # of the file when its header was read
-    offset: int | None = 0  # of the first byte; None if the array is compressed
+    offset: int = 0  # of the first byte
+    compressed: bool = False
     key: str = ''  # name in an archive
     axes: str = ''  # such as 'NHWC', set by `with_axes`
     fortran: bool = False  # column-major; `with_axes` gives a row-major view
@@ -70,7 +71,7 @@ class StoredArray:
         """Read the rows at `indices` ((B,) int64), in this order; raises `DataChanged` if the file changed."""
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
         view, length, order = out.reshape(-1).view(np.uint8).data, self.row_bytes, np.argsort(indices, kind='stable')
-        offsets = [self._offset(row) for row in indices[order].tolist()]
+        offsets = [self.offset + row * length for row in indices[order].tolist()]
         with self._opened() as file:
             if hasattr(os, 'posix_fadvise'):
                 # no read-ahead, since the order is random; a cold disk works on all rows of a batch at once
@@ -85,7 +86,7 @@ class StoredArray:
         """Read the rows from `start` to `stop`, as `rows` does."""
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         with self._opened() as file:
-            self._read(file, out.reshape(-1).view(np.uint8).data, self._offset(start))
+            self._read(file, out.reshape(-1).view(np.uint8).data, self.offset + start * self.row_bytes)
         return out
 
     def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, np.ndarray]]:
@@ -101,10 +102,6 @@ class StoredArray:
             yield start, rows
         if expected not in (None, crc):
             raise DataChanged(f"{self.path}: '{self.key}' is damaged (its CRC-32 is wrong); get the file again")
-
-    def _offset(self, row: int) -> int:
-        assert self.offset is not None, 'compressed arrays have no rows'
-        return self.offset + row * self.row_bytes
 
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:

@@ -30,24 +30,19 @@ def sample_synthetic(
     components: int = DEFAULT_COMPONENTS,
     mixtures: int = DEFAULT_MIXTURES,
 ) -> LabelledImages:
-    """Sample labelled synthetic images that resemble a small training set.
+    """Sample labelled synthetic images (n, C, H, W) uint8 that resemble a small training set.
 
     For each class, it fits a mixture of Gaussians with full covariances to the principal components of the images, and
-    maps samples of it back to pixels, clipped to [0, 1] and rounded to 8 bits.
+    maps samples of it back to pixels, clipped to [0, 1] and rounded to 8 bits. Raises ValueError if a number is out of
+    range or a class has too few images.
 
     Args:
         train: Training images; a class needs more than `components` and at least `mixtures` images.
-        n: Number of images, at least one per class. Counts per class differ by at most one, also if those of `train`
-            do not; lower class numbers first. The order is shuffled.
+        n: Number of images, at least one per class. Counts per class differ by at most one, lower class numbers first.
+            The order is shuffled.
         seed: Any integer; with the same machine and library versions it determines the images.
         components: Principal components per class, 1 to the number of pixels of an image.
         mixtures: Gaussians per class, at least 1.
-
-    Returns:
-        n images (n, C, H, W) uint8 with labels (n,) int64.
-
-    Raises:
-        ValueError: If a number is out of range or a class has too few images.
     """
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
@@ -85,20 +80,12 @@ def sample_synthetic(
 def distance_to_nearest(
     images: Tensor, train: ImageSource, *, device: torch.device | str = 'cpu', chunk: int = 4096,
 ) -> Tensor:
-    """Return the distance of each image to the nearest image of a training set, for removing near-duplicates.
+    """Return the distance (B,) float64 of each image (B, C, H, W) uint8 to the nearest image of a training set.
 
     The distance of two images is the root mean square of the differences of their pixels, rounded to 8 bits and scaled
     to [0, 1]: 0 for equal images, 1 for black and white. It is computed from integers in float64, without rounding
-    before the root, so it depends neither on the batch nor on the device.
-
-    Args:
-        images: (B, C, H, W) uint8.
-        train: Training images of the same shape; float ones are rounded to 8 bits.
-        device: Where to compute; the training set stays where it is.
-        chunk: Number of training images that are compared at a time; limits memory, 8 bytes per pixel.
-
-    Returns:
-        (B,) float64 on the CPU.
+    before the root, so it depends neither on the batch nor on the device. `chunk` training images are compared at a
+    time, with 8 bytes of memory per pixel.
     """
     queries = images.to(device).flatten(1).double()
     best = torch.full((len(queries),), torch.inf, dtype=torch.float64, device=device)
@@ -115,24 +102,12 @@ def distance_to_nearest(
 def cached_synthetic_digits(
     n: int = 10_000, seed: int = 0, cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Return an archive of synthetic digits made from the training split of `digits_splits`; the first call makes it.
+    """Return the path of an archive of n >= 10 synthetic digits, made from the training split of `digits_splits`.
 
-    The file name holds a hash of everything that determines its content (settings, revision of this generator, versions
-    of scikit-learn and NumPy, the training images), so an outdated file is never used. A damaged file is replaced.
-    Several processes may call it at once.
-
-    Args:
-        n: Number of images, at least 10.
-        seed: Any integer.
-        cache_dir: Cache folder, created if it does not exist. None for $TIMM_PAF_CACHE, or timm_paf in $XDG_CACHE_HOME
-            or ~/.cache.
-
-    Returns:
-        Path of an `.npz` with `image` (n, 8, 8, 1) uint8 and `label` (n,) int64; `open_archive` reads it.
-
-    Raises:
-        ValueError: If n is below 10.
-        OSError: If the cache cannot be written.
+    The first call makes it. Its name holds a hash of everything that determines its content (settings, revision of this
+    generator, versions of scikit-learn and NumPy, the training images), so an outdated file is never used. A damaged
+    file is replaced. Several processes may call it at once. `cache_dir` is created if it does not exist; None is
+    `default_cache_dir()`. Raises OSError if the cache cannot be written.
     """
     import sklearn
 

@@ -26,8 +26,6 @@ try:
 except ImportError:  # Windows: two processes may both unpack; the copy that is complete first is used
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ['default_cache_dir', 'only_process', 'unpacked']
-
 _FORMAT = 2  # of the cache; increase it with any change of what is written
 _SPARE = 1 << 24  # bytes that stay free on the disk
 _BLOCK = 1 << 25  # bytes of images transposed at a time
@@ -39,10 +37,9 @@ def unpacked(
     """Arrays of one archive, with copies in the cache in place of those that cannot be read by rows.
 
     The cache has one uncompressed `.npz` per archive. Its name contains a hash of the archive's own checksums, so a
-    changed archive never gets an old copy. It appears under its name when it is complete. If several processes need it,
-    one unpacks and the others wait. If the archive is damaged or the cache has no room, no incomplete copy is left.
+    changed archive never gets an old copy. It appears when it is complete; one process unpacks and the others wait.
     """
-    needed = {key: array for key, array in arrays.items() if array.offset is None or array.axes[0] != 'N'}
+    needed = {key: array for key, array in arrays.items() if array.compressed or array.axes[0] != 'N'}
     if not needed:
         return dict(arrays)
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
@@ -53,12 +50,11 @@ def unpacked(
               array.crc[0] if array.crc else [str(array.path.resolve()), *array.stamp]]
         for key, array in needed.items()}])
     copy = cache / f'{source.stem[:64]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz'
-    if not _find(copy, needed):
+    if not (found := _find(copy, needed)):
         failed = f'{source}: cannot be unpacked into the cache {cache}'
         with name_in_errors(failed, 'set TIMM_PAF_CACHE to another folder'):
             _make(copy, source, needed, progress)
-    if not (found := _find(copy, needed)):
-        raise BadArchive(f'{source}: its copy {copy} cannot be read; remove that file')
+        found = _find(copy, needed)
     return {**arrays, **found}
 
 
@@ -89,7 +85,7 @@ def _make(copy: Path, source: Path, arrays: Mapping[str, StoredArray], progress:
             for remains in cache.glob(f'.{glob.escape(copy.name)}.*.tmp'):  # of a process that was killed
                 remains.unlink()
         # a compressed array with the image axis last is written twice
-        needed = sum(array.nbytes * (1 + (array.axes[0] != 'N' and array.offset is None)) for array in arrays.values())
+        needed = sum(array.nbytes * (1 + (array.axes[0] != 'N' and array.compressed)) for array in arrays.values())
         free = shutil.disk_usage(cache).free
         if free < needed + _SPARE:
             raise BadArchive(
@@ -130,18 +126,18 @@ def _transposed(array: StoredArray, progress: Progress | None, folder: Path) -> 
     axis = array.axes.index('N')
     count = array.shape[axis]
     step = max(_BLOCK * count // array.nbytes, 1)
-    with tempfile.TemporaryFile(dir=folder) if array.offset is None else open(array.path, 'rb') as file:
-        if array.offset is None:
+    with tempfile.TemporaryFile(dir=folder) if array.compressed else open(array.path, 'rb') as file:
+        if array.compressed:
             file.writelines(_pieces(array, progress, folder))
             file.flush()
         for start in range(0, count, step):
             # mapped again for each block: pages of a mapped file count as memory of the process
-            stored = np.memmap(file, array.dtype, 'r', array.offset or 0, array.shape)
+            stored = np.memmap(file, array.dtype, 'r', 0 if array.compressed else array.offset, array.shape)
             yield np.moveaxis(stored, axis, 0)[start:start + step].tobytes()
             if progress:
                 done = min(start + step, count)
                 progress(f'transposing {array.path.name}', done * array.nbytes // count, array.nbytes)
-    if array.offset is not None:
+    if not array.compressed:
         array.check()
 
 

@@ -20,18 +20,9 @@ def verify_archive(
 ) -> int:
     """Read and check everything: checksums of zip members, labels against the classes, the range of float pixels.
 
-    All image files are decoded. This needs a few megabytes of memory.
-
-    Args:
-        source: An open source, or a path.
-        progress: Called as progress(what, done, total), in bytes or in images.
-        **options: For a path, those of `open_archive`; `num_classes` is required.
-
-    Returns:
-        The number of images checked.
-
-    Raises:
-        ValueError: At the first error; one line with the file, the member and the index.
+    All image files are decoded. This needs a few megabytes of memory. `progress` is called as progress(what, done,
+    total), in bytes or in images. For a path, the options are those of `open_archive`. Returns the number of images
+    checked. At the first error, raises ValueError: one line with the file, the member and the index.
     """
     if isinstance(source, str | os.PathLike):
         source = open_archive(source, progress=progress, **{'mapped': True, **options})

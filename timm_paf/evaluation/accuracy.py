@@ -1,6 +1,6 @@
 """Counts of correctly classified images, and the attack under which they were counted."""
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ class Part:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in report.json."""
-        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+        return {name: _plain(value) for name, value in vars(self).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -27,11 +27,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Accuracy(Part):
-    """Number of correctly classified images.
-
-    Raises:
-        ValueError: If not 0 <= correct <= total, or total is 0.
-    """
+    """Number of correctly classified images; ValueError if not 0 <= correct <= total, or total is 0."""
     correct: int  #: Correctly classified images.
     total: int  #: Classified images; at least 1.
 

@@ -39,8 +39,8 @@ def correct_mask(
 ) -> Tensor:
     """Which images the model classifies correctly, clean or attacked, in eval mode: (N,) bool on the CPU.
 
-    Arguments and errors are those of `accuracy_under_attack`. `processes` share the images; each has all of them and
-    receives the whole mask. Batches, and with them rounding, do not depend on the number of processes.
+    Arguments and errors are those of `accuracy_under_attack`. `processes` share the images and receive the whole mask.
+    Batches, and with them rounding, do not depend on the number of processes.
     """
     device = device or model_device(model, x.device)
 
@@ -75,10 +75,7 @@ def adversarial_examples(
         model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, title: str, n: int = 12,
         device: torch.device | None = None, seeds: Tensor | None = None,
 ) -> tuple[Example, ...]:
-    """The first n images with their attacked versions, whether the attack succeeds or not.
-
-    Other arguments are those of `accuracy_under_attack`; `title` is the name of the attack.
-    """
+    """The first n images with their versions under the attack called `title`; arguments as `accuracy_under_attack`."""
     device = device or model_device(model, x.device)
     x, y = x[:n].to(device), y[:n].to(device)
     with eval_mode(model):

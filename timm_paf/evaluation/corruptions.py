@@ -46,35 +46,35 @@ class CorruptionArchive:
         self.names = (*known, *sorted(found - {*known, 'labels'}))
         self.labels = _mapped(folder / 'labels.npy')
         self._images = {name: _mapped(folder / f'{name}.npy') for name in self.names}
+        shape = self._images[self.names[0]].shape
         for name, images in self._images.items():
             if images.dtype != np.uint8 or images.ndim != 4 or not len(images) or len(images) % SEVERITIES:
                 raise ValueError(
                     f'{folder / name}.npy: {images.dtype} of shape {images.shape}; expected uint8 (5 N, H, W, C).')
-        shapes = {images.shape for images in self._images.values()}
-        if len(shapes) > 1:
-            raise ValueError(f'corruptions {folder}: files of different shapes, {sorted(shapes)}; expected one shape.')
-        (count, height, width, channels), = shapes
-        dtype, shape = self.labels.dtype, self.labels.shape
-        if not np.issubdtype(dtype, np.integer) or shape not in ((count,), (count // SEVERITIES,)):
+            if images.shape != shape:
+                raise ValueError(
+                    f'corruptions {folder}: files of different shapes, {shape} and {images.shape}; expected one shape.')
+        self.images_per_severity = shape[0] // SEVERITIES  #: N.
+        self.image_shape = (shape[3], *shape[1:3])  #: (C, H, W).
+        kind, lengths = self.labels.dtype, (shape[0], self.images_per_severity)
+        if not np.issubdtype(kind, np.integer) or self.labels.shape not in [(length,) for length in lengths]:
             raise ValueError(
-                f'{folder / "labels.npy"} holds {dtype} values of shape {shape}; expected {count} integers, one '
-                f'per image, or {count // SEVERITIES}, one per image of one severity.')
-        self.images_per_severity = count // SEVERITIES  #: N.
-        self.image_shape = (channels, height, width)  #: (C, H, W).
+                f'{folder / "labels.npy"} holds {kind} values of shape {self.labels.shape}; expected {lengths[0]} '
+                f'integers, one per image, or {lengths[1]}, one per image of one severity.')
 
     def batches(
             self, name: str, severity: int, *, batch_size: int, n_examples: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one corruption and severity (1 to 5): float32 (B, C, H, W) in [0, 1], and labels, int64 (B,)."""
         n = self.images_per_severity
-        rows = slice((severity - 1) * n, severity * n)
-        images = self._images[name][rows][:n_examples or n]
-        labels = self.labels[rows] if len(self.labels) > n else self.labels
+        start = (severity - 1) * n
+        images = self._images[name][start:start + n][:n_examples or n]
+        labels = self.labels[start % len(self.labels):]
         for first in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[first:first + batch_size]))
+            pixels = images[first:first + batch_size].transpose(0, 3, 1, 2).copy()
             yield (
-                batch.permute(0, 3, 1, 2).contiguous().float() / 255,
-                torch.from_numpy(np.array(labels[first:first + len(batch)], dtype=np.int64)))
+                torch.from_numpy(pixels).float() / 255,
+                torch.from_numpy(labels[first:first + len(pixels)].astype(np.int64)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,7 @@ class CorruptionReport(Part):
     @property
     def averaged(self) -> tuple[str, ...]:
         """Corruptions in the mean: the fifteen of the benchmark if all are in the archive, else all of the archive."""
-        complete = all(name in self.accuracies for name in BENCHMARK_CORRUPTIONS)
-        return BENCHMARK_CORRUPTIONS if complete else tuple(self.accuracies)
+        return BENCHMARK_CORRUPTIONS if {*BENCHMARK_CORRUPTIONS} <= self.accuracies.keys() else tuple(self.accuracies)
 
     @property
     def mean(self) -> Accuracy:
@@ -118,11 +117,9 @@ def corruption_accuracy(
 ) -> CorruptionReport:
     """Accuracy for each corruption and severity, in eval mode; the model is not changed.
 
-    Several processes take the pairs of corruption and severity in turn; each reads only its own. Other arguments are
-    those of `evaluate_robustness`.
+    Several processes take the pairs of corruption and severity in turn; each reads only its own.
 
-    Args:
-        model: Maps images in [0, 1] to logits.
+    Args (the others are those of `evaluate_robustness`):
         archive: The images; each process needs them.
         n_examples: Only the first n images of each severity; all if None.
         progress: Called as progress(corruption, corruptions done, all corruptions).
@@ -163,5 +160,4 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _sum(cells: Iterable[Accuracy]) -> Accuracy:
-    cells = list(cells)
-    return Accuracy(sum(cell.correct for cell in cells), sum(cell.total for cell in cells))
+    return Accuracy(*map(sum, zip(*((cell.correct, cell.total) for cell in cells), strict=True)))

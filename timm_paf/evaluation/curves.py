@@ -28,12 +28,12 @@ class CurvePoint(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessCurve(Part):
-    """Result of `robustness_curve`."""
+    """Result of `robustness_curve`, with norm, gradient steps and seed of the attack."""
     points: tuple[CurvePoint, ...]  #: One per radius, from the smallest to the largest.
     attack: str  #: Name and strength of the attack.
-    norm: str  #: Norm of the ball.
-    steps: int  #: Number of gradient steps.
-    seed: int  #: Seed of the attack.
+    norm: str
+    steps: int
+    seed: int
     seconds: float  #: Duration.
 
 
@@ -49,9 +49,9 @@ def robustness_curve(
         model: nn.Module, x: Tensor, y: Tensor, *, eps: Sequence[Eps], norm: str = 'linf', steps: int = 20,
         batch_size: int = 250, seed: int = 0, device: torch.device | None = None, rank: int = 0, world_size: int = 1,
 ) -> RobustnessCurve:
-    """Accuracy under PGD at several radii; model, images and other arguments are those of `evaluate_robustness`.
+    """Accuracy under PGD at several radii.
 
-    Args:
+    Args (the others are those of `evaluate_robustness`):
         eps: Radii that `curve_radius` accepts, in any order.
         norm: Norm of the balls.
         steps: Number of steps of PGD; each has length 2.5 eps / steps.
@@ -68,8 +68,7 @@ def robustness_curve(
     radii = sorted((curve_radius(value, norm=norm), str(value)) for value in eps)
     if not radii or len({radius for radius, _ in radii}) < len(radii):
         raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more different radii.')
-    robust = torch.ones(len(x), dtype=torch.bool)
-    points = []
+    robust, points = torch.ones(len(x), dtype=torch.bool), []
     with Processes.from_rank(rank, world_size, device=device).patient() as processes:
         processes.run_together(lambda: check_images(model, x, y, device=device))
         for radius, text in radii:

@@ -81,15 +81,13 @@ def _corruption_rows(report: CorruptionReport) -> list[list[str]]:
 
 def _settings(details: Mapping[str, Any]) -> str:
     """Details of an attack in one line, its warnings first; results per component are only in report.json."""
-    facts = [
-        f'{name.replace("_", " ")}: {_plain(value)}' for name, value in details.items()
-        if name not in ('runs', 'warnings') and value not in (None, [], {})]
-    return '; '.join([*details.get('warnings', ()), *facts])
+    def plain(value: Any) -> str:
+        if isinstance(value, dict):
+            return ', '.join(f'{name} {plain(entry)}' for name, entry in value.items())
+        if isinstance(value, list):
+            return ', '.join(map(plain, value))
+        return f'{value:g}' if isinstance(value, float) else str(value)
 
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ', '.join(f'{name} {_plain(entry)}' for name, entry in value.items())
-    if isinstance(value, list):
-        return ', '.join(map(_plain, value))
-    return f'{value:g}' if isinstance(value, float) else str(value)
+    return '; '.join([*details.get('warnings', ()), *(
+        f'{name.replace("_", " ")}: {plain(value)}' for name, value in details.items()
+        if name not in ('runs', 'warnings') and value not in (None, [], {}))])

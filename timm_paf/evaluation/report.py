@@ -51,23 +51,26 @@ class RobustnessReport(Part):
 
         The title is 'Robustness of' the model by default; the subtitle is data set, split and time.
         """
-        facts = {
-            'model': self.model, 'data set': self.dataset, 'split': self.split, 'checkpoint': self.checkpoint,
-            'SHA-256 of the checkpoint': self.checkpoint_sha256, 'created': self.created, **self.versions}
+        facts = [
+            ('model', self.model), ('data set', self.dataset), ('split', self.split), ('checkpoint', self.checkpoint),
+            ('SHA-256 of the checkpoint', self.checkpoint_sha256), ('created', self.created), *self.versions.items()]
         provenance = Section(
-            title='Model, data and versions', header=('', ''), columns='sc',
-            rows=[fact for fact in facts.items() if fact[1] is not None])
+            title='Model, data and versions', header=('', ''), columns='sc', rows=[fact for fact in facts if fact[1]])
         return render(
             report=self, sections=[*sections, provenance], title=title or f'Robustness of {self.model or "a model"}',
             subtitle=subtitle or ' · '.join(filter(None, (self.dataset, self.split, self.created))))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write report.json; an interrupted write leaves the old file."""
-        _write(path, json.dumps(self.to_dict(), indent=2) + '\n')
+        text = json.dumps(self.to_dict(), indent=2) + '\n'
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     def save_page(self, path: str | os.PathLike) -> None:
         """Write report.html; an interrupted write leaves the old file."""
-        _write(path, self.page())
+        text = self.page()
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     def table(self) -> Table:
         """Accuracies for the terminal, with 95 % intervals."""
@@ -95,8 +98,3 @@ class RobustnessReport(Part):
             meaning = f' {check.meaning}' if check in self.trust.warnings else ''  # the page explains the others
             table.add_row(Text(check.status, style), Text(check.name), Text(check.finding).append(meaning, style))
         return table
-
-
-def _write(path: str | os.PathLike, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text.encode())

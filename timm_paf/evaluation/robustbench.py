@@ -1,5 +1,5 @@
 """A report as a RobustBench entry: the JSON file in `model_info/<dataset>/<threat>/` of their repository."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm_paf.evaluation.report import RobustnessReport
@@ -7,7 +7,7 @@ from timm_paf.evaluation.report import RobustnessReport
 __all__ = ['robustbench_info', 'robustbench_obstacles']
 
 # for each leaderboard: number of test images, and radii as its files write them
-_BOARDS = {
+_BOARDS: dict[str, tuple[int, Mapping[str | None, str | None]]] = {
     'cifar10': (10_000, {'linf': '8/255', 'l2': '0.5'}),
     'cifar100': (10_000, {'linf': '8/255'}),
     'imagenet': (5_000, {'linf': '4/255'}),
@@ -55,29 +55,21 @@ def robustbench_info(
 
 def robustbench_obstacles(report: RobustnessReport) -> list[str]:
     """Reasons why the leaderboard would reject a report with clean accuracy and AutoAttack, one sentence each."""
-    dataset, found = _dataset(report), []
-    clean, attacked = report.measurements['clean'].accuracy, report.measurements['autoattack']
-    total, version = attacked.accuracy.total, attacked.details.get('version')
-    if dataset not in _BOARDS:
-        found.append(f'it has no data set {dataset}; it has {", ".join(_BOARDS)}.')
-    else:
-        images, radii = _BOARDS[dataset]
-        eps = radii.get(attacked.norm or '')
-        if eps is None:
-            found.append(f'it has no leaderboard for {dataset} in {attacked.norm}.')
-        elif attacked.eps != eps:
-            found.append(f'it uses eps {eps} for {dataset} in {attacked.norm}, not {attacked.eps}.')
-        if total != images:
-            found.append(f'it uses {images} test images, not {total}.')
-    if clean.total != total:
-        found.append(f'clean accuracy is measured on {clean.total} images, AutoAttack accuracy on {total}.')
-    if version != 'standard':
-        found.append(f'it uses AutoAttack standard, not {version}.')
-    if report.split not in (None, 'test'):
-        found.append(f'it uses the test split, not {report.split}.')
-    if report.trust is not None and report.trust.warnings:
-        found.append('trust checks warn: ' + ', '.join(check.name for check in report.trust.warnings) + '.')
-    return found
+    dataset, attacked = _dataset(report), report.measurements['autoattack']
+    clean, total = report.measurements['clean'].accuracy.total, attacked.accuracy.total
+    version, warnings = attacked.details.get('version'), report.trust.warnings if report.trust else ()
+    images, radii = _BOARDS.get(dataset, (total, {attacked.norm: attacked.eps}))
+    eps = radii.get(attacked.norm)
+    obstacles = {
+        f'it has no data set {dataset}; it has {", ".join(_BOARDS)}.': dataset not in _BOARDS,
+        f'it has no leaderboard for {dataset} in {attacked.norm}.': eps is None,
+        f'it uses eps {eps} for {dataset} in {attacked.norm}, not {attacked.eps}.': eps not in (None, attacked.eps),
+        f'it uses {images} test images, not {total}.': total != images,
+        f'clean accuracy is measured on {clean} images, AutoAttack accuracy on {total}.': clean != total,
+        f'it uses AutoAttack standard, not {version}.': version != 'standard',
+        f'it uses the test split, not {report.split}.': report.split not in (None, 'test'),
+        f'trust checks warn: {", ".join(check.name for check in warnings)}.': bool(warnings)}
+    return [obstacle for obstacle, holds in obstacles.items() if holds]
 
 
 def _dataset(report: RobustnessReport) -> str:

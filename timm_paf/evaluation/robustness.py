@@ -3,7 +3,7 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import (
     PGD,
+    AutoAttackResult,
     CompiledModel,
     CompileSettings,
     ThreatModel,
@@ -73,13 +74,12 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and accuracy under AutoAttack.
 
-    The random start of PGD depends on the seed and on the index of the image, not on its batch. Several processes take
-    batches in turn and find the same counts as one.
+    The random start of PGD depends on the seed and the index of the image, not on its batch. Several processes take
+    batches in turn and find the same counts as one; process 0 writes files.
 
     Args:
         model: Maps images in [0, 1] to logits; it is not changed.
-        x: Images (N, C, H, W) in [0, 1].
-        y: Labels (N,), int64.
+        x, y: Images (N, C, H, W) in [0, 1], and labels (N,), int64.
         threat: Norm and radius.
         pgd_steps: Number of steps of PGD; each has length 2.5 eps / pgd_steps.
         autoattack_version: 'standard', 'rand', or None to skip AutoAttack.
@@ -89,8 +89,7 @@ def evaluate_robustness(
         device: Device of the model; that of its first parameter if None.
         progress: Called during AutoAttack as progress(component, images done, all images, robust images, seconds left).
         state: Folder for the intermediate results of AutoAttack, from which an interrupted run resumes.
-        rank: Number of this process, from 0, in the process group of `torch.distributed`; process 0 writes files.
-        world_size: Number of processes; each needs all images.
+        rank, world_size: Number of this process, from 0, and of all, in `torch.distributed`; each needs all images.
         save_adv: Archive for the images that AutoAttack returns, see `AutoAttackResult.save`.
         save_verdicts: CSV file with one row per image of AutoAttack: 1 if it is correct under an attack, else 0.
         model_name, dataset, split: Names for the report.
@@ -110,77 +109,61 @@ def evaluate_robustness(
     if autoattack_version is None and paths:
         raise ValueError(
             f'{paths[0]} is for AutoAttack, which is skipped; leave out this path, or set autoattack_version.')
+    started = time.monotonic()
     device = device or model_device(model, x.device)
-    shared: dict[str, Any] = dict(threat=threat, batch_size=batch_size, seed=seed, device=device)
+    facts: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     with Processes.from_rank(rank, world_size, device=device).patient() as processes:
-        clean, under_pgd, measurements = _clean_and_pgd(
-            model, x, y, steps=pgd_steps, compiled=CompileSettings.of(compile), processes=processes, **shared)
+        processes.run_together(lambda: check_images(model, x, y, device=device))
+        compiled, network = CompileSettings.of(compile), model
+        if compiled is not None:
+            compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
+            network = CompiledModel(model, compile=compiled)
+        shared: dict[str, Any] = dict(batch_size=batch_size, device=device, processes=processes)
+        clean = correct_mask(network, x, y, **shared)
+        attacked = time.monotonic()
+        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled)
+        under_pgd = correct_mask(network, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
     robust = clean & under_pgd
+    measurements = {
+        'clean': Measurement(accuracy=Accuracy.of(clean), attack='none', seconds=attacked - started),
+        'pgd': Measurement(
+            accuracy=Accuracy.of(under_pgd), attack=f'PGD-{pgd_steps}', steps=pgd_steps,
+            seconds=time.monotonic() - attacked,
+            details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **facts)}
     if autoattack_version is not None:
         some_y = y[:n_examples]
-        worst, more = _autoattack(
-            model, x[:n_examples], some_y, under_pgd[:len(some_y)], steps=pgd_steps, save_adv=save_adv,
-            save_verdicts=save_verdicts, version=autoattack_version, progress=progress, state=state, rank=rank,
-            world_size=world_size, compile=compile, **shared)
-        measurements.update(more)
+        under_pgd = under_pgd[:len(some_y)]
+        attacked = time.monotonic()
+        result = autoattack(
+            model, x[:n_examples], some_y, eps=threat.radius, norm=threat.norm, version=autoattack_version,
+            batch_size=batch_size, seed=seed, device=device, progress=progress, state=state, rank=rank,
+            world_size=world_size, compile=compile)
+        seconds = time.monotonic() - attacked
+        worst, broken_by = pointwise_worst_case(
+            result.clean, {**result.not_broken_by(), f'PGD-{pgd_steps}': under_pgd})
         robust[:len(some_y)] &= worst
+        if rank == 0 and save_adv is not None:
+            result.save(save_adv, some_y)
+        if rank == 0 and save_verdicts is not None:
+            masks = {'clean': result.clean, 'pgd': under_pgd, 'autoattack': result.robust, 'worst_case': worst}
+            write_verdicts(save_verdicts, some_y, masks, broken_by=broken_by)
+        measurements['autoattack'] = Measurement(
+            accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {autoattack_version}', seconds=seconds,
+            details={'version': autoattack_version, **_details(result)}, **facts)
+        measurements['worst_case'] = Measurement(
+            accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)}, **facts)
     return RobustnessReport(
         measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=robust), model=model_name,
         dataset=dataset, split=split, checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 
 
-def _clean_and_pgd(
-        model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, steps: int, batch_size: int, seed: int,
-        device: torch.device, compiled: CompileSettings | None, processes: Processes,
-) -> tuple[Tensor, Tensor, dict[str, Measurement]]:
-    """Correct masks (N,) without an attack and under PGD, and their measurements."""
-    started = time.monotonic()
-    processes.run_together(lambda: check_images(model, x, y, device=device))
-    if compiled is not None:
-        compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))
-        model = CompiledModel(model, compile=compiled)
-    shared: dict[str, Any] = dict(batch_size=batch_size, device=device, processes=processes)
-    clean = correct_mask(model, x, y, **shared)
-    attacked = time.monotonic()
-    pgd = PGD(eps=threat.radius, steps=steps, norm=threat.norm, seed=seed, compile=compiled)
-    under_pgd = correct_mask(model, x, y, attack=pgd, seeds=torch.arange(len(x)), **shared)
-    return clean, under_pgd, {
-        'clean': Measurement(accuracy=Accuracy.of(clean), attack='none', seconds=attacked - started),
-        'pgd': Measurement(
-            accuracy=Accuracy.of(under_pgd), attack=f'PGD-{steps}', steps=steps, seconds=time.monotonic() - attacked,
-            details={'step_size': pgd.step_size, 'loss': 'ce', 'restarts': 1}, **_attack_facts(threat, seed))}
-
-
-def _autoattack(
-        model: nn.Module, x: Tensor, y: Tensor, under_pgd: Tensor, *, threat: ThreatModel, steps: int, seed: int,
-        version: str, rank: int, save_adv: str | os.PathLike | None, save_verdicts: str | os.PathLike | None,
-        **settings: Any,
-) -> tuple[Tensor, dict[str, Measurement]]:
-    """Correct mask (N,) under PGD and AutoAttack, and the measurements; writes the files."""
-    started = time.monotonic()
-    result = autoattack(
-        model, x, y, eps=threat.radius, norm=threat.norm, version=version, seed=seed, rank=rank, **settings)
-    seconds = time.monotonic() - started
-    worst, broken_by = pointwise_worst_case(result.clean, {**result.not_broken_by(), f'PGD-{steps}': under_pgd})
-    if rank == 0 and save_adv is not None:
-        result.save(save_adv, y)
-    if rank == 0 and save_verdicts is not None:
-        masks = {'clean': result.clean, 'pgd': under_pgd, 'autoattack': result.robust, 'worst_case': worst}
-        write_verdicts(save_verdicts, y, masks, broken_by=broken_by)
-    details = {
-        'version': version, 'components': list(result.components), 'clean_correct': int(result.clean.sum()),
-        'warnings': list(result.warnings), 'broken_by': dict(Counter(filter(None, result.broken_by))),
+def _details(result: AutoAttackResult) -> dict[str, Any]:
+    return {
+        'components': list(result.components), 'clean_correct': int(result.clean.sum()),
+        'warnings': list(result.warnings), 'broken_by': _counts(result.broken_by),
         'runs': [dataclasses.asdict(run) for run in result.runs]}
-    facts = _attack_facts(threat, seed)
-    return worst, {
-        'autoattack': Measurement(
-            accuracy=Accuracy.of(result.robust), attack=f'AutoAttack {version}', seconds=seconds, details=details,
-            **facts),
-        'worst_case': Measurement(
-            accuracy=Accuracy.of(worst), attack='worst of both',
-            details={'broken_by': dict(Counter(filter(None, broken_by)))}, **facts)}
 
 
-def _attack_facts(threat: ThreatModel, seed: int) -> dict[str, Any]:
-    return dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
+def _counts(broken_by: Iterable[str | None]) -> dict[str, int]:
+    return dict(Counter(filter(None, broken_by)))

@@ -69,11 +69,10 @@ def check_trust(
 ) -> TrustReport:
     """Check for masked gradients and for measurements that cannot be repeated.
 
-    The cost per image is about 100 passes forward and backward and 25 forward; for `n_square` images, up to 1000 more
-    forward and backward (APGD) and 5000 forward (Square). Model, images and other arguments are those of
-    `evaluate_robustness`.
+    An image costs about 100 passes forward and backward and 25 forward; each of `n_square` images up to 1000 more
+    forward and backward (APGD) and 5000 forward (Square).
 
-    Args:
+    Args (the others are those of `evaluate_robustness`):
         n_trust: Number of images to check, from the first.
         n_square: Largest number of images for APGD and Square, among those that are robust to PGD.
         clean: Clean accuracy as measured now, on all images.
@@ -102,10 +101,10 @@ def check_trust(
         if progress is not None:
             progress('trust checks', len(checks), len(CHECKS))
         checks.append(check(probe))
+    counts = {name: getattr(probe, name) for name in ('forwards', 'backwards', 'square_images')}
     return TrustReport(
         checks=tuple(checks), images=len(probe), norm=threat.norm, eps=str(threat.eps), seed=seed,
-        forwards=probe.forwards, backwards=probe.backwards, square_images=probe.square_images,
-        seconds=time.monotonic() - started)
+        seconds=time.monotonic() - started, **counts)
 
 
 def _result(name: str, warn: bool, finding: str, *, good: str, bad: str) -> TrustCheck:
@@ -123,8 +122,7 @@ def deterministic(probe: Probe) -> TrustCheck:
         'deterministic logits', probe.random,
         f'logits of two passes differ on {int(apart.sum())} of {len(probe)} images, predictions on {changed}.',
         good='The same image gets the same logits each time.',
-        bad='The model is random, so the gradient that an attack follows is different in the next pass. Measure with '
-            "AutoAttack 'rand' (EOT), and average the accuracy over several passes.")
+        bad="The model is random: measure with AutoAttack 'rand' (EOT), and average the accuracy over several passes.")
 
 
 def gradients(probe: Probe) -> TrustCheck:
@@ -132,10 +130,8 @@ def gradients(probe: Probe) -> TrustCheck:
     if probe.gradients is None:
         return TrustCheck(
             'gradients', 'warn', 'no gradient reaches the images.',
-            'The model contains an operation without a derivative: gradient attacks have no effect, and only black-box '
-            'attacks measure its robustness. Replace the operation by a smooth one during the attack (BPDA).')
-    total = int(probe.correct.sum())
-    if not total:
+            'An operation of the model has no derivative; replace it by a smooth one during the attack (BPDA).')
+    if not (total := int(probe.correct.sum())):
         return TrustCheck('gradients', *NOTHING_TO_ATTACK)
     flat = probe.gradients.flatten(1)
     zero, broken = (int((mask & probe.correct).sum()) for mask in ((flat == 0).all(1), ~flat.isfinite().all(1)))
@@ -143,15 +139,14 @@ def gradients(probe: Probe) -> TrustCheck:
     return _result(
         'gradients', broken > 0 or zero > 0.01 * total, '{} are zero, {} are NaN or infinite.'.format(*shares),
         good='The gradients give attacks a direction.',
-        bad='Gradient attacks cannot move an image whose gradient is zero or not a number. Causes: the softmax '
-            'saturates, or an operation has slope zero. Look for rounding, sign functions or a large factor on the '
-            'logits; attack with a margin loss as well.')
+        bad='Gradient attacks cannot move these images. Look for rounding, sign functions or a large factor on the '
+            'logits (saturated softmax); attack with a margin loss as well.')
 
 
 def more_steps(probe: Probe) -> TrustCheck:
     """Compare loss and success of PGD with few and with many steps."""
-    chosen, total = probe.correct, int(probe.correct.sum())
-    if not total:
+    chosen = probe.correct
+    if not (total := int(chosen.sum())):
         return TrustCheck('more steps', *NOTHING_TO_ATTACK)
     means, robust = [], []
     for steps in STEPS:
@@ -162,14 +157,13 @@ def more_steps(probe: Probe) -> TrustCheck:
     margin = LOSSES['margin']
     raised = int((chosen & (margin(logits, probe.y) > margin(probe.clean_logits, probe.y))).sum())
     weaker = not all(means[-1] >= 0.95 * mean for mean in means) or robust[-1] > min(robust) + max(1, 0.01 * total)
-    shown = ', '.join(
-        f'PGD-{steps}: loss {mean:.3g}, {left} robust' for steps, mean, left in zip(STEPS, means, robust, strict=True))
+    found = zip(STEPS, means, robust, strict=True)
+    shown = ', '.join(f'PGD-{steps}: loss {mean:.3g}, {left} robust' for steps, mean, left in found)
     return _result(
         'more steps', weaker or raised < 0.95 * total,
         f'of {total} images, {shown}; the margin of the true class shrank on {raised}.',
         good='More steps make the attack stronger, as they should.',
-        bad='An attack with more steps is no stronger than one with fewer: its gradients do not point to adversarial '
-            'images.')
+        bad='More steps do not make the attack stronger: its gradients do not point to adversarial images.')
 
 
 def random_noise(probe: Probe) -> TrustCheck:
@@ -186,8 +180,7 @@ def random_noise(probe: Probe) -> TrustCheck:
         f'the worst of {NOISE_DRAWS} random directions of length eps breaks {by_noise} images, PGD-{STEPS[-1]} breaks '
         f'{by_pgd}; noise breaks {noise_only} that PGD does not.',
         good='PGD is stronger than random noise.',
-        bad='Random noise of the same radius breaks images that PGD does not: the gradients mislead PGD, and the '
-            'robust accuracy is too high.')
+        bad='Random noise breaks images that PGD does not: the gradients mislead PGD; robust accuracy is too high.')
 
 
 def unbounded_attack(probe: Probe) -> TrustCheck:
@@ -199,17 +192,14 @@ def unbounded_attack(probe: Probe) -> TrustCheck:
         'unbounded attack', left > 0.01 * len(probe),
         f'PGD-{LARGE_STEPS} at {norm} eps {eps:g}: {left} of {len(probe)} images are robust.',
         good='PGD breaks every image if any change is allowed.',
-        bad='An attack that may replace an image by any other must succeed. This one does not, so the attack fails: '
-            'this is no evidence that the model is robust.')
+        bad='An attack that may replace an image by any other must succeed. This one does not, so the attack fails.')
 
 
 def black_box(probe: Probe) -> TrustCheck:
     """Run APGD, then Square, on images that are robust to PGD."""
     robust = probe.robust(probe.pgd(STEPS[-1])) & probe.robust(probe.pgd(STEPS[-1], loss='margin'))
-    survivors = int(robust.sum())
-    if not survivors:
-        return TrustCheck(
-            'black box', 'pass', 'no image is robust to PGD.', 'There is nothing left for an attack without gradients.')
+    if not (survivors := int(robust.sum())):
+        return TrustCheck('black box', 'pass', 'no image is robust to PGD.', 'There is nothing left to attack.')
     chosen = left = robust.nonzero().flatten()[:probe.n_square]
     if probe.gradients is not None and bool(probe.gradients.isfinite().all()):
         left = probe.autoattack(chosen, ('apgd-ce', 'apgd-t'))
@@ -223,8 +213,7 @@ def black_box(probe: Probe) -> TrustCheck:
         f'{len(chosen) - len(left)} and Square {broken} more: {points * broken / len(chosen):.1f} percentage points of '
         f'accuracy, at least {least:.1f} with 97.5 % confidence.',
         good='An attack without gradients breaks no more images than chance explains.',
-        bad='An attack without gradients breaks images that gradient attacks do not: the gradients are masked, and an '
-            'accuracy under only gradient attacks is too high.')
+        bad='An attack without gradients breaks images that gradient attacks do not: the gradients are masked.')
 
 
 def mixed_precision(probe: Probe) -> TrustCheck:
@@ -240,11 +229,9 @@ def mixed_precision(probe: Probe) -> TrustCheck:
     changed = int((low != (probe.logits(images).argmax(1) == labels)).sum())
     return _result(
         'mixed precision', changed > max(2, 0.02 * len(images)),
-        f'{changed} of {len(images)} images, clean and under PGD-{STEPS[-1]}, are correct in only one of float32 and '
-        'bfloat16 autocast.',
+        f'{changed} of {len(images)} images, clean and under PGD-{STEPS[-1]}, are correct in only one of the two.',
         good='Precision hardly affects predictions; this report uses float32.',
-        bad='Predictions depend on the precision: accuracies measured under autocast, elsewhere or in training, are '
-            'not comparable with this report, which uses float32.')
+        bad='Predictions depend on the precision: accuracies under autocast are not comparable with this report.')
 
 
 def training_report(probe: Probe) -> TrustCheck:
@@ -261,11 +248,9 @@ def training_report(probe: Probe) -> TrustCheck:
         wrong = high < least or most < low
     return _result(
         'training report', wrong,
-        f'clean accuracy is {now.correct} / {now.total} now, {trained.correct} / {trained.total} in the report of the '
-        'training run.',
+        f'clean accuracy: {now.correct} / {now.total} now, {trained.correct} / {trained.total} in the training run.',
         good='Weights, images and preprocessing agree with the training run.',
-        bad='Clean accuracy differs from the training run: check the weights (EMA or raw?), the images and the '
-            'preprocessing.')
+        bad='Clean accuracy differs from the training run: check weights (EMA or raw?), images and preprocessing.')
 
 
 CHECKS: tuple[Callable[[Probe], TrustCheck], ...] = (

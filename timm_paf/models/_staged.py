@@ -88,13 +88,12 @@ class StagedNet(nn.Module):
     def run_stages(self, x: Tensor) -> Tensor:
         """Run the stages `layer1` to `layer3`, `layer4` or `layer5` on the features of the stem."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.stages(), x, flatten=True)
-        else:
-            x = self.layer3(self.layer2(self.layer1(x)))
-            if hasattr(self, 'layer4'):
-                x = self.layer4(x)
-            if hasattr(self, 'layer5'):
-                x = self.layer5(x)
+            return checkpoint_seq(self.stages(), x, flatten=True)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        if hasattr(self, 'layer4'):
+            x = self.layer4(x)
+        if hasattr(self, 'layer5'):
+            x = self.layer5(x)
         return x
 
     def finish(self, x: Tensor) -> Tensor:

@@ -44,20 +44,17 @@ def model_card(
         raise ValueError(f'training_data = {training_data!r}: expected the names of the data sets.')
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     architecture = cfg.get('architecture') or type(model).__name__
-    measured = {} if report is None else _measurements(report)
-    details: dict[str, Any] = {
-        'Architecture': architecture, 'Input': _input(model), 'Activation': _activation(model),
-        'Training data': data, **measured}
-    if report is None:
-        details['Robust accuracy'] = 'not measured'
-    elif report.get('dataset'):
-        details['Measured on'] = ', '.join(str(report[key]) for key in ('dataset', 'split') if report.get(key))
-    summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items()) or 'not measured'
+    measured = {'Robust accuracy': 'not measured'} if report is None else _measurements(report)
+    summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items())
+    if report and report.get('dataset'):
+        measured['Measured on'] = ', '.join(str(report[key]) for key in ('dataset', 'split') if report.get(key))
     return {
         'tags': ['image-classification', 'timm', 'timm_paf', 'adversarial-robustness'],
         'license': license or cfg.get('license') or 'unknown',
-        'description': description or f'{architecture} for adversarial robustness. Accuracy, {summary}.',
-        'details': details,
+        'description': description or f'{architecture} for adversarial robustness; {summary}.',
+        'details': {
+            'Architecture': architecture, 'Input': _input(model), 'Activation': _activation(model),
+            'Training data': data, **measured},
         'usage': (
             '```python\nimport timm\n'
             'import timm_paf  # registers the network and its activation\n\n'
@@ -77,10 +74,8 @@ def save_for_hf(
     The folder holds the files of timm's `save_for_hf` (with safetensors) and `README.md` with the model card.
     Run `import timm_paf` before you create the model from it.
 
-    Args:
-        model: A model from `timm.create_model`.
+    Args (the others are those of `model_card`):
         folder: Created if it does not exist; its files of the same names are overwritten.
-        training_data, report, license: As `model_card`.
         model_args: Further arguments of `create_model` for this model that its weights do not show, such as
             `dict(act_layer='shared_pssilu')`; for timm before 1.0.29, which does not record them.
 

@@ -25,8 +25,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 class CifarVGG(StagedNet):
     """VGG for inputs (B, in_chans, H, W) of any size.
 
-    The max-pools round the size up. This changes nothing for multiples of 32. Maps of smaller images shrink to 1x1 and
-    no further; `reduction` of the last levels holds for images that are large enough.
+    The max-pools round the size up, so that maps of small images shrink to 1x1 and no further.
 
     Args:
         layers: Number of convolutions of each of the five stages.

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from timm_paf._files import file_sha256
 from timm_paf.data import LabelledImages, to_unit_range
-from timm_paf.data.order import generator_for
-from timm_paf.data.streams import pass_indices
+from timm_paf.data.order import generator_for, pass_indices
 from timm_paf.synthesis.config import SAMPLERS, TIMESTEPS, SyntheticConfig, first_difference
 
 __all__ = ['Diffusion', 'SynthesisFailed', 'fit_diffusion', 'import_diffusers', 'load_diffusion']
@@ -33,9 +32,7 @@ def import_diffusers() -> Any:
     try:
         return importlib.import_module('diffusers')
     except ImportError as error:
-        raise ValueError(
-            f'--method diffusion needs the package diffusers ({error}); install it: pip install "timm-paf[synthetic]"'
-        ) from None
+        raise ValueError(f'--method diffusion needs diffusers ({error}); pip install "timm-paf[synthetic]"') from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,15 +86,12 @@ def load_diffusion(config: SyntheticConfig, source: LabelledImages, *, device: t
 
     The folder holds `unet/` and `scheduler/` as pipelines of diffusers are saved, or all their files together. The
     model must make images of the shape of `source`, the training set, and know its classes (one more is allowed, for
-    "no class") or none. With `config.train`, `fit_diffusion` must have made it with the same settings.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If it is not such a model, or made for other images or classes.
+    "no class") or none. With `config.train`, `fit_diffusion` must have made it with the same settings. Otherwise raises
+    ValueError, or FileNotFoundError if a file is missing.
     """
-    folder, sampler, trained_here = config.generator_folder, config.sampler, None
-    if config.train:
-        trained_here = config.training_record(source)
+    folder, sampler = config.generator_folder, config.sampler
+    trained_here = config.training_record(source) if config.train else None
+    if trained_here is not None:
         with _errors_of_reading(f'{folder}/training.json: not the settings of a training'):
             difference = first_difference(trained_here, json.loads((folder / 'training.json').read_text()))
         if difference:
@@ -126,9 +120,9 @@ def load_diffusion(config: SyntheticConfig, source: LabelledImages, *, device: t
             raise TypeError(f'{name} is not a scheduler')
         scheduler = cls.from_pretrained(scheduler_folder, local_files_only=True)
         trained = scheduler.config.num_train_timesteps
-    if sampler and name not in SAMPLERS.values():  # another parameterisation would make wrong images without an error
-        raise ValueError(f'--sampler = {sampler}: {folder} needs {name}; leave --sampler unset.')
     if sampler:
+        if name not in SAMPLERS.values():  # another parameterisation would make wrong images without an error
+            raise ValueError(f'--sampler = {sampler}: {folder} needs {name}; leave --sampler unset.')
         name = SAMPLERS[sampler]
         scheduler = getattr(import_diffusers(), name).from_config(scheduler.config)
     steps = config.sampling_steps or (trained if name == SAMPLERS['ddpm'] else min(50, trained))
@@ -159,11 +153,8 @@ def fit_diffusion(
 
     For trying out the whole pipeline without a download. Adam with a cosine schedule; the saved weights are an
     exponential moving average. The folder appears when it is complete. `progress` is called with the number of steps
-    done; the result is the mean loss (squared error of the noise) of the last tenth of the steps.
-
-    Raises:
-        SynthesisFailed: If the loss becomes NaN or infinite.
-        ValueError: If height or width is not a multiple of 2 (4 for images larger than 8x8).
+    done; the result is the mean loss (squared error of the noise) of the last tenth of the steps. Raises
+    SynthesisFailed if the loss becomes infinite; ValueError unless height and width are multiples of 2 (4 above 8x8).
     """
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
         torch.manual_seed(config.seed)
@@ -173,8 +164,7 @@ def fit_diffusion(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.train_steps)
     ema = ModelEmaV3(unet, decay=0.995, use_warmup=True)
     generator = generator_for('diffusion', config.seed)
-    last = max(1, config.train_steps // 10)
-    tail = torch.zeros((), device=device)
+    last, tail = max(1, config.train_steps // 10), torch.zeros((), device=device)
     for step in range(config.train_steps):
         first = step * config.train_batch_size
         images, labels = train.take(pass_indices(first, config.train_batch_size, len(train), 'diffusion', config.seed))
@@ -193,8 +183,7 @@ def fit_diffusion(
         # not at each step, because reading the loss waits for the device
         if ((step + 1) % 20 == 0 or step + 1 == config.train_steps) and not (loss + tail).isfinite():
             raise SynthesisFailed(
-                f'the loss of the diffusion model is NaN or infinite at step {step + 1}; lower '
-                f'--train-lr.')
+                f'the loss of the diffusion model is NaN or infinite at step {step + 1}; lower --train-lr.')
         progress(step + 1)
     _save(config.generator_folder, ema.module, scheduler, config.training_record(train))
     return float(tail)

@@ -1,7 +1,6 @@
 """Synthetic images in parts, with a manifest: sampled, labelled, filtered, and written by several processes."""
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +32,7 @@ class Labeller(NamedTuple):
 
 
 def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.device) -> Labeller | None:
-    """Load the model of --labeller-checkpoint; None if there is none.
-
-    Raises:
-        ValueError: If the checkpoint or the model is not as expected; FileNotFoundError if there is no such file.
-    """
+    """Load the model of --labeller-checkpoint; None if there is none. Raises ValueError if it is not as expected."""
     path = config.labeller_checkpoint
     if path is None:
         return None
@@ -50,20 +45,14 @@ def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.de
 
 
 def check_folder(path: Path, plan: Mapping[str, Any] | None) -> None:
-    """Check that a folder is new, or was begun with the same `PartMaker.plan` (None if the generator is missing).
-
-    Raises:
-        ValueError: If the folder was begun with another plan, or holds parts of something else.
-    """
+    """Raise ValueError unless a folder is new, or was begun with this `PartMaker.plan` (None without a generator)."""
     if (path / MANIFEST_NAME).exists():
         begun = read_manifest(path)
-        difference = 'a generator that is missing'
-        if plan is not None:
-            difference = first_difference(plan, {key: begun.get(key) for key in plan})
+        difference = 'a generator that is missing' if plan is None else first_difference(
+            plan, {key: begun.get(key) for key in plan})
         if difference:
             raise ValueError(
-                f'{path} was started with other settings: {difference}; use those settings or another '
-                f'--output.')
+                f'{path} was started with other settings: {difference}; use those settings or another --output.')
     elif others := sorted(path.glob('part-*')):
         raise ValueError(f'{path} holds {others[0].name} but no {MANIFEST_NAME}; give another --output.')
 
@@ -107,11 +96,7 @@ class PartMaker:
 
         Process r of W makes the parts r, r + W, r + 2W, … It calls `progress` with the number of images that it has
         finished, and `report` with the record of each part that it has made. Returns the manifest (see
-        `read_manifest`); in other processes than process 0 it lists no parts.
-
-        Raises:
-            SynthesisFailed: If too few of the sampled images can be kept.
-            OSError: If the folder cannot be written.
+        `read_manifest`); in other processes than process 0 it lists no parts. Raises as `make`, or OSError.
         """
         path.mkdir(exist_ok=True)
         plan, records, done = self.plan(), [], 0
@@ -137,17 +122,13 @@ class PartMaker:
     ) -> tuple[LabelledImages, dict[str, int], int]:
         """Make a part by its number; return shuffled images, the number left out by reason, and the number sampled.
 
-        `progress` is called with the number of images kept so far.
-
-        Raises:
-            SynthesisFailed: If too few of the sampled images can be kept.
+        `progress` is called with the number of images kept so far. Raises SynthesisFailed if too few can be kept.
         """
         config, classes, first = self.config, self.source.num_classes, part * self.config.part_size
         size, name = min(config.part_size, config.num_images - first), f'part-{part:05}.npz'
         # image i of the whole set is of class i mod K, which balances each part and the whole set
-        missing = torch.bincount(torch.arange(first, first + size) % classes, minlength=classes).tolist()
-        if not config.balance:
-            missing = [size] * classes
+        missing = [size] * classes if not config.balance else torch.bincount(
+            torch.arange(first, first + size) % classes, minlength=classes).tolist()
         rejected = dict.fromkeys(REASONS, 0)
         kept: dict[bytes, tuple[Tensor, int]] = {}
         drawn = batch = 0
@@ -174,9 +155,9 @@ class PartMaker:
             drawn, batch = drawn + len(images), batch + 1
             progress(len(kept))
         order = torch.randperm(size, generator=generator_for('synthesis', config.seed, part, 'order'))
-        stacked = torch.stack([image for image, _ in kept.values()])[order]
-        numbers = torch.tensor([label for _, label in kept.values()])[order]
-        return LabelledImages(stacked, numbers, classes, name), rejected, drawn
+        pixels, numbers = zip(*kept.values(), strict=True)
+        data = LabelledImages(torch.stack(pixels)[order], torch.tensor(numbers)[order], classes, name)
+        return data, rejected, drawn
 
     def _choose_classes(self, missing: list[int], count: int, generator: torch.Generator) -> Tensor | None:
         """Classes for the next batch of a conditional generator: those that are missing."""
@@ -196,9 +177,7 @@ class PartMaker:
         if self.labeller is not None:
             logits = self.labeller.model(to_unit_range(images).to(self.generator.device)).float()
             if not logits.isfinite().all():
-                raise SynthesisFailed(
-                    'the model that labels the images (--labeller) gives NaN or infinite logits; check '
-                    '--labeller-checkpoint.')
+                raise SynthesisFailed('the model of --labeller-checkpoint gives NaN or infinite logits; check it.')
             confidence, labels = (values.cpu() for values in logits.softmax(1).max(1))
             checks = {
                 'low_confidence': confidence < self.config.min_confidence,
@@ -235,13 +214,11 @@ def _write(folder: Path, data: LabelledImages, rejected: dict[str, int], drawn: 
 
 
 def _manifest(plan: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    rejected: Counter[str] = Counter()
-    for part in parts:
-        rejected.update(part['rejected'])
     counts = {
         'images': sum(part['images'] for part in parts),
         'per_class': [sum(column) for column in zip(*(part['per_class'] for part in parts), strict=True)],
-        'drawn': sum(part['drawn'] for part in parts), 'rejected': rejected}
+        'drawn': sum(part['drawn'] for part in parts),
+        'rejected': {reason: sum(part['rejected'][reason] for part in parts) for reason in REASONS if parts}}
     return {'format': FORMAT, 'complete': len(parts) == plan['num_parts'], **plan, 'counts': counts, 'parts': parts}
 
 

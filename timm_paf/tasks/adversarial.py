@@ -122,9 +122,8 @@ class AdversarialTrainingTask(ClassificationTask):
     def begin_update(self, update: int) -> None:
         """Set the attack's strength during warm-up, and whether weights are perturbed.
 
-        Both depend only on the number of the update in the run, counted from 0, so that a resumed run needs no state
-        for them. Call it before every update (not every micro-batch) if `eps_warmup_updates` or `awp_start_update` is
-        set. In a warm-up of n updates, update k uses (k + 1)/n of the attack's radius and step size.
+        Call it before every update (not every micro-batch) with its number, from 0, if `eps_warmup_updates` or
+        `awp_start_update` is set. In a warm-up of n updates, update k uses (k + 1)/n of the radius and step size.
         """
         if update < 0:
             raise ValueError(f'update = {update}: expected the number of the update in the run, from 0.')
@@ -136,24 +135,18 @@ class AdversarialTrainingTask(ClassificationTask):
             if step_size is not None:
                 attack.step_size = step_size * fraction
 
-    def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> '_Handles':
+    def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
         """Clip the gradient of beta before each step of the model's optimizer, and project alpha and beta after it.
 
-        `remove()` of the result ends both.
+        The first handle ends the clipping, the second the projection.
         """
         def before(*_: Any) -> None:
             self._perturbation.restore()
-            self.clip_beta_gradients()
+            for beta in self.betas if self.options.beta_grad_clip is not None else ():
+                torch.nn.utils.clip_grad_norm_([beta], cast(float, self.options.beta_grad_clip))
 
-        return _Handles((
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(lambda *_: self.project())))
-
-    def clip_beta_gradients(self) -> None:
-        """Scale the gradient of each beta to norm `beta_grad_clip` where it is larger."""
-        if self.options.beta_grad_clip is not None:
-            for beta in self.betas:
-                torch.nn.utils.clip_grad_norm_([beta], self.options.beta_grad_clip)
+        after = optimizer.register_step_post_hook(lambda *_: self.project())
+        return optimizer.register_step_pre_hook(before), after
 
     def project(self) -> None:
         """Project alpha and beta into their range, as `timm_paf.activations.project_parameters`."""
@@ -185,17 +178,16 @@ class AdversarialTrainingTask(ClassificationTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Attack a batch and compute the loss.
 
-        For soft labels, the attack gets the likeliest class. Maximising the loss of a smoothed label would raise the
-        probability of the true class wherever it is above the label's share, which is not an attack.
+        For soft labels, the attack gets the likeliest class: the loss of a smoothed label also rises with the
+        probability of the true class.
 
         Args:
             input: Images (B, C, H, W) in [0, 1].
             target: Labels (B,), int64, or probabilities (B, num_classes) if the criterion supports them.
 
         Returns:
-            'loss', a scalar; 'output', the logits (B, num_classes) of the attacked images; 'output_clean', the logits
-            of the images, if the loss uses them; 'x_adv', the attacked images; 'penalty', the part of the loss from
-            |beta|. Only the loss has a graph.
+            'loss', a scalar, the only one with a graph; 'output', the logits (B, num_classes) of the attacked images;
+            'output_clean', those of the images, if the loss uses them; 'x_adv'; 'penalty', the loss from |beta|.
 
         Raises:
             RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
@@ -239,18 +231,9 @@ class AdversarialTrainingTask(ClassificationTask):
                     'k = 0, 1, ….')
         if gamma and self._recomputes_reentrantly():
             raise ValueError(
-                f'awp_gamma = {gamma}: weights cannot be perturbed with reentrant gradient checkpointing; call '
+                f'awp_gamma = {gamma} does not work with reentrant gradient checkpointing; call '
                 'timm.layers.set_reentrant_ckpt(False).')
         return gamma > 0 and (self._update or 0) >= start
 
     def _recomputes_reentrantly(self) -> bool:
         return use_reentrant_ckpt() and any(getattr(m, 'grad_checkpointing', False) for m in self.modules())
-
-
-class _Handles(tuple[RemovableHandle, ...]):
-    """Handle of several hooks."""
-
-    def remove(self) -> None:
-        """Remove all hooks."""
-        for handle in self:
-            handle.remove()

@@ -10,11 +10,7 @@ from timm_paf.tasks.trades import TRADESTask
 __all__ = ['TASKS', 'create_task']
 
 TASKS: dict[str, type[AdversarialTrainingTask]] = {
-    'plain': AdversarialTrainingTask,
-    'pgd-at': AdversarialTrainingTask,
-    'trades': TRADESTask,
-    'mart': MARTTask,
-}
+    'plain': AdversarialTrainingTask, 'pgd-at': AdversarialTrainingTask, 'trades': TRADESTask, 'mart': MARTTask}
 
 
 def create_task(
@@ -28,9 +24,6 @@ def create_task(
         attack: Called as attack(model, x, y); returns images like x. 'plain' trains without it.
         verbose: Log the task.
         **kwargs: `options`, `criterion` and `device` as `AdversarialTrainingTask`.
-
-    Returns:
-        A `timm.task.TrainingTask`: task(input, target) -> {'loss', 'output', …}.
 
     Raises:
         ValueError: If the name is unknown, the attack is missing, or a setting does not fit the task.

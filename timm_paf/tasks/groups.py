@@ -23,9 +23,6 @@ def paf_parameter_groups(
         paf_lr: Learning rate of alpha and beta, above 0; schedules start from it. None for the optimizer's.
         filter_bias_and_bn: Do not decay tensors of rank 1 (biases, normalisation), as timm does.
 
-    Returns:
-        timm's groups, followed by the group of alpha and beta if the model has any.
-
     Raises:
         ValueError: If a number is outside its range.
 

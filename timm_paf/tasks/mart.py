@@ -15,19 +15,15 @@ __all__ = ['MARTTask', 'boosted_cross_entropy', 'mart_loss']
 
 
 def boosted_cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.) -> Tensor:
-    """BCE of MART: -log p_y - log(1 - max_{k != y} p_k), a cross-entropy plus a margin to the best wrong class.
+    """BCE of MART, values (B,): -log p_y - log(1 - max_{k != y} p_k), a cross-entropy plus a margin.
 
-    The second term is computed as the logarithm of the sum of the other classes' probabilities, so that it is finite
-    where p_k rounds to 1 (the authors' code adds 1e-4 there instead).
+    The second term is finite where p_k rounds to 1; the authors' code adds 1e-4 there instead.
 
     Args:
         logits: (B, K), at least two classes.
         target: Classes (B,), int64, or probabilities (B, K): the first term uses them all, the second their likeliest
             class as y.
         smoothing: Label smoothing of the first term.
-
-    Returns:
-        Values (B,).
     """
     logits = widen(logits)
     entropy = F.cross_entropy(logits, target, reduction='none', label_smoothing=smoothing)
@@ -45,9 +41,6 @@ def mart_loss(clean: Tensor, adversarial: Tensor, target: Tensor, *, beta: float
         target: Classes (B,), int64, or probabilities (B, K), whose likeliest class is y.
         beta: Weight of the KL divergence (lambda in the paper).
         smoothing: Label smoothing in BCE.
-
-    Returns:
-        A scalar. Gradients flow into both logits.
     """
     p_y = widen(clean).softmax(1).gather(1, likeliest_class(target)[:, None]).squeeze(1)
     weighted = kl_divergence(adversarial, clean) * (1 - p_y)
@@ -58,11 +51,7 @@ class MARTTask(AdversarialTrainingTask):
     """MART (Wang et al., ICLR 2020): a margin loss on attacked images, with more weight on misclassified clean images.
 
     Images and attacked images pass through the model as one batch, as in `TRADESTask`. The attack of the paper
-    maximises the cross-entropy, `PGD(loss='ce', …)`. Arguments as `AdversarialTrainingTask`; `options.mart_beta` is the
-    weight of the KL divergence, and `options.smoothing` applies to the first term of the margin loss.
-
-    Raises:
-        ValueError: If a criterion is given.
+    maximises the cross-entropy, `PGD(loss='ce', …)`. Arguments as `AdversarialTrainingTask`, without a criterion.
     """
 
     def __init__(self, model: nn.Module, attack: Attack | None, **kwargs: Any) -> None:

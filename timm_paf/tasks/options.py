@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 from timm_paf.activations import BETA_BOUND
 from timm_paf.activations.functional import BETA_MAX
+from timm_paf.attacks.checks import check_integers
 
 __all__ = ['TaskOptions']
 
@@ -48,7 +49,4 @@ class TaskOptions:
         if self.beta_bound is not None and not 0 < self.beta_bound <= BETA_MAX:
             raise ValueError(
                 f'beta_bound = {self.beta_bound}: expected a number above 0 and at most {BETA_MAX}, or None.')
-        for name in ('awp_start_update', 'eps_warmup_updates'):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f'{name} = {value!r}: expected a whole number of updates, 0 or more.')
+        check_integers(0, awp_start_update=self.awp_start_update, eps_warmup_updates=self.eps_warmup_updates)

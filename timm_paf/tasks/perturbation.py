@@ -14,14 +14,9 @@ __all__ = ['WeightPerturbation']
 class WeightPerturbation:
     """AWP of Wu et al. (arXiv 2004.05884): moves each weight w by gamma ||w|| g/||g||, g the gradient of the loss.
 
-    It perturbs the learnable tensors of rank above 1, so not biases, normalisation, alpha and beta. The weights change
-    in place, since a backward pass with gradient checkpointing reads them again, and are restored bit for bit when the
-    backward pass of the loss ends. A call of the model, its state dict, the next `perturb` and `restore` restore them
-    earlier, so that nothing else reads perturbed weights. A later backward pass of that loss is then an error of
-    autograd, not a wrong gradient.
-
-    Args:
-        gamma: Norm of the perturbation divided by the norm of the weight, above 0.
+    It perturbs the learnable tensors of rank above 1, in place, and restores them bit for bit when the backward pass of
+    the loss ends. A call of the model, its state dict, the next `perturb` and `restore` restore them earlier, so that
+    nothing else reads perturbed weights. A later backward pass of that loss is then an error of autograd.
     """
 
     def __init__(self, gamma: float) -> None:
@@ -37,10 +32,7 @@ class WeightPerturbation:
     def perturb(self, model: nn.Module, loss: Callable[[], Tensor], *, group: Any | None = None) -> None:
         """Perturb all weights by one step that increases the loss; running statistics and `.grad` do not change.
 
-        Args:
-            model: The network without DistributedDataParallel.
-            loss: Computes the loss of the model.
-            group: Process group over which the gradient is averaged, so that all processes perturb equally.
+        `model` is the network without DistributedDataParallel. The gradient is averaged over the process group.
         """
         self.restore()
         weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
@@ -65,10 +57,7 @@ class WeightPerturbation:
         torch.clear_autocast_cache()  # it holds the unperturbed weights in half precision
 
     def hold_until_backward(self, model: nn.Module, loss: Tensor) -> None:
-        """Restore the weights when the backward pass of a loss ends, or when something reads them before.
-
-        `model` is the network without DistributedDataParallel. If the loss has no graph, the weights are restored now.
-        """
+        """Restore the weights when the backward pass of a loss ends, or when something reads them before."""
         if not loss.requires_grad:
             self.restore()
         if not self._saved:

@@ -35,11 +35,9 @@ def trades_loss(
 class TRADESTask(AdversarialTrainingTask):
     """TRADES (Zhang et al., arXiv 1901.08573): cross-entropy on the images, and a KL divergence to the attacked ones.
 
-    Images and attacked images pass through the model as one batch: batch normalisation sees both together and updates
-    its running statistics once, and DistributedDataParallel sees one pass. The attack of the paper maximises the KL
-    divergence from the clean prediction, `PGD(loss='kl', …)`, which computes that prediction once. Arguments as
-    `AdversarialTrainingTask`; `options.trades_beta` is the weight of the KL divergence, and `criterion` replaces the
-    cross-entropy.
+    Images and attacked images pass through the model as one batch, so batch normalisation sees both together. The
+    attack of the paper maximises the KL divergence from the clean prediction, `PGD(loss='kl', …)`. Arguments as
+    `AdversarialTrainingTask`; `criterion` replaces the cross-entropy.
     """
 
     def loss_of(self, model: nn.Module, input: Tensor, x_adv: Tensor, target: Tensor) -> BatchLoss:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from timm_paf.data import ConcatenatedImages, open_archive, open_archives
-from timm_paf.data.pairs import find_labels
+from timm_paf.data.headers import find_labels
 
 NHWC = np.random.RandomState(0).randint(0, 256, (6, 4, 4, 3), dtype=np.uint8)
 NCHW = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
