@@ -42,24 +42,19 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def opened(files, tmp_path, monkeypatch):
-    """Opens a run or a measurement; gives the splits that it has opened, and with how many workers."""
+    """Opens a run or a measurement; gives the splits that it has opened."""
     def start(command, argv):
-        seen, read = SimpleNamespace(workers=set()), torch.utils.data.DataLoader.__iter__
+        seen = SimpleNamespace()
 
         def open_dataset(*arguments, **more):
             splits = open_splits(*arguments, **more)
             seen.train, seen.val, seen.test = splits
             return splits
 
-        def iterate(loader):
-            seen.workers.add(loader.num_workers)
-            return read(loader)
-
         argv = [word.replace('FILES', str(files)) for word in argv]
         with monkeypatch.context() as patch:
             for module in ('data', 'measurement'):
                 patch.setattr(f'timm_paf.engine.{module}.open_dataset', open_dataset)
-            patch.setattr(torch.utils.data.DataLoader, '__iter__', iterate)
             patch.setattr('timm_paf.engine.measurement.load_weights', lambda *_, **__: 'nothing')
             if command == 'train':
                 open_trainer([*FAST, '--synthetic-fraction', '0', '--output', str(tmp_path), *argv])
@@ -99,7 +94,7 @@ CHANGES = {
     'test-split': (lambda seen: len(seen.test), 9, {'--test-split': 'validation'}, 12),
     'img-size': (lambda seen: seen.train.image_shape, (1, 8, 8), {'--img-size': '12'}, (1, 12, 12)),
     'in-chans': (lambda seen: seen.train.image_shape, (1, 8, 8), {'--in-chans': '3'}, (3, 8, 8)),
-    'workers': (lambda seen: seen.workers, {0}, {'--workers': '1'}, {1}),
+    'workers': (lambda seen: seen.train.decoding.workers, 0, {'--workers': '1'}, 1),
     'train-crop-mode': (cropped, False, {'--train-crop-mode': 'rrc'}, True),
 }
 ARCHIVES = ['--test-data', 'FILES/test.npz', '--num-classes', '3']
@@ -134,9 +129,11 @@ def test_every_way_of_cropping_is_another(opened):
 @pytest.mark.parametrize('command', ['train', 'validate'])
 def test_archives_are_those_named(opened, command):
     argv = [*MODEL, '--dataset', 'FILES/train.npz', '--in-chans', '1', '--val-size', '9', '--num-classes']
-    for test, count, classes in (('test', 20, 3), ('more', 30, 5)):
-        seen = opened(command, [*argv, str(classes), '--test-data', f'FILES/{test}.npz'])
-        assert (len(seen.test), seen.train.num_classes) == (count, classes)
+    for test, count in (('test', 20), ('more', 30)):
+        seen = opened(command, [*argv, '3', '--test-data', f'FILES/{test}.npz'])
+        assert (len(seen.test), seen.train.num_classes) == (count, 3)
+    with pytest.raises(ValueError, match='no image of class 3, 4'):
+        opened(command, [*argv, '5', '--test-data', 'FILES/test.npz'])
 
 
 @pytest.mark.parametrize('command', ['train', 'validate'])

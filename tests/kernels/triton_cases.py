@@ -4,9 +4,11 @@ A file of its own since the interpreter has to be chosen before Triton is import
 """
 import os
 
+import numpy as np
 import pytest
 import torch
 
+from tests.activations import accuracy
 from timm_paf import kernels
 from timm_paf.activations import functional
 from timm_paf.kernels import gpu
@@ -14,7 +16,7 @@ from timm_paf.kernels import gpu
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 PARAMETERS = {
     'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
-    'reblu': (0.6,), 'pssilu': (1.3, -0.2)}
+    'reblu': (0.6,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
 INF, NAN = float('inf'), float('nan')
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of infinities in the interpreter
 
@@ -68,6 +70,7 @@ def test_layouts_with_one_parameter_per_channel(change):
 @pytest.mark.parametrize('name, parameters', [
     *PARAMETERS.items(), ('prelu0', (0.,)), ('preluplus', (0.,)), ('psilu', (0.,)), ('reblu', (-1.,)),
     ('pssilu', (1., 0.)), ('pssilu', (0., 0.5)), ('pssilu', (1., 32.9)), ('psoftplus', (0.,)), ('psilu', (1e9,)),
+    ('pssilu', (-2.3, 0.3)),
 ], ids=str)
 def test_infinity_nan_and_tails_as_the_reference_has_them(name, parameters):
     x = torch.tensor([INF, -INF, NAN, 0., 3e38, -3e38, 85., -85., 101., -101., 1e4, -1e4, 1e-40], device=DEVICE)
@@ -86,6 +89,32 @@ def test_infinity_nan_and_tails_as_the_reference_has_them(name, parameters):
     found = gpu.triton_gradients(torch.ones_like(x), x, *(*of_each, None)[:2], name, 0)
     for ours, right in zip(found, expected, strict=False):
         torch.testing.assert_close(ours, right.float(), rtol=1e-5, atol=1e-36, equal_nan=True)
+
+
+# In the interpreter exp2 is exact, and conversion to bfloat16 cuts digits off instead of rounding.
+BOUNDS = {torch.float32: 5, torch.float16: 0.52} if DEVICE == 'cpu' else {
+    torch.float32: 12, torch.float16: 0.52, torch.bfloat16: 0.51}
+
+
+@pytest.mark.parametrize('dtype', BOUNDS, ids=str)
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_errors_in_units_in_the_last_place(name, dtype):
+    for given in accuracy.FORMULAS[name][1]:
+        given = tuple(torch.tensor(p).item() for p in given)
+        x = accuracy.grid(name, given, dtype, per_binade=16)
+        at, tensors = x.double().numpy(), [torch.tensor([p], device=DEVICE) for p in given]
+        alpha, beta = (*tensors, None)[:2]
+        x = x.to(DEVICE)
+        results = (gpu.triton_value(x, alpha, beta, name, 0),
+                   gpu.triton_input_gradient(torch.ones_like(x), x, alpha, beta, name, 0))
+        for ours, exact, moves in zip(
+                results, accuracy.reference(name, at, given)[:2], accuracy.sensitivity(name, at, given)[:2],
+                strict=True):
+            size = np.maximum(np.abs(exact), moves)
+            error = np.abs(ours.double().cpu().numpy() - exact)
+            known = (size > 1e-33) & (size < 0.999 * torch.finfo(dtype).max)
+            assert (error / accuracy.spacing(size, dtype))[known].max() <= BOUNDS[dtype], given
+            assert error[size <= 1e-33].max(initial=0) <= 1e-34
 
 
 def test_sums_are_the_same_every_time():

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_paf.models import load_weights
 from timm_paf.models.options import has_same_padding
-from timm_paf.models.published import fit_state_dict
+from timm_paf.models.state_dict import fit_state_dict
 
 ARCHITECTURES = 'model_zoo/architectures'
 CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
@@ -164,7 +164,7 @@ def test_authors_resnet():
     assert_same_logits(fitted('resnet18_pssilu', weights), model)
 
 
-def test_authors_fixed_shift_has_the_absolute_value_where_ours_has_the_square():
+def test_authors_fixed_shift():
     _, weights = authors('wrn10_2_psilu')
     model = fitted('wrn10_2_pssilu_fixed', weights)
     alpha = weights['activation.alpha']
@@ -196,7 +196,7 @@ def without(weights, pattern):
     ('wrn10_2_pssilu', lambda w: changed(w, 'bn1.bias', torch.ones(1)),
      r'norm\.bias has shape \(1,\), expected \(128,'),
     ('wrn10_2_pssilu', lambda w: changed(w, 'mu', torch.ones(1, 3, 1, 1)), 'only one of mu and sigma'),
-    ('wrn10_2_pssilu', lambda w: changed(w, 'bn1.bias', 'text'), 'bn1.bias is of type str'),
+    ('wrn10_2_pssilu', lambda w: changed(w, 'bn1.bias', 'text'), 'norm.bias is of type str'),
     ('wrn10_2_psoftplus', lambda w: {k: -v if 'alpha' in k else v for k, v in without(w, 'beta').items()},
      'expected values above 0'),
 ], ids=[

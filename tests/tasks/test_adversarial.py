@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import timm_paf  # noqa: F401
+from timm_paf.activations import paf_modules
 from timm_paf.attacks import PGD
 from timm_paf.tasks import AdversarialTrainingTask, TaskOptions, learnable_betas
 
@@ -48,6 +49,29 @@ def test_penalty_is_strength_times_beta(batch, strength):
     assert task(*batch)['penalty'].item() == pytest.approx(0.25 * strength)
     (gradient,) = torch.autograd.grad(task.penalty(), beta, allow_unused=True) if strength else (torch.zeros(1),)
     assert gradient.item() == -strength
+
+
+class Halved(nn.Module):
+    """A parametrization."""
+
+    def forward(self, original):
+        return original / 2
+
+
+def test_penalty_and_clip_follow_a_beta_that_torch_computes(batch):
+    task = make(beta_penalty=10., beta_grad_clip=0.01)
+    (_, act), = paf_modules(task.trainable_module)
+    torch.nn.utils.parametrize.register_parametrization(act, 'beta', Halved())
+    (original,) = learnable_betas(task.trainable_module)
+    with torch.no_grad():
+        original.fill_(-0.5)
+    optimizer = torch.optim.SGD([original], lr=1.)
+    task.attach_optimizer(optimizer)
+    result = task(*batch)
+    assert result['penalty'].item() == pytest.approx(10 * 0.25)
+    result['loss'].backward()
+    optimizer.step()
+    assert original.item() == pytest.approx(-0.49)  # pulled to 0 by the penalty
 
 
 @pytest.mark.parametrize('name', ['wrn10_2_relu', 'wrn10_2_pssilu_fixed'])

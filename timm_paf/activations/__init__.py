@@ -1,7 +1,15 @@
 """Parametric activation functions: mathematics, modules, sharing, conversion of networks, shape."""
 from timm_paf.activations import functional, shape
 from timm_paf.activations.constraints import BETA_BOUND, check_parameters, fix_parameters, project_parameters
-from timm_paf.activations.convert import SHARING, ConversionReport, LeftAlone, Replacement, convert_activations
+from timm_paf.activations.convert import (
+    SHARING,
+    ConversionReport,
+    LeftAlone,
+    Replacement,
+    activation_places,
+    convert_activations,
+    put_activations,
+)
 from timm_paf.activations.modules import (
     ACTIVATIONS,
     PELU,
@@ -34,4 +42,5 @@ __all__ = [
     'activation_class', 'paf_modules', 'paf_parameters', 'shared', 'shared_activations',
     'activation_summary', 'BETA_BOUND', 'check_parameters', 'fix_parameters', 'project_parameters',
     'ConversionReport', 'LeftAlone', 'Replacement', 'convert_activations', 'SHARING',
+    'activation_places', 'put_activations',
 ]

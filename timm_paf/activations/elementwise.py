@@ -9,6 +9,7 @@ import torch
 from timm.layers import GELU, GELUTanh, QuickGELU, get_act_layer
 from timm.layers import PReLU as TimmPReLU
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from timm_paf.activations.modules import REGISTERED, ParametricActivation, Softplus
 from timm_paf.activations.sharing import activation_class
@@ -56,7 +57,7 @@ _CLOSED_FORMS: dict[str, Callable[..., ClosedForm]] = {
     'psilu': lambda a: _sigmoid_like(abs(a)),
     'psoftplus': lambda a: _sigmoid_like(abs(a)),
     'ssilu': lambda b: _sigmoid_like(1., abs(b)),
-    'pssilu_fixed': lambda a, b: _sigmoid_like(a * a, abs(b)),
+    'pssilu_fixed': lambda a, b: _sigmoid_like(abs(a), abs(b)),
     'pssilu': lambda a, b: _sigmoid_like(abs(a), abs(b)),
 }
 _OTHERS: dict[type, ClosedForm] = {  # exact types: a subclass may be another function
@@ -73,7 +74,8 @@ def elementwise(activation: Activation, parameters: Mapping[str, float]) -> Elem
     if isinstance(activation, str):
         module, name = _by_name(activation.lower(), parameters), activation.lower().removeprefix('shared_')
     elif isinstance(activation, nn.Module):
-        module, name = activation, next((n for n, c in REGISTERED.items() if type(activation) is c), str(activation))
+        kind = type(activation).__base__ if is_parametrized(activation) else type(activation)
+        module, name = activation, next((n for n, c in REGISTERED.items() if kind is c), str(activation))
         if parameters:
             raise TypeError(f'{name} is a module and has its parameters; {", ".join(parameters)} can be given with a '
                             'name or a function.')
@@ -86,7 +88,8 @@ def elementwise(activation: Activation, parameters: Mapping[str, float]) -> Elem
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError(f'{name} is on the meta device and has no values; load it first.')
-    if isinstance(module, ParametricActivation | nn.PReLU) and any(tensor.numel() > 1 for tensor in tensors):
+    own = (getattr(module, label, tensors[:0]) for label in ('alpha', 'beta', 'weight'))
+    if isinstance(module, ParametricActivation | nn.PReLU) and any(len(tensor) > 1 for tensor in own):
         raise ValueError(
             f'{name} has one value per channel, and each of them is another shape; describe one of them by name, '
             'e.g. describe("pssilu", alpha=float(act.alpha[0]), beta=float(act.beta[0])).')

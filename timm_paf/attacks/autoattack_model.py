@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from timm_paf.attacks.capture import graphs_of
 from timm_paf.attacks.checks import input_dtype
 
 __all__ = [
@@ -29,6 +30,7 @@ class AutoAttackModel(nn.Module):
         self.on_forward: Callable[[], None] = lambda: None  # called after every forward pass
         self.autocast: torch.dtype | None = None  # dtype of autocast around the model
         self._finite: Tensor | None = None
+        self._prepared = False
 
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
@@ -37,11 +39,20 @@ class AutoAttackModel(nn.Module):
             x = x.view_as(x)
             x.register_hook(lambda gradient: gradient.contiguous())
         with nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast):
-            logits = self.model(x.to(self.dtype)).float()
+            logits = self._logits(x.to(self.dtype)).float()
         finite = logits.detach().isfinite().all()  # stays on the device, so that nothing waits for it here
         self._finite = finite if self._finite is None else self._finite & finite
         self.on_forward()
         return logits
+
+    def _logits(self, x: Tensor) -> Tensor:
+        graphs = graphs_of(self.model, x)
+        if graphs is None:
+            return self.model(x)
+        if not self._prepared:  # the weights do not change while the attack runs
+            graphs.begin_attack(self.model)
+            self._prepared = True
+        return graphs.logits(self.model, x)
 
     def all_finite(self) -> bool:
         """Whether all logits since the last call were finite."""

@@ -1,9 +1,9 @@
 """Data sets by name, split into training, validation and test images."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,27 +11,33 @@ import torch
 from torch import Tensor
 
 from timm_paf.data.archives import open_archives
-from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, collect, has_soft_labels
-from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages
+from timm_paf.data.arrays import ImageSource, LabelledImages, check_compatible, collect, has_soft_labels
+from timm_paf.data.classes import all_labels, check_classes, class_names, hard, match_classes, names_of_classes
+from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages, folder_images
 from timm_paf.data.digits import digits_splits
-from timm_paf.data.errors import errors_on_opening, first_line
+from timm_paf.data.errors import BadArchive, errors_on_opening, first_line
+from timm_paf.data.folders import is_hidden
 from timm_paf.data.order import IndexPermutation
+from timm_paf.data.report import source_notes
 from timm_paf.data.splits import held_out
 from timm_paf.data.stored import Progress
 
+IN_MEMORY = 1 << 28  # bytes of a validation or test split up to which it is kept in memory
 _ARRAYS = {'torch/cifar10': 'CIFAR10', 'torch/cifar100': 'CIFAR100'}
 _ARCHIVES = ('.npz', '.npy', '.bin')  # reported as missing files, not as unknown names
+_FOLDERS = ('folder', 'image_folder', 'torch/folder', 'torch/image_folder')
+_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))  # as in timm
 _STREAMS = ('hfids', 'wds', 'tfds')
 _BY_TIMM = ('torch', 'hfds', *_STREAMS)
-_CHUNK = 4096
+_CHUNK = 256
 
 
 class DataSplits(NamedTuple):
     """The three disjoint splits of a data set, from `open_dataset`."""
 
     train: ImageSource
-    val: LabelledImages  # for the choice of a checkpoint
-    test: LabelledImages
+    val: ImageSource  # for the choice of a checkpoint
+    test: ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,29 +47,37 @@ class DatasetOptions:
     Args:
         data_dir: Folder of the data set, or of timm's cache for it.
         download: Whether to download missing files, if the data set supports it.
-        num_classes: Number of classes; required for archives and streams.
+        num_classes: Number of classes; required for archives without class names and for streams.
         test_data: Archives with the test images, if the data set is an archive.
+        test_labels: Labels of `test_data`, if that is a `.npy` or `.bin` whose name does not show them.
         val_size: Number of training images held out for validation; the digits have a fixed split instead.
         split_seed: Seed of the train/validation split. It is not the seed of a run, so that runs are compared on the
             same images.
         train_split: Name of the training split.
         val_split: Name of a validation split; if None, `val_size` training images are held out.
         test_split: Name of the test split, 'validation' in many data sets.
+        input_key: Column of the images, as in timm; if None, 'image' in Hugging Face data sets.
+        target_key: Column of the labels, as in timm; if None, 'label' in Hugging Face data sets.
         decoding: How image files are decoded.
         progress: Called as progress(what, done, total) while an archive is unpacked.
+        notify: Called with each line about files that are left out.
     """
 
     data_dir: str | os.PathLike[str] | None = None
     download: bool = False
     num_classes: int | None = None
     test_data: Sequence[str | os.PathLike[str]] = ()
+    test_labels: str | os.PathLike[str] | None = None
     val_size: int = 1024
     split_seed: int = 0
     train_split: str = 'train'
     val_split: str | None = None
     test_split: str = 'validation'
+    input_key: str | None = None
+    target_key: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
     progress: Progress | None = None
+    notify: Callable[[str], None] | None = None
 
 
 def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits:
@@ -71,13 +85,15 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
 
     - `digits`: embedded, 8x8, with a fixed split.
     - `torch/cifar10`, `torch/cifar100`: from torchvision, as arrays in memory.
-    - `folder`: image files in one sub-folder per class; `hfds/NAME`, `torch/NAME`: as timm names them. They are decoded
-      during training (`DecodedImages`).
+    - `folder`: image files in one sub-folder per class (`ImageFolder`); `hfds/NAME`, `torch/NAME`: as timm names them.
+      They are decoded when they are needed (`DecodedImages`).
     - `wds/NAME`, `hfids/NAME`, `tfds/NAME`: streams, read from front to back (`StreamedImages`); they need `val_split`.
-    - the path of an archive that `open_archive` reads, with `num_classes` and `test_data`.
+    - the path of an archive that `open_archive` reads, with `test_data`.
 
-    Test images are in the order of the data set for CIFAR and the digits. Otherwise they are in a fixed pseudo-random
-    order, so that the first n of them are a fair sample.
+    Classes of the other splits have the numbers that the training split gives to their names. Validation and test
+    images stay as they are stored, 8-bit for image files. They are `LabelledImages` if they take at most 256 MiB, else
+    a source that reads them when they are asked for. Test images are in the order of the data set for CIFAR and the
+    digits, otherwise in a fixed pseudo-random order, so that the first n of them are a fair sample.
 
     Raises:
         ValueError: If there is no such data set, or it is not as expected.
@@ -89,8 +105,8 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
             return DataSplits(*digits_splits())
         if name in _ARRAYS:
             return _cifar(name, options)
-        if name == 'folder' or ('/' in name and name.partition('/')[0] in _BY_TIMM):
-            return _timm(name, options)
+        if name in _FOLDERS or ('/' in name and name.partition('/')[0] in _BY_TIMM):
+            return (_streams if name.partition('/')[0] in _STREAMS else _files)(name, options)
         if Path(name).exists() or name.endswith(_ARCHIVES):
             return _archive(name, options)
     raise ValueError(
@@ -98,16 +114,24 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
         '(torch/…, hfds/…, wds/…) or an archive')
 
 
-def all_labels(source: ImageSource) -> Tensor:
-    """Class numbers (N,) int64 of all images of a source, the most likely class for soft labels."""
-    if isinstance(source, ConcatenatedImages):
-        return torch.cat([all_labels(part) for part in source.parts])
-    if hasattr(source, 'class_numbers'):
-        return source.class_numbers()
-    labels = getattr(source, 'labels', None)
-    if labels is None:
-        labels = torch.cat([source.take(indices)[1] for indices in torch.arange(len(source)).split(_CHUNK)])
-    return _hard(torch.as_tensor(labels))
+class SelectedImages:
+    """The images of a source at `indices` (M,) int64, with class numbers as labels, read when they are asked for."""
+
+    soft = False
+
+    def __init__(self, source: ImageSource, indices: Tensor, *, name: str) -> None:
+        self.source, self.indices, self.name = source, indices, name
+        self.num_classes, self.image_shape = source.num_classes, source.image_shape
+        self.class_names = class_names(source)
+        self.labels = all_labels(source)[indices]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As the source's, for indices (B,) int64 into the selection."""
+        return self.source.take(self.indices[indices.cpu()])[0], self.labels[indices.cpu()]
 
 
 class ImagesWithout:
@@ -116,6 +140,7 @@ class ImagesWithout:
     def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
         self.source, self.name, self.soft = source, name, has_soft_labels(source)
         self.num_classes, self.image_shape = source.num_classes, source.image_shape
+        self.class_names = class_names(source)
         # image i of the rest comes after every left-out j with j - (number left out before j) <= i
         self._thresholds = left_out.sort().values - torch.arange(len(left_out))
 
@@ -129,10 +154,6 @@ class ImagesWithout:
         return self.source.take(indices + torch.bucketize(indices, self._thresholds, right=True))
 
 
-def _hard(labels: Tensor) -> Tensor:
-    return labels.long() if labels.ndim == 1 else labels.argmax(1)
-
-
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
     import torchvision.datasets
 
@@ -141,53 +162,72 @@ def _cifar(name: str, options: DatasetOptions) -> DataSplits:
         with _opening(name, options) as root:
             raw = getattr(torchvision.datasets, _ARRAYS[name])(root, train=part == 'train', download=options.download)
         images = torch.from_numpy(raw.data).permute(0, 3, 1, 2)
-        parts[part] = LabelledImages(images, torch.tensor(raw.targets), len(raw.classes), f'{name}/{part}')
+        parts[part] = LabelledImages(
+            images, torch.tensor(raw.targets), len(raw.classes), f'{name}/{part}', names_of_classes(raw.classes))
     return DataSplits(*_with_validation(parts['train'], name, options), parts['test'])
 
 
 def _archive(name: str, options: DatasetOptions) -> DataSplits:
-    if options.num_classes is None:
-        raise ValueError(f'{name}: the number of classes of an archive is unknown; give num_classes')
     if not options.test_data:
         raise ValueError(f'{name}: an archive holds training images; give test_data, an archive with test images')
-    source, test = (
-        open_archives(
-            paths, num_classes=options.num_classes, channels=options.decoding.channels, progress=options.progress)
-        for paths in ([name], options.test_data))
+    shared: dict[str, Any] = dict(
+        channels=options.decoding.channels, progress=options.progress, decoding=options.decoding)
+    source = open_archives([name], num_classes=options.num_classes, **shared)
+    resized = options.decoding if isinstance(source, DecodedImages) and source.decoding.crop_pct else None
+    shared['decoding'] = replace(resized, size=source.image_shape[1:]) if resized else None  # else all have one size
+    test = open_archives(
+        options.test_data, num_classes=source.num_classes, class_names=class_names(source), labels=options.test_labels,
+        **shared)
+    check_compatible(source, test)
+    _tell(options, source, test)
     train, val = _with_validation(source, Path(name).name, options)
-    return DataSplits(train, val, _in_memory(test, _test_order(test), name=test.name))
+    return DataSplits(train, val, _measured(test, _test_order(test), name=test.name))
 
 
-def _timm(name: str, options: DatasetOptions) -> DataSplits:
-    if name.partition('/')[0] in _STREAMS:
-        if options.val_split is None or options.num_classes is None:
-            raise ValueError(
-                f'{name}: images of a stream cannot be held out by index, and its classes are unknown; give val_split, '
-                f'the name of a split without training images, and num_classes')
-        train, *measured = (
-            StreamedImages(
-                _create(
-                    name, split, options, is_training=number == 0, batch_size=READ_TOGETHER, seed=options.split_seed),
-                name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
-            for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
-        val, test = (part.loaded(name=f'{name}/{kind}') for part, kind in zip(measured, ('val', 'test'), strict=True))
-        return DataSplits(train, val, test)
-    train_images = _decoded(name, options.train_split, options)
-    test_images = _decoded(name, options.test_split, options)
-    test = test_images.subset(_test_order(test_images), name=f'{name}/test').loaded(name=f'{name}/test')
+def _streams(name: str, options: DatasetOptions) -> DataSplits:
+    if options.val_split is None or options.num_classes is None:
+        raise ValueError(
+            f'{name}: images of a stream cannot be held out by index, and its classes are unknown; give val_split, the '
+            f'name of a split without training images, and num_classes')
+    train, *measured = (
+        StreamedImages(
+            _create(name, split, options, is_training=number == 0, batch_size=READ_TOGETHER, seed=options.split_seed),
+            name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
+        for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
+    val, test = (
+        match_classes(part.loaded(name=f'{name}/{kind}'), train.class_names, num_classes=train.num_classes)
+        for part, kind in zip(measured, ('val', 'test'), strict=True))
+    return DataSplits(train, val, test)
+
+
+def _files(name: str, options: DatasetOptions) -> DataSplits:
+    train = match_classes(
+        _decoded(name, options.train_split, options), None, num_classes=options.num_classes, other='expected').opened()
+    check_classes(train)
+    _tell(options, train)
+
+    def measured(split: str, kind: str, indices: Any = None) -> ImageSource:
+        source = match_classes(
+            _decoded(name, split, options), train.class_names, num_classes=train.num_classes).opened(like=train)
+        _tell(options, source)
+        return _measured(
+            source, torch.arange(len(source)) if indices is None else indices(source), name=f'{name}/{kind}')
+
+    test = measured(options.test_split, 'test', _test_order)
     if options.val_split is not None:
-        val = _decoded(name, options.val_split, options).loaded(name=f'{name}/val')
-        return DataSplits(train_images, val, test)
-    return DataSplits(*_with_validation(train_images, name, options), test)
+        return DataSplits(train, measured(options.val_split, 'val'), test)
+    return DataSplits(*_with_validation(train, name, options), test)
 
 
 def _decoded(name: str, split: str, options: DatasetOptions) -> DecodedImages:
+    title, root = f'{name}/{split}', Path(options.data_dir or '')
+    if name in _FOLDERS and options.data_dir is not None and root.suffix != '.tar':
+        folder = _split_folder(root, split)
+        if split == options.test_split and folder == _split_folder(root, options.train_split):
+            raise BadArchive(f'{folder}: is named for training and for test; name two splits')
+        return folder_images(folder, decoding=options.decoding, name=title)
     dataset = _create(name, split, options)
     reader = getattr(dataset, 'reader', dataset)
-    if name == 'folder' and Path(reader.root) == Path(options.data_dir or ''):
-        # timm opens the whole folder if it has none for the split, and training would see the test images
-        raise FileNotFoundError(
-            f'{reader.root}: no folder {split!r} in it; name the splits with train_split and test_split')
     if hasattr(reader, 'targets'):
         labels = reader.targets
     elif hasattr(reader, 'samples'):
@@ -196,32 +236,69 @@ def _decoded(name: str, split: str, options: DatasetOptions) -> DecodedImages:
         labels = list(reader.iter_targets())
     else:
         raise ValueError(f'{name}: labels of this data set cannot be read without its images; convert it to an archive')
-    classes = getattr(reader, 'class_to_idx', None) or getattr(reader, 'classes', None) or ()
-    num_classes = options.num_classes or len(classes)
+    names = names_of_classes(getattr(reader, 'class_to_idx', None) or getattr(reader, 'classes', None))
+    num_classes = options.num_classes if names is None else len(names)
     if not num_classes:
         raise ValueError(f'{name}: the number of classes of this data set is unknown; give num_classes')
     return DecodedImages(
-        dataset, name=f'{name}/{split}', num_classes=num_classes, decoding=options.decoding,
-        labels=torch.as_tensor(labels, dtype=torch.int64))
+        dataset, name=title, num_classes=num_classes, decoding=options.decoding,
+        labels=torch.as_tensor(labels, dtype=torch.int64), class_names=names)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """The folder of a split, which may have another of timm's names for it."""
+    same = next((names for names in _SYNONYMS if split in names), ())
+    for folder in (split, *same):
+        if (root / folder).is_dir():
+            return root / folder
+    there = sorted(entry.name for entry in root.glob('*') if entry.is_dir() and not is_hidden(entry.name))
+    # timm opens the whole tree, and training would see the test images
+    raise FileNotFoundError(
+        f'{root}: no folder {split!r} in it, but {", ".join(there[:5]) or "nothing"}; name the splits with train_split '
+        f'and test_split')
 
 
 def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any:
     from timm.data import create_dataset
 
-    if not name.startswith('torch/'):
-        extra['input_img_mode'] = options.decoding.mode
+    kind = name.partition('/')[0]
+    if kind != 'torch':
+        # images are converted by the rules for all files; tfds decodes by itself
+        extra['input_img_mode'] = options.decoding.mode if kind == 'tfds' else ''
+        extra |= {key: value for key in ('input_key', 'target_key') if (value := getattr(options, key)) is not None}
     with _opening(name, options) as root:
+        if kind == 'hfds':
+            _check_columns(name, root, split, options)
         return create_dataset(
-            '' if name == 'folder' else name, root, split=split, download=options.download, **extra)
+            '' if name in _FOLDERS else name, root, split=split, download=options.download, **extra)
+
+
+def _check_columns(name: str, root: str, split: str, options: DatasetOptions) -> None:
+    """Raise ValueError if a Hugging Face data set does not have the columns."""
+    import datasets
+
+    columns = datasets.load_dataset(name.partition('/')[2], split=split, cache_dir=root).column_names
+    for flag, column in ('input-key', options.input_key or 'image'), ('target-key', options.target_key or 'label'):
+        if missing := [part for part in column.split(',') if part.split('.')[0] not in columns]:
+            raise BadArchive(
+                f'{name}: no column {missing[0]!r}, but {", ".join(columns)}; choose one with {flag.replace("-", "_")} '
+                f'(--{flag})')
+
+
+def _tell(options: DatasetOptions, *sources: ImageSource) -> None:
+    if options.notify is not None:
+        for line in dict.fromkeys(line for source in sources for line in source_notes(source)):
+            options.notify(line)
 
 
 def _test_order(test: ImageSource) -> Tensor:
     return IndexPermutation(len(test), 'test order')(torch.arange(len(test)))
 
 
-def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[Any, LabelledImages]:
+def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[Any, ImageSource]:
+    check_classes(source)
     chosen = held_out(all_labels(source), options.val_size, seed=options.split_seed)
-    val = _in_memory(source, chosen, name=f'{name}/val')
+    val = _measured(source, chosen, name=f'{name}/val')
     if not hasattr(source, 'subset'):
         return ImagesWithout(source, chosen, name=f'{name}/train'), val
     left = torch.ones(len(source), dtype=torch.bool)
@@ -229,10 +306,16 @@ def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[A
     return source.subset(left.nonzero()[:, 0], name=f'{name}/train'), val
 
 
-def _in_memory(source: ImageSource, indices: Tensor, *, name: str) -> LabelledImages:
-    """Images in memory, with class numbers as labels, as accuracy needs them."""
+def _measured(source: Any, indices: Tensor, *, name: str) -> ImageSource:
+    """Images for evaluation, with class numbers as labels, which accuracy needs: in memory if they are small."""
+    images, _ = source.take(indices[:1])
+    if images.nbytes * len(indices) > IN_MEMORY:
+        return source.subset(indices, name=name) if hasattr(source, 'subset') and not has_soft_labels(source) else (
+            SelectedImages(source, indices, name=name))
     batches = (source.take(some) for some in indices.split(_CHUNK))
-    return collect(((images, _hard(labels)) for images, labels in batches), num_classes=source.num_classes, name=name)
+    return collect(
+        ((images, hard(labels)) for images, labels in batches), num_classes=source.num_classes, name=name,
+        class_names=class_names(source))
 
 
 @contextmanager
@@ -243,6 +326,8 @@ def _opening(name: str, options: DatasetOptions) -> Iterator[str]:
     root = os.fspath(options.data_dir)
     try:
         yield root
+    except BadArchive:
+        raise
     except ImportError as error:
         raise ValueError(f'{name}: needs a package that is not installed ({first_line(error)[:200]})') from error
     except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:

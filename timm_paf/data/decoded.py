@@ -1,24 +1,33 @@
-"""Images that are decoded during training: data sets of `timm.data.create_dataset` as image sources."""
+"""Images that are decoded when they are needed: image files, and the data sets of timm and torchvision."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from timm_paf.data.arrays import LabelledImages, collect
-from timm_paf.data.errors import UNDECODABLE, DataChanged, first_line
+from timm_paf.data.arrays import LabelledImages, checked_indices, collect
+from timm_paf.data.classes import names_of_classes
+from timm_paf.data.errors import UNDECODABLE, DataChanged, errors_on_opening, first_line
+from timm_paf.data.folders import ImageFolder, seen_size, to_mode
 from timm_paf.data.order import derive_seed
+from timm_paf.data.report import SampleReport, sample_indices
 
 READ_TOGETHER = 16  # images of a stream read at a time; each worker rounds its share of a pass up to a multiple of it
+_SAMPLE = 1024  # images whose headers are read on opening
 _MODES = {1: 'L', 3: 'RGB'}
+_SIZE, _CROP_PCT = 224, 0.875  # for images of different sizes, as in timm
 
 Plan = Callable[[int], Tensor]
 Key = tuple[int | str, ...]
@@ -27,28 +36,33 @@ Transform = Callable[[Image.Image], Any]  # to a tensor or an array: timm's rele
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Settings to decode images to one size.
+    """Settings to decode images to one size. Images that all have one size keep it, unless a setting says otherwise.
 
     Args:
         channels: 1 or 3; images are converted.
-        size: Height and width of the result in pixels.
+        size: Height and width of the result in pixels, one number or two; None for the size that all images have, or
+            224 if they differ.
         train_crop_mode: Crop of training images: 'rrc' (random resized crop), 'rkrc' or 'rkrr' as in timm, or 'resize'
-            as in evaluation. Other augmentation runs on the device.
-        crop_pct: For evaluation, images are resized to size / crop_pct, and the centre is cropped; above 0 to 1.
-        workers: Number of processes that decode.
+            as in evaluation; None for 'rrc', or no crop if the images have this size. Other augmentation runs on the
+            device.
+        crop_pct: For evaluation, images are resized to size / crop_pct, and the centre is cropped; above 0 to 1. None
+            for 0.875, or no change if the images have this size.
+        workers: Number of processes that decode training images, and of threads that decode for evaluation.
 
     Raises:
         ValueError: If a setting is out of range.
     """
 
     channels: int = 3
-    size: int = 224
-    train_crop_mode: str = 'rrc'
-    crop_pct: float = 0.875
+    size: int | tuple[int, int] | None = None
+    train_crop_mode: str | None = None
+    crop_pct: float | None = None
     workers: int = 4
 
     def __post_init__(self) -> None:
-        if self.channels not in _MODES or self.size < 1 or self.workers < 0 or not 0 < self.crop_pct <= 1:
+        sizes = self.size if isinstance(self.size, tuple) else (self.size or 1,) if self.size != 0 else (0,)
+        if (self.channels not in _MODES or min(sizes) < 1 or self.workers < 0
+                or (self.crop_pct is not None and not 0 < self.crop_pct <= 1)):
             raise ValueError(
                 f'got channels={self.channels!r}, size={self.size!r}, workers={self.workers!r}, '
                 f'crop_pct={self.crop_pct!r}, expected channels 1 or 3, size >= 1, workers >= 0 and crop_pct above 0 '
@@ -57,40 +71,53 @@ class Decoding:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of a decoded image."""
-        return self.channels, self.size, self.size
+        size = self.size or _SIZE
+        return self.channels, *(size if isinstance(size, tuple) else (size, size))
 
     @property
     def mode(self) -> str:
         """Pillow's name of the colour space."""
         return _MODES[self.channels]
 
-    def transform(self, *, is_training: bool) -> Transform:
-        """The transform of timm from an image to uint8 pixels (C, H, W)."""
+    def resolved(self, own: tuple[int, int] | None) -> 'Decoding':
+        """The settings for images of one size (height, width), or None if their sizes differ."""
+        decoding = replace(self, size=self.size or own or _SIZE)
+        if decoding.image_shape[1:] == own:
+            return replace(decoding, size=own)
+        return replace(
+            decoding, crop_pct=self.crop_pct or _CROP_PCT, train_crop_mode=self.train_crop_mode or 'rrc')
+
+    def transform(self, *, is_training: bool) -> Transform | None:
+        """The transform of timm from an image to uint8 pixels (C, H, W); None if images stay as they are."""
         from timm.data import create_transform
 
         settings: dict[str, Any] = {'is_training': False, 'crop_pct': self.crop_pct}
-        if is_training and self.train_crop_mode != 'resize':
+        if is_training and self.train_crop_mode not in (None, 'resize'):
             settings = {
                 'is_training': True, 'train_crop_mode': self.train_crop_mode, 'hflip': 0., 'color_jitter': None}
+        elif self.crop_pct is None:
+            return None
         return create_transform(
             self.image_shape, mean=(0.,) * self.channels, std=(1.,) * self.channels, use_prefetcher=True, **settings)
 
 
 @dataclass(eq=False)
 class DecodedImages:
-    """A map-style data set of timm or torchvision as an image source.
+    """Image files, or a map-style data set of timm or torchvision, as an image source.
 
-    `take` decodes images for evaluation in this process. `prefetch` decodes batches for training in worker processes.
-    The random crop of an image depends only on its index and the key given to `prefetch`. timm's data sets replace an
-    image that cannot be read by another one. Here it is an error.
+    `take` decodes images for evaluation, in threads. `prefetch` decodes batches for training in worker processes. The
+    random crop of an image depends only on its index and the key given to `prefetch`. Every image is read by the rules
+    of `timm_paf.data.folders.to_mode`. timm's data sets replace an image that cannot be read by another one. Here it is
+    an error.
 
     Args:
-        dataset: Data set from `timm.data.create_dataset`.
+        dataset: An `ImageFolder`, a data set from `timm.data.create_dataset`, or one of torchvision that gives images.
         name: Short name for messages.
         num_classes: Number of classes.
         labels: (N,) int64, of all images.
-        decoding: How images are decoded.
+        decoding: How images are decoded; see `opened`.
         indices: (N,) int64: the images of the data set that belong to this source; all if None.
+        class_names: Names of the classes, if they have names.
 
     Raises:
         ValueError: If a label is out of range.
@@ -102,6 +129,8 @@ class DecodedImages:
     labels: Tensor
     decoding: Decoding
     indices: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    soft = False
 
     def __post_init__(self) -> None:
         self.image_shape = self.decoding.image_shape
@@ -115,32 +144,134 @@ class DecodedImages:
         """Number of images."""
         return len(self.labels)
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether training images are cropped at random, so that one copy of each does not do."""
+        return self.decoding.train_crop_mode not in (None, 'resize')
+
+    @property
+    def report(self) -> SampleReport:
+        """Properties of the images."""
+        counts = torch.bincount(self.labels, minlength=self.num_classes).tolist()
+        return SampleReport(len(self), self.image_shape, 'uint8', 'folder', len(self), tuple(counts))
+
+    def opened(self, like: 'DecodedImages | None' = None, *, one_size: bool = False) -> 'DecodedImages':
+        """The same source, with settings that fit a sample of the images: the size that they all have, if one.
+
+        Args:
+            like: Opened source whose size the images get; if those images keep their size, these need it as well.
+            one_size: Whether the images need one size in any case.
+
+        Raises:
+            ValueError: If an image of the sample cannot be read, or has a size that it must not have.
+        """
+        count = _SAMPLE if hasattr(getattr(self.dataset, 'reader', self.dataset), 'filename') else _SAMPLE // 16
+        sizes: dict[tuple[int, int], int] = {}
+        with errors_on_opening():
+            for index in self.places[torch.from_numpy(sample_indices(len(self), count))].tolist():
+                with _open(self.dataset, self.name, index) as image:
+                    sizes.setdefault(seen_size(image), index)
+        own, decoding = next(iter(sizes)) if len(sizes) == 1 else None, self.decoding
+        needed = None
+        if decoding.size is None and like is not None:
+            decoding = replace(decoding, size=like.image_shape[1:])
+            needed = like.image_shape[1:] if like.decoding.crop_pct is None else None
+        elif one_size:
+            needed = next(iter(sizes))
+        if needed is not None and own != needed:
+            size, index = next(item for item in sizes.items() if item[0] != needed)
+            raise ValueError(self._wrong_size(index, size, needed))
+        return replace(self, decoding=decoding.resolved(own))
+
+    def _wrong_size(self, index: int, size: tuple[int, int], needed: tuple[int, int]) -> str:
+        return (
+            f'{_where(self.dataset, self.name, index)}: is {size[0]}x{size[1]} pixels, but other images are '
+            f'{needed[0]}x{needed[1]} (height, width); give the size of all images (img_size), or resize it')
+
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64, or `DataChanged`."""
-        return _unwrapped(_Steps(self, lambda _: indices, 1, (), self.decoding.transform(is_training=False))[0])
+        indices = checked_indices(indices, self)
+        read = partial(self.pixels, transform=self.decoding.transform(is_training=False))
+        images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
+        with ThreadPoolExecutor(max(self.decoding.workers, 1)) as pool:  # Pillow decodes without holding the lock
+            for row, pixels in enumerate(pool.map(read, self.places[indices].tolist())):
+                images[row] = pixels
+        return images, self.labels[indices]
 
     def subset(self, indices: Tensor, *, name: str) -> 'DecodedImages':
         """A source of the images at `indices` (M,) int64; reads nothing."""
         return replace(self, name=name, labels=self.labels[indices], indices=self.places[indices])
 
-    def loaded(self, *, name: str) -> LabelledImages:
-        """All images in memory, decoded for evaluation."""
-        chunks = torch.arange(len(self)).split(64)
-        batches = self.prefetch(chunks.__getitem__, len(chunks), key=(), is_training=False)
-        return collect(batches, num_classes=self.num_classes, name=name)
-
-    def prefetch(
-        self, plan: Plan, steps: int, *, key: Key, is_training: bool = True,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images, decoded in advance by worker processes; raises `DataChanged` if one cannot be read.
+    def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training images, decoded in advance by worker processes; `DataChanged` if one cannot be read.
 
         `plan` is sent to the workers; it gives the indices (B,) int64 of batch 0..steps-1. `key` is that of the random
         crops.
         """
-        batches = _Steps(self, plan, steps, key, self.decoding.transform(is_training=is_training))
+        batches = _Steps(self, plan, steps, key, self.decoding.transform(is_training=True))
         # a generator of its own, since the seeds of the workers would come from the global one
         yield from map(_unwrapped, DataLoader(
             batches, batch_size=None, num_workers=self.decoding.workers, generator=torch.Generator()))
+
+    def pixels(self, index: int, transform: Transform | None) -> Tensor:
+        """Pixels (C, H, W) uint8 of one image of the data set."""
+        image = to_image(self.dataset, self.name, index, self.decoding.channels)
+        if transform is None:
+            _, height, width = self.image_shape
+            if image.size != (width, height):
+                raise DataChanged(self._wrong_size(index, (image.height, image.width), (height, width)))
+            array = np.array(image)
+            return torch.from_numpy(array.reshape(height, width, -1)).permute(2, 0, 1)
+        return torch.as_tensor(transform(image))
+
+
+def folder_images(
+    root: str | os.PathLike[str], *, decoding: Decoding | None = None, channels: int | None = None,
+    name: str | None = None,
+) -> DecodedImages:
+    """Image files in class folders as a source, not opened yet; without `channels`, 1 or 3 as in the first image."""
+    dataset, name = ImageFolder(root), Path(root).name if name is None else name
+    if decoding is None:
+        if channels is None:
+            with errors_on_opening(), _open(dataset, name, 0) as image:
+                channels = 1 if image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;') else 3
+        decoding = Decoding(channels=channels)
+    return DecodedImages(
+        dataset, name, len(dataset.class_names), torch.from_numpy(dataset.labels), decoding,
+        class_names=dataset.class_names)
+
+
+def to_image(dataset: Any, name: str, index: int, channels: int) -> Image.Image:
+    """One image of a data set, decoded, in mode L or RGB; raises `DataChanged` if it cannot be read."""
+    with _open(dataset, name, index) as image:
+        return to_mode(image, channels)
+
+
+@contextmanager
+def _open(dataset: Any, name: str, index: int) -> Iterator[Image.Image]:
+    """One image of a data set, its header read; errors name the file."""
+    try:
+        reader = getattr(dataset, 'reader', dataset)
+        file = reader[index][0]  # timm's readers give open files; torchvision's data sets give images
+        if isinstance(file, Image.Image):
+            yield file
+        else:
+            with file, Image.open(file) as image:
+                yield image
+    except UNDECODABLE as error:
+        if isinstance(error, DataChanged):
+            raise
+        reason = 'not an image' if isinstance(error, UnidentifiedImageError) else (
+            getattr(error, 'strerror', None) or first_line(error))
+        raise DataChanged(
+            f'{_where(dataset, name, index)}: the image cannot be read ({reason}); replace or remove it') from error
+
+
+def _where(dataset: Any, name: str, index: int) -> str:
+    try:
+        return dataset.filename(index, absolute=True)
+    except Exception:  # torchvision's data sets and some of timm's readers have no names
+        return f'{name}, image {index}'
 
 
 @dataclass(eq=False)
@@ -151,7 +282,7 @@ class _Steps(Dataset):
     plan: Plan
     steps: int
     key: Key
-    transform: Transform
+    transform: Transform | None
 
     def __len__(self) -> int:
         return self.steps
@@ -159,28 +290,16 @@ class _Steps(Dataset):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | str:
         source, indices = self.source, self.plan(step)
         images = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8)
-        for row, index in enumerate(source.places[indices].tolist()):
-            with _seeded(derive_seed(*self.key, index)):
-                try:
-                    images[row] = torch.as_tensor(self.transform(self._image(index)))
-                except UNDECODABLE as error:
-                    # returned, since an error from another process arrives with a page of traceback
-                    return f'{self._where(index)}: the image cannot be read ({first_line(error)})'
-        return images, source.labels[indices]
-
-    def _image(self, index: int) -> Image.Image:
-        # timm's readers give open files; torchvision's data sets give images
-        dataset, mode = self.source.dataset, self.source.decoding.mode
-        if not hasattr(dataset, 'reader'):
-            return dataset[index][0].convert(mode)
-        with dataset.reader[index][0] as file:
-            return Image.open(file).convert(mode)
-
-    def _where(self, index: int) -> str:
         try:
-            return self.source.dataset.filename(index, absolute=True)
-        except Exception:  # torchvision's data sets and some of timm's readers have no names
-            return f'{self.source.name}, image {index}'
+            for row, index in enumerate(source.places[indices].tolist()):
+                if source.changes_images:
+                    with _seeded(derive_seed(*self.key, index)):
+                        images[row] = source.pixels(index, self.transform)
+                else:
+                    images[row] = source.pixels(index, self.transform)
+        except DataChanged as error:
+            return str(error)  # returned, since an error from another process arrives with a page of traceback
+        return images, source.labels[indices]
 
 
 @dataclass(eq=False)
@@ -205,7 +324,10 @@ class StreamedImages:
     decoding: Decoding
 
     def __post_init__(self) -> None:
+        self.decoding = self.decoding.resolved(None)
         self.image_shape = self.decoding.image_shape
+        names = names_of_classes(getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', None))
+        self.class_names = names if names and len(names) == self.num_classes else None
 
     def __len__(self) -> int:
         """Number of images per pass, as the data set reports it."""
@@ -228,8 +350,8 @@ class StreamedImages:
             images, labels = images[wanted:], labels[wanted:]
 
     def loaded(self, *, name: str) -> LabelledImages:
-        """All images of one pass in memory, decoded for evaluation."""
-        return collect(self._one_pass(), num_classes=self.num_classes, name=name)
+        """All images of one pass in memory, as uint8, decoded for evaluation."""
+        return collect(self._one_pass(), num_classes=self.num_classes, name=name, class_names=self.class_names)
 
     def _one_pass(self, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one pass over the data set, for training with this seed, or for evaluation."""
@@ -242,7 +364,9 @@ class StreamedImages:
             std=(1.,) * self.decoding.channels, num_workers=self.decoding.workers, collate_fn=fast_collate,
             device=torch.device('cpu'), persistent_workers=False).loader
         loader.generator = torch.Generator().manual_seed(seed or 0)
-        self.dataset.transform = self.decoding.transform(is_training=seed is not None)  # the loader has set another one
+        # the loader has set another one
+        self.dataset.transform = partial(
+            _prepared, channels=self.decoding.channels, transform=self.decoding.transform(is_training=seed is not None))
         if seed is not None:
             self.dataset.set_epoch(seed)
         labels = None
@@ -255,6 +379,10 @@ class StreamedImages:
             yield images, labels
         if labels is None:
             raise DataChanged(f'{self.name}: no images; check the name of the split, and that the files exist')
+
+
+def _prepared(image: Image.Image, channels: int, transform: Transform) -> Any:
+    return transform(to_mode(image, channels))
 
 
 def _unwrapped(batch: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:

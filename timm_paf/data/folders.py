@@ -1,141 +1,177 @@
-"""Image files in one sub-folder per class, decoded by `take`."""
+"""Image files in class folders: which files there are, and how any image becomes 8-bit pixels."""
 
+import io
 import os
-import time
+import zlib
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from timm.utils.misc import natural_key
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from timm_paf.data.arrays import checked_indices
-from timm_paf.data.errors import UNDECODABLE, BadArchive, DataChanged, errors_on_opening, first_line
-from timm_paf.data.report import SampleReport, sample_indices
+from timm_paf.data.errors import BadArchive, DataChanged
+from timm_paf.data.stored import stamp
 
-_SAMPLE = 1024  # files whose headers are read on opening
-_GRAY = ('1', 'L', 'LA')
-_COLOUR = (*_GRAY, 'RGB', 'RGBA', 'P', 'CMYK', 'YCbCr')
+_ANNOTATIONS = 'val_annotations.txt'  # of Tiny-ImageNet: lines of file, class and a box, separated by tabs
+_LEFT_BY_SYSTEMS = {'__macosx', 'thumbs.db', 'desktop.ini', '@eadir', '$recycle.bin', 'system volume information'}
+_SIXTEEN_BITS = ('I;16', 'I;16B', 'I;16L', 'I;16N')
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap height and width
 
 
-class FolderImages:
-    """Image files in class folders as a source. All images have one size.
+def is_hidden(name: str) -> bool:
+    """Whether a name is hidden, or left behind by an operating system: `._a.png`, `__MACOSX`, `Thumbs.db`."""
+    return name.startswith('.') or name.lower() in _LEFT_BY_SYSTEMS
 
-    Classes are the sub-folders. If all their names are numbers, a name is the class number. Otherwise there must be
-    `num_classes` of them, numbered in natural order (`n2` before `n10`, as in timm). Within a class, files are in
-    natural order. Files that are not images and names that start with a dot are ignored. Gray images become RGB if
-    `channels` is 3; None is 1 or 3 as in the first image. Names take about 20 bytes of memory per image.
 
-    Raises FileNotFoundError if there is no such folder, ValueError if there are no images, the folders do not match the
-    classes, or the sample on opening (the headers of up to 1024 files) has images of another size or mode.
+def natural_order(name: str) -> tuple[object, str]:
+    """Key that sorts names as timm does (`n2` before `n10`, small and capital letters alike)."""
+    return natural_key(name), name
+
+
+class ImageFolder:
+    """Files in class folders, in the form of timm's readers: `self[index]` is an open file and a class number.
+
+    Classes are the sub-folders of `root` in natural order, whatever folders are inside them, as in Tiny-ImageNet's
+    `train/<class>/images`. If `root` holds `val_annotations.txt`, as Tiny-ImageNet's `val` does, that file names the
+    classes. Within a class, files are in natural order. Hidden files and folders, and files without the ending of an
+    image, are left out. Names, sizes and times take about 40 bytes of memory per image.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no images, or folders at two levels can be the classes.
     """
 
-    soft = False
-
-    def __init__(self, root: str | os.PathLike[str], *, num_classes: int, channels: int | None = None) -> None:
-        self.root, self.num_classes, self.name = Path(root), num_classes, Path(root).name
-        if channels not in (None, 1, 3):
-            raise ValueError(f'got channels={channels} for the images in {root}, expected 1 or 3')
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root, self.skipped = Path(root), Counter[str]()
         if not self.root.is_dir():
             raise FileNotFoundError(f'{root}: no such folder; check the path')
-        self._folders = _names(self.root, folders=True)
-        self._opened_ns = time.time_ns()
-        files = [
-            [file for file in _names(self.root / folder, folders=False) if file.lower().endswith(IMG_EXTENSIONS)]
-            for folder in self._folders]
-        if not any(files):
+        if (self.root / _ANNOTATIONS).is_file():
+            found = self._annotated()
+        else:
+            entries = self._entries(self.root)
+            self.skipped['not in a class folder'] += sum(_is_image(entry.name) for entry in entries)
+            found = {entry.name: list(self._files(Path(entry.path))) for entry in entries if entry.is_dir()}
+            _check_levels(self.root, found)
+        self.empty_folders = [name for name, files in found.items() if not files]
+        self.class_names = tuple(name for name, files in found.items() if files)
+        if not self.class_names:
             raise BadArchive(
                 f'{root} holds no images; expected one sub-folder with image files per class, or .npz files, or '
                 f'images.npy; check the path')
-        self._names = np.array([os.fsencode(file) for part in files for file in part])
-        self._folder_numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(part) for part in files])
-        numbers = np.array(_class_numbers(self.root, self._folders, num_classes))
-        self._labels = numbers[self._folder_numbers].astype(np.min_scalar_type(num_classes - 1))
-        with errors_on_opening():
-            with self._open(0) as image:
-                self.image_shape = channels or (1 if image.mode in _GRAY else 3), image.height, image.width
-            for index in sample_indices(len(self), _SAMPLE).tolist():
-                with self._open(index) as image:
-                    self._check(index, image)
-        counts = tuple(np.bincount(self._labels, minlength=num_classes).tolist())
-        self.report = SampleReport(len(self), self.image_shape, 'uint8', 'folder', len(self), counts)
+        self.labels = np.repeat(np.arange(len(self.class_names)), [len(found[name]) for name in self.class_names])
+        files = [file for name in self.class_names for file in found[name]]
+        self._names = np.array([os.fsencode(name) for name, _ in files])
+        self._stamps = np.array([known for _, known in files], np.int64)
+        self._sums = np.full(len(files), -1)  # CRC-32 of the files that this process has read
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self._names)
+        return len(self.labels)
 
-    def class_numbers(self) -> Tensor:
-        """Class numbers (N,) int64 of all images; reads no image."""
-        return torch.from_numpy(self._labels.astype(np.int64))
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        """The content of one file, and its class number; raises `DataChanged` if it is another file now."""
+        path = self.path(index)
+        with open(path, 'rb') as file:
+            known, content = stamp(os.fstat(file.fileno())), file.read()
+        if self._sums[index] < 0:
+            self._sums[index] = zlib.crc32(content) if known == tuple(self._stamps[index]) else -2
+        if known != tuple(self._stamps[index]):
+            if zlib.crc32(content) != self._sums[index]:
+                raise DataChanged(f'{path}: changed since its folder was opened; do not modify data during a run')
+            self._stamps[index] = known
+        return io.BytesIO(content), int(self.labels[index])
 
     def path(self, index: int) -> Path:
         """The file of one image."""
-        return self.root / self._folders[self._folder_numbers[index]] / os.fsdecode(self._names[index])
+        return self.root / os.fsdecode(self._names[index])
 
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode images (B, C, H, W) uint8, with labels (B,) int64, on the CPU, or raise `DataChanged`."""
-        wanted = checked_indices(indices, self).numpy()
-        channels, height, width = self.image_shape
-        pixels = np.empty((len(wanted), height, width, channels), np.uint8)
-        for row, index in zip(pixels, wanted.tolist(), strict=True):
-            with self._open(index) as image:
-                self._check(index, image)
-                row[:] = np.asarray(image.convert('RGB' if channels == 3 else 'L')).reshape(row.shape)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self._labels[wanted].astype(np.int64))
-
-    @contextmanager
-    def _open(self, index: int) -> Iterator[Image.Image]:
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """The file of one image, as timm's readers name it."""
         path = self.path(index)
-        try:
-            with open(path, 'rb') as file:
-                # One time for all files, since one stamp per file would take memory. The time of the last status
-                # change also shows that another file was moved here.
-                if os.fstat(file.fileno()).st_ctime_ns > self._opened_ns:
-                    raise DataChanged(f'{path}: changed since its folder was opened; do not modify data during a run')
-                with Image.open(file) as image:
-                    yield image
-        except DataChanged:
-            raise
-        except UNDECODABLE as error:
-            reason = getattr(error, 'strerror', None) or first_line(error)
-            if isinstance(error, UnidentifiedImageError):
-                reason = 'not an image'
-            raise DataChanged(f'{path}: cannot be decoded ({reason}); replace or remove it') from error
+        return path.name if basename else str(path if absolute else path.relative_to(self.root))
 
-    def _check(self, index: int, image: Image.Image) -> None:
-        """Raise `DataChanged` if the header of an image does not match."""
-        channels, height, width = self.image_shape
-        if image.size != (width, height):
-            raise DataChanged(
-                f'{self.path(index)}: is {image.height}x{image.width} pixels, but {self.path(0).name} is '
-                f'{height}x{width} (height, width); all images need one size, resize them')
-        if image.mode not in (_GRAY if channels == 1 else _COLOUR):
-            raise DataChanged(
-                f'{self.path(index)}: is of mode {image.mode}, expected 8-bit {"gray" if channels == 1 else "RGB"}; '
-                f'convert it')
+    @property
+    def notes(self) -> list[str]:
+        """A line about what was left out, if anything was."""
+        reasons = [f'{count} {reason}' for reason, count in sorted(self.skipped.items()) if count]
+        if self.empty_folders:
+            reasons.append(f'{len(self.empty_folders)} folders without images ({", ".join(self.empty_folders[:3])})')
+        return [f'{self.root}: left out {"; ".join(reasons)}'] if reasons else []
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What a folder holds, in natural order, without hidden names."""
+        with os.scandir(folder) as entries:
+            everything = sorted(entries, key=lambda entry: natural_order(entry.name))
+        self.skipped['hidden'] += sum(is_hidden(entry.name) for entry in everything)
+        return [entry for entry in everything if not is_hidden(entry.name)]
+
+    def _files(self, folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Image files in a folder and in those inside it, relative to the root, and their stamps."""
+        entries = self._entries(folder)
+        for entry in entries:
+            if entry.is_dir():
+                continue
+            if _is_image(entry.name):
+                yield os.path.relpath(entry.path, self.root), stamp(entry.stat())
+            else:
+                self.skipped['without the ending of an image'] += 1
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._files(Path(entry.path))
+
+    def _annotated(self) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+        files = {os.path.basename(name): (name, known) for name, known in self._files(self.root)}
+        self.skipped['without the ending of an image'] -= 1  # the annotations
+        lines = (self.root / _ANNOTATIONS).read_text(encoding='utf-8').splitlines()
+        classes = dict(line.split('\t')[:2] for line in lines if '\t' in line)
+        if missing := sorted(classes.keys() - files.keys(), key=natural_order):
+            raise FileNotFoundError(f'{self.root / missing[0]} is missing, but {_ANNOTATIONS} lists it; copy it again')
+        self.skipped[f'without a line in {_ANNOTATIONS}'] += len(files.keys() - classes.keys())
+        found: dict[str, list[tuple[str, tuple[int, ...]]]] = {
+            name: [] for name in sorted(set(classes.values()), key=natural_order)}
+        for name in sorted(classes, key=natural_order):
+            found[classes[name]].append(files[name])
+        return found
 
 
-def _class_numbers(root: Path, names: list[str], num_classes: int) -> list[int]:
-    if all(name.isascii() and name.isdigit() for name in names):
-        numbers = [int(name) for name in names]
-        if max(numbers) >= num_classes or len(set(numbers)) < len(names):
-            raise BadArchive(
-                f'{root}: has class folders {names[0]} to {names[-1]}, expected each number from 0 to '
-                f'{num_classes - 1} at most once; is this for another data set?')
-        return numbers
-    if len(names) != num_classes:
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """The image as it is to be seen, in mode L (1 channel) or RGB (3).
+
+    It is turned as its EXIF data say. 16-bit gray is scaled to 8 bits. Transparent pixels show white. Other colour
+    spaces become RGB as Pillow does it. Raises ValueError for an animation, and for modes without a known range.
+    """
+    if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':  # MPO is a JPEG with a preview or a second view
+        raise ValueError(f'it is an animation or a file of {image.n_frames} images, expected one image; take it apart')
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BITS or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+    if image.mode in ('I', 'F') or image.mode.startswith('I;'):
+        raise ValueError(f'it is of mode {image.mode}, whose range is unknown, expected 8 or 16 bits; convert it')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('L' if channels == 1 else 'RGB')
+
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image after the rotation of its EXIF data; reads no pixel."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(_ORIENTATION) in _TURNED else (height, width)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _check_levels(root: Path, found: dict[str, list[tuple[str, tuple[int, ...]]]]) -> None:
+    """Raise ValueError if the folders inside class folders look like the classes."""
+    inner = {name: {Path(file).parent.name for file, _ in files if Path(file).parent.name != name}
+             for name, files in found.items()}
+    every = Counter(folder for folders in inner.values() for folder in folders)
+    if any(len(folders) > 1 for folders in inner.values()) and max(every.values()) == 1:
         raise BadArchive(
-            f'{root}: has {len(names)} class folders ({", ".join(names[:3])} …), expected {num_classes}; class numbers '
-            f'need a folder for every class, or folders named 0 to {num_classes - 1}')
-    return list(range(num_classes))
-
-
-def _names(folder: Path, *, folders: bool) -> list[str]:
-    """Names of sub-folders or files in natural order, without hidden ones."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() == folders and not entry.name.startswith('.')]
-    return sorted(names, key=natural_key)
+            f'{root}: the classes can be the folders {", ".join(list(found)[:3])} or those inside them, '
+            f'{", ".join(sorted(every, key=natural_order)[:3])}; expected one level of class folders, move the others')

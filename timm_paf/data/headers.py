@@ -18,7 +18,9 @@ from timm_paf.data.stored import StoredArray, stamp
 
 LAYOUTS = ('NHWC', 'NCHW', 'HWCN', 'CHWN')
 IMAGE_FILES = ('images.npy', 'image.npy', 'X.npy', 'data.npy', 'images.bin')  # names that a folder may contain
-_WORDS = {'images': 'labels', 'image': 'label', 'imgs': 'labels', 'img': 'label', 'x': 'y', 'data': 'targets'}
+_WORDS = {
+    'images': ('labels',), 'image': ('label',), 'imgs': ('labels',), 'img': ('label',), 'x': ('y',),
+    'data': ('targets', 'labels')}
 _WORD = re.compile(r'(?<![a-z0-9])(images?|imgs?|x|data)(?![a-z0-9])', re.IGNORECASE)
 
 
@@ -40,6 +42,21 @@ def zip_headers(path: Path, *choices: Sequence[str]) -> list[StoredArray]:
             raise BadArchive(
                 f'{path}: holds {", ".join(members[:8]) or "nothing"}; expected either {wanted}; rename the members')
         return [_member_header(path, file, archive, key) for key in found[0]]
+
+
+def read_class_names(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes of an archive: a member `class_names`, or lines of `class_names.txt` next to it, if any."""
+    with name_in_errors(f'{path}: its class names cannot be read'):
+        if path.suffix not in ('.npy', '.bin'):
+            with zipfile.ZipFile(path) as archive:
+                if 'class_names.npy' in archive.namelist():
+                    with archive.open('class_names.npy') as member:
+                        names = npy.read_array(member, allow_pickle=False)
+                    if names.dtype.kind not in 'SU' or names.ndim != 1:
+                        raise BadArchive(f"{path}: 'class_names' is of dtype {names.dtype}, expected text (K,)")
+                    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        file = path.with_name('class_names.txt')
+        return tuple(file.read_text(encoding='utf-8').splitlines()) if file.exists() else None
 
 
 def _member_header(path: Path, file: IO[bytes], archive: zipfile.ZipFile, key: str) -> StoredArray:
@@ -112,8 +129,9 @@ def find_labels(path: Path) -> Path:
     """The file with the labels of the images in `path`, found by its name in the same folder.
 
     It is a `.npy` file. Its name is the name of the images with the last word for images replaced: `images` by
-    `labels`, `image` by `label`, `X` by `Y`, `data` by `targets` (`cifar_sorted_images.bin`,
-    `cifar_sorted_labels.npy`); or it ends in `_labels` or `_label` (`part0.npy`, `part0_labels.npy`).
+    `labels`, `image` by `label`, `X` by `Y`, `data` by `targets` or `labels` (`cifar10.1_v6_data.npy`,
+    `cifar10.1_v6_labels.npy`); or it ends in `_labels` or `_label` (`part0.npy`, `part0_labels.npy`). Without such a
+    file, it is `labels.npy` if all other `.npy` files of the folder have one shape, as those of CIFAR-10-C.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -122,15 +140,21 @@ def find_labels(path: Path) -> Path:
     names = [f'{path.stem}_labels.npy', f'{path.stem}_label.npy']
     if found := list(_WORD.finditer(path.stem)):
         word = found[-1][0]
-        other = _WORDS[word.lower()]
-        other = other.upper() if word.isupper() else other.title() if word.istitle() else other
-        names.insert(0, f'{path.stem[:found[-1].start()]}{other}{path.stem[found[-1].end():]}.npy')
+        others = [
+            other.upper() if word.isupper() else other.title() if word.istitle() else other
+            for other in _WORDS[word.lower()]]
+        start, end = path.stem[:found[-1].start()], path.stem[found[-1].end():]
+        names = [*(f'{start}{other}{end}.npy' for other in others), *names]
     present = [name for name in names if path.with_name(name).exists()]
     if len(present) > 1:
         raise BadArchive(f'{path}: the labels can be {" or ".join(present)}; keep one, or choose with labels=')
+    shared = path.with_name('labels.npy')
+    if not present and path.suffix == '.npy' and shared.exists() and len({
+            npy_header(file).shape for file in path.parent.glob('[!.]*.npy') if file.name != shared.name}) == 1:
+        return shared
     if not present:
         raise FileNotFoundError(
-            f'{path}: no file with labels, expected {" or ".join(names)} in the same folder; put it there')
+            f'{path}: no file with labels, expected {" or ".join(names)} in the same folder; put it there, or name it')
     return path.with_name(present[0])
 
 

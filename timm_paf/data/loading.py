@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from timm_paf.data.arrays import ImageSource, LabelledImages
+from timm_paf.data.classes import class_names
 from timm_paf.data.mixing import Batch
 
 _CHUNK_BYTES = 2**26  # read at a time when a data set is copied to the device
@@ -35,8 +36,8 @@ def place_on_device(
     """Copy data sets to a device, as many as fit into a budget.
 
     Each set is copied as a whole or not at all, in the given order. On the CPU, sets are read into memory only if
-    `required`, because the system caches files itself. Sources that decode images during training (with `prefetch`)
-    cannot be copied.
+    `required`, because the system caches files itself. Sources that crop images at random, and streams, cannot be
+    copied.
 
     Args:
         sources: Data sets.
@@ -51,9 +52,10 @@ def place_on_device(
     for position, source in enumerate(sources):
         if isinstance(source, LabelledImages) and source.images.device.type == device.type:
             continue
-        if required and hasattr(source, 'prefetch'):
-            raise ValueError(f'{source.name}: images that are decoded during training cannot be kept on the device')
-        if hasattr(source, 'prefetch') or (device.type == 'cpu' and not required):
+        decoded = hasattr(source, 'prefetch') and getattr(source, 'changes_images', True)
+        if required and decoded:
+            raise ValueError(f'{source.name}: images that are cropped at random cannot be kept on the device')
+        if decoded or (device.type == 'cpu' and not required):
             continue
         needed = stored_bytes(source)
         if needed <= budget:
@@ -142,4 +144,4 @@ def _read_whole(source: ImageSource, device: torch.device) -> LabelledImages:
     for indices in torch.arange(len(source)).split(max(1, _CHUNK_BYTES // first.nbytes)):
         some = slice(int(indices[0]), int(indices[-1]) + 1)
         images[some], labels[some] = source.take(indices)
-    return LabelledImages(images, labels, source.num_classes, source.name)
+    return LabelledImages(images, labels, source.num_classes, source.name, class_names(source))

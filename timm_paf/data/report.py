@@ -56,6 +56,13 @@ def sample_report(source: ImageSource) -> SampleReport | None:
         tuple(torch.bincount(labels, minlength=source.num_classes).tolist()))
 
 
+def source_notes(source: object) -> list[str]:
+    """Lines about what was left out of a source, such as files that are no images."""
+    parts = [*getattr(source, 'parts', ()), *(
+        part for name in ('source', 'dataset') if (part := getattr(source, name, None)) is not None)]
+    return [*getattr(source, 'notes', ()), *(line for part in parts for line in source_notes(part))]
+
+
 def sample_indices(count: int, size: int) -> np.ndarray:
     """A fixed pseudo-random sample, (min(count, size),) int64, ascending, with the first and last index.
 

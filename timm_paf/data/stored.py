@@ -19,8 +19,8 @@ CHUNK = 1 << 22  # bytes read at a time
 
 
 def stamp(status: os.stat_result) -> tuple[int, ...]:
-    """Size, time of modification, inode and device, which change when a file is written to or replaced."""
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+    """Size and time of modification, which change with the content; hard links and network disks change the others."""
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,22 @@ class StoredArray:
             raise DataChanged(f'{self.path}: cannot be read any more ({first_line(error)})') from error
 
     def _compare(self, file: FileIO) -> None:
-        if stamp(os.fstat(file.fileno())) != self.stamp:
-            raise DataChanged(f'{self.path}: changed since it was opened; do not modify data during a run')
+        found = stamp(os.fstat(file.fileno()))
+        if found != self.stamp:
+            if found[0] != self.stamp[0] or not self._same_content(file):
+                raise DataChanged(f'{self.path}: changed since it was opened; do not modify data during a run')
+            object.__setattr__(self, 'stamp', found)  # so that the content is read once
+
+    def _same_content(self, file: FileIO) -> bool:
+        """Whether the content has the CRC-32 of the archive; without one, nothing is known."""
+        if self.crc is None:
+            return False
+        expected, crc = self.crc
+        file.seek(self.offset)
+        left = self.nbytes
+        while left and (some := file.read(min(left, CHUNK))):
+            crc, left = zlib.crc32(some, crc), left - len(some)
+        return crc == expected
 
     def _read(self, file: FileIO, view: memoryview, offset: int) -> None:
         file.seek(offset)

@@ -19,6 +19,7 @@ from timm_paf._distributed import Processes
 from timm_paf.data import (
     Augment,
     DataSplits,
+    EvaluationImages,
     ImageSource,
     ImagesWithout,
     LabelledImages,
@@ -27,17 +28,17 @@ from timm_paf.data import (
     cached_synthetic_digits,
     free_bytes,
     held_out,
+    names_of_classes,
     open_archives,
     place_on_device,
     sample_report,
-    to_unit_range,
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 
 __all__ = [
-    'DatasetImages', 'Images', 'as_source', 'in_memory', 'memory_budget', 'open_dataset', 'open_training_data',
+    'DatasetImages', 'Images', 'as_source', 'memory_budget', 'open_dataset', 'open_training_data',
     'own_splits', 'source_lines']
 
 Images: TypeAlias = ImageSource | tuple[Tensor | np.ndarray, Tensor | np.ndarray] | Dataset[Any]
@@ -45,7 +46,7 @@ Images: TypeAlias = ImageSource | tuple[Tensor | np.ndarray, Tensor | np.ndarray
 
 
 def open_dataset(name: str, config: DataConfig | None = None, *, console: Console | None = None) -> DataSplits:
-    """Train, validation and test split of a data set; the last two as float32 images.
+    """Train, validation and test split of a data set; the last two as `EvaluationImages`.
 
     Args:
         name: Name of the data set.
@@ -58,13 +59,16 @@ def open_dataset(name: str, config: DataConfig | None = None, *, console: Consol
     """
     try:
         with reading_bar(console) as progress:
-            train, val, test = open_splits(name, (config or DataConfig()).dataset_options(progress))
+            options = (config or DataConfig()).dataset_options(progress)
+            if console is not None:
+                options = dataclasses.replace(options, notify=lambda line: console.print(line, highlight=False))
+            train, val, test = open_splits(name, options)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{error}; see --data-dir and --dataset-download.') from error
     except ValueError as error:
         end = '' if str(error)[-1:] in '.?' else '.'
         raise ValueError(f'--dataset = {name!r}: {error}{end}') from error
-    return DataSplits(train, in_memory(val), in_memory(test))
+    return DataSplits(train, EvaluationImages(val), EvaluationImages(test))
 
 
 class DatasetImages:
@@ -88,7 +92,9 @@ class DatasetImages:
         if labels is None:
             labels = [int(dataset[index][1]) for index in range(len(dataset))]
         self.labels = torch.as_tensor(labels).long()
-        self.num_classes = num_classes or len(getattr(dataset, 'classes', ())) or int(self.labels.max()) + 1
+        names = names_of_classes(getattr(dataset, 'classes', None))
+        self.num_classes = num_classes or len(names or ()) or int(self.labels.max()) + 1
+        self.class_names = names if names and len(names) == self.num_classes else None
         _, channels, height, width = self.take(torch.zeros(1, dtype=torch.int64))[0].shape
         self.image_shape = channels, height, width
 
@@ -135,17 +141,9 @@ def as_source(images: Images, *, num_classes: int | None = None, name: str = 'ow
     return LabelledImages(pixels, labels, classes, name)
 
 
-def in_memory(source: ImageSource) -> LabelledImages:
-    """The images as float32 in memory, as measurements need them."""
-    if not isinstance(source, LabelledImages):
-        images, labels = source.take(torch.arange(len(source)))
-        source = LabelledImages(images, labels, source.num_classes, source.name)
-    return dataclasses.replace(source, images=to_unit_range(source.images))
-
-
 def own_splits(
         train: Images, val: Images | None, test: Images | None, config: DataConfig,
-) -> tuple[ImageSource, LabelledImages, LabelledImages | None]:
+) -> tuple[ImageSource, EvaluationImages, EvaluationImages | None]:
     """Splits of one's own images; without `val`, `config.val_size` training images are held out.
 
     Raises:
@@ -153,21 +151,21 @@ def own_splits(
     """
     source = as_source(train, num_classes=config.num_classes, name='own training images')
 
-    def measured(images: Images, name: str) -> LabelledImages:
-        return in_memory(as_source(images, num_classes=source.num_classes, name=name))
+    def measured(images: Images, name: str) -> EvaluationImages:
+        return EvaluationImages(as_source(images, num_classes=source.num_classes, name=name))
 
     tested = None if test is None else measured(test, 'own test images')
     if val is not None:
         return source, measured(val, 'own validation images'), tested
     chosen = held_out(all_labels(source), config.val_size, seed=config.split_seed)
     rest = ImagesWithout(source, chosen, name=source.name)
-    return rest, in_memory(LabelledImages(*source.take(chosen), source.num_classes, 'held-out images')), tested
+    return rest, EvaluationImages(LabelledImages(*source.take(chosen), source.num_classes, 'held-out images')), tested
 
 
 def open_training_data(
         config: TrainConfig, processes: Processes, console: Console, *, train: Images | None, val: Images | None,
         test: Images | None,
-) -> tuple[MixedBatches, LabelledImages, LabelledImages | None]:
+) -> tuple[MixedBatches, EvaluationImages, EvaluationImages | None]:
     """Batches for one process, validation images and test images, of `config.dataset` or of one's own images.
 
     Raises:
@@ -178,9 +176,9 @@ def open_training_data(
         if train is None:
             named = open_dataset(config.dataset, config, console=console)
             real: ImageSource = named.train
-            tested: LabelledImages | None
-            checked = named.val if val is None else in_memory(as_source(val))
-            tested = named.test if test is None else in_memory(as_source(test))
+            tested: EvaluationImages | None
+            checked = cast(EvaluationImages, named.val) if val is None else EvaluationImages(as_source(val))
+            tested = cast(EvaluationImages, named.test) if test is None else EvaluationImages(as_source(test))
         else:
             real, checked, tested = own_splits(train, val, test, config)
         synthetic = open_synthetic(config, real, console) if config.synthetic_fraction else []

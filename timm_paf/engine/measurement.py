@@ -14,11 +14,11 @@ from torch import distributed, nn
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import PGD, check_images
-from timm_paf.data import LabelledImages
+from timm_paf.data import EvaluationImages
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
 from timm_paf.engine.cli import RunFailed, replace_unencodable
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
+from timm_paf.engine.data import Images, as_source, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
 from timm_paf.engine.progress import AttackView
@@ -89,20 +89,20 @@ class Measurement:
                 raise ValueError(
                     f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps its state; '
                     'give one that they share, or leave it out.')
-            source = getattr(open_dataset(config.dataset, config), config.split) if data is None else as_source(data)
-            if data is None and not isinstance(source, LabelledImages):
+            source = getattr(open_dataset(config.dataset, config, console=self.console), config.split) if (
+                data is None) else as_source(data)
+            if hasattr(source, 'dataset') and not hasattr(source, 'labels'):
                 raise ValueError(
-                    f'--split {config.split}: these images of {config.dataset} are read while training and are not in '
-                    'memory; expected test or val.')
-            self.data = in_memory(source)
+                    f'--split {config.split}: these images of {config.dataset} are a stream, which is read while '
+                    f'training; expected test or val.')
+            self.data = source if isinstance(source, EvaluationImages) else EvaluationImages(source)
             self.model = model if model is not None else build_model(
                 config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
                 **config.model_arguments())
             self.weights = load_weights(self.model, config.checkpoint, use_ema=config.use_ema)
             self.model.to(processes.device)
             check_images(
-                self.model, torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels),
-                device=processes.device)
+                self.model, self.data.images, self.data.labels, device=processes.device)
             rehearse_measurement(self.model, self.data, config, processes.device)
             radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
             if len(set(radii)) < len(radii):
@@ -145,7 +145,7 @@ class Measurement:
     def _complete(self, report: RobustnessReport, view: AttackView) -> RobustnessReport:
         """Add curve, corruptions, trust checks and examples to the report."""
         config, processes, model = self.config, self.processes, self.model
-        x, y, threat = torch.as_tensor(self.data.images), torch.as_tensor(self.data.labels), config.threat()
+        x, y, threat = self.data.images, self.data.labels, config.threat()
         alone: dict[str, Any] = dict(batch_size=config.eval_batch_size, device=processes.device)
         shared = dict(alone, rank=processes.rank, world_size=processes.world_size)
         added: dict[str, Any] = {}
@@ -258,7 +258,7 @@ def shares_folder(processes: Processes, folder: Path) -> bool:
         return not processes.all_reduce_max(not (found / name).exists())[0]
 
 
-def open_corruptions(folder: str, data: LabelledImages) -> CorruptionArchive:
+def open_corruptions(folder: str, data: EvaluationImages) -> CorruptionArchive:
     """Open the corrupted images; ValueError if their shape or labels do not fit the data."""
     archive = CorruptionArchive(folder)
     if archive.image_shape != tuple(data.image_shape):
@@ -286,7 +286,8 @@ def clean_accuracy_of_run(config: ValidateConfig) -> Accuracy | None:
 
 
 def measure_attacks(
-        model: nn.Module, data: LabelledImages, config: TrainConfig | ValidateConfig, **more: Any) -> RobustnessReport:
+        model: nn.Module, data: EvaluationImages, config: TrainConfig | ValidateConfig, **more: Any,
+) -> RobustnessReport:
     """Clean, PGD and AutoAttack accuracy on float32 images; `more` are further arguments of `evaluate_robustness`."""
     return evaluate_robustness(
         model, data.images, data.labels, **config.evaluation(), model_name=config.model, dataset=config.dataset,
@@ -294,7 +295,7 @@ def measure_attacks(
 
 
 def with_examples(
-        report: RobustnessReport, model: nn.Module, data: LabelledImages, config: TrainConfig | ValidateConfig,
+        report: RobustnessReport, model: nn.Module, data: EvaluationImages, config: TrainConfig | ValidateConfig,
         device: torch.device,
 ) -> RobustnessReport:
     """The report with examples of images that PGD attacks."""

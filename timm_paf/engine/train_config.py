@@ -33,6 +33,15 @@ class DataConfig(Settings):
         None, 'Number of classes. Needed only for a data set that does not say it.', least=1, unset='from the data set')
     test_data: tuple[str, ...] = _data(
         (), 'Archives of test images, for a --dataset that is an archive.', metavar='FILE', unset='none')
+    test_labels: str | None = _data(
+        None, 'File with the labels of --test-data, a .npy or .bin file whose labels have another name.',
+        metavar='FILE', unset='found by the name of the images')
+    input_key: str | None = _data(
+        None, 'Name of the column with the images, for a data set of Hugging Face or WebDataset.', metavar='NAME',
+        unset="timm's default, 'image' for hfds")
+    target_key: str | None = _data(
+        None, 'Name of the column with the labels, for a data set of Hugging Face or WebDataset.', metavar='NAME',
+        unset="timm's default, 'label' for hfds")
     val_size: int = _data(
         1024, 'Number of training images that are held out for validation, the same share of every class. '
         'The digits have a fixed validation split instead.', least=1)
@@ -42,15 +51,19 @@ class DataConfig(Settings):
         None, 'Name that the data set gives to its validation split.', unset='--val-size images of the training split')
     test_split: str = _data('validation', 'Name that the data set gives to its test split.')
     in_chans: int = _data(3, 'Number of channels that image files are converted to.', choices=(1, 3))
-    img_size: int = _data(224, 'Height and width in pixels that image files are resized to.', least=1)
-    train_crop_mode: str = _data(
-        'rrc', 'Crop of training images from files: rrc, rkrc and rkrr are random crops as in timm; resize is the '
-        'centre crop of evaluation.', choices=('rrc', 'rkrc', 'rkrr', 'resize'))
-    crop_pct: float = _data(
-        0.875, 'Share of a resized image file that the centre crop of evaluation keeps.', above=0, most=1)
+    img_size: int | None = _data(
+        None, 'Height and width in pixels that image files are resized to.', least=1,
+        unset='the size of the images if all have one size, else 224')
+    train_crop_mode: str | None = _data(
+        None, 'Crop of training images from files: rrc, rkrc and rkrr are random crops as in timm; resize is the '
+        'centre crop of evaluation.', choices=('rrc', 'rkrc', 'rkrr', 'resize'),
+        unset='no crop if all images have the right size, else rrc')
+    crop_pct: float | None = _data(
+        None, 'Share of a resized image file that the centre crop of evaluation keeps.', above=0, most=1,
+        unset='no resizing if all images have the right size, else 0.875')
     workers: int = _data(
-        4, 'Number of processes that decode image files. Data sets that are stored as arrays, such as digits and '
-        'archives, need none.', least=0)
+        4, 'Number of processes that decode training images from files, and of threads that decode the others. Data '
+        'sets that are stored as arrays, such as digits and archives, need none.', least=0)
 
     def dataset_options(self, progress: Callable[[str, int, int], None] | None = None) -> DatasetOptions:
         """The arguments of `timm_paf.data.open_dataset`."""
@@ -59,7 +72,8 @@ class DataConfig(Settings):
             workers=self.workers)
         return DatasetOptions(
             data_dir=self.data_dir, download=self.dataset_download, num_classes=self.num_classes,
-            test_data=self.test_data, val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
+            test_data=self.test_data, test_labels=self.test_labels, input_key=self.input_key,
+            target_key=self.target_key, val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
             train_split=self.train_split, val_split=self.val_split, test_split=self.test_split, progress=progress)
 
 

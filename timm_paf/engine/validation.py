@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timm_paf._distributed import Processes
 from timm_paf.attacks import CompiledModel
-from timm_paf.data import LabelledImages
+from timm_paf.data import EvaluationImages
 from timm_paf.engine.checkpoint_files import best_epoch
 from timm_paf.engine.cli import RunStopped
 from timm_paf.engine.compilation import compile_settings
@@ -22,7 +22,7 @@ __all__ = ['selection', 'selection_lines', 'validate']
 
 
 def validate(
-        task: AdversarialTrainingTask, data: LabelledImages, config: TrainConfig, processes: Processes, *,
+        task: AdversarialTrainingTask, data: EvaluationImages, config: TrainConfig, processes: Processes, *,
         precision: Callable[[], AbstractContextManager], stop_requested: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Clean accuracy and accuracy under PGD, in percent.
@@ -32,7 +32,7 @@ def validate(
 
     Args:
         task: Holds the weights.
-        data: Validation images, float32.
+        data: Validation images.
         config: Settings.
         processes: Processes of the run.
         precision: Gives the context of forward passes.
@@ -55,7 +55,7 @@ def validate(
 
 @torch.no_grad()
 def _count(
-        model: nn.Module, data: LabelledImages, config: TrainConfig, processes: Processes,
+        model: nn.Module, data: EvaluationImages, config: TrainConfig, processes: Processes,
         precision: Callable[[], AbstractContextManager], stop_requested: Callable[[], bool],
 ) -> Tensor:
     """Number of images of this process's share that are classified correctly, clean and under attack."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
+from timm_paf.data.folders import is_hidden
 from timm_paf.evaluation.accuracy import Accuracy, Part
 from timm_paf.evaluation.correct import map_in_turn, model_device
 
@@ -37,7 +38,7 @@ class CorruptionArchive:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = folder = Path(folder)
-        found = {path.stem for path in folder.glob('*.npy')}
+        found = {path.stem for path in folder.glob('*.npy') if not is_hidden(path.name)}
         for file, missing in (('labels.npy', 'labels' not in found), ('<corruption>.npy', not found - {'labels'})):
             if missing:
                 raise FileNotFoundError(f'corruptions {folder}: there is no {file}; expected a folder like CIFAR-10-C.')

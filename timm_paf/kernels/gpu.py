@@ -2,7 +2,7 @@
 
 The formulas are those of `timm_paf.activations.functional`, in float32. A network's activation is limited by memory
 as long as an element takes few operations, so exp is the GPU's own: for half precision directly, for float32 after
-the argument is reduced, since its relative error grows with the argument. Products that are smaller than 1e-36 may be
+the argument is reduced, since its relative error grows with the argument. Results that are smaller than 1e-34 may be
 0. Each block writes one partial sum for alpha and one for beta; these are added in float64 in a fixed order.
 """
 # mypy: disable-error-code="no-untyped-def"

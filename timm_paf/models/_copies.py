@@ -6,19 +6,14 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from timm_paf.activations import ParametricActivation, PSoftplus, PSSiLUFixed, paf_modules
+from timm_paf.activations import ParametricActivation, PSoftplus, paf_modules
 
-__all__ = ['is_activation_key', 'merge_copies', 'refuse']
+__all__ = ['merge_copies', 'refuse']
 
 
 def refuse(label: str, message: str) -> NoReturn:
     """Raise ValueError with a message about the weights for a model."""
     raise ValueError(f'weights for {label}: {message}')
-
-
-def is_activation_key(key: str) -> bool:
-    """Whether a name in a state dict is the name of an alpha or beta."""
-    return key.rsplit('.', 1)[-1] in ('alpha', 'beta')
 
 
 def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) -> dict[str, Tensor]:
@@ -30,9 +25,13 @@ def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) ->
     Raises:
         ValueError: If copies differ or are incomplete, or the activation is not the model's.
     """
-    found = {key: value for key, value in weights.items() if is_activation_key(key)}
-    rest = {key: value for key, value in weights.items() if not is_activation_key(key)}
     modules = list(paf_modules(model))
+    # other modules may have an alpha or beta as well, such as ResMLP's
+    others = model.state_dict().keys() - {
+        f'{place}.{name}' for place, module in modules for name in module.state_dict()}
+    found, rest = {}, {}
+    for key, value in weights.items():
+        (found if key.rsplit('.', 1)[-1] in ('alpha', 'beta') and key not in others else rest)[key] = value
     names = {key.rsplit('.', 1)[-1] for key in found}
     in_file = f'the file has an activation with {" and ".join(sorted(names))}'
     if found and not modules:
@@ -76,8 +75,6 @@ def _agreed(copies: Mapping[str, Tensor], expected: list[str], label: str) -> Te
 
 def _from_authors(value: Tensor, module: ParametricActivation, name: str, label: str) -> Tensor:
     """Convert a parameter of the authors' formula to ours."""
-    if isinstance(module, PSSiLUFixed) and name == 'alpha':
-        return value.abs().sqrt()  # theirs is sigma(|alpha| x), ours as in the paper sigma(alpha^2 x)
     if isinstance(module, PSoftplus) and not (value > 0).all():
         # theirs takes no absolute value, so it differs below 0
         refuse(label, f'alpha = {value.tolist()}: expected values above 0, where the authors\' PSoftplus equals ours.')

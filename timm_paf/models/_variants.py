@@ -11,7 +11,7 @@ from torch import nn
 
 from timm_paf.activations import ACTIVATIONS, SHARING, convert_activations, shared
 from timm_paf.kernels import recompute_batch_norm
-from timm_paf.models.published import checkpoint_filter_fn
+from timm_paf.models.state_dict import checkpoint_filter_fn
 
 # timm's names of the activations without parameters that the paper compares with, and those of this package
 VARIANT_ACTIVATIONS = ('relu', 'elu', 'silu', 'softplus', *ACTIVATIONS)

@@ -9,6 +9,7 @@ from timm.models._hub import generate_readme
 from torch import nn
 
 from timm_paf.activations import paf_modules
+from timm_paf.models.converted import built_from, conversion_args
 from timm_paf.models.options import network_options
 
 __all__ = ['model_card', 'save_for_hf']
@@ -43,7 +44,7 @@ def model_card(
     if not data or not all(isinstance(name, str) and name.strip() for name in data):
         raise ValueError(f'training_data = {training_data!r}: expected the names of the data sets.')
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    architecture = cfg.get('architecture') or type(model).__name__
+    architecture, _ = built_from(model)
     measured = {'Robust accuracy': 'not measured'} if report is None else _measurements(report)
     summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items())
     if report and report.get('dataset'):
@@ -80,14 +81,18 @@ def save_for_hf(
             `dict(act_layer='shared_pssilu')`; for timm before 1.0.29, which does not record them.
 
     Raises:
-        ValueError: As `model_card`, and if an argument of the model cannot be written as JSON.
+        ValueError: As `model_card`, if an argument of the model cannot be written as JSON, and if the model was changed
+            after construction in other ways than by `convert_activations`.
     """
     folder = Path(folder)
     card = model_card(model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
     built_with = {
         **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
         **network_options(model), **(model_args or {})}
-    timm.models.save_for_hf(model, str(folder), model_args=built_with, safe_serialization=True)
+    converted = conversion_args(model, built_with)
+    timm.models.save_for_hf(
+        model, str(folder), model_args={**built_with, **converted}, safe_serialization=True,
+        model_config={'pretrained_cfg': {'architecture': 'paf_converted'}} if converted else None)
     (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
     return folder
 

@@ -1,27 +1,50 @@
 """Weights from checkpoint files, read without executing code from them."""
 import argparse
+import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from timm_paf.models.published import fit_state_dict
+from timm_paf.models.published import CIFAR_STATISTICS, Statistics
+from timm_paf.models.state_dict import fit_state_dict, stated_normalization
 
-__all__ = ['load_weights', 'read_checkpoint', 'select_state_dict']
+__all__ = ['checkpoint_normalization', 'load_weights', 'read_checkpoint', 'select_state_dict']
+
+_logger = logging.getLogger(__name__)
+
+# names of the weights in checkpoints, the preferred first: averaged ones, raw ones
+_AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'swadict')
+_RAW = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'last')
+_DM_IMPROVES_AT = 'unaveraged_model_state_dict'  # next to it, 'model_state_dict' holds averaged weights
+
+
+def _dtype(name: str, *arguments: Any) -> np.dtype:
+    """A dtype of numbers or text, in place of `numpy.dtype` while unpickling; one of objects would run code."""
+    if np.dtype(name).kind not in 'biufcUS':
+        raise ValueError(f'it holds a numpy dtype {name}')
+    return np.dtype(name, *arguments)
+
+
+# argparse.Namespace is in checkpoints of timm's train.py, numpy's scalars, such as a best accuracy, in many
+_ALLOWED: list[Any] = [
+    argparse.Namespace, (_dtype, 'numpy.dtype'), *{type(np.dtype(code)) for code in '?bhilqBHILQefdFDUS'},
+    *((np.float64(0).__reduce__()[0], f'numpy.{core}.multiarray.scalar') for core in ('core', '_core'))]
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint file without running code from it, by safetensors or `torch.load(weights_only=True)`.
 
     Args:
-        path: A checkpoint of timm's CheckpointSaver, of this package or of the paper's authors, or a bare state dict;
-            in safetensors format if its name ends in `.safetensors`.
+        path: A checkpoint of any trainer, or a bare state dict; in safetensors format if its name ends in
+            `.safetensors`. It may hold tensors, plain values and numpy's numbers.
 
     Returns:
         The dictionary in the file, on the CPU.
@@ -29,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If the file does not exist.
         IsADirectoryError: If it is a folder.
-        ValueError: If it is not a checkpoint, is damaged, or holds objects other than tensors and plain values.
+        ValueError: If it is not a checkpoint, is damaged, or holds other objects.
     """
     path = Path(path)
     content: Any
@@ -43,10 +66,15 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             if path.suffix == '.safetensors':
                 content = load_file(path)
             else:
-                with torch.serialization.safe_globals([argparse.Namespace]):  # of timm's train.py
+                with torch.serialization.safe_globals(_ALLOWED):
                     content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the unpickler raises all kinds of errors for files that are no checkpoints
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0][:160]
+        text = re.sub(r'\x1b\[[\d;]*m', '', str(error))
+        if foreign := re.search(r'GLOBAL ([\w.]+)|Unsupported class ([\w.]+)', text):
+            reason = f'it holds an object of {foreign[1] or foreign[2]}; save the state_dict alone if you trust it'
+        else:
+            inner = re.search(r'WeightsUnpickler error:\s*(.+)', text)
+            reason = f'{type(error).__name__}: {(inner[1] if inner else text).strip().splitlines()[0][:160]}'
         raise ValueError(
             f'checkpoint {path} cannot be read ({reason}); expected tensors and plain values, as torch.save writes.',
         ) from error
@@ -65,22 +93,32 @@ def select_state_dict(
             are any, else the raw ones. The average of the authors' code (`swadict`) is selected by True only.
 
     Returns:
-        The state dict, without prefixes of wrappers, and its key in the checkpoint; 'weights' for a bare state dict.
+        The state dict and its key in the checkpoint; 'weights' for a bare state dict.
 
     Raises:
         ValueError: If the checkpoint does not have these weights.
     """
-    sources = {
-        True: ('state_dict_ema', 'model_ema', 'swadict'), False: ('state_dict', 'model'),
-        None: ('state_dict_ema', 'model_ema', 'state_dict', 'model')}
-    for source in sources[use_ema]:
+    averaged, raw = [*_AVERAGED], [*_RAW]
+    if _DM_IMPROVES_AT in checkpoint:
+        averaged.append('model_state_dict')
+        raw = [_DM_IMPROVES_AT]
+    for key, value in checkpoint.items():
+        if isinstance(value, Mapping) and 'n_averaged' in value:  # torch's AveragedModel
+            averaged.append(key)
+            raw = [name for name in raw if name != key]
+    preferred = [name for name in averaged if name != 'swadict'] + raw
+    for source in {True: averaged, False: raw, None: preferred}[use_ema]:
         if isinstance(checkpoint.get(source), Mapping) and checkpoint[source]:
-            return clean_state_dict(dict(checkpoint[source])), source
+            return dict(checkpoint[source]), source
     keys = ', '.join([*map(str, checkpoint)][:6] + ['…'] * (len(checkpoint) > 6)) or 'nothing'
-    if use_ema:
+    if use_ema and 'n_averaged' not in checkpoint:
         raise ValueError(f'the checkpoint has no averaged weights (state_dict_ema); it holds {keys}.')
-    if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
-        return clean_state_dict(dict(checkpoint)), 'weights'
+    if any(isinstance(value, Tensor) for value in checkpoint.values()):
+        return dict(checkpoint), 'weights'
+    others = [key for key, value in checkpoint.items() if isinstance(value, Mapping) and any(
+        isinstance(tensor, Tensor) for tensor in value.values())]
+    if len(others) == 1:
+        return dict(checkpoint[others[0]]), others[0]
     raise ValueError(f'the checkpoint holds no state_dict; it holds {keys}.')
 
 
@@ -88,7 +126,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
     """Load the weights of a checkpoint into a model, strictly; in our layout or a published one (docs/checkpoints.md).
 
     Args:
-        model: The network; unchanged if the weights do not fit.
+        model: The network, or a wrapper around it; unchanged if the weights do not fit.
         path: As `read_checkpoint`.
         use_ema: As `select_state_dict`.
 
@@ -98,12 +136,49 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
     Raises:
         ValueError: As `read_checkpoint` and `select_state_dict`, and if the weights are of another network.
     """
-    state_dict, source = select_state_dict(read_checkpoint(path), use_ema=use_ema)
+    checkpoint = read_checkpoint(path)
+    state_dict, source = select_state_dict(checkpoint, use_ema=use_ema)
     try:
-        fitting = fit_state_dict(state_dict, model)
+        fitting = fit_state_dict(state_dict, model, file=path, normalization=_stated(checkpoint, model))
     except ValueError as error:
-        raise ValueError(
-            f'checkpoint {path} does not fit {type(model).__name__}: {error} Does it have another --model, '
-            'number of classes or number of channels?') from error
+        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {error}') from error
     model.load_state_dict(fitting, strict=True)
     return source
+
+
+def checkpoint_normalization(path: str | os.PathLike, model: nn.Module) -> Statistics | None:
+    """Mean and std with which the network of a checkpoint normalises its input, in units of [0, 1].
+
+    Args:
+        path: As `read_checkpoint`.
+        model: The network that the weights are for; it is not changed.
+
+    Returns:
+        Mean and std in the file, or those of a published network with the file's name (`published_normalization`); None
+        if neither is known, or the network takes pixels in [0, 1].
+
+    Raises:
+        ValueError: As `read_checkpoint` and `select_state_dict`, and if several stds or means contradict each other.
+    """
+    checkpoint = read_checkpoint(path)
+    state_dict, _ = select_state_dict(checkpoint)
+    return stated_normalization(state_dict, model, file=path, normalization=_stated(checkpoint, model))
+
+
+def _stated(checkpoint: Mapping[str, Any], model: nn.Module) -> Statistics | None:
+    """Mean and std in a checkpoint next to the weights: its own entries, or arguments of timm's train.py."""
+    arguments = checkpoint.get('args')
+    for source in (checkpoint, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}):
+        values = [source.get(name) for name in ('mean', 'std')]
+        if all(isinstance(each, (list, tuple)) and each for each in values):
+            mean, std = ([float(number) for number in each] for each in values)
+            return mean, std
+    keys = checkpoint.get('model_state_dict', {}) if _DM_IMPROVES_AT in checkpoint else {}
+    classes = getattr(model, 'num_classes', 0)
+    if classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
+        name, statistics = CIFAR_STATISTICS[classes]
+        _logger.warning(
+            'DM-Improves-AT put a normalisation in front of this network, and the file does not hold its mean and std. '
+            f'Taking those of {name}, as its code does.')
+        return statistics
+    return None

@@ -1,0 +1,56 @@
+"""Mean and std of published networks, against the classes of RobustBench."""
+import ast
+
+import pytest
+
+from timm_paf.models import published_normalization
+
+
+@pytest.mark.parametrize('path, num_classes, expected', [
+    ('Rice2020Overfitting', 10, (0.4914, 0.2471)),
+    ('models/cifar100/Linf/Rice2020Overfitting.pt', 100, (0.5070751592371323, 0.2673342858792401)),
+    ('Engstrom2019Robustness.pt', 10, (0.4914, 0.2023)), ('Wu2020Adversarial.pt', 10, (0., 1.)),
+    ('wu2020adversarial_trades.pt', 100, (0.5070751592371323, 0.2673342858792401)),
+    ('cifar10_Hendrycks2019Using_linf.pt', 10, (0.5, 0.5)), ('Wong2020Fast.pt', 1000, (0.485, 0.229)),
+    ('Cui2023Decoupled_WRN-28-10.pt', 10, (0.4914, 0.2471)), ('Cui2023Decoupled_WRN-34-10.pt', 10, (0., 1.)),
+    ('Rice2020Overfitting.pt', 7, None), ('model_best.pth.tar', 10, None), ('Rice2020Overfitting/last.pt', 10, None),
+])
+def test_known_names(path, num_classes, expected):
+    found = published_normalization(path, num_classes=num_classes)
+    assert (found and (found[0][0], found[1][0])) == expected
+
+
+def numbers(node):
+    return [tuple(value.value for value in each.elts) for each in ast.walk(node)
+            if isinstance(each, ast.List) and all(isinstance(value, ast.Constant) for value in each.elts) and each.elts]
+
+
+@pytest.mark.parametrize('dataset, num_classes', [('cifar10', 10), ('cifar100', 100)])
+def test_every_network_of_robustbench_that_normalises(robustbench, dataset, num_classes):
+    """Mean and std are read from the source of each class: the two buffers, or the constants of `dm_wide_resnet.py`."""
+    constants = robustbench('model_zoo/architectures/dm_wide_resnet.py')
+    tree = ast.parse((robustbench.root / f'model_zoo/{dataset}.py').read_text())
+    classes = {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    checked = 0
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[1], ast.Dict)):
+            continue
+        name, model = node.elts[0].value, ast.unparse(node.elts[1])
+        used = next((text for cls, text in classes.items() if f"'model': {cls}," in model), '')
+        found = published_normalization(f'{name}.pt', num_classes=num_classes)
+        if 'register_buffer' in used:
+            values = [value for value in numbers(ast.parse(used)) if len(value) == 3]
+            expected = tuple(values) if values else ((0.5,) * 3, (0.5,) * 3)
+            if name.startswith('Modas'):  # its file holds them
+                continue
+        elif '2.0 * x - 1.0' in used:
+            expected = ((0.5,) * 3, (0.5,) * 3)
+        elif 'STD' in model:
+            expected = tuple(getattr(constants, f'{dataset.upper()}_{kind}') for kind in ('MEAN', 'STD'))
+        else:
+            assert found is None or found == ((0.,) * 3, (1.,) * 3) or name.startswith(
+                ('Debenedetti', 'Kang', 'Pang2020')), name
+            continue
+        assert found == expected, name
+        checked += 1
+    assert checked > 15
