@@ -1,10 +1,11 @@
 import json
+import re
 
 import pytest
 import timm
 import torch
 
-import timm_paf
+from timm_paf.activations import ParametricActivation, convert_activations
 from timm_paf.attacks import Normalized
 from timm_paf.models import model_card, save_for_hf
 
@@ -62,6 +63,49 @@ def test_round_trip(tmp_path, case):
     assert learns[0] == learns[1]
 
 
+CONVERTED = {
+    'network': ('resnet18', dict(num_classes=10), dict()),
+    'stage, constant': ('resnet18', dict(in_chans=1), dict(sharing='stage', learnable={'alpha': False})),
+    'channel': ('wrn10_2_relu', dict(pad_type='same', **CIFAR10), dict(sharing='channel')),
+    'some places': ('mobilenetv3_small_050', dict(num_classes=4), dict(sharing='layer', match=torch.nn.ReLU)),
+    'transformer': ('vit_tiny_patch16_224', dict(img_size=32, num_classes=4), dict(sharing='layer')),
+    'twice': ('wrn10_2_pssilu', {}, dict(match=ParametricActivation)),
+    'normalised': ('resnet18', dict(num_classes=10), dict(sharing='stage')),
+}
+
+
+@pytest.mark.parametrize('case', CONVERTED)
+def test_converted_model_loads_by_the_command_on_its_card(tmp_path, case):
+    name, kwargs, conversion = CONVERTED[case]
+    model = timm.create_model(name, **kwargs)
+    example = torch.rand(1, model.in_chans, 32, 32)
+    convert_activations(model, 'psilu', example_input=example, **conversion)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05).add_(0.01)
+    if case == 'normalised':
+        model = Normalized(model, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    for folder in ('first', 'again'):  # what was loaded can be saved again
+        text = (save_for_hf(model.eval(), tmp_path / folder, training_data='digits') / 'README.md').read_text()
+        assert f'Architecture:** {name}' in text
+        names = {'x': example}
+        exec(re.search(r'```python\n(.*?)```', text, re.DOTALL)[1], names)
+        other = names['model']
+        assert torch.equal(names['logits'], model(example))
+        assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+        model = other
+    other = timm.create_model(f'local-dir:{tmp_path / "again"}', pretrained=True, num_classes=3).eval()
+    assert other(example).shape == (1, 3)
+
+
+def test_a_model_that_timm_cannot_build_again_is_not_saved(tmp_path):
+    model = timm.create_model('resnet18', num_classes=10)
+    model.layer4 = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r'layer4\.0'):
+        save_for_hf(model, tmp_path / 'hub', training_data='digits')
+    assert not (tmp_path / 'hub').exists()
+
+
 def test_round_trip_with_timms_own_function(tmp_path):
     source = trained('wrn10_2_pssilu', pad_type='same', **CIFAR10)
     timm.models.save_for_hf(loaded(source, tmp_path / 'published.pt'), str(tmp_path / 'hub'), safe_serialization=True)
@@ -112,16 +156,3 @@ def test_bad_cards_write_nothing(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         save_for_hf(timm.create_model('wrn10_2_relu'), tmp_path / 'model', **kwargs)
     assert not (tmp_path / 'model').exists()
-
-
-@pytest.mark.parametrize('mean, std', [
-    ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3)), ((0., 0., 0.), (1., 1., 1.))], ids=['on', 'off'])
-def test_normalisation_of_a_network_of_timm_is_on_the_hub(mean, std, tmp_path):
-    """In pretrained_cfg, where timm expects it; the lines of the card use it."""
-    model = Normalized(timm.create_model('resnet18', num_classes=4), mean, std).eval()
-    save_for_hf(model, tmp_path, training_data='CIFAR-10')
-    text = (tmp_path / 'README.md').read_text()
-    scope = dict(x=torch.rand(2, 3, 32, 32), timm_paf=timm_paf)
-    exec(text[text.index('```python') + 9:].partition('```')[0], scope)
-    torch.testing.assert_close(scope['logits'], model(scope['x']))
-    assert isinstance(scope['model'], Normalized) == (mean[0] > 0)

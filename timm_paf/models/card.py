@@ -1,8 +1,9 @@
 """Models for the Hugging Face hub: timm's files, and a model card with activation, training data and accuracy."""
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm.models
 from timm.models._hub import generate_readme
@@ -30,7 +31,7 @@ def model_card(
     """Build a model card for timm's `push_to_hf_hub(model_card=...)` and `generate_readme`.
 
     Args:
-        model: A model from `timm.create_model`.
+        model: A model from `timm.create_model`, alone or in `timm_paf.attacks.Normalized`.
         training_data: Names of the data sets in training, one or several.
         report: Content of a `report.json` ('clean', 'pgd', 'autoattack' with the integers `correct` and `total`); None
             for a model that was not measured.
@@ -44,11 +45,15 @@ def model_card(
     data = [training_data] if isinstance(training_data, str) else list(training_data)
     if not data or not all(isinstance(name, str) and name.strip() for name in data):
         raise ValueError(f'training_data = {training_data!r}: expected the names of the data sets.')
-    model = _network(model)
+    normalized, model = isinstance(model, Normalized), _network(model)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    normalises = any(cfg.get('mean') or ()) or any(value != 1 for value in cfg.get('std') or ())
-    wrap = 'model = timm_paf.attacks.Normalized.of_timm(model)\n' if normalises else ''
     architecture, _ = built_from(model)
+    command = f"timm.create_model('{source}', pretrained=True)"
+    note = 'pixels in [0, 1]'
+    options = dict(input_mean=cfg['mean'], input_std=cfg['std']) if normalized else network_options(model)
+    if 'input_mean' in options:
+        mean, std = (', '.join(f'{value:.4g}' for value in options[name]) for name in ('input_mean', 'input_std'))
+        note = f'pixels in [0, 1]; the network normalises with mean ({mean}) and std ({std})'
     measured = {'Robust accuracy': 'not measured'} if report is None else _measurements(report)
     summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items())
     if report and report.get('dataset'):
@@ -58,13 +63,13 @@ def model_card(
         'license': license or cfg.get('license') or 'unknown',
         'description': description or f'{architecture} for adversarial robustness; {summary}.',
         'details': {
-            'Architecture': architecture, 'Input': _input(model), 'Activation': _activation(model),
-            'Training data': data, **measured},
+            'Architecture': architecture, 'Input': note, 'Activation': _activation(model), 'Training data': data,
+            **measured},
         'usage': (
             '```python\nimport timm\n'
-            'import timm_paf  # registers the network and its activation\n\n'
-            f"model = timm.create_model('{source}', pretrained=True).eval()\n"
-            f'{wrap}'
+            'import timm_paf  # registers the network and its activation\n'
+            f'{"from timm_paf.attacks import Normalized" if normalized else ""}\n'
+            f'model = {f"Normalized.of_timm({command})" if normalized else command}.eval()\n'
             'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n```'),
         'citation': _CITATION,
     }
@@ -89,8 +94,9 @@ def save_for_hf(
         ValueError: As `model_card`, if an argument of the model cannot be written as JSON, and if the model was changed
             after construction in other ways than by `convert_activations`.
     """
-    folder, model = Path(folder), _network(model)
+    folder = Path(folder)
     card = model_card(model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
+    model = _network(model)
     built_with = {
         **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
         **network_options(model), **(model_args or {})}
@@ -100,16 +106,6 @@ def save_for_hf(
         model_config={'pretrained_cfg': {'architecture': 'paf_converted'}} if converted else None)
     (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
     return folder
-
-
-def _network(model: nn.Module) -> nn.Module:
-    """The network inside of `Normalized`, with its mean and std in `pretrained_cfg`, where timm expects them."""
-    if not isinstance(model, Normalized):
-        return model
-    mean, std = (tuple(round(value, 7) for value in values.tolist()) for values in (model.mean, model.std))
-    network = cast(Any, model.model)
-    network.pretrained_cfg = {**network.pretrained_cfg, 'mean': mean, 'std': std}
-    return network
 
 
 def _measurements(report: Mapping[str, Any]) -> dict[str, str]:
@@ -137,9 +133,12 @@ def _activation(model: nn.Module) -> str | list[str]:
     return parametric or ', '.join(sorted(plain)) or 'none found'
 
 
-def _input(model: nn.Module) -> str:
-    options = network_options(model)
-    if 'input_mean' not in options:
-        return 'pixels in [0, 1]'
-    mean, std = (', '.join(f'{value:.4g}' for value in options[name]) for name in ('input_mean', 'input_std'))
-    return f'pixels in [0, 1]; the network normalises with mean ({mean}) and std ({std})'
+def _network(model: nn.Module) -> nn.Module:
+    """The network inside of `Normalized`, with mean and std in its `pretrained_cfg`, where timm keeps them."""
+    if not isinstance(model, Normalized):
+        return model
+    network = copy.copy(model.model)
+    mean, std = model.mean.tolist(), model.std.tolist()
+    cfg: Any = {**getattr(network, 'pretrained_cfg', {}), 'mean': tuple(mean), 'std': tuple(std)}
+    network.pretrained_cfg = cfg
+    return network
