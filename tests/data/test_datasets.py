@@ -131,7 +131,6 @@ BAD = {
     'folder empty': ('folder', missing(), FileNotFoundError, 'folder: cannot be opened in'),
     'unknown to torchvision': ('torch/cifar11', missing(), FileNotFoundError, 'Unknown torchvision dataset cifar11'),
     'archive not there': ('nowhere.npz', missing(num_classes=9, test_data=['x.npz']), FileNotFoundError, 'nowhere.npz'),
-    'archive without classes': ('nowhere.npz', missing(), ValueError, 'give num_classes'),
     'archive without test': ('nowhere.npz', missing(num_classes=10), ValueError, 'give test_data'),
     'stream without validation': ('wds/name', missing(num_classes=10), ValueError, 'give val_split'),
     'stream without classes': ('wds/name', missing(val_split='val'), ValueError, 'num_classes'),

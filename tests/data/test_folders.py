@@ -58,7 +58,7 @@ def test_pixels_and_labels(tmp_path):
     (('02', '03', '11'), [2, 2, 3, 3, 3, 11, 11]),
 ], ids=['all', 'some, in order of numbers', 'leading zeros'])
 def test_folders_that_are_numbers_name_the_class(tmp_path, names, labels):
-    source = FolderImages(make(tmp_path, names), num_classes=max(labels) + 1)
+    source = open_archive(make(tmp_path, names), num_classes=max(labels) + 1)
     assert source.take(torch.arange(7))[1].tolist() == labels
 
 
@@ -68,7 +68,7 @@ def test_modes(tmp_path, mode, channels, expected):
     (tmp_path / '0').mkdir()
     image = Image.fromarray(PIXELS[0]).convert(mode)
     image.save(tmp_path / '0' / 'a.png')
-    source = FolderImages(tmp_path, num_classes=1, channels=channels)
+    source = FolderImages(tmp_path, channels=channels)
     assert source.image_shape == (expected, 5, 4)
     wanted = np.asarray(image.convert('RGB' if expected == 3 else 'L')).reshape(5, 4, expected)
     assert np.array_equal(source.take(torch.tensor([0]))[0][0].permute(1, 2, 0), wanted)
@@ -92,7 +92,7 @@ BAD = {
     'colour for gray': (lambda r: None, {'channels': 1}, r'a\.png: is of mode RGB, expected 8-bit gray'),
     '16 bits': (
         lambda r: write(r / 'cat' / '1.png', PIXELS[0, ..., 0].astype(np.uint16)), {}, r'1\.png: is of mode I;16, exp'),
-    'a class too many': (lambda r: (r / 'eel').mkdir(), {}, r'has 4 class folders \(ant, cat, dog …\), expected 3'),
+    'a class too many': (lambda r: (r / 'eel').mkdir(), {}, 'has 4 classes, but the training images have 3'),
     'other channels': (lambda r: None, {'channels': 4}, 'got channels=4'),
 }
 
@@ -102,16 +102,15 @@ def test_bad_folders(tmp_path, case):
     damage, options, message = BAD[case]
     damage(make(tmp_path))
     with pytest.raises(ValueError, match=message) as caught:
-        FolderImages(tmp_path, num_classes=3, **options)
-    assert str(tmp_path) in str(caught.value) and '\n' not in str(caught.value)
+        open_archive(tmp_path, num_classes=3, **options)
+    assert case == 'a class too many' or (str(tmp_path) in str(caught.value) and '\n' not in str(caught.value))
 
 
 @pytest.mark.parametrize('fill, message', [
     (lambda r: None, 'holds no images'),
     (lambda r: [(r / name).mkdir() for name in 'abc'], 'holds no images'),
-    (lambda r: make(r, '023'), 'class folders 0 to 3, expected each number'),
-    (lambda r: make(r, ('1', '01', '2')), 'at most once'),
-], ids=['nothing', 'empty classes', 'number too high', 'number twice'])
+    (lambda r: make(r, '023'), 'do not have its class 3, but 0, 1, 2'),
+], ids=['nothing', 'empty classes', 'number too high'])
 def test_folders_that_are_no_classes(tmp_path, fill, message):
     fill(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -127,7 +126,7 @@ CHANGES = {
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_change_stops_the_run(tmp_path, change):
-    source = FolderImages(make(tmp_path), num_classes=3)
+    source = FolderImages(make(tmp_path))
     make_change, message = CHANGES[change]
     time.sleep(0.02)  # file systems stamp by a clock that ticks every few milliseconds
     make_change(tmp_path / 'cat' / '2.png')
@@ -140,11 +139,11 @@ def test_a_file_that_cannot_be_decoded_stops_the_run(tmp_path):
     path = make(tmp_path) / 'cat' / '2.png'
     whole = path.read_bytes()
     path.write_bytes(whole[:45])  # its header is right, which is all that is read on opening
-    source = FolderImages(tmp_path, num_classes=3)
+    source = FolderImages(tmp_path)
     with pytest.raises(DataChanged, match=r'2\.png: cannot be decoded'):
         source.take(torch.tensor([3]))
 
 
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such folder'):
-        FolderImages(tmp_path / 'nothing', num_classes=3)
+        FolderImages(tmp_path / 'nothing')

@@ -134,9 +134,11 @@ def test_every_way_of_cropping_is_another(opened):
 @pytest.mark.parametrize('command', ['train', 'validate'])
 def test_archives_are_those_named(opened, command):
     argv = [*MODEL, '--dataset', 'FILES/train.npz', '--in-chans', '1', '--val-size', '9', '--num-classes']
-    for test, count, classes in (('test', 20, 3), ('more', 30, 5)):
-        seen = opened(command, [*argv, str(classes), '--test-data', f'FILES/{test}.npz'])
-        assert (len(seen.test), seen.train.num_classes) == (count, classes)
+    for test, count in (('test', 20), ('more', 30)):
+        seen = opened(command, [*argv, '3', '--test-data', f'FILES/{test}.npz'])
+        assert (len(seen.test), seen.train.num_classes) == (count, 3)
+    with pytest.raises(ValueError, match='no image of class 3, 4'):
+        opened(command, [*argv, '5', '--test-data', 'FILES/test.npz'])
 
 
 @pytest.mark.parametrize('command', ['train', 'validate'])

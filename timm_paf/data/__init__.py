@@ -2,7 +2,8 @@
 from timm_paf.data.archives import open_archive, open_archives, save_archive
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, to_unit_range
 from timm_paf.data.augment import Augment
-from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, all_labels, open_dataset
+from timm_paf.data.classes import all_labels, check_classes, class_names, match_classes, names_of_classes
+from timm_paf.data.datasets import DatasetOptions, DataSplits, ImagesWithout, open_dataset
 from timm_paf.data.decoded import Decoding
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.errors import DataChanged
@@ -16,9 +17,10 @@ from timm_paf.data.synthetic import cached_synthetic_digits, sample_synthetic
 from timm_paf.data.verify import verify_archive
 
 __all__ = [
-    'Augment', 'Batch', 'ConcatenatedImages', 'DataChanged', 'DataSplits', 'DatasetOptions', 'Decoding', 'ImageSource',
-    'ImagesWithout', 'LabelledImages', 'MixedBatches', 'Prefetched', 'all_labels', 'cached_synthetic_digits',
-    'derive_seed', 'digits_splits', 'free_bytes', 'held_out', 'manifest_parts', 'open_archive', 'open_archives',
-    'open_dataset', 'place_on_device', 'read_manifest', 'sample_report', 'sample_synthetic', 'save_archive',
-    'to_unit_range', 'verify_archive',
+    'Augment', 'Batch', 'ConcatenatedImages', 'DataChanged', 'DataSplits', 'DatasetOptions', 'Decoding',
+    'ImageSource', 'ImagesWithout', 'LabelledImages', 'MixedBatches', 'Prefetched', 'all_labels',
+    'cached_synthetic_digits', 'check_classes', 'class_names', 'derive_seed', 'digits_splits', 'free_bytes',
+    'held_out', 'manifest_parts', 'match_classes', 'names_of_classes', 'open_archive', 'open_archives', 'open_dataset',
+    'place_on_device', 'read_manifest', 'sample_report', 'sample_synthetic', 'save_archive', 'to_unit_range',
+    'verify_archive',
 ]

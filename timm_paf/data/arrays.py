@@ -13,7 +13,10 @@ _SUM_TOLERANCE = 1e-3  # of a row of soft labels; rows in float16 with many clas
 
 
 class ImageSource(Protocol):
-    """Labelled images with random access by index, in memory or elsewhere."""
+    """Labelled images with random access by index, in memory or elsewhere.
+
+    A source whose classes have names also has `class_names`, a tuple of text in the order of the class numbers.
+    """
 
     @property
     def name(self) -> str:
@@ -51,6 +54,7 @@ class LabelledImages:
             sum to 1 (within 1e-3). They are on the device of the images.
         num_classes: Number of classes, at least 1.
         name: Short name for messages.
+        class_names: Names of the classes in the order of their numbers, if they have names.
 
     Raises:
         ValueError: If an argument is not as above.
@@ -60,10 +64,12 @@ class LabelledImages:
     labels: Tensor
     num_classes: int
     name: str
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if fault := (
                 _image_fault(self.images) or _label_fault(self.labels, len(self.images), self.num_classes)
+                or names_fault(self.class_names, self.num_classes)
                 or (self.labels.device != self.images.device
                     and f'images on {self.images.device} but labels on {self.labels.device}; move both to one device')):
             raise ValueError(f'{self.name}: got {fault}')
@@ -90,7 +96,7 @@ class LabelledImages:
 
     def subset(self, indices: Tensor, *, name: str) -> 'LabelledImages':
         """A new set, called `name`, of the images at `indices` ((M,) int64, M >= 1)."""
-        return LabelledImages(*self.take(indices), self.num_classes, name)
+        return LabelledImages(*self.take(indices), self.num_classes, name, self.class_names)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, dtype, pixels, labels and number of classes; not of name, strides or device."""
@@ -119,6 +125,7 @@ class ConcatenatedImages:
         self.parts = tuple(parts)
         self.name = '+'.join(part.name for part in parts)
         self.num_classes, self.image_shape = parts[0].num_classes, parts[0].image_shape
+        self.class_names = next(filter(None, (getattr(part, 'class_names', None) for part in parts)), None)
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         kinds = {has_soft_labels(part) for part in parts}
         self.soft = True in kinds
@@ -144,10 +151,13 @@ class ConcatenatedImages:
         return torch.cat(images)[back], torch.cat(labels)[back]
 
 
-def collect(batches: Iterable[tuple[Tensor, Tensor]], *, num_classes: int, name: str) -> LabelledImages:
+def collect(
+    batches: Iterable[tuple[Tensor, Tensor]], *, num_classes: int, name: str,
+    class_names: tuple[str, ...] | None = None,
+) -> LabelledImages:
     """One set in memory from at least one batch of images and labels."""
     images, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
-    return LabelledImages(images, labels, num_classes, name)
+    return LabelledImages(images, labels, num_classes, name, class_names)
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -196,6 +206,22 @@ def check_compatible(first: ImageSource, second: ImageSource) -> None:
         raise ValueError(
             f'{second.name} has {second.num_classes} classes but {first.name} has {first.num_classes}; '
             f'all sources need the same classes: open them with one num_classes')
+    names, others = (getattr(source, 'class_names', None) for source in (first, second))
+    if names and others and names != others:
+        raise ValueError(
+            f'{second.name} has other class names than {first.name}, or another order of them ({", ".join(others[:5])} '
+            f'and {", ".join(names[:5])}); match them first, with match_classes')
+
+
+def names_fault(names: object, num_classes: int) -> str | None:
+    """What is wrong with the names of the classes."""
+    if names is None:
+        return None
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        return f'class_names as {type(names).__name__}, expected a tuple of text'
+    if len(names) != num_classes or len(set(names)) != len(names):
+        return f'{len(set(names))} different class names for {num_classes} classes, expected one for each'
+    return None
 
 
 def _image_fault(images: Tensor) -> str | None:

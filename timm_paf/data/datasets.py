@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from timm_paf.data.archives import open_archives
-from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages, collect, has_soft_labels
+from timm_paf.data.arrays import ImageSource, LabelledImages, collect, has_soft_labels
+from timm_paf.data.classes import all_labels, check_classes, class_names, hard, match_classes, names_of_classes
 from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.errors import errors_on_opening, first_line
@@ -98,24 +99,13 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
         '(torch/…, hfds/…, wds/…) or an archive')
 
 
-def all_labels(source: ImageSource) -> Tensor:
-    """Class numbers (N,) int64 of all images of a source, the most likely class for soft labels."""
-    if isinstance(source, ConcatenatedImages):
-        return torch.cat([all_labels(part) for part in source.parts])
-    if hasattr(source, 'class_numbers'):
-        return source.class_numbers()
-    labels = getattr(source, 'labels', None)
-    if labels is None:
-        labels = torch.cat([source.take(indices)[1] for indices in torch.arange(len(source)).split(_CHUNK)])
-    return _hard(torch.as_tensor(labels))
-
-
 class ImagesWithout:
     """The images of a source without those at `left_out` (M,) int64, each once; only these take memory."""
 
     def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
         self.source, self.name, self.soft = source, name, has_soft_labels(source)
         self.num_classes, self.image_shape = source.num_classes, source.image_shape
+        self.class_names = class_names(source)
         # image i of the rest comes after every left-out j with j - (number left out before j) <= i
         self._thresholds = left_out.sort().values - torch.arange(len(left_out))
 
@@ -129,10 +119,6 @@ class ImagesWithout:
         return self.source.take(indices + torch.bucketize(indices, self._thresholds, right=True))
 
 
-def _hard(labels: Tensor) -> Tensor:
-    return labels.long() if labels.ndim == 1 else labels.argmax(1)
-
-
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
     import torchvision.datasets
 
@@ -141,19 +127,18 @@ def _cifar(name: str, options: DatasetOptions) -> DataSplits:
         with _opening(name, options) as root:
             raw = getattr(torchvision.datasets, _ARRAYS[name])(root, train=part == 'train', download=options.download)
         images = torch.from_numpy(raw.data).permute(0, 3, 1, 2)
-        parts[part] = LabelledImages(images, torch.tensor(raw.targets), len(raw.classes), f'{name}/{part}')
+        parts[part] = LabelledImages(
+            images, torch.tensor(raw.targets), len(raw.classes), f'{name}/{part}', names_of_classes(raw.classes))
     return DataSplits(*_with_validation(parts['train'], name, options), parts['test'])
 
 
 def _archive(name: str, options: DatasetOptions) -> DataSplits:
-    if options.num_classes is None:
-        raise ValueError(f'{name}: the number of classes of an archive is unknown; give num_classes')
     if not options.test_data:
         raise ValueError(f'{name}: an archive holds training images; give test_data, an archive with test images')
-    source, test = (
-        open_archives(
-            paths, num_classes=options.num_classes, channels=options.decoding.channels, progress=options.progress)
-        for paths in ([name], options.test_data))
+    shared: dict[str, Any] = dict(channels=options.decoding.channels, progress=options.progress)
+    source = open_archives([name], num_classes=options.num_classes, **shared)
+    test = open_archives(
+        options.test_data, num_classes=source.num_classes, class_names=class_names(source), **shared)
     train, val = _with_validation(source, Path(name).name, options)
     return DataSplits(train, val, _in_memory(test, _test_order(test), name=test.name))
 
@@ -170,13 +155,18 @@ def _timm(name: str, options: DatasetOptions) -> DataSplits:
                     name, split, options, is_training=number == 0, batch_size=READ_TOGETHER, seed=options.split_seed),
                 name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
             for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
-        val, test = (part.loaded(name=f'{name}/{kind}') for part, kind in zip(measured, ('val', 'test'), strict=True))
+        val, test = (
+            match_classes(part.loaded(name=f'{name}/{kind}'), train.class_names, num_classes=train.num_classes)
+            for part, kind in zip(measured, ('val', 'test'), strict=True))
         return DataSplits(train, val, test)
     train_images = _decoded(name, options.train_split, options)
-    test_images = _decoded(name, options.test_split, options)
+    names: dict[str, Any] = dict(num_classes=train_images.num_classes)
+    test_images = match_classes(_decoded(name, options.test_split, options), train_images.class_names, **names)
     test = test_images.subset(_test_order(test_images), name=f'{name}/test').loaded(name=f'{name}/test')
     if options.val_split is not None:
-        val = _decoded(name, options.val_split, options).loaded(name=f'{name}/val')
+        check_classes(train_images)
+        val = match_classes(_decoded(name, options.val_split, options), train_images.class_names, **names).loaded(
+            name=f'{name}/val')
         return DataSplits(train_images, val, test)
     return DataSplits(*_with_validation(train_images, name, options), test)
 
@@ -196,13 +186,13 @@ def _decoded(name: str, split: str, options: DatasetOptions) -> DecodedImages:
         labels = list(reader.iter_targets())
     else:
         raise ValueError(f'{name}: labels of this data set cannot be read without its images; convert it to an archive')
-    classes = getattr(reader, 'class_to_idx', None) or getattr(reader, 'classes', None) or ()
-    num_classes = options.num_classes or len(classes)
+    names = names_of_classes(getattr(reader, 'class_to_idx', None) or getattr(reader, 'classes', None))
+    num_classes = options.num_classes if names is None else len(names)
     if not num_classes:
         raise ValueError(f'{name}: the number of classes of this data set is unknown; give num_classes')
     return DecodedImages(
         dataset, name=f'{name}/{split}', num_classes=num_classes, decoding=options.decoding,
-        labels=torch.as_tensor(labels, dtype=torch.int64))
+        labels=torch.as_tensor(labels, dtype=torch.int64), class_names=names)
 
 
 def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any:
@@ -220,6 +210,7 @@ def _test_order(test: ImageSource) -> Tensor:
 
 
 def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[Any, LabelledImages]:
+    check_classes(source)
     chosen = held_out(all_labels(source), options.val_size, seed=options.split_seed)
     val = _in_memory(source, chosen, name=f'{name}/val')
     if not hasattr(source, 'subset'):
@@ -232,7 +223,9 @@ def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[A
 def _in_memory(source: ImageSource, indices: Tensor, *, name: str) -> LabelledImages:
     """Images in memory, with class numbers as labels, as accuracy needs them."""
     batches = (source.take(some) for some in indices.split(_CHUNK))
-    return collect(((images, _hard(labels)) for images, labels in batches), num_classes=source.num_classes, name=name)
+    return collect(
+        ((images, hard(labels)) for images, labels in batches), num_classes=source.num_classes, name=name,
+        class_names=class_names(source))
 
 
 @contextmanager

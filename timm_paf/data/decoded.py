@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timm_paf.data.arrays import LabelledImages, collect
+from timm_paf.data.classes import names_of_classes
 from timm_paf.data.errors import UNDECODABLE, DataChanged, first_line
 from timm_paf.data.order import derive_seed
 
@@ -91,6 +92,7 @@ class DecodedImages:
         labels: (N,) int64, of all images.
         decoding: How images are decoded.
         indices: (N,) int64: the images of the data set that belong to this source; all if None.
+        class_names: Names of the classes, if they have names.
 
     Raises:
         ValueError: If a label is out of range.
@@ -102,6 +104,7 @@ class DecodedImages:
     labels: Tensor
     decoding: Decoding
     indices: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self.image_shape = self.decoding.image_shape
@@ -127,7 +130,7 @@ class DecodedImages:
         """All images in memory, decoded for evaluation."""
         chunks = torch.arange(len(self)).split(64)
         batches = self.prefetch(chunks.__getitem__, len(chunks), key=(), is_training=False)
-        return collect(batches, num_classes=self.num_classes, name=name)
+        return collect(batches, num_classes=self.num_classes, name=name, class_names=self.class_names)
 
     def prefetch(
         self, plan: Plan, steps: int, *, key: Key, is_training: bool = True,
@@ -206,6 +209,8 @@ class StreamedImages:
 
     def __post_init__(self) -> None:
         self.image_shape = self.decoding.image_shape
+        names = names_of_classes(getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', None))
+        self.class_names = names if names and len(names) == self.num_classes else None
 
     def __len__(self) -> int:
         """Number of images per pass, as the data set reports it."""
@@ -229,7 +234,7 @@ class StreamedImages:
 
     def loaded(self, *, name: str) -> LabelledImages:
         """All images of one pass in memory, decoded for evaluation."""
-        return collect(self._one_pass(), num_classes=self.num_classes, name=name)
+        return collect(self._one_pass(), num_classes=self.num_classes, name=name, class_names=self.class_names)
 
     def _one_pass(self, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of one pass over the data set, for training with this seed, or for evaluation."""

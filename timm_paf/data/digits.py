@@ -34,6 +34,6 @@ def digits_splits() -> DigitsSplits:
     raw = load_digits()
     labels = torch.from_numpy(raw.target).to(torch.int64)
     images = torch.from_numpy(raw.images).to(torch.float32)[:, None] / 16
-    whole = LabelledImages(images, labels, num_classes=10, name='digits')
+    whole = LabelledImages(images, labels, num_classes=10, name='digits', class_names=tuple('0123456789'))
     parts = zip(('test', 'val', 'train'), stratified_split(labels, _SIZES, seed=_SPLIT_SEED), strict=True)
     return DigitsSplits(**{part: whole.subset(indices, name=f'digits/{part}') for part, indices in parts})

@@ -28,10 +28,15 @@ class DiskImages:
         targets: (N,) integers in 0..num_classes-1, or (N, num_classes) floats: rows of probabilities.
         num_classes: Number of classes K.
         name: Short name for messages.
+        class_names: Names of the classes, if they have names.
     """
 
-    def __init__(self, pixels: StoredArray, targets: StoredArray, *, num_classes: int, name: str) -> None:
+    def __init__(
+        self, pixels: StoredArray, targets: StoredArray, *, num_classes: int, name: str,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
         self.pixels, self.targets, self.num_classes, self.name = pixels, targets, num_classes, name
+        self.class_names = class_names
         self.soft = len(targets.shape) == 2
         self._axes = tuple(pixels.axes.index(axis) for axis in 'CHW')
         channels, height, width = (pixels.shape[axis] for axis in self._axes)
@@ -73,7 +78,8 @@ class DiskImages:
         with errors_on_opening():
             self.verify()
             pixels, targets = (array.range(0, len(self)) for array in (self.pixels, self.targets))
-        return LabelledImages(self._to_images(pixels), self._to_labels(targets), self.num_classes, self.name)
+        return LabelledImages(
+            self._to_images(pixels), self._to_labels(targets), self.num_classes, self.name, self.class_names)
 
     def verify(self, progress: Progress | None = None) -> None:
         """Read and check all bytes, in a few megabytes of memory; raises `DataChanged` at the first error."""

@@ -25,10 +25,10 @@ _COLOUR = (*_GRAY, 'RGB', 'RGBA', 'P', 'CMYK', 'YCbCr')
 class FolderImages:
     """Image files in class folders as a source. All images have one size.
 
-    Classes are the sub-folders. If all their names are numbers, a name is the class number. Otherwise there must be
-    `num_classes` of them, numbered in natural order (`n2` before `n10`, as in timm). Within a class, files are in
-    natural order. Files that are not images and names that start with a dot are ignored. Gray images become RGB if
-    `channels` is 3; None is 1 or 3 as in the first image. Names take about 20 bytes of memory per image.
+    Classes are the sub-folders, numbered in natural order (`n2` before `n10`, as in timm), and have their names. Within
+    a class, files are in natural order. Files that are not images and names that start with a dot are ignored. Gray
+    images become RGB if `channels` is 3; None is 1 or 3 as in the first image. Names take about 20 bytes of memory per
+    image.
 
     Raises FileNotFoundError if there is no such folder, ValueError if there are no images, the folders do not match the
     classes, or the sample on opening (the headers of up to 1024 files) has images of another size or mode.
@@ -36,8 +36,8 @@ class FolderImages:
 
     soft = False
 
-    def __init__(self, root: str | os.PathLike[str], *, num_classes: int, channels: int | None = None) -> None:
-        self.root, self.num_classes, self.name = Path(root), num_classes, Path(root).name
+    def __init__(self, root: str | os.PathLike[str], *, channels: int | None = None) -> None:
+        self.root, self.name = Path(root), Path(root).name
         if channels not in (None, 1, 3):
             raise ValueError(f'got channels={channels} for the images in {root}, expected 1 or 3')
         if not self.root.is_dir():
@@ -53,15 +53,14 @@ class FolderImages:
                 f'images.npy; check the path')
         self._names = np.array([os.fsencode(file) for part in files for file in part])
         self._folder_numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(part) for part in files])
-        numbers = np.array(_class_numbers(self.root, self._folders, num_classes))
-        self._labels = numbers[self._folder_numbers].astype(np.min_scalar_type(num_classes - 1))
+        self.class_names, self.num_classes = tuple(self._folders), len(self._folders)
         with errors_on_opening():
             with self._open(0) as image:
                 self.image_shape = channels or (1 if image.mode in _GRAY else 3), image.height, image.width
             for index in sample_indices(len(self), _SAMPLE).tolist():
                 with self._open(index) as image:
                     self._check(index, image)
-        counts = tuple(np.bincount(self._labels, minlength=num_classes).tolist())
+        counts = tuple(np.bincount(self._folder_numbers, minlength=self.num_classes).tolist())
         self.report = SampleReport(len(self), self.image_shape, 'uint8', 'folder', len(self), counts)
 
     def __len__(self) -> int:
@@ -70,7 +69,7 @@ class FolderImages:
 
     def class_numbers(self) -> Tensor:
         """Class numbers (N,) int64 of all images; reads no image."""
-        return torch.from_numpy(self._labels.astype(np.int64))
+        return torch.from_numpy(self._folder_numbers.astype(np.int64))
 
     def path(self, index: int) -> Path:
         """The file of one image."""
@@ -85,7 +84,8 @@ class FolderImages:
             with self._open(index) as image:
                 self._check(index, image)
                 row[:] = np.asarray(image.convert('RGB' if channels == 3 else 'L')).reshape(row.shape)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(self._labels[wanted].astype(np.int64))
+        labels = torch.from_numpy(self._folder_numbers[wanted].astype(np.int64))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), labels
 
     @contextmanager
     def _open(self, index: int) -> Iterator[Image.Image]:
@@ -119,23 +119,8 @@ class FolderImages:
                 f'convert it')
 
 
-def _class_numbers(root: Path, names: list[str], num_classes: int) -> list[int]:
-    if all(name.isascii() and name.isdigit() for name in names):
-        numbers = [int(name) for name in names]
-        if max(numbers) >= num_classes or len(set(numbers)) < len(names):
-            raise BadArchive(
-                f'{root}: has class folders {names[0]} to {names[-1]}, expected each number from 0 to '
-                f'{num_classes - 1} at most once; is this for another data set?')
-        return numbers
-    if len(names) != num_classes:
-        raise BadArchive(
-            f'{root}: has {len(names)} class folders ({", ".join(names[:3])} …), expected {num_classes}; class numbers '
-            f'need a folder for every class, or folders named 0 to {num_classes - 1}')
-    return list(range(num_classes))
-
-
 def _names(folder: Path, *, folders: bool) -> list[str]:
     """Names of sub-folders or files in natural order, without hidden ones."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir() == folders and not entry.name.startswith('.')]
-    return sorted(names, key=natural_key)
+    return sorted(names, key=lambda name: (natural_key(name), name))

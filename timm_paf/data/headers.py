@@ -42,6 +42,21 @@ def zip_headers(path: Path, *choices: Sequence[str]) -> list[StoredArray]:
         return [_member_header(path, file, archive, key) for key in found[0]]
 
 
+def read_class_names(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes of an archive: a member `class_names`, or lines of `class_names.txt` next to it, if any."""
+    with name_in_errors(f'{path}: its class names cannot be read'):
+        if path.suffix not in ('.npy', '.bin'):
+            with zipfile.ZipFile(path) as archive:
+                if 'class_names.npy' in archive.namelist():
+                    with archive.open('class_names.npy') as member:
+                        names = npy.read_array(member, allow_pickle=False)
+                    if names.dtype.kind not in 'SU' or names.ndim != 1:
+                        raise BadArchive(f"{path}: 'class_names' is of dtype {names.dtype}, expected text (K,)")
+                    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        file = path.with_name('class_names.txt')
+        return tuple(file.read_text(encoding='utf-8').splitlines()) if file.exists() else None
+
+
 def _member_header(path: Path, file: IO[bytes], archive: zipfile.ZipFile, key: str) -> StoredArray:
     info = archive.getinfo(f'{key}.npy')
     with name_in_errors(f"{path}: '{key}' cannot be read"), archive.open(info) as member:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from timm_paf.data.arrays import ImageSource, LabelledImages
+from timm_paf.data.classes import class_names
 from timm_paf.data.mixing import Batch
 
 _CHUNK_BYTES = 2**26  # read at a time when a data set is copied to the device
@@ -142,4 +143,4 @@ def _read_whole(source: ImageSource, device: torch.device) -> LabelledImages:
     for indices in torch.arange(len(source)).split(max(1, _CHUNK_BYTES // first.nbytes)):
         some = slice(int(indices[0]), int(indices[-1]) + 1)
         images[some], labels[some] = source.take(indices)
-    return LabelledImages(images, labels, source.num_classes, source.name)
+    return LabelledImages(images, labels, source.num_classes, source.name, class_names(source))

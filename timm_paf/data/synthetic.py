@@ -74,7 +74,8 @@ def sample_synthetic(
         samples[wanted] = np.rint(drawn.clip(0, 1) * 255)
     order = np.random.RandomState(derive_seed('synthetic', seed, 'order') % 2**32).permutation(n)
     images = torch.from_numpy(samples[order]).reshape(n, *train.image_shape)
-    return LabelledImages(images, torch.from_numpy(labels[order]), train.num_classes, f'{train.name}/synthetic')
+    return LabelledImages(
+        images, torch.from_numpy(labels[order]), train.num_classes, f'{train.name}/synthetic', train.class_names)
 
 
 def distance_to_nearest(

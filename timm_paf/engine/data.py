@@ -25,8 +25,10 @@ from timm_paf.data import (
     MixedBatches,
     all_labels,
     cached_synthetic_digits,
+    class_names,
     free_bytes,
     held_out,
+    names_of_classes,
     open_archives,
     place_on_device,
     sample_report,
@@ -88,7 +90,9 @@ class DatasetImages:
         if labels is None:
             labels = [int(dataset[index][1]) for index in range(len(dataset))]
         self.labels = torch.as_tensor(labels).long()
-        self.num_classes = num_classes or len(getattr(dataset, 'classes', ())) or int(self.labels.max()) + 1
+        names = names_of_classes(getattr(dataset, 'classes', None))
+        self.num_classes = num_classes or len(names or ()) or int(self.labels.max()) + 1
+        self.class_names = names if names and len(names) == self.num_classes else None
         _, channels, height, width = self.take(torch.zeros(1, dtype=torch.int64))[0].shape
         self.image_shape = channels, height, width
 
@@ -139,7 +143,7 @@ def in_memory(source: ImageSource) -> LabelledImages:
     """The images as float32 in memory, as measurements need them."""
     if not isinstance(source, LabelledImages):
         images, labels = source.take(torch.arange(len(source)))
-        source = LabelledImages(images, labels, source.num_classes, source.name)
+        source = LabelledImages(images, labels, source.num_classes, source.name, class_names(source))
     return dataclasses.replace(source, images=to_unit_range(source.images))
 
 
