@@ -14,8 +14,9 @@ from torch import distributed, nn
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import PGD, check_images, check_state
-from timm_paf.data import LabelledImages
+from timm_paf.data import LabelledImages, match_classes
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
+from timm_paf.engine.classes import by_number, label_names, names_difference
 from timm_paf.engine.cli import RunFailed
 from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.data import Images, as_source, in_memory, open_dataset
@@ -86,12 +87,17 @@ class Measurement:
                 raise ValueError(
                     f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps its state; '
                     'give one that they share, or leave it out.')
-            source = getattr(open_dataset(config.dataset, config), config.split) if data is None else as_source(data)
+            names = config.class_names
+            if not isinstance(trained, dict) or 'class_names' not in trained:
+                names = names or label_names(model)
+            self.config = config = dataclasses.replace(config, class_names=names)
+            source = getattr(open_dataset(config.dataset, config), config.split) if data is None else as_source(
+                data, num_classes=config.num_classes or len(names))
             if data is None and not isinstance(source, LabelledImages):
                 raise ValueError(
                     f'--split {config.split}: these images of {config.dataset} are read while training and are not in '
                     'memory; expected test or val.')
-            self.data = in_memory(source)
+            self.data = match_classes(in_memory(source), names or None, num_classes=config.num_classes)
             self.model = model if model is not None else build_model(
                 config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
                 **config.model_arguments())
@@ -104,6 +110,9 @@ class Measurement:
             if len(set(radii)) < len(radii):
                 raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
             self.corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, self.data)
+            self.notes = by_number(
+                names, {f'{config.split} images': self.data, 'corrupted images': self.corruptions},
+                whose='the checkpoint')
             self.trained_clean = clean_accuracy_of_run(config)
             processes.broadcast_object(self._check_state)
             if processes.is_distributed:
@@ -119,6 +128,8 @@ class Measurement:
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
+        for line in self.notes:
+            self.console.print(line, highlight=False, soft_wrap=True)
         verdicts = None
         if config.output is not None:
             if processes.is_primary:
@@ -212,6 +223,9 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
         filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
         filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
     filled['norm'] = config.norm or str(trained.get('norm') or 'linf')
+    filled['class_names'] = names = tuple(trained.get('class_names') or config.class_names)
+    if config.class_names and (difference := names_difference(names, config.class_names)):
+        raise ValueError(f'--class-names: {difference}, compared with {config.checkpoint}; leave out --class-names.')
     if config.dataset == '':  # folder and splits belong to the data set
         filled |= {
             field.name: trained[field.name] for field in dataclasses.fields(DataConfig)
@@ -286,7 +300,7 @@ def measure_attacks(
     """Clean, PGD and AutoAttack accuracy on float32 images; `more` are further arguments of `evaluate_robustness`."""
     return evaluate_robustness(
         model, data.images, data.labels, **config.evaluation(), model_name=config.model, dataset=config.dataset,
-        compile=compile_settings(config), **more)
+        class_names=config.class_names, compile=compile_settings(config), **more)
 
 
 def with_examples(

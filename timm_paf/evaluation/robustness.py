@@ -3,7 +3,7 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,8 @@ def evaluate_robustness(
         progress: Callable[[str, int, int, int, float], None] | None = None, state: str | os.PathLike | None = None,
         rank: int = 0, world_size: int = 1, save_adv: str | os.PathLike | None = None,
         save_verdicts: str | os.PathLike | None = None, model_name: str | None = None, dataset: str | None = None,
-        split: str | None = None, checkpoint: str | os.PathLike | None = None, compile: Compile = False,
+        split: str | None = None, class_names: Sequence[str] = (), checkpoint: str | os.PathLike | None = None,
+        compile: Compile = False,
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and accuracy under AutoAttack.
 
@@ -92,7 +93,7 @@ def evaluate_robustness(
         rank, world_size: Number of this process, from 0, and of all, in `torch.distributed`; each needs all images.
         save_adv: Archive for the images that AutoAttack returns, see `AutoAttackResult.save`.
         save_verdicts: CSV file with one row per image of AutoAttack: 1 if it is correct under an attack, else 0.
-        model_name, dataset, split: Names for the report.
+        model_name, dataset, split, class_names: Names for the report.
         checkpoint: File of the weights, for the report.
         compile: Compile the model and the attack steps for batches of one size, as in `timm_paf.attacks.PGD`.
 
@@ -154,7 +155,8 @@ def evaluate_robustness(
             accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)}, **facts)
     return RobustnessReport(
         measurements=measurements, by_class=accuracy_by_class(y, clean=clean, robust=robust), model=model_name,
-        dataset=dataset, split=split, checkpoint=None if checkpoint is None else str(checkpoint),
+        dataset=dataset, split=split, class_names=tuple(class_names),
+        checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 
 
