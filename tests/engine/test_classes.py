@@ -1,6 +1,7 @@
 """Class names: a class has one number in all images of a run, of a later run and of a measurement, or is refused."""
 import contextlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import torch
 import yaml
 from PIL import Image
 from tiny_run import FAST, open_measurement, open_trainer, rows_of, train
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from timm_paf._distributed import Processes
-from timm_paf.data import LabelledImages
+from timm_paf.data import LabelledImages, open_archive
 from timm_paf.engine import Measurement, TrainConfig, Trainer, ValidateConfig, validate
 from timm_paf.engine.classes import check_same_classes
 
@@ -170,7 +171,42 @@ def tensor_folder(root, **more):
     return ImageFolder(root, lambda image: torch.from_numpy(np.array(image)[..., 0])[None], **more)
 
 
+TWELVE = [str(number) for number in range(12)]
+
+
+def test_numbered_folders_in_two_orders(tmp_path, monkeypatch):
+    """ImageFolder orders names as text, 10 before 2; timm and this package as numbers."""
+    monkeypatch.setattr(sys.modules[__name__], 'GRAY', {name: 20 * int(name) for name in TWELVE})
+    root = folder(folder(tmp_path / 'train', TWELVE).parent / 'synthetic', TWELVE[3:]).parent
+    config = TrainConfig(
+        model='tiny_smooth', output=str(tmp_path / 'out'), val_size=12, batch_size=6, device='cpu',
+        synthetic=(str(root / 'synthetic'),), synthetic_fraction=0.5)
+    trainer = Trainer(config, train=tensor_folder(root / 'train'), test=tensor_folder(root / 'synthetic'))
+    names = trainer.config.class_names
+    assert names == tuple(sorted(TWELVE))
+    assert numbers(trainer.data.real) == by_name(names)
+    for source in (trainer.test, *trainer.data.synthetic):
+        assert numbers(source) == {20 * int(name): {names.index(name)} for name in TWELVE[3:]}
+
+
+def test_names_that_file_systems_write_in_two_ways(tmp_path):
+    composed, decomposed = 'b\u00e9', 'be\u0301'
+    paths = []
+    for number, names in enumerate((['a', composed, 'c'], [decomposed, 'c'])):
+        gray = {'a': 30, composed: 90, decomposed: 90, 'c': 150}
+        np.savez(tmp_path / f'{number}.npz', image=np.repeat([gray[name] for name in names], 4 * 64).astype(
+            np.uint8).reshape(-1, 8, 8, 1), label=np.arange(len(names)).repeat(4), class_names=np.array(names))
+        paths.append(tmp_path / f'{number}.npz')
+    trainer = opened(
+        tmp_path, '--dataset', paths[0], '--test-data', paths[1], '--in-chans', '1', '--synthetic-fraction', '0')
+    assert numbers(trainer.test) == {90: {1}, 150: {2}}
+
+
 OWN = {
+    'folders that number alike': (
+        lambda root: ConcatDataset([tensor_folder(root / 'train'), tensor_folder(root / 'train')]), ''),
+    'folders that number differently': (
+        lambda root: ConcatDataset([tensor_folder(root / 'train'), tensor_folder(root / 'val')]), 'without a'),
     'a folder that lacks one': (lambda root: tensor_folder(root / 'val'), ''),
     'a part of a folder': (lambda root: Subset(tensor_folder(root / 'val'), [0, 4, 5]), ''),
     'a source in another order': (lambda root: LabelledImages(
@@ -219,6 +255,7 @@ def test_names_are_kept_with_the_results(run):
     checkpoint = torch.load(run / 'run' / 'model_best.pth.tar', weights_only=True)
     report = json.loads((run / 'run' / 'report.json').read_text())
     settings = yaml.safe_load((run / 'run' / 'args.yaml').read_text())
+    assert TrainConfig.from_yaml(run / 'run' / 'args.yaml').class_names == tuple('abc')
     assert checkpoint['args']['class_names'] == settings['class_names'] == report['class_names'] == list('abc')
     assert [entry['label'] for entry in report['by_class']] == [1, 2]
     page = (run / 'run' / 'report.html').read_text()
@@ -262,6 +299,34 @@ def test_a_later_measurement(run, tmp_path, capsys, case):
     measurement.write(measurement.run())
     assert ('by number' in capsys.readouterr().out) == bool(message)
     assert measurement.model.fc.out_features == 3
+
+
+CORRUPTED = {  # lines of class_names.txt, labels; message if it is refused
+    'no names': (None, [2, 1], ''), 'another order': ('bca', [1, 0], ''), 'one missing': ('bc', [1, 0], ''),
+    'another class': ('bcd', [1, 0], 'class d'), 'a number too large': (None, [3, 1], 'labels from 1 to 3'),
+}
+
+
+@pytest.mark.parametrize('case', CORRUPTED)
+def test_corrupted_images(run, tmp_path, capsys, case):
+    names, labels, message = CORRUPTED[case]
+    np.save(tmp_path / 'labels.npy', labels)
+    np.save(tmp_path / 'fog.npy', np.zeros((10, 8, 8, 1), np.uint8))
+    if names:
+        (tmp_path / 'class_names.txt').write_text('\n'.join(names) + '\n')
+    argv = ['--checkpoint', str(run / 'run' / 'last.pth.tar'), '--device', 'cpu', '--corruptions', str(tmp_path)]
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        measurement = open_measurement(argv)
+        assert measurement.corruptions.labels.tolist() == [2, 1]  # c, b
+        assert any(note.startswith('corrupted images') for note in measurement.notes) == (names is None)
+
+
+def test_attacked_images_keep_the_names(run, tmp_path):
+    path = tmp_path / 'attacked.npz'
+    assert validate([
+        '--checkpoint', str(run / 'run' / 'last.pth.tar'), '--device', 'cpu', '--pgd-steps', '1', '--n-examples', '2',
+        '--save-adv', str(path), '--no-trust', '--eps', '0.001']) == 0
+    assert open_archive(path).class_names == tuple('abc')
 
 
 def test_a_later_measurement_in_python(run):

@@ -1,6 +1,8 @@
 """Classes of a source: names decide which number a class has wherever two sources both have names."""
 
 import dataclasses
+import unicodedata
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -45,7 +47,8 @@ def names_of_classes(classes: Any) -> tuple[str, ...] | None:
         classes = sorted(classes, key=classes.__getitem__)
     # torchvision gives several words for each class of ImageNet, and 'crane' to two classes
     names = [', '.join(name) if isinstance(name, tuple) else str(name) for name in classes]
-    return tuple(f'{name} ({number})' if names.count(name) > 1 else name for number, name in enumerate(names))
+    times = Counter(names)
+    return tuple(f'{name} ({number})' if times[name] > 1 else name for number, name in enumerate(names))
 
 
 def match_classes(
@@ -153,8 +156,9 @@ def _is_number(name: str) -> bool:
 
 
 def _keys(own: Sequence[str], names: Sequence[str]) -> tuple[list[Hashable], dict[Hashable, int]]:
-    keys: list[Hashable] = list(own)
-    known: dict[Hashable, int] = {name: number for number, name in enumerate(names)}
+    # file systems write 'é' in two ways
+    keys: list[Hashable] = [unicodedata.normalize('NFC', name) for name in own]
+    known: dict[Hashable, int] = {unicodedata.normalize('NFC', name): number for number, name in enumerate(names)}
     if all(map(_is_number, (*own, *names))):
         as_numbers: dict[Hashable, int] = {int(name): number for number, name in enumerate(names)}
         if len(as_numbers) == len(known) and len({int(name) for name in own}) == len(own):

@@ -70,7 +70,7 @@ def check_same_classes(processes: Processes, names: Sequence[str], source: Image
 
 def names_difference(old: Sequence[str], new: Sequence[str]) -> str:
     """How class names differ, in words; empty if they do not."""
-    gone, added = ([name for name in one if name not in other] for one, other in ((old, new), (new, old)))
+    gone, added = ([name for name in one if name not in known] for one, known in ((old, set(new)), (new, set(old))))
     parts = [f'{word} {", ".join(names[:5])}{" …" if len(names) > 5 else ""}'
              for word, names in (('without', gone), ('with', added)) if names]
     return ', '.join(parts) or ('in another order' if list(old) != list(new) else '')

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from timm_paf._distributed import Processes
 from timm_paf.data import (
@@ -38,7 +38,7 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
-from timm_paf.engine.classes import by_number, check_same_classes, match_training
+from timm_paf.engine.classes import by_number, check_same_classes, match_training, names_difference
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 
 __all__ = [
@@ -89,16 +89,12 @@ class DatasetImages:
         self.dataset, self.name = dataset, name
         if not len(dataset):
             raise ValueError(f'{name}: the data set is empty; expected at least one image.')
-        whole = dataset
-        while isinstance(whole, Subset):
-            whole = whole.dataset
-        # with it, labels are not those of `targets` and `classes`
-        changed = getattr(whole, 'target_transform', None) is not None
-        labels = None if changed else getattr(dataset, 'targets', None)
+        # a data set that changes its labels has others than its `targets`
+        labels = None if getattr(dataset, 'target_transform', None) else getattr(dataset, 'targets', None)
         if labels is None:
             labels = [int(dataset[index][1]) for index in range(len(dataset))]
         self.labels = torch.as_tensor(labels).long()
-        self.class_names = None if changed else names_of_classes(getattr(whole, 'classes', None))
+        self.class_names = dataset_names(dataset, name)
         self.num_classes = len(self.class_names or ()) or num_classes or int(self.labels.max()) + 1
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
@@ -113,6 +109,21 @@ class DatasetImages:
         """Images (B, C, H, W), uint8 or float32, and labels (B,) int64 at `indices` (B,)."""
         items = [self.dataset[index] for index in indices.tolist()]
         return torch.stack([_pixels(image) for image, _ in items]), torch.tensor([int(label) for _, label in items])
+
+
+def dataset_names(dataset: Any, name: str) -> tuple[str, ...] | None:
+    """Class names of a map-style data set, of one that it is a part of, or of its parts, which must have the same."""
+    if isinstance(dataset, Subset):
+        return dataset_names(dataset.dataset, name)
+    if isinstance(dataset, ConcatDataset):
+        first, *others = (dataset_names(part, name) for part in dataset.datasets)
+        for other in others:
+            if first is not None and other is not None and (difference := names_difference(first, other)):
+                raise ValueError(f'{name}: a part has other classes than the first one ({difference}); rename them, or '
+                                 'give its labels the numbers of the first part.')
+        return first
+    # with a target_transform, labels are not the numbers of `classes`
+    return None if getattr(dataset, 'target_transform', None) else names_of_classes(getattr(dataset, 'classes', None))
 
 
 def _pixels(image: Any) -> Tensor:

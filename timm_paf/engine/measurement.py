@@ -3,10 +3,12 @@ import dataclasses
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import distributed, nn
@@ -109,7 +111,8 @@ class Measurement:
             radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
             if len(set(radii)) < len(radii):
                 raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
-            self.corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, self.data)
+            self.corruptions = None if config.corruptions is None else open_corruptions(
+                config.corruptions, self.data, names)
             self.notes = by_number(
                 names, {f'{config.split} images': self.data, 'corrupted images': self.corruptions},
                 whose='the checkpoint')
@@ -268,17 +271,19 @@ def shares_folder(processes: Processes, folder: Path) -> bool:
         return not processes.all_reduce_max(not (found / name).exists())[0]
 
 
-def open_corruptions(folder: str, data: LabelledImages) -> CorruptionArchive:
-    """Open the corrupted images; ValueError if their shape or labels do not fit the data."""
+def open_corruptions(folder: str, data: LabelledImages, names: Sequence[str]) -> CorruptionArchive:
+    """Open the corrupted images, with labels by the class names; ValueError if shape or labels do not fit the data."""
     archive = CorruptionArchive(folder)
     if archive.image_shape != tuple(data.image_shape):
         raise ValueError(
             f'--corruptions {folder} holds images {archive.image_shape}; the model takes {tuple(data.image_shape)} '
             '(channels, height, width).')
-    low, high = int(archive.labels.min()), int(archive.labels.max())
-    if low < 0 or high >= data.num_classes:
-        raise ValueError(
-            f'--corruptions {folder}: labels from {low} to {high}; expected 0 to {data.num_classes - 1}.')
+    labels = torch.from_numpy(np.array(archive.labels, np.int64))
+    own = LabelledImages(
+        torch.zeros(len(labels), 1, 1, 1), labels, len(archive.class_names or ()) or data.num_classes,
+        f'--corruptions {folder}', archive.class_names)
+    matched = match_classes(own, names or None, num_classes=data.num_classes)
+    archive.labels, archive.class_names = matched.labels.numpy(), matched.class_names
     return archive
 
 

@@ -93,7 +93,8 @@ def evaluate_robustness(
         rank, world_size: Number of this process, from 0, and of all, in `torch.distributed`; each needs all images.
         save_adv: Archive for the images that AutoAttack returns, see `AutoAttackResult.save`.
         save_verdicts: CSV file with one row per image of AutoAttack: 1 if it is correct under an attack, else 0.
-        model_name, dataset, split, class_names: Names for the report.
+        model_name, dataset, split: Names for the report.
+        class_names: Names of the classes 0, 1, … for the report and `save_adv`.
         checkpoint: File of the weights, for the report.
         compile: Compile the model and the attack steps for batches of one size, as in `timm_paf.attacks.PGD`.
 
@@ -144,7 +145,7 @@ def evaluate_robustness(
             result.clean, {**result.not_broken_by(), f'PGD-{pgd_steps}': under_pgd})
         robust[:len(some_y)] &= worst
         if rank == 0 and save_adv is not None:
-            result.save(save_adv, some_y)
+            result.save(save_adv, some_y, class_names=class_names)
         if rank == 0 and save_verdicts is not None:
             masks = {'clean': result.clean, 'pgd': under_pgd, 'autoattack': result.robust, 'worst_case': worst}
             write_verdicts(save_verdicts, some_y, masks, broken_by=broken_by)
