@@ -25,7 +25,7 @@ FORMULAS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     'psoftplus': (lambda x, a: torch.log(1 + torch.exp(a.abs() * x)) / a.abs(), (1.3,)),
     'reblu': (lambda x, a: torch.where(x > 0, x + a * (torch.sqrt(x * x + 1) - 1), 0.), (0.3,)),
     'ssilu': (lambda x, b: _sigmoid_shifted(x, torch.ones_like(b), b.abs()), (0.3,)),
-    'pssilu_fixed': (lambda x, a, b: _sigmoid_shifted(x, a * a, b.abs()), (1.2, 0.3)),
+    'pssilu_fixed': (lambda x, a, b: _sigmoid_shifted(x, a.abs(), b.abs()), (1.2, 0.3)),
     'pssilu': (lambda x, a, b: _sigmoid_shifted(x, a.abs(), b.abs()), (1.3, 0.05)),
 }
 

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tests.activations.networks import build, output_of, pafs
+from tests.activations.networks import pafs
 from timm_paf import convert_activations
 from timm_paf.activations import PReLU0
 
@@ -21,14 +21,6 @@ class Tokens(nn.Module):
     def forward(self, x):
         a, b = self.fc(x).chunk(2, dim=-1)
         return self.act(a) * b
-
-
-def test_channels_of_a_transformer_are_the_last_dimension():
-    model = build('test_vit')
-    convert_activations(model, 'psilu', sharing='channel')
-    for block in model.blocks:
-        assert block.mlp.act.alpha.shape == (block.mlp.fc1.out_features,) and block.mlp.act.channel_dim == -1
-    assert output_of(model, 160).shape == (2, 5)
 
 
 def test_slopes_a_channel_are_kept():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.activations.networks import Functional, build, output_of, pafs, places
+from tests.activations.networks import build, output_of, pafs, places
 from timm_paf import convert_activations, paf_parameters
 from timm_paf.activations import ParametricActivation, PSiLU, PSSiLU
 
@@ -125,17 +125,6 @@ def test_torchs_fused_transformer_layer_runs_the_new_activation():
         assert not torch.allclose(layer(x), before, atol=1e-3)
 
 
-def test_match_chooses():
-    model = build('mobilenetv3_small_050')
-    report = convert_activations(model, 'psilu', match=nn.ReLU, sharing='layer')
-    assert {item.old for item in report.replaced} == {'ReLU()'}
-    assert {item.reason for item in report.left if 'ardswish' in item.old} == {'not matched'}
-    gate = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
-    assert places(convert_activations(gate, 'psilu', match=lambda m: isinstance(m, nn.Tanh))) == ['1']
-    pair = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.ELU())
-    assert places(convert_activations(pair, 'psilu', match=(nn.ReLU, nn.ELU))) == ['0', '2']
-
-
 def test_one_parametric_activation_becomes_another():
     model = nn.Sequential(nn.Linear(2, 2), PSiLU(alpha=2.5))
     report = convert_activations(model, 'pssilu', match=PSiLU)
@@ -145,17 +134,26 @@ def test_one_parametric_activation_becomes_another():
 
 def test_settings_go_first_and_placement_is_the_models():
     model = build('resnet18').to(torch.bfloat16).train()
-    report = convert_activations(model, 'pssilu', alpha=3., learnable={'beta': False})
+    report = convert_activations(model, 'PSSiLU', alpha=3., learnable={'beta': False})
     (module,) = pafs(model)
     assert module.alpha.item() == 3. and list(paf_parameters(model)) == ['act1.alpha']
     assert module.alpha.dtype == torch.bfloat16 and module.training
-    assert report.replaced[0].values['alpha'] == 3.
+    assert report.replaced[0].values['alpha'] == 3. and report.activation == 'pssilu'
+    assert 'pssilu(alpha=3, beta=1e-08)' in str(report)
 
 
-def test_report_reads_as_a_table():
-    report = convert_activations(Functional(), 'pssilu')
-    text = str(report)
-    assert 'activation' in text and 'pssilu(alpha=100, beta=1e-08)' in text and 'left: a gate' in text
+def hooked():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def distributed():
+    torch.distributed.init_process_group('gloo', rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        return nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize('model, arguments, error, message', [
@@ -166,7 +164,9 @@ def test_report_reads_as_a_table():
     (lambda: nn.Sequential(nn.ReLU()), ['softplus'], ValueError, 'has no parameters'),
     (lambda: torch.jit.script(nn.Sequential(nn.ReLU())), ['pssilu'], TypeError, 'TorchScript'),
     (lambda: F.relu, ['pssilu'], TypeError, 'expected an nn.Module'),
-], ids=['nothing', 'gates only', 'no container', 'name', 'reference', 'script', 'function'])
+    (hooked, ['pssilu'], ValueError, '1 = .* has hooks'),
+    (distributed, ['pssilu'], TypeError, 'before it is wrapped'),
+], ids=['nothing', 'gates only', 'no container', 'name', 'reference', 'script', 'function', 'hooks', 'DDP'])
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
 def test_what_cannot_be_converted_says_so(model, arguments, error, message):
     with pytest.raises(error, match=message):
@@ -222,11 +222,6 @@ def test_partial_functions_keep_their_settings():
         model.act(torch.ones(2), 0.2)
 
 
-def test_names_in_any_case():
-    model = nn.Sequential(nn.ReLU())
-    assert convert_activations(model, 'PSSiLU').activation == 'pssilu' and isinstance(model[0], PSSiLU)
-
-
 @pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')  # the old network's own
 def test_padded_tokens_pass_torchs_encoder():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.), 2).eval()
@@ -235,30 +230,6 @@ def test_padded_tokens_pass_torchs_encoder():
         before = model(x, src_key_padding_mask=padding)
         convert_activations(model, 'prelu0')
         torch.testing.assert_close(model(x, src_key_padding_mask=padding)[~padding], before[~padding])
-
-
-def distributed():
-    torch.distributed.init_process_group('gloo', rank=0, world_size=1, store=torch.distributed.HashStore())
-    try:
-        return nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def hooked():
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    model[1].register_forward_hook(lambda *_: None)
-    return model
-
-
-@pytest.mark.parametrize('model, error, message', [
-    (distributed, TypeError, 'before it is wrapped'), (hooked, ValueError, '1 = .* has hooks'),
-], ids=['DDP', 'hooks'])
-def test_what_would_be_lost_is_refused(model, error, message):
-    model = model()
-    with pytest.raises(error, match=message):
-        convert_activations(model, 'pssilu')
-    assert not pafs(model)
 
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')

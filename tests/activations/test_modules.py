@@ -1,8 +1,22 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from timm_paf.activations import ACTIVATIONS, PSSiLU, Softplus, SSiLU, activation_class, functional
+from timm_paf import activation_summary, fix_parameters, paf_parameters, project_parameters
+from timm_paf.activations import (
+    ACTIVATIONS,
+    PSiLU,
+    PSSiLU,
+    Softplus,
+    SSiLU,
+    activation_class,
+    check_parameters,
+    functional,
+    shape,
+)
 
 INITIAL = {
     'prelu0': {'alpha': 0.}, 'preluplus': {'alpha': 1.}, 'pelu': {'alpha': 1.}, 'peluplus': {'alpha': 1.},
@@ -95,3 +109,118 @@ def test_softplus_is_torchs():
 def test_repr_shows_the_values():
     assert repr(PSSiLU(alpha=2.5, learnable={'beta': False})) == 'PSSiLU(alpha=2.5, beta=1e-08 (constant))'
     assert repr(PSSiLU(num_parameters=3)) == 'PSSiLU(alpha=(3,), beta=(3,))'
+
+
+class Twice(nn.Module):
+    """A parametrization: the double of the learned tensor."""
+
+    def forward(self, original):
+        return 2 * original
+
+
+TOOLS = {
+    'none': lambda module, name: None,
+    'parametrize': lambda module, name: parametrize.register_parametrization(module, name, Twice()),
+    'weight_norm': lambda module, name: parametrizations.weight_norm(module, name),
+    'weight_norm by hook': lambda module, name: nn.utils.weight_norm(module, name),
+    'spectral_norm': lambda module, name: parametrizations.spectral_norm(module, name),
+    'prune': lambda module, name: prune.l1_unstructured(module, name, amount=1),
+    'no pruning': lambda module, name: prune.identity(module, name),
+}
+
+
+tool_warnings = pytest.mark.filterwarnings(
+    'ignore:.*weight_norm.* is deprecated:FutureWarning', 'ignore:.*torch.nn.utils.stateless:FutureWarning')
+
+
+def two_places(make, tool, name):
+    """A network with one activation at two places, to which a tool of torch was applied."""
+    torch.manual_seed(0)
+    act = make()
+    TOOLS[tool](act, name)
+    return nn.Sequential(nn.Linear(3, 4), act, nn.Sequential(nn.Linear(4, 4), act), nn.Linear(4, 2))
+
+
+@tool_warnings
+@pytest.mark.parametrize('tool', TOOLS)
+def test_tools_of_torch_see_what_they_see_in_prelu(tool):
+    ours, theirs = two_places(PSiLU, tool, 'alpha'), two_places(nn.PReLU, tool, 'weight')
+    for listing in ('named_parameters', 'named_buffers', 'named_modules', 'named_children'):
+        names = [name.replace('alpha', 'weight') if name.startswith('1.') else name
+                 for name, _ in getattr(ours, listing)()]
+        assert names == [name for name, _ in getattr(theirs, listing)()]
+    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
+
+
+@tool_warnings
+@pytest.mark.parametrize('name', ['alpha', 'beta'])
+@pytest.mark.parametrize('tool', TOOLS)
+def test_a_tensor_that_a_tool_of_torch_computes_trains_and_is_saved_once(tool, name):
+    model, other = two_places(PSSiLU, tool, name), two_places(lambda: PSSiLU(alpha=2., beta=0.3), tool, name)
+    x = torch.randn(8, 3)
+    model(x).square().sum().backward()
+    learned = paf_parameters(model, name)
+    assert learned and all(model.get_parameter(key) is parameter for key, parameter in learned.items())
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    expected = model(x).detach()
+    constant = tool in ('prune', 'spectral_norm')  # one number is pruned to 0 and normalised to 1
+    assert constant or any(parameter.grad.abs().sum() > 0 for parameter in learned.values())
+
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    state = model.state_dict()
+    assert set(state) == set(tensors) and all(torch.equal(state[key], tensors[key]) for key in state)
+    per_place = {f'2.1.{key[2:]}': value.clone() for key, value in state.items() if key.startswith('1.')}
+    for form in (state, {**state, **per_place}):  # as PReLU saves it
+        fresh = two_places(PSSiLU, tool, name)
+        fresh.load_state_dict(form)
+        torch.testing.assert_close(fresh(x), expected)
+    with pytest.raises(RuntimeError, match='contradicts'):
+        other.load_state_dict({**state, **{key: value + 1 for key, value in per_place.items()}})
+
+    given = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    other = two_places(PSSiLU, tool, name)
+    for call in (torch.func.functional_call, torch.nn.utils.stateless.functional_call):
+        torch.testing.assert_close(call(other, given, (x,)), expected)
+    assert not torch.allclose(other(x), expected)  # it keeps its own values
+
+
+@pytest.mark.parametrize('tool', ['none', 'parametrize', 'spectral_norm'])
+def test_conversions_that_swap_parameters(tool):
+    model = two_places(PSSiLU, tool, 'alpha')
+    x, state = torch.randn(5, 3), two_places(lambda: PSSiLU(alpha=2.), tool, 'alpha').state_dict()
+    kept = dict(model.named_parameters())
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double().load_state_dict(state)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert all(parameter is kept[key] for key, parameter in model.named_parameters())
+    assert all(parameter.dtype == torch.float64 for parameter in model.parameters())
+    other = two_places(lambda: PSSiLU(alpha=2.), tool, 'alpha').double()
+    torch.testing.assert_close(model(x.double()), other(x.double()))
+
+
+@pytest.mark.parametrize('tool', ['parametrize', 'weight_norm'])
+def test_a_parametrization_is_described_copied_and_removed(tool):
+    act = PSSiLU(alpha=2., beta=0.1)
+    TOOLS[tool](act, 'alpha')
+    alpha = act.alpha.item()
+    assert 'constant' not in repr(act) and f'alpha={alpha:.4g}' in repr(act)
+    assert shape.describe(act).curvature == pytest.approx(alpha / 2 / 0.9)
+    act(X).sum().backward()
+    row = activation_summary(act)
+    assert row['alpha'] == alpha and row['alpha_grad'] > 0
+    twin = copy.deepcopy(act)
+    torch.testing.assert_close(twin(X), act(X))
+    with pytest.raises(ValueError, match='alpha'):
+        fix_parameters(act, {'alpha': 3.})
+    project_parameters(act)
+    assert act.alpha.item() == alpha
+    with torch.no_grad():
+        next(iter(paf_parameters(act, 'alpha').values())).fill_(2e4)
+    if tool == 'parametrize':
+        with pytest.raises(ValueError, match=r'alpha = \[40000'):
+            check_parameters(act)
+    alpha = act.alpha.item()
+    parametrize.remove_parametrizations(act, 'alpha')
+    assert type(act) is PSSiLU and list(paf_parameters(act)) == ['beta', 'alpha'] and act.alpha.item() == alpha

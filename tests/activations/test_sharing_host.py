@@ -100,22 +100,15 @@ def test_compile_sees_one_graph(act):
         close(eager, other)
 
 
-def test_compiled_network(traced, x):
-    expected = traced(x)
-    slopes = gradients(traced, expected)
-    compiled = torch.compile(traced, fullgraph=True, backend='aot_eager')
-    logits = compiled(x)
-    close(logits, expected)
-    for a, b in zip(gradients(traced, logits), slopes, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_compiled_by_inductor(x):
-    model = build('wrn10_2_relu')
+@pytest.mark.parametrize('name, backend', [
+    ('test_efficientnet', 'aot_eager'), ('wrn10_2_relu', 'aot_eager'),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('test_resnet', 'aot_eager'), ('test_vit', 'aot_eager'), ('wrn10_2_relu', 'inductor')))])
+def test_compiled_network(name, backend, x):
+    model = build(name)
     expected = model(x)
     slopes = gradients(model, expected)
-    logits = torch.compile(model, fullgraph=True)(x)
+    logits = torch.compile(model, fullgraph=True, backend=backend)(x)
     close(logits, expected)
     for a, b in zip(gradients(model, logits), slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -133,31 +126,20 @@ def test_export(traced, x):
 
 @pytest.mark.filterwarnings('ignore')  # of the exporter, about itself
 @pytest.mark.parametrize('name, dynamo', [
-    ('test_efficientnet', False), ('wrn10_2_relu', False),
+    *((name, False) for name in ('test_efficientnet', 'wrn10_2_relu', *ACTIVATIONS)),
     *(pytest.param(name, True, marks=[pytest.mark.skipif(torch_2_6, reason='torch 2.6'), *marks])
       for name, marks in (('wrn10_2_relu', []), ('test_efficientnet', [pytest.mark.slow])))])
-def test_onnx_runs_as_the_network_does(name, dynamo, x, tmp_path):
+def test_onnx_computes_the_same(name, dynamo, x, tmp_path):
     runtime = pytest.importorskip('onnxruntime')
-    model, path = build(name), tmp_path / 'model.onnx'
+    model, path = build(name) if name not in ACTIVATIONS else ACTIVATIONS[name](), tmp_path / 'model.onnx'
+    if name in ACTIVATIONS:
+        x = torch.tensor([[-50., -3., -0.4, 0., 0.7, 4., 60.]])
     with torch.no_grad():
-        options = dict(verbose=False) if dynamo else {}
-        torch.onnx.export(model, (x,), str(path), dynamo=dynamo, **options)
+        torch.onnx.export(model, (x,), str(path), dynamo=dynamo, **(dict(verbose=False) if dynamo else {}))
         expected = model(x)
     session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('act', ACTIVATIONS)
-def test_onnx_of_each_activation(act, tmp_path):
-    runtime = pytest.importorskip('onnxruntime')
-    module, path = ACTIVATIONS[act](), tmp_path / 'act.onnx'
-    x = torch.tensor([[-50., -3., -0.4, 0., 0.7, 4., 60.]])
-    torch.onnx.export(module, (x,), str(path), dynamo=False)
-    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(found, module(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('way', ['assign', 'to_empty'])
@@ -173,32 +155,28 @@ def test_from_the_meta_device(model, x, way):
     close(target(x), model(x))
 
 
-def test_functional_call_leaves_the_model_alone(model, x):
+def test_functional_call_and_its_gradient_leave_the_model_alone(model, x):
     before, logits = copy.deepcopy(model.state_dict()), model(x)
-    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    slopes = gradients(model, logits)
     identities = {name: id(p) for name, p in model.named_parameters()}
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def call(values):
+        return torch.func.functional_call(model, {**parameters, **values}, (x,))
+
+    learned = {name: parameters[name] for name in paf_parameters(model)}
+    found = torch.func.grad(lambda values: call(values).square().sum())(learned)
+    for a, b in zip(found.values(), slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     alpha = next(iter(paf_parameters(model)))
-    parameters[alpha] += 1.
-    found = torch.func.functional_call(model, parameters, (x,))
+    moved = call({alpha: parameters[alpha] + 1.})
     assert {name: id(p) for name, p in model.named_parameters()} == identities
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     close(model(x), logits)
     with torch.no_grad():
         model.get_parameter(alpha).add_(1.)
-    close(found, model(x))
-    assert not torch.allclose(found, logits)
-
-
-def test_gradient_through_functional_call(model, x):
-    slopes = gradients(model, model(x))
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-
-    def loss(values):
-        return torch.func.functional_call(model, {**parameters, **values}, (x,)).square().sum()
-
-    found = torch.func.grad(loss)({name: parameters[name] for name in paf_parameters(model)})
-    for a, b in zip(found.values(), slopes, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    close(moved, model(x))
+    assert not torch.allclose(moved, logits)
 
 
 def test_freeze():
@@ -210,8 +188,6 @@ def test_freeze():
     for parameter in paf_parameters(model).values():
         parameter.requires_grad_()
     assert model.layer4[1].act2.alpha.requires_grad and not model.layer1[0].conv1.weight.requires_grad
-    freeze(model)
-    assert not any(p.requires_grad for p in model.parameters())
     unfreeze(model)
     assert all(p.requires_grad for p in model.parameters())
 
@@ -267,14 +243,13 @@ def test_hub_refuses_what_a_name_does_not_say(name, settings, tmp_path):
         timm.models.save_for_hf(model, tmp_path)
 
 
-@pytest.mark.parametrize('place', ['constructor', 'outside'])
-def test_the_name_shares_within_a_model_only(place):
-    if place == 'outside':
-        with pytest.raises(RuntimeError, match=r"use one timm_paf.shared\('pssilu'\) at all its places"):
-            timm.layers.create_act_layer('shared_pssilu')
-    else:
-        first, second = (timm.create_model('resnet18', act_layer='shared_pssilu') for _ in range(2))
-        assert first.act1 is first.layer4[1].act2 and first.act1 is not second.act1
+def test_the_name_shares_within_a_model_only():
+    first, second = (timm.create_model('resnet18', act_layer='shared_pssilu') for _ in range(2))
+    assert first.act1 is first.layer4[1].act2 and first.act1 is not second.act1
+    outside = [timm.layers.create_act_layer('shared_pssilu', inplace=True) for _ in range(2)]
+    assert outside[0] is not outside[1] and [module.places for module in outside] == [1, 1]
+    third = timm.create_model('resnet18', act_layer='shared_pssilu')
+    assert len({id(module) for module in (*outside, first.act1, second.act1, third.act1)}) == 5
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 
 from timm_paf.engine.cli import parse_config
@@ -37,11 +38,31 @@ def test_says_where_it_comes_from_how_it_is_run_and_what_is_expected(path):
     assert path.name in (DOCS / 'configurations.md').read_text()
 
 
-def test_the_batch_of_the_paper():
-    config = read('-c', str(RECIPES / 'configs' / 'dai2021_cifar10_linf.yaml'))
-    # 256 real and 256 synthetic images; 0.1 for each 128 real ones
-    assert round(config.synthetic_fraction * config.batch_size) == 256
-    assert config.lr_base * config.batch_size / config.lr_base_size == pytest.approx(0.1 * 256 / 128)
+CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+# real and synthetic images per batch, learning rate, epochs, and mean and std inside the network, as in their code
+SOURCES = {
+    'dai2021_cifar10_linf': (256, 256, 0.1, 200, None), 'dai2021_cifar10_linf_resnet18': (256, 256, 0.1, 200, None),
+    'dai2021_cifar10_l2': (256, 256, 0.1, 200, None), 'dai2021_cifar100_linf': (256, 256, 0.1, 200, None),
+    'dai2021_cifar10_linf_real': (256, 0, 0.1, 200, None), 'dai2021_imagenette_linf': (128, 128, 0.1, 200, None),
+    'rebuffi2021_cifar10_linf': (308, 716, 0.4, 400, CIFAR10), 'rice2020_cifar10_linf': (128, 0, 0.1, 200, CIFAR10),
+    'wang2023_cifar10_linf_wrn28_10': (615, 1433, 0.2, 2400, CIFAR10),
+    'wang2023_cifar10_linf_wrn70_16': (615, 1433, 0.2, 2400, CIFAR10),
+    'awp_cifar10_linf': (128, 0, 0.1, 200, None), 'xcit_cifar10_linf': (512, 0, 2e-4, 100, None),
+}
+
+
+@pytest.mark.parametrize('name', [path.stem for path in PUBLISHED])
+def test_batch_rate_and_normalisation_are_those_of_the_source(name):
+    real, synthetic, lr, epochs, normalisation = SOURCES[name]
+    config = read('-c', str(RECIPES / 'configs' / f'{name}.yaml'))
+    assert (config.batch_size, config.epochs, config.lr) == (real + synthetic, epochs, lr)
+    assert config.batch_size * (config.synthetic_fraction or 0) == pytest.approx(synthetic, abs=1)
+    assert config.warmup_epochs == (5 if 'xcit' in name else 0)
+    with torch.device('meta'):
+        model = timm.create_model(config.model, num_classes=10, **config.model_arguments())
+    assert ('normalize.mean' in dict(model.named_buffers())) == (normalisation is not None)
+    held = config.model_arguments()
+    assert normalisation is None or (tuple(held['input_mean']), tuple(held['input_std'])) == normalisation
 
 
 @pytest.mark.parametrize('name, updates', [

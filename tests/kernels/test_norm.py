@@ -58,13 +58,6 @@ def test_values_gradients_and_statistics_are_equal(settings, training, mode, dty
             dtype == torch.float32))
 
 
-def test_second_derivatives():
-    _, ours = pair()
-    ours = ours.double()
-    x = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: ours[:3](x), (x,))
-
-
 @pytest.mark.parametrize('arch', [
     'wrn10_2', 'resnet18', 'vgg11_bn', pytest.param('resnet50', marks=pytest.mark.slow),
     pytest.param('preact_resnet18', marks=pytest.mark.slow)])

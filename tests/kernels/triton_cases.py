@@ -14,7 +14,7 @@ from timm_paf.kernels import gpu
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
 PARAMETERS = {
     'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
-    'reblu': (0.6,), 'pssilu': (1.3, -0.2)}
+    'reblu': (0.6,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
 INF, NAN = float('inf'), float('nan')
 pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of infinities in the interpreter
 
@@ -68,6 +68,7 @@ def test_layouts_with_one_parameter_per_channel(change):
 @pytest.mark.parametrize('name, parameters', [
     *PARAMETERS.items(), ('prelu0', (0.,)), ('preluplus', (0.,)), ('psilu', (0.,)), ('reblu', (-1.,)),
     ('pssilu', (1., 0.)), ('pssilu', (0., 0.5)), ('pssilu', (1., 32.9)), ('psoftplus', (0.,)), ('psilu', (1e9,)),
+    ('pssilu', (-2.3, 0.3)),
 ], ids=str)
 def test_infinity_nan_and_tails_as_the_reference_has_them(name, parameters):
     x = torch.tensor([INF, -INF, NAN, 0., 3e38, -3e38, 85., -85., 101., -101., 1e4, -1e4, 1e-40], device=DEVICE)

@@ -164,7 +164,7 @@ def test_authors_resnet():
     assert_same_logits(fitted('resnet18_pssilu', weights), model)
 
 
-def test_authors_fixed_shift_has_the_absolute_value_where_ours_has_the_square():
+def test_authors_fixed_shift():
     _, weights = authors('wrn10_2_psilu')
     model = fitted('wrn10_2_pssilu_fixed', weights)
     alpha = weights['activation.alpha']

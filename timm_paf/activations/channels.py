@@ -1,7 +1,5 @@
 """Number and dimension of the channels at each activation of a network."""
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,52 +31,51 @@ def channels_of(model: nn.Module, places: list[Site], example: Tensor | None) ->
     """
     example = _example(model) if example is None else example
     latest: dict[int, int] = {}  # number of dimensions -> dimension of the channels in the last layer's output
-    found: dict[int, list[tuple[int, int]]] = {id(site.module): [] for site in places}
+    found: dict[nn.Module, list[tuple[int, int]]] = {site.module: [] for site in places}
 
     def at_layer(dim: int, *tensors: Any) -> None:
         latest.update({tensor.dim(): dim for tensor in tensors if isinstance(tensor, Tensor)})
 
-    def before_activation(site: Site, x: Tensor) -> None:
+    def at_activation(activation: nn.Module, x: Tensor) -> None:
         guess = latest.get(x.dim(), 1 if x.dim() in (4, 5) else -1)  # (B, N, C) otherwise
         dim = 1 if x.dim() == 2 else guess
-        if (x.shape[dim], dim) not in found[id(site.module)]:
-            found[id(site.module)].append((x.shape[dim], dim))
+        if (x.shape[dim], dim) not in found[activation]:
+            found[activation].append((x.shape[dim], dim))
 
     with ExitStack() as cleanup:
         for module in model.modules():
             cleanup.callback(setattr, module, 'training', module.training)
             dim = _channel_dim(module)
             if dim is not None:  # noted before the layer as well: a norm-act layer runs its activation inside
-                for handle in (
-                        module.register_forward_pre_hook(lambda m, inputs, dim=dim: at_layer(dim, *inputs)),
-                        module.register_forward_hook(lambda m, inputs, output, dim=dim: at_layer(dim, output))):
-                    cleanup.callback(handle.remove)
-        for site in {id(site.module): site for site in places}.values():
+                cleanup.callback(module.register_forward_pre_hook(
+                    lambda m, inputs, dim=dim: at_layer(dim, *inputs)).remove)
+                cleanup.callback(module.register_forward_hook(
+                    lambda m, inputs, output, dim=dim: at_layer(dim, output)).remove)
+        for site in {site.module: site for site in places}.values():
             if site.attribute in site.parent._modules:
-                handle = site.module.register_forward_pre_hook(
-                    lambda m, args, site=site: before_activation(site, args[0]))
-                cleanup.callback(handle.remove)
-            else:
-                function = getattr(site.parent, site.attribute)
-                setattr(site.parent, site.attribute, _observed(function, partial(before_activation, site)))
-                cleanup.callback(setattr, site.parent, site.attribute, function)
+                cleanup.callback(site.module.register_forward_pre_hook(
+                    lambda module, inputs: at_activation(module, inputs[0])).remove)
+                continue
+            function = getattr(site.parent, site.attribute)
+
+            def observed(x: Tensor, *args: Any, site: Site = site, function: Any = function, **kwargs: Any) -> Any:
+                at_activation(site.module, x)
+                return function(x, *args, **kwargs)
+
+            cleanup.callback(setattr, site.parent, site.attribute, function)
+            setattr(site.parent, site.attribute, observed)
         model.eval()
         with torch.no_grad():
             model(example)
-    missing = [site.name for site in places if not found[id(site.module)]]
-    if missing:
-        raise ValueError(
-            f"sharing = 'channel': {', '.join(missing[:3])} did not run in the forward pass, so the number of channels "
-            "is unknown; leave these places out with match=..., or use sharing='layer'.")
     for site in places:
-        if len(found[id(site.module)]) > 1:
-            counts = ' and '.join(str(count) for count, _ in found[id(site.module)])
+        seen = [count for count, _ in found[site.module]]
+        if len(seen) != 1:
+            reason = f'is one module for {" and ".join(map(str, seen))} channels' if seen else (
+                'did not run in the forward pass, so the number of channels is unknown')
             raise ValueError(
-                f"sharing = 'channel': {site.name} is one module for {counts} channels; leave it out with match=..., "
-                "or use sharing='layer'.")
+                f"sharing = 'channel': {site.name} {reason}; leave it out with match=..., or use sharing='layer'.")
     return {
-        site.name: dict(zip(('num_parameters', 'channel_dim'), found[id(site.module)][0], strict=True))
-        for site in places}
+        site.name: dict(zip(('num_parameters', 'channel_dim'), found[site.module][0], strict=True)) for site in places}
 
 
 def _example(model: nn.Module) -> Tensor:
@@ -96,10 +93,3 @@ def _channel_dim(module: nn.Module) -> int | None:
     if isinstance(module, (_ConvNd, _NormBase, nn.GroupNorm)) or type(module).__name__.endswith('2d'):
         return 1  # timm's LayerNorm2d derives from nn.LayerNorm and has its channels second
     return -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else None
-
-
-def _observed(function: Callable[..., Any], note: Callable[[Tensor], None]) -> Callable[..., Any]:
-    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        note(x)
-        return function(x, *args, **kwargs)
-    return wrapped

@@ -11,7 +11,7 @@ __all__ = [
     'fix_parameters', 'project_parameters',
 ]
 
-ALPHA_MAX = 1e4  # largest |alpha| (or alpha^2) inside a sigmoid: above it the sigmoid is a step for every practical x
+ALPHA_MAX = 1e4  # largest |alpha| inside a sigmoid: above it the sigmoid is a step for every practical x
 PSOFTPLUS_ALPHA_MIN = 1e-3  # psoftplus(0) = log(2)/|alpha| grows without bound as |alpha| -> 0
 BETA_MAX = 0.99  # pssilu divides by 1 - |beta|
 # Training keeps |beta| below this. At |beta| = 1/2 PSSiLU is even, x tanh(|alpha| x / 2), with slopes of -1 and 1.
@@ -57,8 +57,8 @@ def fix_parameters(model: nn.Module, values: Mapping[str, float]) -> None:
         values: 'alpha' and/or 'beta' to a number inside the range of each activation.
 
     Raises:
-        ValueError: If the model has no parametric activation, one of them lacks a parameter, or a value is outside its
-            range. The model is then unchanged.
+        ValueError: If the model has no parametric activation, one of them lacks a parameter, a tool of torch such as
+            `parametrize` computes it, or a value is outside its range. The model is then unchanged.
 
     Example:
         >>> timm_paf.fix_parameters(timm.create_model('wrn28_10_psilu'), {'alpha': 2.})
@@ -71,6 +71,10 @@ def fix_parameters(model: nn.Module, values: Mapping[str, float]) -> None:
             if name not in specs:
                 raise ValueError(
                     f'{prefix} is a {type(module).__name__}, which has no {name!r}; it has {" and ".join(specs)}.')
+            if name not in {**module._parameters, **module._buffers}:
+                raise ValueError(
+                    f'{prefix}.{name} is computed from other parameters by a tool of torch (parametrize, prune or '
+                    'weight_norm), so it cannot be set; remove that first.')
             specs[name].check(float(value), name)
     for _, module, _ in found:
         for name, value in values.items():
@@ -100,6 +104,8 @@ def project_parameters(model: nn.Module, *, beta_bound: float | None = BETA_BOUN
         >>> timm_paf.project_parameters(model)
     """
     for _, parameter, spec in _learnable(model, beta_bound):
+        if not isinstance(parameter, nn.Parameter):
+            continue  # a tool of torch computes it from others, which are not to be changed
         if spec.greatest < math.inf:
             parameter.clamp_(-spec.greatest, spec.greatest)
         if spec.least > 0:
@@ -127,8 +133,8 @@ def check_parameters(model: nn.Module, *, beta_bound: float | None = BETA_BOUND)
 
 def _learnable(model: nn.Module, beta_bound: float | None) -> Iterator[tuple[str, Tensor, ParameterSpec]]:
     for prefix, module, specs in _specified(model):
-        for name, parameter in module.named_parameters(recurse=False):
-            spec = specs[name]
+        for name, spec in specs.items():
             if name == 'beta' and beta_bound is not None:
                 spec = spec._replace(greatest=min(spec.greatest, beta_bound))
-            yield f'{prefix}.{name}' if prefix else name, parameter, spec
+            if name not in module._buffers:
+                yield f'{prefix}.{name}' if prefix else name, getattr(module, name), spec

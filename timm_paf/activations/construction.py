@@ -16,20 +16,12 @@ __all__ = ['Construction', 'construction']
 
 
 class Construction(NamedTuple):
-    """The state of the running constructors.
-
-    Attributes:
-        model: The outermost module whose `__init__` is running inside the nearest `timm.create_model`, or None.
-        device: `device` argument of the innermost constructor that has one.
-        dtype: `dtype` argument, in the same way.
-        arguments: Keyword arguments of that `timm.create_model`, which timm stores for `save_for_hf`; None outside.
-        architecture: Its model name; None outside.
-    """
-    model: nn.Module | None = None
-    device: Any = None
+    """The state of the running constructors."""
+    model: nn.Module | None = None  # outermost module whose `__init__` runs inside the nearest `timm.create_model`
+    device: Any = None  # of the innermost constructor that has such an argument
     dtype: Any = None
-    arguments: dict[str, Any] | None = None
-    architecture: str | None = None
+    arguments: dict[str, Any] | None = None  # of that `timm.create_model`, which timm stores for `save_for_hf`
+    architecture: str | None = None  # its model name
 
 
 def construction(skip: nn.Module | None = None) -> Construction:
@@ -37,12 +29,11 @@ def construction(skip: nn.Module | None = None) -> Construction:
     found = Construction()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        values = frame.f_locals
+        values, module = frame.f_locals, frame.f_locals.get('self')
         if frame.f_code is timm.create_model.__code__:
             kwargs = values.get('kwargs', {})
             return _placed(found, kwargs)._replace(arguments=kwargs, architecture=values.get('model_name'))
-        module = values.get('self') if frame.f_code.co_name == '__init__' else None
-        if isinstance(module, nn.Module) and module is not skip:
+        if frame.f_code.co_name == '__init__' and isinstance(module, nn.Module) and module is not skip:
             found = _placed(found, values)._replace(model=module)
         frame = frame.f_back
     return found

@@ -1,10 +1,9 @@
 """Conversion of any network to a parametric activation."""
 import copy
-import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,62 +33,38 @@ Function = Callable[[Tensor], Tensor]
 Match = type | tuple[type, ...] | Callable[[nn.Module], bool] | None
 SHARING = ('network', 'stage', 'layer', 'channel')
 _TRAINABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_UNCHANGEABLE = {  # by name, because these modules take long to import
-    'torch.nn.parallel.distributed.DistributedDataParallel':
+_QUANTISED = 'activations on quantised tensors have no parameters; convert the model before it is quantised'
+_UNCHANGEABLE = {  # by the name of their file, because these modules take long to import
+    'torch.nn.parallel.distributed.':
         'it would not average the gradients of new parameters; convert the model before it is wrapped',
     'torch.distributed.fsdp.': 'it would not know the new parameters; convert the model before it is wrapped',
-    'torch.ao.nn.quantized.modules.': 'activations on quantised tensors have no parameters; convert before quantising',
-    'torch.ao.nn.intrinsic.quantized.modules.':
-        'activations on quantised tensors have no parameters; convert before quantising',
+    'torch.ao.nn.quantized.modules.': _QUANTISED,
+    'torch.ao.nn.intrinsic.quantized.modules.': _QUANTISED,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Replacement:
-    """One place with a new activation.
-
-    Attributes:
-        name: Dotted name of the place.
-        old: The activation before.
-        group: Name of the first place that shares the new module.
-        values: Initial values of the new parameters.
-        deviation: Largest |new(x) - old(x)| over |x| <= 8; None with `preserve=False`.
-    """
-    name: str
-    old: str
-    group: str
-    values: dict[str, float]
-    deviation: float | None
+class Replacement(NamedTuple):
+    """One place with a new activation."""
+    name: str  # dotted name of the place
+    old: str  # the activation before
+    group: str  # name of the first place that shares the new module
+    values: dict[str, float]  # initial values of the new parameters
+    deviation: float | None  # largest |new(x) - old(x)| over |x| <= 8; None with `preserve=False`
 
 
-@dataclasses.dataclass(frozen=True)
-class LeftAlone:
-    """One place that looks like an activation and was not replaced.
-
-    Attributes:
-        name: Dotted name of the place, or of the module whose code calls the function.
-        old: The activation there.
-        reason: Why it was not replaced.
-    """
-    name: str
-    old: str
-    reason: str
+class LeftAlone(NamedTuple):
+    """One place that looks like an activation and was not replaced."""
+    name: str  # dotted name of the place, or of the module whose code calls the function
+    old: str  # the activation there
+    reason: str  # why it was not replaced
 
 
-@dataclasses.dataclass(frozen=True)
-class ConversionReport:
-    """Result of `convert_activations`.
-
-    Attributes:
-        activation: Name of the new activation.
-        sharing: 'network', 'stage', 'layer' or 'channel'.
-        replaced: Places with a new activation.
-        left: Places that keep theirs, with the reason.
-    """
-    activation: str
-    sharing: str
-    replaced: tuple[Replacement, ...]
-    left: tuple[LeftAlone, ...]
+class ConversionReport(NamedTuple):
+    """Result of `convert_activations`."""
+    activation: str  # name of the new activation
+    sharing: str  # 'network', 'stage', 'layer' or 'channel'
+    replaced: tuple[Replacement, ...]  # places with a new activation
+    left: tuple[LeftAlone, ...]  # places that keep theirs, with the reason
 
     @property
     def modules(self) -> int:
@@ -99,8 +74,7 @@ class ConversionReport:
     @property
     def max_deviation(self) -> float | None:
         """Largest deviation of a new activation from the one it replaces; None with `preserve=False`."""
-        deviations = [replacement.deviation for replacement in self.replaced if replacement.deviation is not None]
-        return max(deviations, default=None)
+        return max((item.deviation for item in self.replaced if item.deviation is not None), default=None)
 
     def table(self) -> 'Table':
         """Format the report as a table for a terminal."""
@@ -194,8 +168,7 @@ def convert_activations(
     channels = channels_of(model, places, example_input) if sharing == 'channel' else {}
     placement = _placement(model)
 
-    planned: list[tuple[Site, ParametricActivation]] = []  # the model changes only after everything is known to fit
-    replaced: dict[str, Replacement] = {}
+    planned: dict[Site, tuple[ParametricActivation, Replacement]] = {}  # the model changes only after all fits
     for members in _groups(places, sharing):
         first = members[0]
         fitted: dict[str, float] = {}
@@ -214,12 +187,14 @@ def convert_activations(
                 new.alpha.copy_(slopes)
         for site in members:
             deviation = _deviation(new, values, site) if preserve else None
-            replaced[site.name] = Replacement(site.name, _describe(site.module), first.name, values, deviation)
-            planned.append((site, new))
-    for site, new in planned:
+            planned[site] = new, Replacement(site.name, _describe(site.module), first.name, values, deviation)
+    for site, (new, _) in planned.items():
         _put(site, new)
-    _disable_nested_tensors(model)
-    return ConversionReport(name, sharing, tuple(replaced[site.name] for site in places), left)
+    for module in model.modules():  # nested tensors need torch's fused layers, which know only ReLU and GELU
+        if isinstance(module, nn.TransformerEncoder) and any(
+                getattr(layer, 'activation_relu_or_gelu', 1) == 0 for layer in module.layers):
+            module.enable_nested_tensor = module.use_nested_tensor = False
+    return ConversionReport(name, sharing, tuple(planned[site][1] for site in places), left)
 
 
 def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActivation]:
@@ -228,9 +203,8 @@ def _checked(model: nn.Module, name: str, sharing: str) -> type[ParametricActiva
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is of type {type(model).__name__}; expected an nn.Module.')
     for label, module in model.named_modules():
-        bases = [f'{base.__module__}.{base.__name__}' for base in type(module).__mro__]
         for prefix, reason in _UNCHANGEABLE.items():
-            if any(base.startswith(prefix) for base in bases):
+            if any(f'{base.__module__}.'.startswith(prefix) for base in type(module).__mro__):
                 raise TypeError(f'{label or "model"} is of type {type(module).__name__}: {reason}.')
     if sharing not in SHARING:
         raise ValueError(f'sharing = {sharing!r}: expected one of {", ".join(SHARING)}.')
@@ -249,11 +223,9 @@ def _places(model: nn.Module, match: Match, cls: type[nn.Module]) -> list[Site]:
             f'{cls.__name__} instead, or pass the network that contains it.')
     places = [*module_sites(model, wanted), *(site for site in attribute_sites(model) if wanted(site.module))]
     for site in places:
-        module = site.module
-        if (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks):
+        if any(getattr(site.module, f'_{at}_hooks') for at in ('forward', 'forward_pre', 'backward', 'backward_pre')):
             raise ValueError(
-                f'{site.name} = {_describe(module)} has hooks, which would be lost; convert the model before you '
+                f'{site.name} = {_describe(site.module)} has hooks, which would be lost; convert the model before you '
                 'register hooks, or remove them.')
     return places
 
@@ -298,10 +270,10 @@ def _groups(places: list[Site], sharing: str) -> list[list[Site]]:
 def _placement(model: nn.Module) -> dict[str, Any]:
     """Device and dtype of the first parameter of a dtype that can be trained."""
     parameters = list(model.parameters())
-    reference = next((p for p in parameters if p.dtype in _TRAINABLE), None)
-    if reference is None:
-        return {'device': parameters[0].device if parameters else torch.get_default_device(), 'dtype': None}
-    return {'device': reference.device, 'dtype': reference.dtype}
+    for parameter in parameters:
+        if parameter.dtype in _TRAINABLE:
+            return {'device': parameter.device, 'dtype': parameter.dtype}
+    return {'device': parameters[0].device if parameters else torch.get_default_device(), 'dtype': None}
 
 
 def _put(site: Site, module: nn.Module) -> None:
@@ -312,14 +284,6 @@ def _put(site: Site, module: nn.Module) -> None:
     if hasattr(site.parent, 'activation_relu_or_gelu'):
         # torch's TransformerEncoderLayer would otherwise run its fused ReLU or GELU in eval mode
         setattr(site.parent, 'activation_relu_or_gelu', 0)  # noqa: B010
-
-
-def _disable_nested_tensors(model: nn.Module) -> None:
-    """Keep padded tensors in torch's encoders: nested ones need their fused layers, which know only ReLU and GELU."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(
-                getattr(layer, 'activation_relu_or_gelu', 1) == 0 for layer in module.layers):
-            module.enable_nested_tensor = module.use_nested_tensor = False
 
 
 def _describe(module: nn.Module) -> str:
@@ -339,24 +303,20 @@ def _functions(site: Site) -> list[Function]:
         return [functools.partial(nn.functional.leaky_relu, negative_slope=slope) for slope in slopes]
 
     def call(x: Tensor) -> Tensor:
+        reason: object = 'its output is not of that kind'
         try:
-            function = module
-            if [*module.parameters(), *module.buffers()]:
-                function = copy.deepcopy(module).to('cpu', torch.float64)
+            has_state = [*module.parameters(), *module.buffers()]
+            function = copy.deepcopy(module).to('cpu', torch.float64) if has_state else module
             y = function(x.clone())  # the module may work in place
-            fits = isinstance(y, Tensor) and y.shape == x.shape and not y.is_meta
+            if isinstance(y, Tensor) and y.shape == x.shape and not y.is_meta:
+                return y.detach().double()
         except Exception as error:  # a module selected by a predicate can fail in any way
-            raise ValueError(_UNFIT.format(site.name, _describe(module), error)) from error
-        if not fits:
-            raise ValueError(_UNFIT.format(site.name, _describe(module), 'its output is not of that kind'))
-        return y.detach().double()
+            reason = error
+        raise ValueError(
+            f'{site.name} = {_describe(module)} cannot be imitated: it is not a function of single float64 numbers on '
+            f'the CPU ({reason}); exclude it with match=..., or pass preserve=False.')
 
     return [call]
-
-
-_UNFIT = (
-    '{} = {} cannot be imitated: it is not a function of single float64 numbers on the CPU ({}); exclude it with '
-    'match=..., or pass preserve=False.')
 
 
 def _deviation(new: ParametricActivation, values: dict[str, Any], site: Site) -> float:

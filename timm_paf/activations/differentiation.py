@@ -1,17 +1,13 @@
 """Evaluation and differentiation of the formulas: one autograd function for all, which saves only x and parameters."""
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from timm_paf.activations.constraints import ALPHA_MAX
-from timm_paf.activations.elementary import squared_sharpness
-
 __all__ = [
     'FORMULAS', 'Formula', 'ForwardModeActivation', 'TracedActivation', 'absolute', 'align', 'compute_dtype',
-    'evaluate', 'gradients', 'square', 'widen',
+    'evaluate', 'gradients', 'widen',
 ]
 
 Transform = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -28,12 +24,6 @@ def absolute(bounded: Callable[[Tensor], Tensor]) -> Transform:
         sign = torch.where(parameter < 0, -torch.ones_like(parameter), torch.ones_like(parameter))
         return bounded(parameter), sign
     return transform
-
-
-def square(parameter: Tensor) -> tuple[Tensor, Tensor]:
-    """A parameter that enters as its square, and the derivative 2 p."""
-    edge = math.sqrt(ALPHA_MAX)
-    return squared_sharpness(parameter), 2 * parameter.clamp(-edge, edge)
 
 
 class Formula(NamedTuple):

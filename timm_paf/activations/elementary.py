@@ -28,11 +28,6 @@ def sharpness(alpha: Tensor, greatest: float = ALPHA_MAX) -> Tensor:
     return magnitude(alpha).clamp(max=greatest)
 
 
-def squared_sharpness(alpha: Tensor, greatest: float = ALPHA_MAX) -> Tensor:
-    """alpha^2 inside its range."""
-    return alpha.square().clamp(max=greatest)
-
-
 def softplus_sharpness(alpha: Tensor, least: float = PSOFTPLUS_ALPHA_MIN, greatest: float = ALPHA_MAX) -> Tensor:
     """|alpha| inside the range of psoftplus."""
     return magnitude(alpha).clamp(min=least, max=greatest)

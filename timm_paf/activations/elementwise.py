@@ -56,7 +56,7 @@ _CLOSED_FORMS: dict[str, Callable[..., ClosedForm]] = {
     'psilu': lambda a: _sigmoid_like(abs(a)),
     'psoftplus': lambda a: _sigmoid_like(abs(a)),
     'ssilu': lambda b: _sigmoid_like(1., abs(b)),
-    'pssilu_fixed': lambda a, b: _sigmoid_like(a * a, abs(b)),
+    'pssilu_fixed': lambda a, b: _sigmoid_like(abs(a), abs(b)),
     'pssilu': lambda a, b: _sigmoid_like(abs(a), abs(b)),
 }
 _OTHERS: dict[type, ClosedForm] = {  # exact types: a subclass may be another function

@@ -50,56 +50,57 @@ def fit_activation(name: str, old: Callable[[Tensor], Tensor], module: nn.Module
     Returns:
         Values for the constructor, and the deviation. Constants of the new activation keep their values.
     """
-    # half of the points are within 1 of 0, where kinks and bends are; on the CPU despite a default device such as meta
-    halves = [torch.linspace(-width, width, 1601, device='cpu') for width in (FIT_RANGE, 1.)]
-    x = torch.cat(halves).double().sort().values
     with torch.no_grad():
-        target = old(x.clone())
+        target = old(_points())
     exact = PAIRS.get(name, {}).get(type(module))  # type: ignore[arg-type]  # None has no entry
     first: dict[str, float] = {'alpha': exact(module)} if exact else {}
     if isinstance(module, ParametricActivation):
         first = {label: float(getattr(module, label).detach()) for label in module.parameter_specs}
-    return _fit(name, tuple(x.tolist()), tuple(target.tolist()), tuple(first.items()))
+    return _fit(name, tuple(target.tolist()), tuple(first.items()))
+
+
+def _points() -> Tensor:
+    """Inputs, half of them within 1 of 0, where kinks and bends are; on the CPU also under another default device."""
+    return torch.cat([torch.linspace(-w, w, 1601, device='cpu') for w in (FIT_RANGE, 1.)]).double().sort().values
 
 
 @lru_cache(maxsize=256)
-def _fit(name: str, points: tuple[float, ...], targets: tuple[float, ...], first: tuple[tuple[str, float], ...]) -> Fit:
-    x, target = (torch.tensor(values, dtype=torch.float64, device='cpu') for values in (points, targets))
+def _fit(name: str, targets: tuple[float, ...], first: tuple[tuple[str, float], ...]) -> Fit:
+    x, target = _points(), torch.tensor(targets, dtype=torch.float64, device='cpu')
     cls = ACTIVATIONS[name]
     specs = {label: spec for label, spec in cls.parameter_specs.items() if spec.learnable}
-    initial = {label: spec.init for label, spec in specs.items()}
 
-    def fit(values: dict[str, float]) -> Fit:
+    def fit(**values: float) -> Fit:
         arguments: dict[str, Any] = {**values, 'device': 'cpu', 'dtype': torch.float64}
         with torch.no_grad():
-            y = cls(**arguments)(x)
-        return Fit(values, float((y - target).abs().max()))
+            return Fit(values, float((cls(**arguments)(x) - target).abs().max()))
 
     def better(one: Fit, other: Fit) -> Fit:
         return other if other.deviation < one.deviation - _GAIN else one
 
     grids = {label: _grid(label, spec) for label, spec in specs.items()}
+    initial = {label: spec.init for label, spec in specs.items()}
     known = {label: specs[label].clamp(value) for label, value in first if label in specs}
-    best = better(fit(initial), fit({**initial, **known}))
+    best = better(fit(**initial), fit(**{**initial, **known}))
     if not known or best.deviation > _EXACT:
         for values in itertools.product(*grids.values()):
-            best = better(best, fit(dict(zip(specs, values, strict=True))))
+            best = better(best, fit(**dict(zip(specs, values, strict=True))))
     if best.deviation > _EXACT:
         for label, grid in grids.items():
             best = better(best, _refined(fit, best.values, label, sorted(grid)))
     return best
 
 
-def _refined(fit: Callable[[dict[str, float]], Fit], values: dict[str, float], label: str, grid: list[float]) -> Fit:
+def _refined(fit: Callable[..., Fit], values: dict[str, float], label: str, grid: list[float]) -> Fit:
     """Search one parameter between its neighbours in the grid."""
     from scipy.optimize import minimize_scalar  # imported here because it takes longer to import than this package
     low = max((value for value in grid if value < values[label]), default=grid[0])
     high = min((value for value in grid if value > values[label]), default=grid[-1])
     found = float(minimize_scalar(
-        lambda value: fit({**values, label: float(value)}).deviation, bounds=(low, high), method='bounded',
+        lambda value: fit(**{**values, label: float(value)}).deviation, bounds=(low, high), method='bounded',
         options={'xatol': 1e-9}).x)
     rounded = min(max(round(found, 6), low), high)  # 0.3 rather than 0.29999997
-    return min((fit({**values, label: value}) for value in (rounded, found)), key=lambda result: result.deviation)
+    return min((fit(**{**values, label: value}) for value in (rounded, found)), key=lambda result: result.deviation)
 
 
 def _grid(label: str, spec: ParameterSpec) -> list[float]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from timm_paf.activations.constraints import ALPHA_MAX, BETA_MAX, PSOFTPLUS_ALPHA_MIN
-from timm_paf.activations.differentiation import FORMULAS, Formula, absolute, align, square, widen
+from timm_paf.activations.differentiation import FORMULAS, Formula, absolute, align, widen
 from timm_paf.activations.dispatch import apply
 from timm_paf.activations.elementary import (
     expm1_negative,
@@ -37,7 +37,6 @@ from timm_paf.activations.elementary import (
     shift,
     softplus_rest,
     softplus_sharpness,
-    squared_sharpness,
     step,
 )
 
@@ -293,21 +292,16 @@ def pssilu(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tens
 
 
 def pssilu_fixed(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
-    r"""PSSiLU with a constant shift: x (sigmoid(alpha^2 x) - |beta|) / (1 - |beta|).
+    r"""PSSiLU with a constant shift: x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|), the same function as `pssilu`.
 
     Args:
-        alpha: Root of the sharpness, alpha^2 <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1.
+        alpha: Sharpness, |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1.
         beta: Shift, |beta| <= `BETA_MAX`; as alpha. The paper holds it at 0.3.
 
     Other arguments, result and errors are as for `prelu0`.
     Source: `pssilu` in the authors' code of arXiv 2110.05626.
     """
-    if torch.jit.is_scripting():
-        a = squared_sharpness(align(alpha, x, channel_dim))
-        b = shift(align(beta, x, channel_dim))
-        return _pssilu(widen(x), a, b).to(x.dtype)
-    else:
-        return apply('pssilu_fixed', x, alpha, beta, channel_dim)
+    return pssilu(x, alpha, beta, channel_dim)
 
 
 def ssilu(x: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
@@ -335,7 +329,6 @@ FORMULAS.update({
     'psoftplus': Formula(_psoftplus, _psoftplus_partials, absolute(softplus_sharpness)),
     'reblu': Formula(_reblu, _reblu_partials),
     'pssilu': Formula(_pssilu, _pssilu_partials, absolute(sharpness), absolute(shift)),
-    'pssilu_fixed': Formula(_pssilu, _pssilu_partials, square, absolute(shift)),
 })
 for _name in __all__:  # torch.fx records a call of the function instead of tracing into it
     if _name.islower():

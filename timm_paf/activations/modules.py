@@ -4,7 +4,7 @@ One module may be at many places of a network (see `sharing`). A state dict then
 name of the first place. Both that form and the form with a copy per place can be loaded.
 """
 import dataclasses
-import math
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,19 +26,10 @@ __all__ = [
 ACTIVATIONS: dict[str, type['ParametricActivation']] = {}
 REGISTERED: dict[str, type[nn.Module]] = {}  # the same and what timm lacks to compare with
 
-# For saving: destination and key prefix of the last state_dict() call that wrote a module. For loading: the places seen
-# so far. Both are outside the modules, so that copies and pickles do not contain them.
+# For saving: the dictionary that the last state_dict() call wrote a module to, and its first place and key there. For
+# loading: the places seen so far. Both are outside the modules, so that copies and pickles do not contain them.
 _written: 'weakref.WeakKeyDictionary[ParametricActivation, tuple]' = weakref.WeakKeyDictionary()
 _loading: 'weakref.WeakKeyDictionary[ParametricActivation, _LoadRecord]' = weakref.WeakKeyDictionary()
-
-
-def _mark(destination: dict) -> Any:
-    """Identify a dictionary without keeping it alive; a plain dict has no weak references."""
-    return id(destination) if type(destination) is dict else weakref.ref(destination)
-
-
-def _is_marked(mark: Any, destination: dict) -> bool:
-    return mark() is destination if isinstance(mark, weakref.ref) else mark == id(destination)
 
 
 @dataclasses.dataclass
@@ -163,7 +154,7 @@ class ParametricActivation(nn.Module):
         values = []
         for name in self.parameter_specs:
             tensor = getattr(self, name)
-            fixed = '' if isinstance(tensor, nn.Parameter) else ' (constant)'
+            fixed = ' (constant)' if name in self._buffers else ''
             shown = f'({tensor.numel()},)' if tensor.numel() > 1 or tensor.is_meta else f'{tensor.item():.4g}'
             values.append(f'{name}={shown}{fixed}')
         return ', '.join(values)
@@ -171,26 +162,30 @@ class ParametricActivation(nn.Module):
     def named_modules(
             self, memo: set[nn.Module] | None = None, prefix: str = '', remove_duplicate: bool = True,
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield this module only once per walk through a network, even with `remove_duplicate=False`.
+        """Yield this module, and what torch's tools put into it, once per walk through a network.
 
-        `torch.func.functional_call` uses that option, treats each name of a shared module as another module, and puts
-        back the wrong tensors at the end.
+        Also with `remove_duplicate=False`: `torch.func.functional_call` uses that option, treats each name of a shared
+        module as another module, and puts back the wrong tensors at the end.
         """
-        memo = set() if memo is None else memo
-        if self not in memo:
-            memo.add(self)
-            yield prefix, self
+        yield from super().named_modules(memo, prefix, remove_duplicate=True)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        mark, first_prefix = _written.get(self, (None, prefix))
-        first_key = first_prefix + next(iter(self.parameter_specs))
-        if first_prefix != prefix and first_key in destination and _is_marked(mark, destination):
-            return  # already in this state dict, under the name of its first place
-        _written[self] = (_mark(destination), prefix)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = '', keep_vars: bool = False) -> Any:
+        """Write the tensors once per state dict, under the name of the first place."""
+        known, first_prefix, first_key = _written.get(self, (None, prefix, ''))
+        if isinstance(known, weakref.ref):
+            known = known()
+        if destination is not None and first_prefix != prefix and first_key in destination and (
+                known is destination or known == id(destination)):
+            return destination
+        before = 0 if destination is None else len(destination)
+        result = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        # a plain dict has no weak references
+        known = id(result) if type(result) is dict else weakref.ref(result)
+        _written[self] = (known, prefix, next(itertools.islice(result, before, None), ''))
+        return result
 
     def _load_from_state_dict(
-            self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+            self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], strict: bool,
             missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:
         record = _loading.get(self)
@@ -201,11 +196,13 @@ class ParametricActivation(nn.Module):
             return
         # A later place of a module that is already loaded: the file has no copy for it, or an equal one. If only some
         # places have copies, the file is damaged or belongs to another network.
-        for name in self.parameter_specs:
+        for name, held in super().state_dict().items():
             key = prefix + name
-            copy, held = state_dict.get(key), getattr(self, name)
+            copy = state_dict.get(key)
             if copy is None:
                 record.absent.append(key)
+                if '.' in name:  # of a child, which loads next
+                    state_dict[key] = held
                 continue
             record.repeated = True
             if copy.shape != held.shape:
@@ -288,7 +285,7 @@ class SSiLU(ParametricActivation, name='ssilu'):
 class PSSiLUFixed(ParametricActivation, name='pssilu_fixed'):
     """PSSiLU with a learned alpha and a constant shift, `functional.pssilu_fixed`."""
     parameter_specs = {
-        'alpha': ParameterSpec(1., greatest=math.sqrt(ALPHA_MAX)),
+        'alpha': ParameterSpec(1., greatest=ALPHA_MAX),
         'beta': ParameterSpec(0.3, learnable=False, greatest=BETA_MAX),
     }
 

@@ -25,7 +25,7 @@ __all__ = ['Activation', 'ActivationShape', 'Break', 'MEAN_RANGE', 'describe', '
 MEAN_RANGE = 8.  # the mean on negative inputs is over [-8, 0], the range of nearly all normalised pre-activations
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class ActivationShape:
     """Result of `describe`. A place can be -inf or inf: an extremum can be a limit.
 
@@ -76,7 +76,7 @@ class ActivationShape:
 
         Intervals become texts such as '(-inf, -1.27846)'. A number can be inf, which `json.dumps` writes as Infinity.
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = dict(vars(self))
         values = {'name': values.pop('name'), **values.pop('parameters'), **values}
         return {name: _text(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -135,25 +135,18 @@ def describe(activation: Activation, *, mean_range: float = MEAN_RANGE, **parame
         jumps = [spot for spot in curve.breaks if spot.order == 0]
         falls = (*intervals(slopes, -1), *((spot.x, spot.x) for spot in jumps if spot.jump < 0))
         rises = any(run.sign > 0 for run in slopes) or any(spot.jump > 0 for spot in jumps)
-        curvature = finite = curve.greatest_curvature()
+        finite = curve.greatest_curvature()
         kinks = [spot.x for spot in curve.breaks if spot.order < 2]
-        if kinks:
-            curvature = math.inf, min(kinks, key=abs)
+        curvature = (math.inf, min(kinks, key=abs)) if kinks else finite
         least, greatest = curve.extent_on_negative([run.left for run in slopes[1:]])
         zeros, zero_on = curve.zeros(values)
         smoothness = ('discontinuous', 'C0', 'C1', 'smooth' if function.known else 'C2+')
         return ActivationShape(
-            name=function.name, parameters=function.parameters,
-            curvature=curvature[0], curvature_at=curvature[1],
-            finite_curvature=finite[0], finite_curvature_at=finite[1],
-            negative_sign=(('zero', 'negative'), ('positive', 'mixed'))[bool(positive)][bool(negative)],
-            positive_on=positive, negative_on=negative,
-            negative_max=greatest[0], negative_max_at=greatest[1], negative_min=least[0], negative_min_at=least[1],
-            negative_mean=curve.mean_on_negative(mean_range), mean_range=float(mean_range),
-            slope_left=curve.slopes[0], slope_right=curve.slopes[1],
-            monotonicity=(('constant', 'decreasing'), ('increasing', 'neither'))[rises][bool(falls)],
-            falls_on=tuple(sorted(falls)), zeros=zeros, zero_on=zero_on,
-            smoothness=smoothness[min((spot.order for spot in curve.breaks), default=3)], breaks=curve.breaks)
+            function.name, function.parameters, *curvature, *finite,
+            (('zero', 'negative'), ('positive', 'mixed'))[bool(positive)][bool(negative)], positive, negative,
+            *greatest, *least, curve.mean_on_negative(mean_range), float(mean_range), *curve.slopes,
+            (('constant', 'decreasing'), ('increasing', 'neither'))[rises][bool(falls)], tuple(sorted(falls)),
+            zeros, zero_on, smoothness[min((spot.order for spot in curve.breaks), default=3)], curve.breaks)
 
 
 def plot(
@@ -214,11 +207,10 @@ def plot(
             panel.plot(x, line, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker='os^DvPX*'[n % 8],
                        markersize=5, markerfacecolor='white', markevery=(0.03 + 0.03 * (n % 4), 0.12))
     for panel, label in zip(panels, ('$f(x)$', "$f'(x)$", "$f''(x)$"), strict=True):
-        panel.set(xlabel='$x$', ylabel=label, xlim=(low, high))
-        panel.axhline(0, color='0.6', linewidth=0.8, zorder=0)
-        panel.axvline(0, color='0.6', linewidth=0.8, zorder=0)
+        panel.set(xlabel='$x$', ylabel=label, xlim=(low, high), ymargin=0.1)
+        for line in (panel.axhline, panel.axvline):
+            line(0, color='0.6', linewidth=0.8, zorder=0)
         panel.grid(color='0.92')
-        panel.margins(y=0.1)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(len(functions), 4),
                   frameon=False)
     return figure

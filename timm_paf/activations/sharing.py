@@ -1,6 +1,7 @@
 """One activation module for a whole network, and the list of parametric activations of a model."""
 import difflib
 import functools
+import re
 import warnings
 import weakref
 from collections import Counter
@@ -60,12 +61,15 @@ def shared(name: str, **settings: Any) -> Callable[..., nn.Module]:
 
 
 def shared_layers() -> dict[str, Callable[..., nn.Module]]:
-    """`shared(name)` for every activation with parameters, by the name under which timm finds it ('shared_pssilu')."""
+    """`shared(name)` for every activation with parameters, by the name under which timm finds it ('shared_pssilu').
+
+    Outside of any constructor, each call returns a module of its own, as timm's names do.
+    """
     return {f'shared_{name}': functools.partial(_at_next_place, _Sharing(name, {}, False)) for name in ACTIVATIONS}
 
 
 class _Sharing:
-    """The modules made by one `shared(...)`: one for each model, and one outside of models (if `outside`)."""
+    """The modules made by one `shared(...)`: one for each model, and (if `outside`) one outside of models."""
 
     def __init__(self, name: str, settings: dict[str, Any], outside: bool = True) -> None:
         self.layer = activation_class(name)
@@ -79,10 +83,6 @@ class _Sharing:
 
 def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> nn.Module:
     model, _, _, arguments, architecture = construction()
-    if model is None and not sharing.outside:
-        raise RuntimeError(
-            f"'shared_{sharing.name}' was requested outside of the constructor of a model, so there is no model to "
-            f'share it in; use one timm_paf.shared({sharing.name!r}) at all its places.')
     module = sharing.module if model is None else sharing.modules.get(model)
     if module is not None:
         if isinstance(module, ParametricActivation):
@@ -90,7 +90,7 @@ def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> n
         return module
     module = sharing.layer(**{**kwargs, **sharing.settings})
     if model is None:
-        sharing.module = module
+        sharing.module = module if sharing.outside else None
         return module
     sharing.modules[model] = module
     if arguments is not None and architecture is not None and sharing.settings.keys() <= {'alpha', 'beta'}:
@@ -130,17 +130,21 @@ def shared_activations(model: nn.Module) -> dict[str, ParametricActivation]:
     return {name: module for name, module in paf_modules(model) if places[module] > 1}
 
 
-def paf_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def paf_parameters(model: nn.Module, which: str = '') -> dict[str, nn.Parameter]:
     """List the learnable alpha and beta of a model, each once, by its first name.
 
     Args:
         model: Any module; the names include wrappers such as DistributedDataParallel.
+        which: 'alpha' or 'beta' for those alone.
 
     Returns:
-        Names such as 'act1.alpha' to parameters, in order of registration; empty if there are none.
+        Names such as 'act1.alpha' to parameters, in order of registration; empty if there are none. Where a tool of
+        torch computes alpha or beta from other parameters (`parametrize`, `prune`, `weight_norm`), it is those, by
+        their names, such as 'act1.parametrizations.alpha.original'.
     """
     return {
         f'{prefix}.{name}' if prefix else name: parameter
         for prefix, module in paf_modules(model)
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in module.named_parameters()
+        if not which or which in re.split('[._]', name)  # as in 'beta_orig'
     }

@@ -59,18 +59,11 @@ def nearest_type(module: nn.Module, types: tuple[type, ...] = ()) -> type | None
 
 
 class Site(NamedTuple):
-    """A place in a network with an activation.
-
-    Attributes:
-        name: Dotted name of the place.
-        parent: The module that contains it.
-        attribute: Its name in the parent.
-        module: The activation; for a function, the equal module.
-    """
-    name: str
-    parent: nn.Module
-    attribute: str
-    module: nn.Module
+    """A place in a network with an activation."""
+    name: str  # dotted name of the place
+    parent: nn.Module  # the module that contains it
+    attribute: str  # its name in the parent
+    module: nn.Module  # the activation; for a function, the equal module
 
 
 def module_sites(model: nn.Module, match: Callable[[nn.Module], bool]) -> Iterator[Site]:
@@ -109,13 +102,12 @@ def unreachable_sites(model: nn.Module) -> Iterator[tuple[Site, str]]:
             yield Site(prefix, parent, '', parent), 'TorchScript, whose code is fixed'
         for attribute, value in vars(parent).items():
             items: dict[str, Any] = {'': value}
-            if isinstance(value, dict):
-                items = {f'[{key!r}]': item for key, item in value.items()}
-            elif isinstance(value, (list, tuple)):
-                items = {f'[{i}]': item for i, item in enumerate(value)}
+            if isinstance(value, (dict, list, tuple)):
+                pairs = value.items() if isinstance(value, dict) else enumerate(value)
+                items = {f'[{key!r}]': item for key, item in pairs}
             for key, item in items.items():
-                if (not attribute.startswith('_') and isinstance(item, nn.Module)
-                        and nearest_type(item) in ACTIVATION_TYPES):
+                if not attribute.startswith('_') and isinstance(item, nn.Module) and (
+                        nearest_type(item) in ACTIVATION_TYPES):
                     yield (Site(_join(prefix, attribute + key), parent, attribute, item),
                            'outside of the module tree (in a list, tuple, dict or plain attribute)')
 
@@ -129,17 +121,16 @@ def function_calls(module: nn.Module) -> list[tuple[str, str]]:
     cls = type(module)
     if nearest_type(module) is not None or isinstance(module, ParametricActivation | torch.jit.ScriptModule):
         return []
+    methods = {
+        f'{cls.__name__}.{label}': [name for name in method.__code__.co_names if not hasattr(module, name)]
+        for label, method in inspect.getmembers(cls, inspect.isfunction)
+        if not label.startswith('__') and not (method.__module__ or '').startswith('torch.')}
     found = []
-    for names, prefix in ((_CALLS, ''), (_GATE_CALLS, 'a gate, ')):
-        calls = {
-            f'{cls.__name__}.{label}': [name for name in method.__code__.co_names
-                                        if name in names and not hasattr(module, name)]
-            for label, method in inspect.getmembers(cls, inspect.isfunction)
-            if not label.startswith('__') and not (method.__module__ or '').startswith('torch.')}
-        calls = {label: functions for label, functions in calls.items() if functions}
-        if calls:
-            functions = dict.fromkeys(name for functions in calls.values() for name in functions)
-            found.append((', '.join(functions), f'{prefix}called in the code of {", ".join(calls)}'))
+    for known, prefix in ((_CALLS, ''), (_GATE_CALLS, 'a gate, ')):
+        callers = [label for label, names in methods.items() if known.intersection(names)]
+        functions = dict.fromkeys(name for label in callers for name in methods[label] if name in known)
+        if callers:
+            found.append((', '.join(functions), f'{prefix}called in the code of {", ".join(callers)}'))
     return found
 
 
@@ -168,11 +159,11 @@ def stages(names: list[str]) -> dict[str, str]:
 
 def _are_blocks(parts: dict[str, str]) -> bool:
     """Whether the parts of a container are layers or repeated blocks; stages contain numbered blocks."""
-    if len(set(parts.values())) == len(parts):  # every place would be a stage of its own
-        return True
     inside: dict[str, set[str]] = {}
     for name, prefix in parts.items():
         inside.setdefault(prefix, set()).add(name.removeprefix(prefix))
+    if len(inside) == len(parts):  # every place would be a stage of its own
+        return True
     first, *others = inside.values()
     alike = bool(others) and all(other == first for other in others)
     return alike and not any(part.isdigit() for rest in first for part in rest.split('.'))

@@ -6,7 +6,7 @@ from torch import nn
 
 from timm_paf.activations import shape
 from timm_paf.activations.modules import ParametricActivation
-from timm_paf.activations.sharing import paf_modules
+from timm_paf.activations.sharing import paf_modules, paf_parameters
 
 __all__ = ['MANY', 'activation_summary']
 
@@ -36,23 +36,23 @@ def activation_summary(model: nn.Module) -> dict[str, float]:
     if together:
         kinds = sorted({type(module) for module in modules.values()}, key=lambda kind: kind.__name__)
         groups = {kind.name: [m for m in modules.values() if type(m) is kind] for kind in kinds}
-    rows = {label: _row(group, together) for label, group in groups.items()}
-    return {name if len(rows) == 1 else f'{label}.{name}': value for label, row in rows.items()
-            for name, value in row.items()}
+    return {name if len(groups) == 1 else f'{label}.{name}': value for label, group in groups.items()
+            for name, value in _row(group, together).items()}
 
 
 def _row(modules: list[ParametricActivation], together: bool) -> dict[str, float]:
-    row, means, norms = {}, {}, {}
+    row: dict[str, float] = {}
+    means, norms = {}, {}
     for name, spec in modules[0].parameter_specs.items():
-        tensors = [getattr(module, name) for module in modules]
-        values = torch.cat([tensor.detach().double().cpu().flatten() for tensor in tensors])
-        gradients = [tensor.grad.double().cpu().flatten() for tensor in tensors if tensor.grad is not None]
+        values = torch.cat([getattr(module, name).detach().double().cpu().flatten() for module in modules])
+        learned = [parameter for module in modules for parameter in paf_parameters(module, name).values()]
+        gradients = [parameter.grad.double().cpu().flatten() for parameter in learned if parameter.grad is not None]
         norm = torch.linalg.vector_norm(torch.cat(gradients)).item() if gradients else math.nan
         mean = values.mean().item()
         means[name] = spec.clamp(mean) if math.isfinite(mean) else math.nan
         if together:
-            row.update({f'{name}_mean': mean, f'{name}_min': values.min().item(), f'{name}_max': values.max().item(),
-                        f'{name}_grad': norm})
+            row |= {f'{name}_mean': mean, f'{name}_min': values.min().item(), f'{name}_max': values.max().item(),
+                    f'{name}_grad': norm}
         else:
             row[name], norms[f'{name}_grad'] = mean, norm
     found = shape.describe(modules[0].name, **means) if all(map(math.isfinite, means.values())) else None

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.text import Text
 from torch import nn
 
-from timm_paf.activations import paf_parameters
+from timm_paf.activations import paf_modules, paf_parameters
 from timm_paf.engine.callbacks import Callback, Row
 
 __all__ = ['AttackView', 'TrainingView', 'duration', 'memory', 'shape_values']
@@ -128,9 +128,13 @@ class TrainingView(Callback):
 def shape_values(model: nn.Module) -> dict[str, float]:
     """Alpha and beta of a model by name; a parameter with one value per channel gives one entry per channel."""
     values: dict[str, float] = {}
-    for name, parameter in paf_parameters(model).items():
-        entries = parameter.detach().flatten().tolist()
-        values |= {name: entries[0]} if len(entries) == 1 else {f'{name}[{i}]': v for i, v in enumerate(entries)}
+    for prefix, module in paf_modules(model):
+        for label in module.parameter_specs:
+            if paf_parameters(module, label):
+                name = f'{prefix}.{label}' if prefix else label
+                entries = getattr(module, label).detach().flatten().tolist()
+                values |= {name: entries[0]} if len(entries) == 1 else {
+                    f'{name}[{i}]': value for i, value in enumerate(entries)}
     short = {name.rsplit('.', 1)[-1]: value for name, value in values.items()}
     return short if len(short) == len(values) else values
 

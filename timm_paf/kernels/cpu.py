@@ -12,8 +12,7 @@ from timm_paf.kernels.compiler import BuildError, build
 __all__ = ['NAMES', 'available', 'gradients', 'input_gradient', 'value']
 
 # activations with a function in cpp/formulas.h
-NAMES = frozenset((
-    'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu_fixed', 'pssilu'))
+NAMES = frozenset(('prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu'))
 _STORAGE = {
     torch.float32: 'float', torch.float64: 'double', torch.bfloat16: 'bfloat16', torch.float16: 'float16'}  # in C++
 _GRAIN = 2**15  # smallest number of elements per thread

@@ -6,7 +6,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from timm_paf.activations import ParametricActivation, PSoftplus, PSSiLUFixed, paf_modules
+from timm_paf.activations import ParametricActivation, PSoftplus, paf_modules
 
 __all__ = ['is_activation_key', 'merge_copies', 'refuse']
 
@@ -76,8 +76,6 @@ def _agreed(copies: Mapping[str, Tensor], expected: list[str], label: str) -> Te
 
 def _from_authors(value: Tensor, module: ParametricActivation, name: str, label: str) -> Tensor:
     """Convert a parameter of the authors' formula to ours."""
-    if isinstance(module, PSSiLUFixed) and name == 'alpha':
-        return value.abs().sqrt()  # theirs is sigma(|alpha| x), ours as in the paper sigma(alpha^2 x)
     if isinstance(module, PSoftplus) and not (value > 0).all():
         # theirs takes no absolute value, so it differs below 0
         refuse(label, f'alpha = {value.tolist()}: expected values above 0, where the authors\' PSoftplus equals ours.')

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from timm_paf.activations import check_parameters, paf_parameters, project_parameters, shared_activations
+from timm_paf.activations import (
+    check_parameters,
+    paf_modules,
+    paf_parameters,
+    project_parameters,
+    shared_activations,
+)
 from timm_paf.tasks.options import TaskOptions
 from timm_paf.tasks.perturbation import WeightPerturbation
 
@@ -20,7 +26,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def learnable_betas(model: nn.Module) -> list[nn.Parameter]:
     """The learnable beta parameters of a model, each once."""
-    return [p for name, p in paf_parameters(model).items() if name.rsplit('.', 1)[-1] == 'beta']
+    return list(paf_parameters(model, 'beta').values())
 
 
 def widen(logits: Tensor) -> Tensor:
@@ -162,8 +168,9 @@ class AdversarialTrainingTask(ClassificationTask):
     def penalty(self) -> Tensor:
         """beta_penalty times the sum of |beta|: a scalar, 0 without a learnable beta."""
         total = torch.zeros((), device=self.device)
-        for beta in self.betas if self.options.beta_penalty else ():
-            total = total + beta.abs().sum().to(self.device)
+        for _, module in paf_modules(self.trainable_module) if self.options.beta_penalty else ():
+            if learnable_betas(module):
+                total = total + module.beta.abs().sum().to(self.device)
         return self.options.beta_penalty * total
 
     def images(self, input: Tensor, target: Tensor) -> Tensor:

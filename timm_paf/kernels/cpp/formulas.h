@@ -183,9 +183,4 @@ template <class F> struct pssilu : Sharp<F> {
     }
 };
 
-template <class F> struct pssilu_fixed : pssilu<F> {
-    static INLINE F alpha(F p) { return below(p * p, F(1e4)); }
-    static INLINE F alpha_slope(F p) { return 2 * below(above(p, F(-100)), F(100)); }
-};
-
 }  // namespace

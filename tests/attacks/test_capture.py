@@ -1,0 +1,211 @@
+"""Recorded steps of an attack: what needs no GPU is tested with a stand-in for CUDA graphs."""
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from timm_paf.attacks import PGD
+from timm_paf.attacks import capture as capture_module
+from timm_paf.attacks.capture import CudaRecorder, ModelGraphs, graphs_of, release_graphs
+
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
+SETTINGS = {
+    'linf': {}, 'l2': {'norm': 'l2', 'eps': 0.5}, 'l1': {'norm': 'l1', 'eps': 4.}, 'kl': {'loss': 'kl'},
+    'momentum': {'step_rule': 'momentum'}, 'cosine': {'step_rule': 'cosine'}, 'batch statistics': {'mode': 'train'},
+    'restarts': {'restarts': 2, 'early_stop': True}, 'targeted': {'loss': 'ce-targeted', 'target_classes': 2}}
+
+
+class StandIn:
+    """Records by running a function again at each replay; its results lie in the same memory every time."""
+
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, function):
+        self.recorded += 1
+        results = function()
+
+        def replay():
+            for result, new in zip(results, function(), strict=True):
+                result.copy_(new)
+        return results, replay
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The stand-in's graphs of each model, in place of those of a GPU."""
+    made = weakref.WeakKeyDictionary()
+
+    def of(model, x):
+        return graphs_of(model, x) if x.is_cuda else made.setdefault(model, ModelGraphs(StandIn()))
+    monkeypatch.setattr('timm_paf.attacks.pgd.graphs_of', of)
+    yield made
+    release_graphs()
+
+
+def network(device='cpu'):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 36, 5)).to(device)
+
+
+def batch(n=12, device='cpu', seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, 3, 8, 8, generator=generator).to(device),
+            torch.randint(5, (n,), generator=generator).to(device))
+
+
+def same(ours, eager, rounding=0.):
+    """Equal on a CPU; on a GPU other algorithms may turn the sign of a gradient near 0, at a few pixels."""
+    if ours.device.type == 'cpu':
+        torch.testing.assert_close(ours, eager, rtol=0, atol=rounding)
+    assert ((ours - eager).abs() > 1e-3).double().mean() < 0.01
+
+
+def attack(capture='auto', **changes):
+    return PGD(**{'eps': 0.1, 'steps': 3, 'capture': capture, **changes})
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('settings', SETTINGS.values(), ids=SETTINGS)
+def test_images_are_those_of_the_eager_attack(settings, device, graphs):
+    model, (x, y) = network(device), batch(device=device)
+    for x, y in (batch(device=device), batch(7, device, seed=2), batch(device=device, seed=3)):
+        given = {'clean_logits': model.eval()(x).detach()} if 'loss' in settings else {}
+        eager, ours = (attack(how, **settings)(model, x, y, **given) for how in ('none', 'auto'))
+        same(ours, eager, rounding=1e-6 if attack(**settings).norm == 'l2' else 0)  # lengths in float32, not float64
+        assert not torch.equal(ours, x)
+
+
+def test_one_recording_serves_steps_radii_and_smaller_batches(graphs):
+    model = network().eval()
+    for settings, n in (({}, 12), ({'steps': 5}, 12), ({'eps': 0.02, 'step_size': 0.01}, 12), ({}, 10), ({}, 7)):
+        x, y = batch(n)
+        assert torch.equal(attack(**settings)(model, x, y), attack('none', **settings)(model, x, y))
+    assert graphs[model].recorder.recorded == 1
+    x, y = batch(6)  # half of the full batch is a size of its own
+    attack()(model, x, y)
+    attack(norm='l2')(model, *batch())
+    assert graphs[model].recorder.recorded == 3
+
+
+def test_batch_statistics_are_not_those_of_padding(graphs):
+    model = network().train()
+    for n in (12, 7):
+        x, y = batch(n)
+        assert torch.equal(attack(mode='train')(model, x, y), attack('none', mode='train')(model, x, y))
+    assert graphs[model].recorder.recorded == 2
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_updated_weights_are_attacked_and_moved_ones_recorded_again(device, graphs):
+    model, (x, y) = network(device), batch(device=device)
+
+    same(attack()(model, x, y), attack('none')(model, x, y))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    nn.functional.cross_entropy(model(x), y).backward()
+    before = attack()(model, x, y)
+    optimizer.step()
+    assert not torch.equal(attack()(model, x, y), before)
+    same(attack()(model, x, y), attack('none')(model, x, y))
+    if device == 'cpu':
+        assert graphs[model].recorder.recorded == 1
+    weights = {name: value.clone() * 2 for name, value in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    same(attack()(model, x, y), attack('none')(model, x, y))
+    if device == 'cpu':
+        assert graphs[model].recorder.recorded == 2
+
+
+class Scaled(nn.Conv2d):
+    """Computes with its weight before autocast sees it."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / self.weight.square().mean().sqrt(), self.bias)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_autocast_has_its_own_recording_and_casts_weights_once(device, graphs):
+    model, (x, y) = network(device).eval(), batch(device=device)
+    model[3] = Scaled(8, 8, 3).to(device)
+    plain = attack()(model, x, y)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        eager, ours = attack('none')(model, x, y), attack()(model, x, y)
+    same(ours, eager)
+    assert not torch.equal(ours, plain)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    if device == 'cpu':
+        assert graphs[model].recorder.recorded == 2
+        assert set(graphs[model]._halves) == {'0.weight', '0.bias', '6.weight', '6.bias'}
+    with torch.no_grad():
+        model[0].weight.mul_(-1)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        same(attack()(model, x, y), attack('none')(model, x, y))
+
+
+def test_results_are_not_overwritten_by_the_next_attack(graphs):
+    model = network().eval()
+    first = attack()(model, *batch())
+    kept = first.clone()
+    attack()(model, *batch(seed=5))
+    assert torch.equal(first, kept)
+
+
+def test_model_that_cannot_be_recorded_runs_step_by_step_with_one_warning(graphs):
+    class Refusing:
+        def record(self, function):
+            raise RuntimeError('operation not permitted when stream is capturing\nlong text')
+
+    model = network().eval()
+    graphs[model] = ModelGraphs(Refusing())
+    with pytest.warns(RuntimeWarning, match=r'Sequential .*not permitted') as warned:
+        ours = attack()(model, *batch())
+        attack(norm='l2')(model, *batch())
+    assert len(warned) == 1
+    assert torch.equal(ours, attack('none')(model, *batch()))
+
+
+def test_errors_of_the_model_are_its_own(graphs):
+    with pytest.raises(ValueError, match='logits'):
+        attack()(nn.Identity(), *batch())
+    model = network().eval()
+    with pytest.raises(ValueError, match=r'\(\)'):
+        attack(loss=lambda logits, y: logits.sum())(model, *batch())
+
+
+def test_graphs_go_with_the_model_and_no_copy_has_them(monkeypatch):
+    monkeypatch.setattr(capture_module, '_recorder', lambda device: StandIn())
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+    model = network().eval()
+    x, y = batch()
+    attack()(model, x, y)
+    assert graphs_of(model, x)._graphs and not graphs_of(copy.deepcopy(model), x)._graphs
+    release_graphs(model)
+    assert not graphs_of(model, x)._graphs
+
+
+def test_nothing_is_recorded_without_a_gpu_or_when_asked_not_to(monkeypatch):
+    monkeypatch.setattr(capture_module, '_recorder', None)
+    model, (x, y) = network().eval(), batch()
+    attack()(model, x, y)
+    assert graphs_of(model, x) is None
+    with pytest.raises(ValueError, match='capture'):
+        attack('yes')
+
+
+@pytest.mark.gpu
+def test_memory_is_freed():
+    model, (x, y) = network('cuda').eval(), batch(device='cuda')
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        attack()(model, x, y)
+        release_graphs(model)
+        gc.collect()
+        torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + 2**25
+    assert CudaRecorder(torch.device('cuda'))._pool is not None
