@@ -1,6 +1,7 @@
 """Class names: a class has one number in all images of a run, of a later run and of a measurement, or is refused."""
 import contextlib
 import json
+import os
 import sys
 
 import numpy as np
@@ -189,17 +190,30 @@ def test_numbered_folders_in_two_orders(tmp_path, monkeypatch):
         assert numbers(source) == {20 * int(name): {names.index(name)} for name in TWELVE[3:]}
 
 
-def test_names_that_file_systems_write_in_two_ways(tmp_path):
-    composed, decomposed = 'b\u00e9', 'be\u0301'
+E, E2 = 'b\u00e9', 'be\u0301'  # the same text, composed and decomposed
+
+
+@pytest.mark.parametrize('first, second, expected', [
+    (['a', E, 'c'], [E2, 'c'], {90: {1}, 150: {2}}), ([E, E2, 'c'], [E2, 'c', E], {120: {1}, 150: {2}, 90: {0}}),
+], ids=['one class', 'two classes'])
+def test_names_that_file_systems_write_in_two_ways(tmp_path, first, second, expected):
     paths = []
-    for number, names in enumerate((['a', composed, 'c'], [decomposed, 'c'])):
-        gray = {'a': 30, composed: 90, decomposed: 90, 'c': 150}
+    for number, names in enumerate((first, second)):
+        gray = {'a': 30, E: 90, E2: 90 if first[0] == 'a' else 120, 'c': 150}
         np.savez(tmp_path / f'{number}.npz', image=np.repeat([gray[name] for name in names], 4 * 64).astype(
             np.uint8).reshape(-1, 8, 8, 1), label=np.arange(len(names)).repeat(4), class_names=np.array(names))
         paths.append(tmp_path / f'{number}.npz')
     trainer = opened(
         tmp_path, '--dataset', paths[0], '--test-data', paths[1], '--in-chans', '1', '--synthetic-fraction', '0')
-    assert numbers(trainer.test) == {90: {1}, 150: {2}}
+    assert numbers(trainer.test) == expected
+
+
+def test_names_that_reports_cannot_hold_are_refused(tmp_path):
+    """A folder from a file system with Latin-1 names."""
+    root = folder(tmp_path / 'data', 'abc')
+    os.rename(os.fsencode(root / 'c'), os.fsencode(root) + b'/caf\xe9')
+    with pytest.raises(ValueError, match=r"class name 'caf\\udce9' is not UTF-8"):
+        opened(tmp_path, '--dataset', root, '--test-data', root, '--in-chans', '1', '--synthetic-fraction', '0')
 
 
 OWN = {

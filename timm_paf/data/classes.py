@@ -3,7 +3,8 @@
 import dataclasses
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,13 +157,12 @@ def _is_number(name: str) -> bool:
 
 
 def _keys(own: Sequence[str], names: Sequence[str]) -> tuple[list[Hashable], dict[Hashable, int]]:
-    # file systems write 'é' in two ways
-    keys: list[Hashable] = [unicodedata.normalize('NFC', name) for name in own]
-    known: dict[Hashable, int] = {unicodedata.normalize('NFC', name): number for number, name in enumerate(names)}
-    if all(map(_is_number, (*own, *names))):
-        as_numbers: dict[Hashable, int] = {int(name): number for number, name in enumerate(names)}
-        if len(as_numbers) == len(known) and len({int(name) for name in own}) == len(own):
-            return [int(name) for name in own], dict(as_numbers)
+    """What to compare names by, and numbers by that: as numbers, or as text, since file systems write 'é' in two ways."""
+    composed: Callable[[str], Hashable] = partial(unicodedata.normalize, 'NFC')
+    for key in (int if all(map(_is_number, (*own, *names))) else composed, composed, str):
+        keys, known = [key(name) for name in own], {key(name): number for number, name in enumerate(names)}
+        if len(set(keys)) == len(own) and len(known) == len(names):  # no two names are one
+            break
     return keys, known
 
 

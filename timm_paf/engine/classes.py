@@ -36,7 +36,10 @@ def match_training(
         if count not in (None, source.num_classes):
             raise ValueError(
                 f'{flag}: {count} classes, but {source.name} has {source.num_classes}; correct or leave out {flag}.')
-    return source, tuple(names) or own or ()
+    names = tuple(names) or own or ()
+    if wrong := [name for name in names if name != name.encode(errors='replace').decode()]:
+        raise ValueError(f'{source.name}: the class name {wrong[0]!r} is not UTF-8, and reports need it; rename it.')
+    return source, names
 
 
 def by_number(names: Sequence[str], others: Mapping[str, Any], *, whose: str) -> list[str]:
