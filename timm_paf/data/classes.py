@@ -157,7 +157,7 @@ def _is_number(name: str) -> bool:
 
 
 def _keys(own: Sequence[str], names: Sequence[str]) -> tuple[list[Hashable], dict[Hashable, int]]:
-    """Keys to compare names by, and class numbers by key: as numbers, or as text, composed where it is written apart."""
+    """Keys to compare names by, and class numbers by key: as numbers, or as text, first with composed letters."""
     composed: Callable[[str], Hashable] = partial(unicodedata.normalize, 'NFC')
     for key in (int if all(map(_is_number, (*own, *names))) else composed, composed, str):
         keys, known = [key(name) for name in own], {key(name): number for number, name in enumerate(names)}
