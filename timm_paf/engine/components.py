@@ -57,8 +57,9 @@ class Run:
             self.config = config = dataclasses.replace(
                 config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
                 experiment=start.folder.name)
-            self.data, self.val, self.test = open_training_data(
+            self.data, self.val, self.test, names, lines = open_training_data(
                 config, processes, self.console, train=train, val=val, test=test)
+            self.config = config = dataclasses.replace(config, class_names=names)
             check_radius(config.threat().radius, config.norm, torch.empty(1, *self.data.real.image_shape))
             self.updates_per_epoch = config.updates_per_epoch or len(self.data)
             torch.manual_seed(config.seed)
@@ -88,7 +89,7 @@ class Run:
                     self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
-            self.notes += start.notes
+            self.notes += [*start.notes, *lines]
             if self.data.left_out:
                 self.notes.append(
                     f'the last batch of every epoch is left out, because BatchNorm cannot train on one image: '
