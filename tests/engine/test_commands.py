@@ -288,7 +288,7 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, capsy
     def forward(self, x, y):
         result = original(self, x, y)
         calls.append(0)
-        if len(calls) == 6 + 3:
+        if len(calls) == 1 + 6 + 3:  # the first call is the rehearsal's
             result['loss'] = result['loss'] * float('nan')
         return result
 

@@ -42,6 +42,10 @@ def check_batch(x: Tensor, *, clean_logits: Tensor | None = None, **rows: Tensor
 
 def check_logits(logits: Tensor, n: int, *, differentiable: bool = False) -> Tensor:
     """Return logits (n, K) unchanged; ValueError if they have another shape, or need a gradient and have none."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f'the model returns a {type(logits).__name__}; expected logits, a tensor ({n}, classes). Wrap the model in '
+            f'a module that returns its logits alone.')
     if logits.dim() != 2 or len(logits) != n:
         raise ValueError(f'the model returns a tensor of shape {tuple(logits.shape)}; expected logits ({n}, classes).')
     if differentiable and not logits.requires_grad:

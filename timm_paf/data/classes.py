@@ -120,10 +120,10 @@ class RenumberedImages:
 def check_classes(source: ImageSource) -> None:
     """Raise ValueError if a training set has a class without images, or one class that holds all images."""
     for part in getattr(source, 'parts', (source,)):
-        folder = getattr(part, 'dataset', None)
+        folder: Any = getattr(part, 'dataset', None)
         if empty := getattr(folder, 'empty_folders', None):
             raise ValueError(
-                f"{source.name}: the folder {empty[0]} in {folder.root} holds no images; add some, or remove it")
+                f'{source.name}: the folder {empty[0]} in {folder.root} holds no images; add some, or remove it')
     if has_soft_labels(source):
         return
     counts, names = torch.bincount(all_labels(source), minlength=source.num_classes), class_names(source)

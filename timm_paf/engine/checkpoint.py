@@ -90,6 +90,7 @@ def run_state(run: 'Run') -> dict[str, Any]:
         'run': {
             'format': FORMAT, 'epoch': progress.epoch, 'update': progress.update, 'rows': list(progress.rows),
             'ranks': ranks, 'activations': progress.activations, 'data': data_sizes(run),
+            'updates_per_epoch': run.updates_per_epoch,
             'versions': library_versions(),
         },
     }
@@ -221,4 +222,7 @@ def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
     changed += [
         f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
         if state['run']['data'][name] != count]
+    before = state['run'].get('updates_per_epoch', run.updates_per_epoch)
+    if before != run.updates_per_epoch and not changed:  # as another number of processes may leave out a last batch
+        changed.append(f'updates per epoch: {before} -> {run.updates_per_epoch}; set --updates-per-epoch {before}')
     return '; '.join(changed)

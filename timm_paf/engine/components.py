@@ -12,6 +12,7 @@ from torch import nn
 from timm_paf.engine.callbacks import Callback
 from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
 from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
+from timm_paf.engine.cli import replace_unencodable
 from timm_paf.engine.data import Images, open_training_data
 from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
 from timm_paf.engine.ema import EMA
@@ -43,6 +44,7 @@ class Run:
         if train is not None and config.dataset == TrainConfig.dataset:
             config = dataclasses.replace(config, dataset='own data')
         self.processes = processes = start_processes(config.device)
+        replace_unencodable()
         self.console = (console or Console()) if processes.is_primary else Console(quiet=True)
         self.stop = StopSignals()
         with peer_failure(processes, 'nothing has been written.'):
@@ -84,6 +86,10 @@ class Run:
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
             self.notes = list(start.notes)
+            if self.data.left_out:
+                self.notes.append(
+                    f'the last batch of every epoch is left out, because BatchNorm cannot train on one image: '
+                    f'{self.data.left_out} of {len(self.data.real)} training images, others in each epoch')
             if (path := start.checkpoint) is not None:
                 # of several nodes only the first needs to see the file
                 state = processes.broadcast_object(lambda: read_run(path)) if processes.nodes > 1 else read_run(path)

@@ -13,15 +13,16 @@ from torch import distributed, nn
 
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
-from timm_paf.attacks import PGD, check_images, check_state
+from timm_paf.attacks import PGD, check_images
 from timm_paf.data import EvaluationImages
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
-from timm_paf.engine.cli import RunFailed
+from timm_paf.engine.cli import RunFailed, replace_unencodable
 from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.data import Images, as_source, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
 from timm_paf.engine.progress import AttackView
+from timm_paf.engine.rehearsal import rehearse_measurement
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
@@ -29,6 +30,7 @@ from timm_paf.evaluation import (
     CorruptionArchive,
     RobustnessReport,
     adversarial_examples,
+    check_state,
     check_trust,
     corruption_accuracy,
     curve_radius,
@@ -79,6 +81,7 @@ class Measurement:
         trained = read_checkpoint(config.checkpoint).get('args')
         self.config = config = with_training_settings(config, trained if isinstance(trained, dict) else {})
         self.processes = processes = start_processes(config.device)
+        replace_unencodable()
         self.console = (console or Console()) if processes.is_primary else Console(quiet=True)
         with peer_failure(processes, 'nothing has been written.'):
             processes.broadcast_object(lambda: check_paths(config))
@@ -100,6 +103,7 @@ class Measurement:
             self.model.to(processes.device)
             check_images(
                 self.model, self.data.images, self.data.labels, device=processes.device)
+            rehearse_measurement(self.model, self.data, config, processes.device)
             radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
             if len(set(radii)) < len(radii):
                 raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
@@ -123,7 +127,8 @@ class Measurement:
         if config.output is not None:
             if processes.is_primary:
                 Path(config.output).mkdir(parents=True, exist_ok=True)
-            verdicts = None if config.state is None else Path(config.output) / 'verdicts.csv'
+            attacked = config.autoattack_arguments()['autoattack_version'] is not None
+            verdicts = Path(config.output) / 'verdicts.csv' if attacked else None
         advice = 'nothing is kept.' if config.state is None else f'{config.state} is kept; resume with --resume.'
         try:
             with peer_failure(processes, advice), AttackView(self.console, f'{config.split} images') as view:
@@ -184,20 +189,19 @@ class Measurement:
             lines.append(f'RobustBench entry in {config.robustbench_json}')
             lines += [f'  the leaderboard would not accept it: {fault}' for fault in robustbench_obstacles(report)]
         if config.state is not None:
-            shutil.rmtree(config.state)
+            shutil.rmtree(config.state, ignore_errors=True)
         if 'autoattack' in report.measurements:
             lines += [f'note: {warning}' for warning in report.measurements['autoattack'].details['warnings']]
         for line in lines:
             console.print(line, highlight=False, soft_wrap=True)
 
     def _check_state(self) -> None:
-        """Raise ValueError if --resume finds an AutoAttack run with other weights, images or settings."""
-        config, threat, some = self.config, self.config.threat(), slice(self.config.n_examples)
+        """Raise ValueError if --resume finds a measurement with other weights, images or settings."""
+        config = self.config
         if config.state is not None:
             check_state(
-                config.state, self.model, self.data.images[some], self.data.labels[some], eps=threat.radius,
-                norm=threat.norm, version=config.autoattack, batch_size=config.eval_batch_size, seed=config.seed,
-                device=self.processes.device, compile=compile_settings(config))
+                config.state, self.model, self.data.images, self.data.labels, device=self.processes.device,
+                compile=compile_settings(config), **config.evaluation())
 
 
 def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> ValidateConfig:
@@ -239,7 +243,7 @@ def check_paths(config: ValidateConfig) -> None:
             if not Path(file).absolute().parent.is_dir():
                 raise FileNotFoundError(f'{flag} {file}: there is no such folder.')
             check_writable(Path(file).parent, flag)
-    if config.robustbench_json and config.autoattack == 'none':
+    if config.robustbench_json and config.autoattack_arguments()['autoattack_version'] is None:
         raise ValueError('--robustbench-json needs AutoAttack; expected --autoattack standard.')
 
 

@@ -1,7 +1,6 @@
 """The network of a run, its training attack and its task."""
 import difflib
 import inspect
-import math
 from typing import Any
 
 import timm
@@ -18,6 +17,7 @@ from timm_paf.attacks import PGD
 from timm_paf.data import ImageSource, derive_seed
 from timm_paf.engine.cli import assignments
 from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.step import micro_batch_sizes
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.models import load_weights
 from timm_paf.tasks import AdversarialTrainingTask, create_task
@@ -86,7 +86,8 @@ def make_task(
         config: TrainConfig, model: nn.Module, processes: Processes, updates_per_epoch: int) -> AdversarialTrainingTask:
     """The task, which computes the loss of a batch; each process draws its own random starts of the attack."""
     # number of images that a process attacks at once
-    largest = math.ceil(math.ceil(config.batch_size / processes.world_size) / config.grad_accum_steps)
+    share = -(-config.batch_size // processes.world_size)
+    largest = max(max(micro_batch_sizes(count, config.grad_accum_steps, share)) for count in range(1, share + 1))
     attack = PGD(
         eps=config.eps, norm=config.norm, step_size=config.attack_step_size, steps=config.attack_steps,
         step_rule=config.attack_step_rule, mode=config.attack_mode, random_start=config.attack_random_start,

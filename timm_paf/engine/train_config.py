@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm_paf.activations import BETA_BOUND
-from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
+from timm_paf.attacks import BALLS, COMPONENTS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
 from timm_paf.data import Augment, DatasetOptions, Decoding
 from timm_paf.engine.fields import Settings, assignments, flag, settings_by_group
 from timm_paf.tasks import TASKS, TaskOptions
@@ -84,15 +84,29 @@ class EvaluationConfig(Settings):
         '8/255', 'Radius of the attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS')
     norm: str = _attack('linf', 'Norm of the attack, in training and measurement.', choices=tuple(BALLS))
     pgd_steps: int = _measure(20, 'Number of steps of the PGD attack in the final measurement.', least=1)
+    n_pgd: int | None = _measure(
+        None, 'Number of images that PGD attacks in the final measurement, the first ones of the split.', least=1,
+        unset='all')
     autoattack: str = _measure(
-        'standard', 'Version of AutoAttack in the final measurement. rand: for models with random outputs. none: skip '
-        'AutoAttack.', choices=('standard', 'rand', 'none'))
+        'standard', 'AutoAttack in the final measurement. rand: for models with random outputs. none: skip AutoAttack. '
+        'PARTS: only these parts of it, such as apgd-ce,apgd-t,fab-t.', metavar='{standard,rand,none,PARTS}')
     n_examples: int | None = _measure(
         None, 'Number of images that AutoAttack attacks, the first ones of the split.', least=1, unset='all')
     eval_batch_size: int = _measure(250, 'Number of images per batch in validation and measurement.', least=1)
     device: str | None = _output(
         None, 'Device to run on: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
     seed: int = _output(0, 'Seed of all random numbers.', least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.autoattack not in ('standard', 'rand', 'none') and not set(self.parts()) <= set(COMPONENTS):
+            raise ValueError(
+                f'--autoattack = {self.autoattack!r}: expected standard, rand, none, or parts of AutoAttack, separated '
+                f'by commas: {", ".join(COMPONENTS)}.')
+
+    def parts(self) -> list[str]:
+        """The components that --autoattack names."""
+        return [part.strip() for part in self.autoattack.split(',')]
 
     def threat(self) -> ThreatModel:
         """Norm and radius of the attack."""
@@ -101,9 +115,16 @@ class EvaluationConfig(Settings):
     def evaluation(self) -> dict[str, Any]:
         """The arguments of `evaluate_robustness` that are settings."""
         return dict(
-            threat=self.threat(), pgd_steps=self.pgd_steps, n_examples=self.n_examples,
-            autoattack_version=None if self.autoattack == 'none' else self.autoattack,
-            batch_size=self.eval_batch_size, seed=self.seed)
+            threat=self.threat(), pgd_steps=self.pgd_steps, n_pgd=self.n_pgd, n_examples=self.n_examples,
+            batch_size=self.eval_batch_size, seed=self.seed, **self.autoattack_arguments())
+
+    def autoattack_arguments(self) -> dict[str, Any]:
+        """Version and components of AutoAttack as arguments of `evaluate_robustness`."""
+        if self.autoattack == 'none':
+            return {'autoattack_version': None, 'attacks': None}
+        if self.autoattack in ('standard', 'rand'):
+            return {'autoattack_version': self.autoattack, 'attacks': None}
+        return {'autoattack_version': 'custom', 'attacks': self.parts()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
