@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from timm_paf._normalized import InputNormalization
 from timm_paf.models._find import DM_IMPROVES_AT, select_state_dict
 from timm_paf.models.published import CIFAR_STATISTICS, Statistics
 from timm_paf.models.state_dict import fit_state_dict, stated_normalization
@@ -111,8 +112,8 @@ def checkpoint_normalization(path: str | os.PathLike, model: nn.Module) -> Stati
         model: The network that the weights are for; it is not changed.
 
     Returns:
-        Mean and std in the file, or those of a published network with the file's name (`published_normalization`); None
-        if neither is known, or the network takes pixels in [0, 1].
+        Mean and std in the file, or those of a published network with the file's name (`published_normalization`);
+        zeros and ones if it takes pixels in [0, 1] as they are; None if nothing says what they are.
 
     Raises:
         ValueError: As `read_checkpoint` and `select_state_dict`, and if several stds or means contradict each other.
@@ -127,11 +128,12 @@ def _stated(checkpoint: Mapping[str, Any], model: nn.Module) -> Statistics | Non
     arguments = checkpoint.get('args')
     for source in (checkpoint, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}):
         mean, std = source.get('mean'), source.get('std')
-        if mean and std and all(isinstance(each, (list, tuple)) for each in (mean, std)):
+        if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)) and mean:
             return [float(value) for value in mean], [float(value) for value in std]
     keys = checkpoint.get('model_state_dict', {}) if DM_IMPROVES_AT in checkpoint else {}
     classes = getattr(model, 'num_classes', 0)
-    if classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
+    own = isinstance(getattr(model, 'normalize', None), InputNormalization)
+    if not own and classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
         name, statistics = CIFAR_STATISTICS[classes]
         _logger.warning(
             'DM-Improves-AT put a normalisation in front of this network, and the file does not hold its mean and std. '

@@ -114,10 +114,12 @@ def _normalization(
         return None, ''
     known = published_normalization(file, num_classes=found.num_classes)
     advice = 'for other values pass input_mean= and input_std= to the model.'
+    authors = any('activation' in key.split('.') for key in found.weights)  # their networks take pixels in [0, 1]
+    if known is PIXELS or authors:
+        return PIXELS, ''
     if known is not None:
-        return (None, '') if known == PIXELS else (known, (
-            'the file does not hold mean and std of the normalisation. Taking those of the published network of '
-            f'this name; {advice}'))
+        return known, ('the file does not hold mean and std of the normalisation. Taking those of the published '
+                       f'network of this name; {advice}')
     if found.layout.deepmind:
         if found.num_classes not in CIFAR_STATISTICS:
             refuse(found.label, "DeepMind's file does not hold mean and std of its network of "
@@ -125,8 +127,7 @@ def _normalization(
         name, values = CIFAR_STATISTICS[found.num_classes]
         return values, (f'the file does not hold mean and std of the normalisation. Taking mean and std of {name}, as '
                         f'in the published networks; {advice}')
-    authors = any('activation' in key.split('.') for key in found.weights)  # their networks take pixels in [0, 1]
-    if (found.layout is not OURS and not authors) or re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):
+    if found.layout is not OURS or re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):
         return None, ('the file does not say whether its network normalises its input; taking pixels in [0, 1] as they '
                       'are. If the accuracy is low, pass input_mean= and input_std= to the model.')
     return None, ''
@@ -137,7 +138,7 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
     network, label = found.network, found.label
     if has_same_padding(network) and not found.same:
         refuse(label, "the model has pad_type='same', but the weights were trained without; remove pad_type.")
-    if statistics is not None:
+    if statistics is not None and statistics is not PIXELS:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
             if not all(torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
