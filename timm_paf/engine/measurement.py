@@ -16,6 +16,7 @@ from torch import distributed, nn
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import PGD, check_images
+from timm_paf.attacks.balls import check_radius
 from timm_paf.data import EvaluationImages, LabelledImages, match_classes
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
 from timm_paf.engine.classes import by_number, label_names, names_difference
@@ -24,6 +25,7 @@ from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.data import Images, as_source, matched, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
+from timm_paf.engine.normalization import check_normalization, load_network
 from timm_paf.engine.progress import AttackView
 from timm_paf.engine.rehearsal import rehearse_measurement
 from timm_paf.engine.train_config import DataConfig, TrainConfig
@@ -42,9 +44,11 @@ from timm_paf.evaluation import (
     robustbench_obstacles,
     robustness_curve,
 )
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.models import read_checkpoint
 
 __all__ = ['Measurement', 'measure', 'measure_attacks', 'with_examples']
+
+N_NORMALIZATION = 256  # images on which a guessed normalisation is compared with others
 
 
 def measure(config: ValidateConfig, **own: Any) -> RobustnessReport:
@@ -105,13 +109,21 @@ class Measurement:
             self.data = matched(
                 source if isinstance(source, EvaluationImages) else EvaluationImages(source), names,
                 num_classes=config.num_classes)
-            self.model = model if model is not None else build_model(
-                config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
-                **config.model_arguments())
-            self.weights = load_weights(self.model, config.checkpoint, use_ema=config.use_ema)
+            self.model, self.weights, note, warning, guessed = load_network(
+                model if model is not None else build_model(
+                    config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
+                    **config.model_arguments()),
+                config.checkpoint, config, name=config.model, use_ema=config.use_ema)
             self.model.to(processes.device)
-            check_images(
-                self.model, self.data.images, self.data.labels, device=processes.device)
+            x, y = self.data.images, self.data.labels
+            check_radius(config.threat().radius, config.threat().norm, x[:1])
+            check_images(self.model, x, y, device=processes.device)
+            if guessed:
+                other = check_normalization(
+                    self.model, x[:N_NORMALIZATION], y[:N_NORMALIZATION], batch_size=config.eval_batch_size,
+                    device=processes.device)
+                warning = ' '.join(filter(None, (warning, other)))
+            self.note, self.warnings = note, (warning,) if warning else ()
             rehearse_measurement(self.model, self.data, config, processes.device)
             radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
             if len(set(radii)) < len(radii):
@@ -136,8 +148,10 @@ class Measurement:
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
-        for line in self.notes:
+        for line in filter(None, (self.note, *self.notes)):
             self.console.print(line, highlight=False, soft_wrap=True)
+        for warning in self.warnings:
+            self.console.print(f'warning: {warning}', style='bold red', highlight=False, soft_wrap=True)
         verdicts = None
         if config.output is not None:
             if processes.is_primary:
@@ -151,6 +165,7 @@ class Measurement:
                     self.model, self.data, config, split=config.split, device=processes.device, progress=view.progress,
                     checkpoint=Path(config.checkpoint), state=config.state, rank=processes.rank,
                     world_size=processes.world_size, save_adv=config.save_adv, save_verdicts=verdicts)
+                report = dataclasses.replace(report, warnings=(*report.warnings, *self.warnings))
                 return self._complete(report, view)
         except ValueError as error:
             raise RunFailed(str(error)) from error

@@ -32,6 +32,7 @@ class RobustnessReport(Part):
     checkpoint_sha256: str | None = None  #: SHA-256 of that file.
     class_names: tuple[str, ...] = ()  #: Names of the classes, in the order of their numbers.
     by_class: tuple[ClassAccuracy, ...] = ()  #: Accuracy per class.
+    warnings: tuple[str, ...] = ()  #: Why the accuracies may be wrong, one sentence each.
     trust: TrustReport | None = None  #: Trust checks.
     curve: RobustnessCurve | None = None  #: Robust accuracy by eps.
     corruptions: CorruptionReport | None = None  #: Accuracy under common corruptions.
@@ -44,7 +45,8 @@ class RobustnessReport(Part):
         """Content of report.json: plain values, with one entry per measurement and per further part."""
         plain = super().to_dict()
         always = ('model', 'dataset', 'split', 'checkpoint', 'checkpoint_sha256', 'versions', 'created')
-        measured = [name for name in ('class_names', 'by_class', 'trust', 'curve', 'corruptions') if plain[name]]
+        measured = [
+            name for name in ('class_names', 'warnings', 'by_class', 'trust', 'curve', 'corruptions') if plain[name]]
         return {**plain['measurements'], **{name: plain[name] for name in (*always, *measured)}}
 
     def page(self, *, title: str = '', subtitle: str = '', sections: Iterable[Section] = ()) -> str:
@@ -93,6 +95,8 @@ class RobustnessReport(Part):
         for attack, eps, found in rows:
             table.add_row(
                 attack, eps, f'{found.percent:.1f} %', found.interval_text, f'{found.correct} / {found.total}')
+        if self.warnings:
+            table.caption = Text('\n'.join(f'warning: {text}' for text in self.warnings), style='bold red')
         return table
 
     def trust_table(self) -> Table | None:

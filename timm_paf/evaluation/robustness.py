@@ -32,7 +32,7 @@ from timm_paf.attacks.autoattack_state import AutoAttackSettings, find_run, open
 from timm_paf.attacks.compiled import Compile
 from timm_paf.evaluation.accuracy import Accuracy, Measurement
 from timm_paf.evaluation.correct import Attack, correct_mask, model_device
-from timm_paf.evaluation.curves import accuracy_by_class
+from timm_paf.evaluation.curves import accuracy_by_class, chance_warning
 from timm_paf.evaluation.report import RobustnessReport
 
 __all__ = ['accuracy_under_attack', 'check_state', 'clean_accuracy', 'evaluate_robustness']
@@ -182,6 +182,7 @@ def evaluate_robustness(
     return RobustnessReport(
         measurements=measurements, model=model_name, dataset=dataset, split=split, class_names=tuple(class_names),
         by_class=accuracy_by_class(y[:attacked_images], clean=clean[:attacked_images], robust=robust[:attacked_images]),
+        warnings=tuple(filter(None, [chance_warning(clean.cpu(), y.cpu())])),
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 

@@ -1,6 +1,7 @@
 """Synthetic images in parts, with a manifest: sampled, labelled, filtered, and written by several processes."""
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,15 @@ from timm_paf.data.order import generator_for
 from timm_paf.data.synthetic import distance_to_nearest
 from timm_paf.engine.classes import names_difference
 from timm_paf.engine.model import build_model
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.engine.normalization import load_network
+from timm_paf.engine.train_config import EvaluationConfig
+from timm_paf.models import read_checkpoint
 from timm_paf.synthesis.config import SyntheticConfig, first_difference
 from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
 
 __all__ = ['REASONS', 'Labeller', 'PartMaker', 'check_folder', 'load_labeller']
 
+_logger = logging.getLogger(__name__)
 REASONS = ('low_confidence', 'other_label', 'duplicate', 'near_duplicate', 'repeated', 'surplus')
 
 
@@ -53,9 +57,13 @@ def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.de
                 f'--labeller-checkpoint = {path}: its classes differ from those of {source.name} '
                 f'({names_difference(own, names)}); give a model of the same classes.')
         table = torch.tensor([own.index(name) for name in names])
-    model = build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0])
-    record = {'model': name, 'weights': load_weights(model, path), 'sha256': file_sha256(path)}
-    return Labeller(model.to(device).eval(), record, table)
+    loaded = load_network(
+        build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0]), path, EvaluationConfig(),
+        name=name)
+    if loaded.warning:
+        _logger.warning(loaded.warning)
+    record = {'model': name, 'weights': loaded.weights, 'sha256': file_sha256(path)}
+    return Labeller(loaded.model.to(device).eval(), record, table)
 
 
 def check_folder(path: Path, plan: Mapping[str, Any] | None) -> None:
