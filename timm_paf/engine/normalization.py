@@ -4,7 +4,7 @@ Pixels are in [0, 1] outside of a network, so a network that was trained on norm
 """
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
