@@ -133,7 +133,7 @@ def test_archives_and_synthetic_images(tmp_path, case):
 
 
 GIVEN = {
-    'another number of classes': (['--num-classes', 4], '--num-classes: 4 classes, but .* has 3'),
+    'another number of classes': (['--num-classes', 4], '4 classes, but .* has 3|has 3 classes, but .* 4'),
     'other names': (['--class-names', *'abd'], 'class c'),
     'one name more': (['--class-names', *'abcd'], 'no image of class d'),
     'the same number': (['--num-classes', 3], ''),
@@ -164,7 +164,7 @@ def test_folders_of_numbers_that_get_names_are_still_cropped_at_random(tmp_path)
 def test_flags_give_names_to_archives(tmp_path):
     paths = [archive(tmp_path / 'train.npz', 'cab', named=False), folder(tmp_path / 'test', 'abc')]
     trainer = opened(tmp_path, '--dataset', paths[0], '--test-data', paths[1], '--in-chans', 1, '--synthetic-fraction',
-                     0, '--class-names', *'cab')
+                     0, '--num-classes', 3, '--class-names', *'cab')
     assert numbers(trainer.data.real) == numbers(trainer.test) == by_name('cab')
 
 
@@ -287,7 +287,7 @@ LATER = {
         '--dataset', str(archive(root.with_suffix('.npz'), 'cba')), '--test-data',
         str(archive(root.with_name('t.npz'), 'bac'))], ''),
     'an archive without names': (lambda root: [
-        '--dataset', str(archive(root.with_suffix('.npz'), 'abc', named=False)), '--test-data',
+        '--dataset', str(archive(root.with_suffix('.npz'), 'abc', named=False)), '--num-classes', '3', '--test-data',
         str(archive(root.with_name('t.npz'), 'abc', named=False))], 'compared by number'),
     'an archive of four classes': (lambda root: [
         '--dataset', str(archive(root.with_suffix('.npz'), 'abcd', named=False)), '--num-classes', '4', '--test-data',

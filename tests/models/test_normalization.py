@@ -79,6 +79,8 @@ def test_files_that_do_not_say(tmp_path, caplog, file, given, expected, warns):
     torch.save({'state_dict': weights}, tmp_path / file)
     settings = {} if given is None else dict(input_mean=given[0], input_std=given[1])
     model = timm.create_model('wrn10_2_relu', **settings).eval()
+    stated = checkpoint_normalization(tmp_path / file, model)
+    assert stated == (expected if given is None else None) or (file.startswith('Carmon') and stated[1] == (1.,) * 3)
     load_weights(model, tmp_path / file)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in expected or (3 * (0.,), 3 * (1.,)))
     x = torch.rand(2, 3, 16, 16)

@@ -71,7 +71,8 @@ def check_pixels(x: Tensor, *, tolerance: float = 0.) -> None:
     if not x.is_floating_point():
         raise ValueError(f'images are a {x.dtype} tensor; expected floats in [0, 1]. Convert them: x.float() / 255.')
     if len(x):
-        _check_range(*torch.stack([x.detach().min(), x.detach().max()]).tolist(), tolerance)
+        low, high = torch.stack([x.detach().min(), x.detach().max()]).tolist()
+        _check_range(low, high, tolerance)
 
 
 def _check_range(low: float, high: float, tolerance: float) -> None:

@@ -222,13 +222,12 @@ def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
     A setting that an older version did not have had its default.
     """
     old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
-                for values in (state['args'], run.config.to_dict()))
-    defaults = TrainConfig().to_dict()
+                for values in ({**TrainConfig().to_dict(), **state['args']}, run.config.to_dict()))
     names = new.pop('class_names')  # a checkpoint from before class names was trained by numbers
     changed = [
-        f'{name}: {old.get(name, defaults[name])} -> {value}' for name, value in new.items()
-        if (name not in INCIDENTAL or name == 'device') and old.get(name, defaults[name]) != value]
-    if difference := names_difference(old.get('class_names', names), names):
+        f'{name}: {old[name]} -> {value}' for name, value in new.items()
+        if (name not in INCIDENTAL or name == 'device') and old[name] != value]
+    if difference := names_difference(state['args'].get('class_names', names), names):
         changed.append(f'classes: {difference}')
     changed += [
         f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()

@@ -148,10 +148,8 @@ class Measurement:
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
-        for line in self.notes:
+        for line in filter(None, (self.note, *self.notes)):
             self.console.print(line, highlight=False, soft_wrap=True)
-        if self.note:
-            self.console.print(self.note, highlight=False, soft_wrap=True)
         for warning in self.warnings:
             self.console.print(f'warning: {warning}', style='bold red', highlight=False, soft_wrap=True)
         verdicts = None

@@ -4,7 +4,7 @@ Pixels are in [0, 1] outside of a network, so a network that was trained on norm
 """
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -162,7 +162,7 @@ def _described(model: nn.Module) -> nn.Module:
     inner = inner_model(model)
     if isinstance(cfg := getattr(inner, 'pretrained_cfg', None), dict):
         mean, std = (statistics(model) if inner is not model else None) or PIXELS  # a layer `normalize` takes pixels
-        inner.pretrained_cfg = {**cfg, 'mean': tuple(mean), 'std': tuple(std)}
+        cast(Any, inner).pretrained_cfg = {**cfg, 'mean': tuple(mean), 'std': tuple(std)}
     return model
 
 

@@ -74,10 +74,9 @@ class DataConfig(Settings):
             channels=self.in_chans, size=self.img_size, train_crop_mode=self.train_crop_mode, crop_pct=self.crop_pct,
             workers=self.workers)
         return DatasetOptions(
-            data_dir=self.data_dir, download=self.dataset_download,
-            num_classes=self.num_classes or len(self.class_names) or None, test_data=self.test_data,
-            test_labels=self.test_labels, input_key=self.input_key, target_key=self.target_key,
-            val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
+            data_dir=self.data_dir, download=self.dataset_download, num_classes=self.num_classes,
+            test_data=self.test_data, test_labels=self.test_labels, input_key=self.input_key,
+            target_key=self.target_key, val_size=self.val_size, split_seed=self.split_seed, decoding=decoding,
             train_split=self.train_split, val_split=self.val_split, test_split=self.test_split, progress=progress)
 
 

@@ -45,8 +45,8 @@ class RobustnessReport(Part):
         """Content of report.json: plain values, with one entry per measurement and per further part."""
         plain = super().to_dict()
         always = ('model', 'dataset', 'split', 'checkpoint', 'checkpoint_sha256', 'versions', 'created')
-        parts = ('warnings', 'class_names', 'by_class', 'trust', 'curve', 'corruptions')
-        measured = [name for name in parts if plain[name]]
+        measured = [
+            name for name in ('class_names', 'warnings', 'by_class', 'trust', 'curve', 'corruptions') if plain[name]]
         return {**plain['measurements'], **{name: plain[name] for name in (*always, *measured)}}
 
     def page(self, *, title: str = '', subtitle: str = '', sections: Iterable[Section] = ()) -> str:

@@ -114,7 +114,9 @@ def find_network(state_dict: Mapping[str, Any], model: nn.Module) -> Found:
     expected = own
     if isinstance(getattr(network, 'normalize', None), InputNormalization):
         expected = {key: value for key, value in own.items() if not key.startswith('normalize.')}
-    file = {TRANSPARENT.sub('', str(key)): value for key, value in state_dict.items()}
+    file = {  # without the counter of AveragedModel
+        key: value for key, value in ((TRANSPARENT.sub('', str(key)), value) for key, value in state_dict.items())
+        if key in own or key.split('.')[-1] != 'n_averaged'}
     prefix, layout = _locate(file, own, label)
     inside = {key.removeprefix(prefix): value for key, value in file.items() if key.startswith(prefix)}
     weights = {
@@ -128,8 +130,7 @@ def find_network(state_dict: Mapping[str, Any], model: nn.Module) -> Found:
         key.startswith(prefix) and layout.rename(key.removeprefix(prefix)) in expected)}
     statistics = _statistics(others, network, prefix, label)
     for key in set(others) - set(statistics[1]):  # unknown names in the network are errors, others are not
-        if key.startswith(prefix) or key == 'n_averaged' or key.endswith('.n_averaged') or any(
-                _equal(others[key], inside.get(name)) for name in _suffixes(key)):
+        if key.startswith(prefix) or any(_equal(others[key], inside.get(name)) for name in _suffixes(key)):
             del others[key]
     for key in statistics[1]:
         others.pop(key, None)

@@ -143,7 +143,7 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
     network, label = found.network, found.label
     if has_same_padding(network) and not found.same:
         refuse(label, "the model has pad_type='same', but the weights were trained without; remove pad_type.")
-    if statistics is not None:
+    if statistics is not None and statistics is not PIXELS:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
             if not all(torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
