@@ -197,7 +197,7 @@ def test_bad_settings_are_named(trained, settings, message):
 
 
 @pytest.mark.parametrize('shape, classes, settings, message', [
-    ((2, 16), 5, {}, 'the Square attack needs images'), ((2, 1, 4, 4), 5, dict(norm='l2'), 'the Square attack'),
+    ((2, 16), 5, {}, r'square, .*\(16,\)'), ((2, 1, 4, 4), 5, dict(norm='l2'), r'square, .*\(1, 4, 4\) in l2'),
     ((2, 1, 4, 4), 2, dict(version='custom', attacks=['apgd-t']), 'apgd-t works with 2 classes')], ids=str)
 def test_images_and_classes_that_cannot_be_attacked(shape, classes, settings, message):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
