@@ -114,8 +114,8 @@ def _normalization(
         return None, ''
     known = published_normalization(file, num_classes=found.num_classes)
     advice = 'for other values pass input_mean= and input_std= to the model.'
-    authors = any('activation' in key.split('.') for key in found.weights)  # their networks take pixels in [0, 1]
-    if known is PIXELS or authors:
+    authors = any('activation' in key.split('.') for key in found.weights.keys() - found.expected.keys())
+    if known is PIXELS or authors:  # the authors of the paper do not normalise
         return PIXELS, ''
     if known is not None:
         return known, ('the file does not hold mean and std of the normalisation. Taking those of the published '
