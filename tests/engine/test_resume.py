@@ -1,4 +1,5 @@
 """Runs that are interrupted in every way go on to the result of a run that never was."""
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import torch
 from tiny_run import FAST, assert_same_result, launch, open_trainer, rows_of, stop_at, wait_for, weights_of
 
 from timm_paf.engine import train as train_command
+from timm_paf.engine.progress import AttackView
 
 EVERYTHING = ['--model', 'tiny_norm', '--model-ema', '--model-ema-warmup', '--sched', 'onecycle']
 
@@ -39,6 +41,32 @@ def test_stopped_run_goes_on_to_the_same_result(whole, tmp_path, capsys, update,
     assert train(tmp_path, '--resume', 'auto') == 0
     assert f'update {update + 1}\n' in capsys.readouterr().out
     assert_same_result(whole, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('part', ['clean', 'PGD-2'])
+def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part):
+    """It ends at the next batch, and goes on after the last one."""
+    original, seen, signals = AttackView.progress, [], []
+
+    def progress(self, name, done, total, *more):
+        seen.append((name, done))
+        if (name, done) == (part, 200) and not signals:
+            signals.append(part)
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, name, done, total, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttackView, 'progress', progress)
+        assert train(tmp_path, '--eval-batch-size', '100') == 3
+        assert 'SIGINT' in capsys.readouterr().err and not (tmp_path / 'run' / 'report.json').exists()
+        ends = seen[-1]
+        assert ends in ((part, 200), (part, 300))
+        seen.clear()
+        assert train(tmp_path, '--eval-batch-size', '100', '--resume', 'auto') == 0
+    assert sorted({name for name, _ in seen}) == ['PGD-2', 'clean']
+    reports = [json.loads((folder / 'report.json').read_text()) for folder in (whole, tmp_path / 'run')]
+    assert reports[0]['pgd']['correct'] == reports[1]['pgd']['correct']
+    assert not (tmp_path / 'run' / 'autoattack').exists()
 
 
 @pytest.mark.parametrize('options', [

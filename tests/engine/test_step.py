@@ -5,7 +5,7 @@ import yaml
 from tiny_run import prepared, train, trained, weights_of
 from torch import nn
 
-from timm_paf.engine.step import batches_from
+from timm_paf.engine.step import batches_from, micro_batch_sizes
 
 
 @pytest.mark.parametrize('attack', [['--task', 'plain'], []], ids=['plain', 'pgd-at'])
@@ -22,6 +22,15 @@ def test_accumulation_runs_the_model_on_pieces(tmp_path):
     trainer.task.trainable_module.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     trainer.step(next(iter(trainer.data.epoch(0))), 0)
     assert sizes == [11, 11, 10]
+
+
+@pytest.mark.parametrize('count, steps, whole, sizes', [
+    (32, 1, 32, [32]), (32, 3, 32, [11, 11, 10]), (10, 3, 32, [4, 4, 2]), (5, 4, 32, [3, 2]), (7, 3, 7, [3, 2, 2]),
+    (13, 4, 32, [4, 3, 3, 3]), (3, 2, 32, [3]), (4, 4, 4, [1] * 4), (3, 8, 32, [3]),
+    (4, 8, 32, [2, 2]), (1, 4, 32, [1])], ids=str)
+def test_sizes_of_micro_batches(count, steps, whole, sizes):
+    """None of one image, unless the settings ask for as many parts as images."""
+    assert micro_batch_sizes(count, steps, whole) == sizes
 
 
 def gradient_after(folder, *argv):

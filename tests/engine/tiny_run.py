@@ -11,7 +11,7 @@ from timm.models import register_model
 from torch import nn
 
 import timm_paf
-from timm_paf.engine import Measurement, Trainer, TrainStep, parse_train_config, parse_validate_config
+from timm_paf.engine import Measurement, Trainer, parse_train_config, parse_validate_config
 from timm_paf.engine import train as train_command
 from timm_paf.engine.step import batches_from
 
@@ -110,15 +110,15 @@ def wait_for(process, text, timeout=120):
 
 def stop_at(monkeypatch, update, number=signal.SIGTERM):
     """Send this process a signal just after an update of the run that trains in it."""
-    original = TrainStep.__call__
+    original = Trainer.record
 
-    def call(self, batch, number_of_update):
-        result = original(self, batch, number_of_update)
-        if number_of_update == update:
+    def record(self, *arguments):
+        result = original(self, *arguments)
+        if self.progress.update == update + 1:
             os.kill(os.getpid(), number)
         return result
 
-    monkeypatch.setattr(TrainStep, '__call__', call)
+    monkeypatch.setattr(Trainer, 'record', record)
 
 
 TIMES = {'train_images_per_second', 'train_data_wait'}

@@ -42,7 +42,8 @@ def short_autoattack(monkeypatch):
     def shortened(self, *args, **kwargs):
         build(self, *args, **kwargs)
         self.square.n_queries = 500
-        self.apgd.n_iter = self.apgd_targeted.n_iter = 10
+        for apgd in (self.apgd, self.apgd_targeted):
+            apgd.n_iter = apgd.n_iter_orig = 10
 
     monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
 

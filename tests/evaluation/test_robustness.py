@@ -1,14 +1,16 @@
 """Accuracies against closed forms, and the files of an evaluation."""
 import csv
 import hashlib
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from timm_paf.attacks import PGD, ThreatModel
-from timm_paf.evaluation import Accuracy, accuracy_under_attack, clean_accuracy, evaluate_robustness
+from timm_paf.attacks import PGD, Normalized, ThreatModel
+from timm_paf.evaluation import Accuracy, accuracy_under_attack, check_state, clean_accuracy, evaluate_robustness
 
 pytestmark = pytest.mark.usefixtures('short_autoattack')
 
@@ -42,6 +44,16 @@ def test_report_counts_every_attack(ramp, tmp_path):
     for entry, label in zip(content['by_class'], (0, 1), strict=True):
         assert entry['robust']['correct'] == int(robust[y == label].sum())
         assert (entry['label'], entry['clean']['total']) == (label, int((y == label).sum()))
+
+
+def test_a_report_at_chance_says_so_everywhere(ramp, capsys):
+    model, x, y, _ = ramp
+    for network, count in ((model, 0), (Normalized(model, [-0.6], [1.]), 1)):  # the second one sees bright images only
+        report = evaluate_robustness(network, x, y, threat=ThreatModel(eps=0.1), autoattack_version=None)
+        Console().print(report.table())
+        shown = ' '.join(capsys.readouterr().out.split())
+        assert report.page().count('is at chance') == shown.count('is at chance') == count
+        assert len(report.to_dict().get('warnings', ())) == count
 
 
 def test_autoattack_can_be_left_out(ramp, tmp_path):
@@ -78,3 +90,83 @@ def test_pixels_out_of_range_are_refused(ramp):
     for measure in (clean_accuracy, lambda *problem: accuracy_under_attack(*problem, attack=PGD(eps=0.1))):
         with pytest.raises(ValueError, match=r'expected \[0, 1\]'):
             measure(model, x * 255, y)
+
+
+class Ticking(torch.nn.Module):
+    """A model with a clock that ticks once per pass and image, and a count of passes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.time = model, 0.
+
+    def forward(self, x):
+        self.time += len(x) * (2 if x.requires_grad and torch.is_grad_enabled() else 1)
+        return self.model(x)
+
+
+def measured(model, x, y, **settings):
+    return evaluate_robustness(
+        model, x, y, **{'threat': ThreatModel(eps='0.055'), 'pgd_steps': 5, 'batch_size': 5, **settings})
+
+
+def test_time_left_does_not_jump(ramp, monkeypatch):
+    """Against the passes that are still to come: from the first attacked batch on, over PGD and all of AutoAttack."""
+    model, x, y, _ = ramp
+    model, seen = Ticking(model), []
+    monkeypatch.setattr('time.monotonic', lambda: model.time)
+    report = measured(model, x, y, progress=lambda *args: seen.append((model.time, *args)))
+    names = list(dict.fromkeys(name for _, name, *_ in seen))
+    assert names == ['clean', 'PGD-5', 'apgd-ce', *report.measurements['autoattack'].details['components'][1:]]
+    known = [(now, left) for now, name, _, _, _, left in seen if name != 'clean']
+    assert all(np.isnan(left) for _, name, _, _, _, left in seen if name == 'clean')
+    for now, left in known:
+        truth = model.time - now
+        if truth > model.time / 20:
+            assert truth / 3 < left < 3 * truth
+    for (_, one), (_, other) in itertools.pairwise(known):
+        assert other < 2 * one + 50
+
+
+@pytest.mark.parametrize('batches', [1, 9, 12, 18, 20])
+def test_an_interrupted_measurement_repeats_no_batch(ramp, tmp_path, batches):
+    """In the clean part (9 batches), in PGD (9) and in AutoAttack; then the report is that of a whole run."""
+    model, x, y, _ = ramp
+    whole, calls = Ticking(model), []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == batches:
+            raise KeyboardInterrupt
+
+    expected = measured(whole, x, y).to_dict()
+    first, second = Ticking(model), Ticking(model)
+    with pytest.raises(KeyboardInterrupt):
+        measured(first, x, y, state=tmp_path / 'state', progress=stop)
+    found = measured(second, x, y, state=tmp_path / 'state').to_dict()
+    for name in ('clean', 'pgd', 'autoattack', 'worst_case'):
+        assert (found[name]['correct'], found[name]['total']) == (expected[name]['correct'], expected[name]['total'])
+    done = min(batches, 9) * 5 + max(0, min(batches, 18) - 9) * 5 * 11
+    assert second.time <= whole.time - done + 50  # checks of the model take a few passes
+    with pytest.raises(ValueError, match='seed 0 instead of 1'):
+        check_state(
+            tmp_path / 'state', model, x, y, threat=ThreatModel(eps='0.055'), pgd_steps=5, seed=1, batch_size=5,
+            autoattack_version='standard', attacks=None, n_pgd=None, n_examples=None, device=torch.device('cpu'))
+
+
+@pytest.mark.parametrize('n_pgd, n_examples, attacked', [(7, None, 41), (7, 3, 7), (3, 7, 7), (99, 5, 41)])
+def test_number_of_images_of_each_attack(ramp, n_pgd, n_examples, attacked):
+    model, x, y, distance = ramp
+    report = measured(model, x, y, n_pgd=n_pgd, n_examples=n_examples)
+    robust = (distance > 0.055).int()
+    for name, count in (('clean', 41), ('pgd', min(n_pgd, 41)), ('autoattack', n_examples or 41)):
+        found = report.measurements[name].accuracy
+        assert found == Accuracy(count if name == 'clean' else int(robust[:count].sum()), count)
+    worst = report.measurements['worst_case'].accuracy
+    assert worst == Accuracy(int(robust[:n_examples].sum()), n_examples or 41)
+    assert sum(entry.robust.total for entry in report.by_class) == attacked
+    assert sum(entry.robust.correct for entry in report.by_class) == int(robust[:attacked].sum())
+
+
+def test_parts_of_autoattack(ramp):
+    found = measured(*ramp[:3], autoattack_version='custom', attacks=['apgd-ce', 'square']).measurements['autoattack']
+    assert (found.details['version'], found.details['components']) == ('custom', ['apgd-ce', 'square'])

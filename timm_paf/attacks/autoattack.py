@@ -12,15 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
-from timm_paf.attacks.autoattack_model import AutoAttackModel, Progress, ProgressEstimator, WarningLog, restore_globals
+from timm_paf.attacks.autoattack_model import (
+    AutoAttackModel,
+    Expected,
+    Progress,
+    ProgressEstimator,
+    WarningLog,
+    passes_per_image,
+    restore_globals,
+)
 from timm_paf.attacks.autoattack_result import AutoAttackResult, ComponentRun
-from timm_paf.attacks.autoattack_state import AutoAttackSettings, BatchResult, find_run, load_or_compute, open_run
+from timm_paf.attacks.autoattack_state import (
+    AutoAttackSettings,
+    BatchResult,
+    components_for,
+    find_run,
+    load_or_compute,
+    open_run,
+)
 from timm_paf.attacks.checks import check_images
 from timm_paf.attacks.compiled import Compile, CompiledModel
 from timm_paf.attacks.state import eval_mode, frozen_parameters
 from timm_paf.attacks.threat import Eps
 
-__all__ = ['autoattack', 'check_state']
+__all__ = ['Expected', 'autoattack', 'autoattack_passes', 'check_state', 'rehearse_autoattack']
 
 _NORMS = {'linf': ('Linf', math.inf), 'l2': ('L2', 2), 'l1': ('L1', 1)}  # name in the package, order
 
@@ -29,7 +44,7 @@ def autoattack(
         model: nn.Module, x: Tensor, y: Tensor, *, eps: Eps, norm: str = 'linf', version: str = 'standard',
         attacks: Sequence[str] | None = None, batch_size: int = 250, seed: int = 0, device: torch.device | None = None,
         progress: Progress | None = None, state: str | os.PathLike | None = None, rank: int = 0, world_size: int = 1,
-        amp_dtype: torch.dtype | None = None, compile: Compile = False,
+        amp_dtype: torch.dtype | None = None, compile: Compile = False, expected: Expected | None = None,
 ) -> AutoAttackResult:
     """Run AutoAttack: each component attacks the images that are still robust, packed into full batches.
 
@@ -54,6 +69,7 @@ def autoattack(
         world_size: Number of processes.
         amp_dtype: torch.bfloat16 runs the model under autocast in the attacks, not for the results.
         compile: Compile the forward and backward passes, see `PGD`. Results can differ by rounding.
+        expected: Experience from another attack on these images, for a better estimate of the time left.
 
     Raises:
         ValueError: See `check_images`; or if a setting is invalid, or `state` belongs to another run.
@@ -68,7 +84,39 @@ def autoattack(
             seed=seed, device=device, amp_dtype=amp_dtype, compile=compile))
         run.open_state(state)
         with eval_mode(run.model), frozen_parameters(run.model), restore_globals(device), torch.no_grad():
-            return run.finish(progress)
+            return run.finish(progress, expected)
+
+
+def rehearse_autoattack(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device, **settings: Any) -> None:
+    """Try every component of `autoattack` with a few steps, to find out what cannot work; the results are discarded.
+
+    Args:
+        model: As in `autoattack`; left as found.
+        x, y: A few images, as in `autoattack`. The components attack them as images of the predicted classes.
+        device: Device of the model.
+        settings: `eps`, `norm`, `version`, `attacks`, `batch_size` and `seed` of `autoattack`.
+
+    Raises:
+        ValueError: As `autoattack`, or with the name of the component that fails.
+    """
+    with torch.autocast(device.type, enabled=False):
+        run = _Run(model, x, y, Processes(device), device=device, **settings)
+        with eval_mode(run.model), frozen_parameters(run.model), restore_globals(device), torch.no_grad():
+            run.rehearse()
+
+
+def autoattack_passes(version: str, attacks: Sequence[str] | None, *, norm: str, classes: int) -> list[int]:
+    """Forward plus backward passes for an image that stays robust, per component of `autoattack` with these arguments.
+
+    Components whose loss needs more classes are left out.
+    """
+    from pyautoattack import AutoAttack
+    chosen = components_for(version, attacks, classes)
+    adversary = AutoAttack(
+        None, norm=_NORMS[norm][0], eps=1., device='cpu', version=version, attacks=list(attacks) if attacks else None)
+    for targeted in (adversary.apgd_targeted, adversary.fab):
+        targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+    return [passes_per_image(adversary, name, classes) for name in chosen]
 
 
 def check_state(state: str | os.PathLike, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> None:
@@ -114,13 +162,14 @@ class _Run:
             if not all(self.processes.all_gather_object(folder.is_dir())):
                 raise ValueError(f'state {folder} is not visible to all processes; choose a folder that they share.')
 
-    def finish(self, progress: Progress | None) -> AutoAttackResult:
+    def finish(self, progress: Progress | None, expected: Expected | None) -> AutoAttackResult:
         """Run all components, or the rest of them if the state has results."""
         from pyautoattack import checks
         components = self.components
         self.adversary = self._adversary()
         clean = self.processes.broadcast_object(self._clean)
-        estimator = ProgressEstimator(progress, self.adversary, components, self.model, self.processes.world_size)
+        estimator = ProgressEstimator(
+            progress, self.adversary, components, self.model, self.processes.world_size, expected)
         robust, x_adv = clean.clone(), self.x.cpu().clone()
         broken_by: list[str | None] = [None if correct else 'clean' for correct in clean.tolist()]
         runs, accuracy = [], {'clean': float(clean.float().mean())}
@@ -143,6 +192,24 @@ class _Run:
                 f'{differing} images are classified differently in other batches; their margin is within rounding.')
         return AutoAttackResult(
             robust, clean, x_adv, components, tuple(self.warnings.messages), tuple(broken_by), tuple(runs))
+
+    def rehearse(self) -> None:
+        """Run every component with as few steps as it takes."""
+        self.adversary = adversary = self._adversary()
+        x = self.x.to(self.settings.device)
+        y = self.model(x).argmax(1)  # the components attack only what is classified correctly
+        for apgd in (adversary.apgd, adversary.apgd_targeted):
+            apgd.n_restarts = apgd.eot_iter = 1
+            apgd.n_iter = apgd.n_iter_orig = 10  # in L1 the package divides the steps into three parts
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 1
+        adversary.fab.n_iter = adversary.fab.n_restarts = adversary.square.n_queries = 1
+        for index, name in enumerate(self.components):
+            try:
+                _component_attack(adversary, name, self.components[:index], self.settings.seed).perturb(x, y)
+            except Exception as error:
+                raise ValueError(
+                    f'{name}, a part of AutoAttack, fails on images of shape {tuple(x.shape[1:])} ({error}); leave it '
+                    f'out with --autoattack PARTS, or in Python with attacks=PARTS.') from error
 
     def _adversary(self) -> Any:
         """The package's `AutoAttack`, with no more target classes than the model has, after its own checks."""

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from timm_paf.attacks.capture import graphs_of
 from timm_paf.attacks.checks import input_dtype
 
-__all__ = ['AutoAttackModel', 'Progress', 'ProgressEstimator', 'WarningLog', 'restore_globals']
+__all__ = [
+    'AutoAttackModel', 'Expected', 'Progress', 'ProgressEstimator', 'WarningLog', 'passes_per_image', 'restore_globals']
 
 Progress = Callable[[str, int, int, int, float], None]
 _INTERVAL = 0.5  # seconds between two reports inside a batch
@@ -90,7 +91,7 @@ def restore_globals(device: torch.device) -> Iterator[None]:
         checks.funcs.update(counts)
 
 
-def _passes(adversary: Any, component: str, classes: int) -> int:
+def passes_per_image(adversary: Any, component: str, classes: int) -> int:
     """Forward and backward passes of a component of `pyautoattack.AutoAttack` for an image that stays robust."""
     apgd, targeted, fab, square = adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square
     if component in ('apgd-ce', 'apgd-dlr'):
@@ -103,25 +104,35 @@ def _passes(adversary: Any, component: str, classes: int) -> int:
     }[component]
 
 
+class Expected(NamedTuple):
+    """What another attack has found on the same images, from which the time of AutoAttack is estimated."""
+    robust: float  #: Share of the correctly classified images that are robust.
+    seconds: float  #: Time that its passes took.
+    passes: float  #: Number of images passed forward plus number passed backward.
+
+
 class ProgressEstimator:
     """Calls `progress`, see `autoattack`, after every batch, and inside a batch twice a second.
 
-    The estimate assumes that robust images stay robust and that the speed so far continues.
+    The estimate assumes that the speed so far continues, that the first component breaks the share of images that it
+    has broken so far, or before its first batch the expected one, and that the others break none.
     """
 
     def __init__(
             self, progress: Progress | None, adversary: Any, components: Sequence[str], model: AutoAttackModel,
-            processes: int) -> None:
+            processes: int, expected: Expected | None = None) -> None:
         self.progress, self.model, self.processes = progress, model, processes
-        self.costs = [_passes(adversary, name, model.classes) for name in components]
-        self._seconds = self._work = 0.  # time and passes of the finished batches of this process
+        self.costs = [passes_per_image(adversary, name, model.classes) for name in components]
+        self._expected = expected or Expected(1., 0., 0.)
+        self._seconds, self._work = self._expected.seconds, self._expected.passes  # of finished batches
         self._batch = 0  # size of the batch under attack
         self._reported = -_INTERVAL
         model.on_forward = self._inside_batch
 
     def start_component(self, index: int, name: str, images: int, robust: int) -> None:
         """A component starts: this process attacks `images` of the `robust` ones."""
-        self._index, self._name, self._images, self._robust, self._done = index, name, images, robust, 0
+        self._index, self._name, self._images, self._done = index, name, images, 0
+        self._robust = self._start_robust = robust
 
     def start_batch(self, size: int) -> None:
         """The attack on a batch starts."""
@@ -148,8 +159,13 @@ class ProgressEstimator:
         if self.progress is None:
             return
         self._reported = time.monotonic()
-        left = (self._images - self._done) * self.costs[self._index] - work
-        left += sum(self.costs[self._index + 1:]) * self._robust / self.processes
+        attacked, robust = self._images - self._done, float(self._robust)
+        left = attacked * self.costs[self._index] - work
+        if self._index == 0:  # images that this process has not attacked yet may be broken by the first component
+            found = self._robust - self._start_robust + self._done  # robust ones among those attacked
+            share = found / self._done if self._done else self._expected.robust
+            robust -= attacked * self.processes * (1 - share)
+        left += sum(self.costs[self._index + 1:]) * max(robust, 0.) / self.processes
         work += self._work
         rate = (self._seconds + seconds) / work if work else float('nan')
         self.progress(self._name, self._done, self._images, self._robust, left * rate if left else 0.)

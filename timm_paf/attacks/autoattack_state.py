@@ -17,12 +17,13 @@ from timm_paf.attacks.checks import check_integers
 from timm_paf.attacks.compiled import Compile, CompileSettings
 from timm_paf.attacks.threat import ThreatModel
 
-__all__ = ['AutoAttackSettings', 'BatchResult', 'find_run', 'load_or_compute', 'open_run']
+__all__ = [
+    'COMPONENTS', 'AutoAttackSettings', 'BatchResult', 'components_for', 'find_run', 'load_or_compute', 'open_run']
 
 _FORMAT = 2
 _HASHES = ('images', 'labels', 'model')
 _VERSIONS = {'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'), 'rand': ('apgd-ce', 'apgd-dlr')}
-_COMPONENTS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+COMPONENTS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 _CLASSES = {'apgd-t': 4, 'apgd-dlr': 3}  # the targeted DLR loss compares the four largest logits, DLR the three
 
 
@@ -33,6 +34,25 @@ def _sha256(*tensors: Tensor) -> str:
         digest.update(f'{tensor.dtype} {tuple(tensor.shape)} '.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _square_fits(height: int, width: int) -> bool:
+    """Whether Square of `pyautoattack` can start in L2 and L1 on images of this size.
+
+    It starts with as many squares of side height // 5 as fit, but places the first one away from the edge, by half of
+    what five squares leave of the height. The last one then ends outside of some images, such as 12x12 and 24x24, and
+    the package fails. The original code has the same rule; squares in other places would be another attack.
+    """
+    side = height // 5
+    first = (height - 5 * side) // 2
+    if side < 2 or width < side:  # a square of one pixel may lie outside, and without a column there is none
+        return side > 0
+    return first <= height % side and first <= width % side
+
+
+def components_for(version: str, attacks: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """The components of a version, or of a list for 'custom', whose loss works with this number of classes."""
+    return tuple(name for name in _VERSIONS.get(version, attacks or ()) if classes >= _CLASSES.get(name, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +74,8 @@ class AutoAttackSettings(ThreatModel):
             raise ValueError(
                 f'version = {version!r} with attacks = {attacks}: expected standard or rand without a list of attacks, '
                 'or custom with a list.')
-        if attacks is not None and (isinstance(attacks, str) or not attacks or not set(attacks) <= set(_COMPONENTS)):
-            raise ValueError(f'attacks = {attacks!r}: expected a list of some of {", ".join(_COMPONENTS)}.')
+        if attacks is not None and (isinstance(attacks, str) or not attacks or not set(attacks) <= set(COMPONENTS)):
+            raise ValueError(f'attacks = {attacks!r}: expected a list of some of {", ".join(COMPONENTS)}.')
         check_integers(1, batch_size=self.batch_size)
         check_integers(0, seed=self.seed)
         if self.amp_dtype not in (None, torch.bfloat16):
@@ -66,11 +86,13 @@ class AutoAttackSettings(ThreatModel):
     def components(self, x: Tensor, classes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Components to run on these images, and those left out because their loss needs more classes."""
         chosen = _VERSIONS.get(self.version) or tuple(self.attacks or ())
-        if 'square' in chosen and (x.dim() != 4 or (self.norm != 'linf' and min(x.shape[-2:]) < 5)):
+        possible = components_for(self.version, self.attacks, classes)
+        if 'square' in chosen and (x.dim() != 4 or (self.norm != 'linf' and not _square_fits(*x.shape[-2:]))):
+            others = [name for name in chosen if name != 'square']
             raise ValueError(
-                f'the Square attack needs images of shape (N, C, H, W), for L2 and L1 with at least 5 x 5 pixels, got '
-                f"{tuple(x.shape)}; to leave it out, use version='custom' and attacks=[...] without 'square'.")
-        possible = tuple(name for name in chosen if classes >= _CLASSES.get(name, 2))
+                f'square, a part of AutoAttack, cannot attack images of shape {tuple(x.shape[1:])} in {self.norm}: '
+                f"its first squares do not fit. Leave it out: version='custom', attacks={others}, or on the command "
+                f'line --autoattack {",".join(others) or "none"}.')
         if not possible:
             raise ValueError(f'none of {", ".join(chosen)} works with {classes} classes; choose other attacks.')
         return possible, tuple(name for name in chosen if name not in possible)

@@ -154,6 +154,16 @@ class MixedBatches:
         """Return the number of steps in an epoch."""
         return self._steps
 
+    @property
+    def soft(self) -> bool:
+        """Whether targets are probabilities."""
+        return self._soft
+
+    def shares(self) -> set[int]:
+        """Sizes of the shares of the processes in whole batches and in the last one."""
+        totals = {sum(self._counts(step)) for step in (0, self._steps - 1)}
+        return {-(-(total - rank) // self._world_size) for total in totals for rank in range(self._world_size)}
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch (from 0), from a step on; the steps before it cost nothing."""
         if epoch < 0:

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import difflib
+import io
 import sys
 import textwrap
 import typing
@@ -11,7 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 from timm_paf.engine.fields import GROUPS, Settings, assignments, flag, read_yaml, setting
 
-__all__ = ['RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'run', 'setting']
+__all__ = [
+    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting']
 
 Config = TypeVar('Config', bound=Settings)
 Prepared = TypeVar('Prepared')
@@ -131,6 +133,13 @@ def parse_config(
     return cls(**{**values, **given})
 
 
+def replace_unencodable() -> None:
+    """Show characters that the encoding of the output lacks as '?', so that no message ends a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict':
+            stream.reconfigure(errors='replace')
+
+
 def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) -> int:
     """Run a command in two parts, so that a user's mistake is found before anything is written.
 
@@ -139,6 +148,7 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
         execute: Does the work. RunFailed gives status 1, RunStopped 3, an interrupt 130; any other error is a defect of
             the program and keeps its traceback.
     """
+    replace_unencodable()
     try:
         try:
             prepared = prepare()

@@ -46,14 +46,16 @@ def parse_validate_config(
 
 
 def open_run(config: TrainConfig) -> Trainer | None:
-    """The run of the settings; None, with a message, if it is finished already.
+    """The run of the settings, after a rehearsal; None, with a message, if it is finished already.
 
     Raises:
         ValueError: If settings, data and model do not fit together.
         OSError: If files are missing, or the folder cannot be used.
     """
     try:
-        return Trainer(config)
+        trainer = Trainer(config)
+        trainer.rehearse()
+        return trainer
     except RunFinished as finished:
         if str(finished):  # of several processes one has the message
             print(finished)

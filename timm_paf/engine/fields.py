@@ -139,9 +139,11 @@ def _range(least: float, most: float, above: float, below: float) -> str:
 
 class _TextLoader(yaml.SafeLoader):
     """YAML in which numbers and dates stay texts: a setting of type text keeps 010 and 1.10 as they are written."""
-    yaml_implicit_resolvers: typing.ClassVar = {
-        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(':', 1)[-1] not in ('int', 'float', 'timestamp')]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(':', 1)[-1] not in ('int', 'float', 'timestamp')]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 
 class _ValueLoader(_TextLoader):

@@ -67,8 +67,8 @@ class WandbLogger(Logger):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(f'{self.folder.name[:100]}-{secrets.token_hex(4)}', file)
         return importlib.import_module(self.module).init(
-            project=self.config.wandb_project, name=self.folder.name, id=file.read_text(), resume='allow',
-            tags=list(self.config.wandb_tags), config=self.config.to_dict(), dir=str(self.folder))
+            project=self.config.wandb_project, name=self.folder.name, id=file.read_text(encoding='utf-8'),
+            resume='allow', tags=list(self.config.wandb_tags), config=self.config.to_dict(), dir=str(self.folder))
 
     def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
         self.log.log({'epoch': epoch, **numbers}, step=epoch)

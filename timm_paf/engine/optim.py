@@ -2,9 +2,10 @@
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 
+from timm_paf.engine.normalization import inner_model
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import paf_parameter_groups
 
@@ -18,9 +19,14 @@ def learning_rate(config: TrainConfig) -> float:
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Timm's optimizer of the settings; ValueError if timm has none of that name, or settings exclude each other."""
+    if plain_name(config) in list_optimizers() and get_optimizer_info(plain_name(config)).second_order:
+        raise ValueError(
+            f'--opt {config.opt} needs second derivatives of the loss, which this training loop does not compute; '
+            f'choose another optimizer, such as adamw.')
     same: dict[str, Any] = dict(weight_decay=config.weight_decay, filter_bias_and_bn=config.filter_bias_and_bn)
     optional: dict[str, Any] = dict(
         eps=config.opt_eps, fused=fused_optimizer(config), betas=config.opt_betas or None)
+    model = inner_model(model)  # timm's rules for weight decay and layers are about its names
     parameters: Any = model
     if config.paf_lr is not None or config.paf_weight_decay is not None:
         if config.layer_decay is not None:
@@ -32,6 +38,11 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
         **same, **{name: value for name, value in optional.items() if value is not None})
 
 
+def plain_name(config: TrainConfig) -> str:
+    """The name of the optimizer without timm's prefix for Lookahead."""
+    return config.opt.lower().removeprefix('lookahead_')
+
+
 def fused_optimizer(config: TrainConfig) -> bool | None:
     """The `fused` argument of the optimizer; None if it takes none. ValueError if --opt-fused is not supported.
 
@@ -40,7 +51,7 @@ def fused_optimizer(config: TrainConfig) -> bool | None:
     """
     scaled = config.amp and config.amp_dtype == 'float16'
     try:
-        kind: Any = get_optimizer_class(config.opt.lower().removeprefix('lookahead_'), bind_defaults=False)
+        kind: Any = get_optimizer_class(plain_name(config), bind_defaults=False)
     except ValueError:
         return None  # timm reports the wrong name
     known = kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # others are fused on some devices only

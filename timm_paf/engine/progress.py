@@ -52,11 +52,12 @@ class AttackView:
         """Show the progress of another part of the measurement."""
         self._show(f'{what} {done}/{total}')
 
-    def progress(self, component: str, done: int, total: int, robust: int, left: float) -> None:
-        """Show the progress of AutoAttack, as the `progress` argument of `timm_paf.attacks.autoattack`."""
-        text = f'AutoAttack on {self.title}: {component} {done}/{total} images, {robust} robust so far'
+    def progress(self, part: str, done: int, total: int, robust: int, left: float) -> None:
+        """Show the progress of an attack, as the `progress` argument of `evaluate_robustness`."""
+        kind = 'correct' if part == 'clean' else 'robust'
+        text = f'measuring on {self.title}: {part} {done}/{total} images, {robust} {kind} so far'
         if left > 0:  # neither 0 nor NaN, which means not known yet
-            text += f', up to {duration(left)} left'
+            text += f', about {duration(left)} left'
         self._show(text)
 
     def _show(self, text: str) -> None:

@@ -14,7 +14,7 @@ from timm_paf.engine.schedule import Schedule
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import AdversarialTrainingTask
 
-__all__ = ['TrainStep', 'batches_from']
+__all__ = ['TrainStep', 'batches_from', 'micro_batch_sizes']
 
 
 def batches_from(batches: MixedBatches, update: int, count: int) -> Iterator[Batch]:
@@ -24,6 +24,18 @@ def batches_from(batches: MixedBatches, update: int, count: int) -> Iterator[Bat
         taken = min(count, len(batches) - step)
         yield from itertools.islice(batches.epoch(number, step), taken)
         update, count = update + taken, count - taken
+
+
+def micro_batch_sizes(count: int, steps: int, whole: int) -> list[int]:
+    """Sizes of the at most `steps` micro-batches of a batch of `count` images, of which whole batches have `whole`.
+
+    None has one image, with which BatchNorm cannot train, unless the settings ask for it: as many steps as images.
+    """
+    size = -(-count // steps)
+    if count > 1 and whole > steps and (size == 1 or count % size == 1):
+        parts = min(steps, count // 2)  # their sizes differ by at most one
+        return [count // parts + (number < count % parts) for number in range(parts)]
+    return [min(size, count - first) for first in range(0, count, size)]
 
 
 class TrainStep:
@@ -87,9 +99,9 @@ class TrainStep:
 
     def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, ...]]:
         x = batch.x.contiguous(memory_format=torch.channels_last) if self.config.channels_last else batch.x
-        if self.config.grad_accum_steps == 1:
-            return [(x, batch.y, batch.target)]
-        return list(zip(*(t.chunk(self.config.grad_accum_steps) for t in (x, batch.y, batch.target)), strict=True))
+        whole = -(-self.config.batch_size // self.processes.world_size)
+        sizes = micro_batch_sizes(len(batch), self.config.grad_accum_steps, whole)
+        return list(zip(*(t.split(sizes) for t in (x, batch.y, batch.target)), strict=True))
 
     def _backward(self, loss: Tensor, *, step: bool) -> None:
         config, clip, clipped = self.config, self.config.clip_grad, None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm_paf.activations import BETA_BOUND
-from timm_paf.attacks import BALLS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
+from timm_paf.attacks import BALLS, COMPONENTS, LOSSES, PGD, STEP_RULES, CompileSettings, ThreatModel, parse_eps
 from timm_paf.data import Augment, DatasetOptions, Decoding
 from timm_paf.engine.fields import Settings, assignments, flag, settings_by_group
 from timm_paf.tasks import TASKS, TaskOptions
@@ -31,6 +31,9 @@ class DataConfig(Settings):
     dataset_download: bool = _data(False, 'Download the data set if it is missing.')
     num_classes: int | None = _data(
         None, 'Number of classes. Needed only for a data set that does not say it.', least=1, unset='from the data set')
+    class_names: tuple[str, ...] = _data(
+        (), 'Names of the classes, in the order of their numbers. All other images are matched by these names.',
+        unset='from the data set, if it has names')
     test_data: tuple[str, ...] = _data(
         (), 'Archives of test images, for a --dataset that is an archive.', metavar='FILE', unset='none')
     test_labels: str | None = _data(
@@ -80,19 +83,50 @@ class DataConfig(Settings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Settings):
     """Settings of the robustness measurement."""
+    input_mean: tuple[float, ...] = _model(
+        (), 'Mean of the images that the model was trained on, one number per channel, for pixels in [0, 1]. The model '
+        'subtracts it from its input and divides by --input-std.', unset='from the weights or from timm')
+    input_std: tuple[float, ...] = _model(
+        (), 'Standard deviation of the images that the model was trained on, as --input-mean.', above=0,
+        unset='from the weights or from timm')
+    normalize: bool | None = _model(
+        None, "Normalise the input inside the model with timm's mean and std of the model, also without weights. "
+        '--no-normalize: never normalise.', unset='on for weights that need it')
     eps: str = _attack(
         '8/255', 'Radius of the attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS')
     norm: str = _attack('linf', 'Norm of the attack, in training and measurement.', choices=tuple(BALLS))
     pgd_steps: int = _measure(20, 'Number of steps of the PGD attack in the final measurement.', least=1)
+    n_pgd: int | None = _measure(
+        None, 'Number of images that PGD attacks in the final measurement, the first ones of the split.', least=1,
+        unset='all')
     autoattack: str = _measure(
-        'standard', 'Version of AutoAttack in the final measurement. rand: for models with random outputs. none: skip '
-        'AutoAttack.', choices=('standard', 'rand', 'none'))
+        'standard', 'AutoAttack in the final measurement. rand: for models with random outputs. none: skip AutoAttack. '
+        'PARTS: only these parts of it, such as apgd-ce,apgd-t,fab-t.', metavar='{standard,rand,none,PARTS}')
     n_examples: int | None = _measure(
         None, 'Number of images that AutoAttack attacks, the first ones of the split.', least=1, unset='all')
     eval_batch_size: int = _measure(250, 'Number of images per batch in validation and measurement.', least=1)
     device: str | None = _output(
         None, 'Device to run on: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
     seed: int = _output(0, 'Seed of all random numbers.', least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.input_mean) != len(self.input_std):
+            raise ValueError(
+                f'--input-mean = {self.input_mean}, --input-std = {self.input_std}: expected both, one number per '
+                'channel in each.')
+        if any(abs(value) > 1.5 for value in self.input_mean):
+            raise ValueError(f'--input-mean = {self.input_mean}: expected units of [0, 1]; divide mean and std by 255.')
+        if self.normalize is False and self.input_mean:
+            raise ValueError('--no-normalize and --input-mean exclude each other; leave one out.')
+        if self.autoattack not in ('standard', 'rand', 'none') and not set(self.parts()) <= set(COMPONENTS):
+            raise ValueError(
+                f'--autoattack = {self.autoattack!r}: expected standard, rand, none, or parts of AutoAttack, separated '
+                f'by commas: {", ".join(COMPONENTS)}.')
+
+    def parts(self) -> list[str]:
+        """The components that --autoattack names."""
+        return [part.strip() for part in self.autoattack.split(',')]
 
     def threat(self) -> ThreatModel:
         """Norm and radius of the attack."""
@@ -101,9 +135,16 @@ class EvaluationConfig(Settings):
     def evaluation(self) -> dict[str, Any]:
         """The arguments of `evaluate_robustness` that are settings."""
         return dict(
-            threat=self.threat(), pgd_steps=self.pgd_steps, n_examples=self.n_examples,
-            autoattack_version=None if self.autoattack == 'none' else self.autoattack,
-            batch_size=self.eval_batch_size, seed=self.seed)
+            threat=self.threat(), pgd_steps=self.pgd_steps, n_pgd=self.n_pgd, n_examples=self.n_examples,
+            batch_size=self.eval_batch_size, seed=self.seed, **self.autoattack_arguments())
+
+    def autoattack_arguments(self) -> dict[str, Any]:
+        """Version and components of AutoAttack as arguments of `evaluate_robustness`."""
+        if self.autoattack == 'none':
+            return {'autoattack_version': None, 'attacks': None}
+        if self.autoattack in ('standard', 'rand'):
+            return {'autoattack_version': self.autoattack, 'attacks': None}
+        return {'autoattack_version': 'custom', 'attacks': self.parts()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from timm_paf.engine.distributed import peer_failure, signal_name
 from timm_paf.engine.measurement import measure_attacks, with_examples
 from timm_paf.engine.page import training_page
 from timm_paf.engine.progress import AttackView, shape_values
+from timm_paf.engine.rehearsal import rehearse_run
 from timm_paf.engine.step import batches_from
 from timm_paf.engine.validation import selection, selection_lines, validate
 from timm_paf.evaluation import RobustnessReport
@@ -50,7 +51,7 @@ class Trainer(Run):
         OSError: If files are missing, or the folder cannot be used.
     """
 
-    _running = False
+    _running = _rehearsed = False
     _saved = 0.  # time of the last checkpoint, or start of the epoch
     _looks: list[tuple[float, int]] | None = None  # times and numbers of images, until the time is estimated
     _graphs: list[int]  # number of compiled graphs at the start, and after the first validation
@@ -76,9 +77,22 @@ class Trainer(Run):
                 self.checkpoint()
                 self.log(row)
 
+    def rehearse(self) -> None:
+        """Try on a few images what the run needs later, once; `running` does it, and the commands do it before that.
+
+        Raises:
+            ValueError: If something cannot work; the message says what, and what to do.
+        """
+        if not self._rehearsed:
+            own = type(self).train_step is not Trainer.train_step
+            with peer_failure(self.processes, 'nothing has been written.'):
+                self.processes.broadcast_object(lambda: rehearse_run(self, training=not own))
+            self._rehearsed = True
+
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Context of a training loop: opens folder and callbacks, saves on a signal, leaves the process group."""
+        self.rehearse()
         advice = f'the checkpoints in {self.folder} are kept; resume with --resume auto.'
         failure: BaseException | None = None
         with peer_failure(self.processes, advice), self.stop:
@@ -263,7 +277,7 @@ class Trainer(Run):
         Raises:
             ValueError: If there are no test images.
             RunFailed: If the model cannot be measured.
-            RunStopped: After SIGTERM or SIGINT; an interrupted AutoAttack resumes with --resume auto.
+            RunStopped: After SIGTERM or SIGINT; the measurement resumes with --resume auto after its last batch.
         """
         if self.test is None:
             raise ValueError('there are no test images; pass them as Trainer(..., test=...).')
@@ -294,7 +308,7 @@ class Trainer(Run):
                 report = measure_attacks(
                     model.to(device), self.test, config, split='test', device=device, progress=progress,
                     checkpoint=self.files.best if selected else None,
-                    state=state if writes and config.autoattack != 'none' else None)
+                    state=state if writes else None)
             except ValueError as error:
                 raise RunFailed(f'{error} The checkpoints of the run are kept.') from error
             report = with_examples(report, model, self.test, config, device)

@@ -90,7 +90,7 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     save_adv: str | None = _output(
         None, 'Archive (.npz) for the images that AutoAttack made, with their labels.', metavar='FILE',
         unset='not written')
-    resume: bool = _output(False, 'Resume an interrupted AutoAttack in --output.')
+    resume: bool = _output(False, 'Resume an interrupted measurement in --output.')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,13 +100,13 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
             raise ValueError(f'--torchcompile-mode = {self.torchcompile_mode}: needs --torchcompile BACKEND.')
         if self.resume and self.output is None:
             raise ValueError('--resume needs --output, the folder of the interrupted run.')
-        if self.save_adv is not None and (self.attack == 'pgd' or self.autoattack == 'none'):
+        if self.save_adv is not None and self.autoattack_arguments()['autoattack_version'] is None:
             raise ValueError('--save-adv needs AutoAttack; use --attack autoattack --autoattack standard.')
 
-    def evaluation(self) -> dict[str, Any]:
-        """The arguments of `evaluate_robustness` that are settings."""
-        settings = super().evaluation()
-        return {**settings, 'autoattack_version': None} if self.attack == 'pgd' else settings
+    def autoattack_arguments(self) -> dict[str, Any]:
+        """Version and components of AutoAttack as arguments of `evaluate_robustness`."""
+        none = {'autoattack_version': None, 'attacks': None}
+        return none if self.attack == 'pgd' else super().autoattack_arguments()
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model."""
@@ -120,6 +120,5 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
 
     @property
     def state(self) -> Path | None:
-        """Folder with the state of an interrupted AutoAttack."""
-        attacked = self.evaluation()['autoattack_version'] is not None
-        return None if self.output is None or not attacked else Path(self.output) / 'autoattack'
+        """Folder with the state of an interrupted measurement."""
+        return None if self.output is None else Path(self.output) / 'autoattack'

@@ -1,6 +1,8 @@
 """Predictions on clean and attacked images: correct masks, shared by processes, and examples for the report page."""
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
+from timm_paf.attacks.autoattack_state import BatchResult, load_or_compute
 
 __all__ = ['Attack', 'Example', 'adversarial_examples', 'correct_mask', 'map_in_turn', 'model_device']
 
@@ -36,15 +39,28 @@ def map_in_turn(processes: Processes, items: Sequence[Item], work: Callable[[Ite
 def correct_mask(
         model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack | None = None, batch_size: int,
         device: torch.device | None = None, seeds: Tensor | None = None, processes: Processes | None = None,
+        progress: Callable[[int, int, float], None] | None = None, folder: Path | None = None, part: int = 0,
 ) -> Tensor:
     """Which images the model classifies correctly, clean or attacked, in eval mode: (N,) bool on the CPU.
 
     Arguments and errors are those of `accuracy_under_attack`. `processes` share the images and receive the whole mask.
-    Batches, and with them rounding, do not depend on the number of processes.
+    Batches, and with them rounding, do not depend on the number of processes. After each batch, `progress` gets the
+    numbers of images done and of correct ones, and the seconds spent, of this process. `folder` keeps finished batches
+    under the number `part`, and an interrupted call resumes from them.
     """
-    device = device or model_device(model, x.device)
+    device, done, right, seconds = device or model_device(model, x.device), 0, 0, 0.
 
-    def correct_of(rows: slice) -> Tensor:
+    def correct_of(numbers: tuple[int, Tensor]) -> Tensor:
+        nonlocal done, right, seconds
+        result = load_or_compute(folder, (part, numbers[0]), numbers[1], compute)
+        correct = ~torch.isin(numbers[1], result.broken)
+        done, right, seconds = done + len(correct), right + int(correct.sum()), seconds + result.seconds
+        if progress is not None:
+            progress(done, right, seconds)
+        return correct
+
+    def compute(numbers: Tensor) -> BatchResult:
+        rows, started = slice(int(numbers[0]), int(numbers[-1]) + 1), time.monotonic()
         images, labels = x[rows].to(device), y[rows].to(device)
         if attack is not None:
             images = attack(model, images, labels, **({} if seeds is None else {'seeds': seeds[rows].to(device)}))
@@ -52,9 +68,11 @@ def correct_mask(
                 raise ValueError(
                     'the attack returned images with NaN, because gradients of the model are NaN; check_trust counts '
                     'the affected images.')
-        return (model(images).argmax(1) == labels).cpu()
+        wrong = numbers[(model(images).argmax(1) != labels).cpu()]
+        return BatchResult(
+            attacked=numbers, broken=wrong, images=torch.empty(0), seconds=time.monotonic() - started)
 
-    batches = [slice(first, first + batch_size) for first in range(0, len(x), batch_size)]
+    batches = list(enumerate(torch.arange(len(x)).split(batch_size)))
     with eval_mode(model):
         return torch.cat(map_in_turn(processes or Processes(device), batches, correct_of))
 
