@@ -151,8 +151,14 @@ class ImagesWithout:
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """As the source's, for indices (B,) int64 in 0..len-1 of the remaining images."""
-        indices = indices.cpu()
-        return self.source.take(indices + torch.bucketize(indices, self._thresholds, right=True))
+        return self.source.take(self._places(indices.cpu()))
+
+    def class_numbers(self) -> Tensor:
+        """Class numbers (N,) int64 of the remaining images."""
+        return all_labels(self.source)[self._places(torch.arange(len(self)))]
+
+    def _places(self, indices: Tensor) -> Tensor:
+        return indices + torch.bucketize(indices, self._thresholds, right=True)
 
 
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
