@@ -148,7 +148,7 @@ def test_images_without_some(left_out):
     source = LabelledImages(torch.arange(10).float().reshape(10, 1, 1, 1) / 10, torch.arange(10), 10, 'ten')
     left = ImagesWithout(source, torch.tensor(left_out, dtype=torch.int64), name='left')
     expected = [index for index in range(10) if index not in left_out]
-    assert len(left) == len(expected)
+    assert len(left) == len(expected) and all_labels(left).tolist() == expected
     assert left.take(torch.arange(len(left)))[1].tolist() == expected
     assert left.take(torch.arange(len(left)).flip(0))[1].tolist() == expected[::-1]
 
