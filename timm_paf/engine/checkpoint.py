@@ -12,7 +12,7 @@ from torch import Tensor
 from timm_paf._distributed import Processes
 from timm_paf._versions import library_versions
 from timm_paf.data import ImageSource
-from timm_paf.engine.train_config import INCIDENTAL
+from timm_paf.engine.train_config import INCIDENTAL, TrainConfig
 
 if TYPE_CHECKING:
     from timm_paf.engine.components import Run
@@ -216,9 +216,10 @@ def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
     """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'."""
     old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
                 for values in (state['args'], run.config.to_dict()))
+    old = {**TrainConfig().to_dict(), **old}  # an older version may lack a setting
     changed = [
-        f'{name}: {old.get(name, "not there")} -> {value}' for name, value in new.items()
-        if (name not in INCIDENTAL or name == 'device') and old.get(name, 'not there') != value]
+        f'{name}: {old[name]} -> {value}' for name, value in new.items()
+        if (name not in INCIDENTAL or name == 'device') and old[name] != value]
     changed += [
         f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
         if state['run']['data'][name] != count]

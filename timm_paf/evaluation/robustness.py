@@ -201,7 +201,7 @@ def check_state(
 def _pgd_identity(
         model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, pgd_steps: int, n_pgd: int | None,
         **settings: Any) -> dict[str, Any]:
-    """JSON values that have to be equal for clean accuracy and PGD to be resumed; of the images, a sample is compared."""
+    """JSON values that have to be equal to resume clean accuracy and PGD; of the images, a sample is compared."""
     shared = AutoAttackSettings(eps=threat.radius, norm=threat.norm, **settings)
     sample = x[::max(1, len(x) // 256)].float().cpu()  # images that are decoded from files take long to read
     return shared.identity((f'PGD-{pgd_steps} on {"all" if n_pgd is None else n_pgd} images',), model, sample, y)
