@@ -252,6 +252,17 @@ def test_the_name_shares_within_a_model_only():
     assert len({id(module) for module in (*outside, first.act1, second.act1, third.act1)}) == 5
 
 
+def test_a_name_that_cannot_share_is_an_error_and_not_one_module_per_place(monkeypatch):
+    def early(pretrained=False, act_layer='relu', **kwargs):
+        return nn.Sequential(*(timm.layers.create_act_layer(act_layer) for _ in range(2)))
+
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, 'early', early)
+    with pytest.raises(ValueError, match=r"early makes activations before.*timm_paf.shared\('pssilu'\)"):
+        timm.create_model('early', act_layer='shared_pssilu')
+    model = timm.create_model('early', act_layer=shared('pssilu'))
+    assert model[0] is model[1]
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_promotes_nothing_behind_an_activation(model, x, dtype):
     seen = []

@@ -10,6 +10,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 from timm_paf.attacks import CompileSettings, autoattack, check_state
+from timm_paf.attacks.autoattack_state import AutoAttackSettings
 
 SETTINGS = dict(eps=0.04, version='custom', attacks=['apgd-ce', 'apgd-dlr'], batch_size=4, seed=1)
 

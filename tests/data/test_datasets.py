@@ -1,6 +1,12 @@
 """Data sets by name, each made in its real format."""
 
+import copyreg
+import gc
+import io
+import json
 import pickle
+import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +99,39 @@ def test_folder(folder):
     assert [len(part) for part in open_dataset('folder', named)] == [36, 15, 15]
 
 
+def test_one_folder_for_training_and_test(folder):
+    with pytest.raises(ValueError, match='named for training and for test'):
+        open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, test_split='training', decoding=DECODING))
+
+
+@pytest.mark.parametrize('kept', ['class0', 'class2'])
+def test_a_class_that_the_test_images_lack(folder, kept):
+    for label in range(3):
+        if f'class{label}' != kept:
+            (folder / 'val' / f'class{label}').rename(folder / f'class{label}')
+    splits = open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, decoding=DECODING))
+    assert splits.test.labels.tolist() == [int(kept[-1])] * 5 and splits.test.num_classes == 3
+
+
+def test_folders_as_archives_and_labels_by_name(folder, tmp_path):
+    (folder / 'val' / 'class0').rename(tmp_path / 'class0')
+    options = DatasetOptions(test_data=[folder / 'val'], val_size=6, decoding=DECODING)
+    splits = open_dataset(str(folder / 'train'), options)
+    assert splits.train.class_names == ('class0', 'class1', 'class2')
+    assert splits.test.labels.bincount().tolist() == [0, 5, 5]
+    np.save(tmp_path / 'x.npy', pixels(10, 3, 8))
+    np.save(tmp_path / 'numbers.npy', np.arange(10) % 3)
+    with pytest.raises(FileNotFoundError, match=r'x\.npy: no file with labels'):
+        open_dataset(str(folder / 'train'), replace(options, test_data=[tmp_path / 'x.npy']))
+    splits = open_dataset(str(folder / 'train'), replace(
+        options, test_data=[tmp_path / 'x.npy'], test_labels=tmp_path / 'numbers.npy'))
+    assert splits.test.labels.bincount().tolist() == [4, 3, 3]
+    np.save(tmp_path / 'x.npy', pixels(10, 3, 9))
+    with pytest.raises(ValueError, match=r'x\.npy holds images of shape \(3, 9, 9\)'):
+        open_dataset(str(folder / 'train'), replace(
+            options, test_data=[tmp_path / 'x.npy'], test_labels=tmp_path / 'numbers.npy'))
+
+
 def test_archive(tmp_path):
     for name, count, seed in (('train', 100, 0), ('test', 40, 1)):
         np.savez(tmp_path / name, image=pixels(count, seed, 8), label=np.arange(count) * 5 // count)
@@ -146,31 +185,102 @@ def test_what_cannot_be_opened_is_an_error_of_one_line(case, tmp_path):
 
 
 @pytest.mark.parametrize('damage, val_size, error, message', [
+    (lambda root: (root / 'train' / 'class3').mkdir(), 6, ValueError, 'the folder class3 in .* holds no images'),
+    (lambda root: [(root / 'train' / f'class{n}').rename(root / f'old{n}') for n in (1, 2)], 6, ValueError,
+     r'all 12 images are of one class, class0 \(number 0\)'),
+    (lambda root: (root / 'val' / 'class1').rename(root / 'val' / 'Class 1'), 6, ValueError,
+     'do not have its class Class 1, but class0, class1, class2'),
+    (lambda root: (root / 'train').rename(root / 'training images'), 6, FileNotFoundError,
+     "no folder 'train' in it, but training images, val"),
     (lambda root: None, 36, ValueError, 'held-out size'),
     (lambda root: (root / 'val' / 'class1' / '2.png').write_bytes(b'text'), 6, ValueError, r'2\.png: the image cannot'),
     (lambda root: (root / 'val').rename(root / 'holdout'), 6, FileNotFoundError, "no folder 'validation' in it"),
-], ids=['no training images left', 'broken test image', 'split missing'])
+], ids=['empty class', 'one class', 'foreign class', 'training split missing', 'no training images left',
+        'broken test image', 'split missing'])
 def test_folders_that_cannot_be_opened(folder, damage, val_size, error, message):
     damage(folder)
     with pytest.raises(error, match=message):
         open_dataset('folder', DatasetOptions(data_dir=folder, val_size=val_size, decoding=DECODING))
 
 
+@pytest.fixture
+def hub(tmp_path):
+    """Sixty digits as parquet files of two splits, as the hub has them; image and label in these columns."""
+    pyarrow = pytest.importorskip('pyarrow')
+    # datasets 5.2 with pyarrow 26: values of this class cannot be pickled
+    copyreg.pickle(pyarrow.lib.MonthDayNano, lambda value: (tuple, (tuple(value),)))
+    pytest.importorskip('datasets')
+    from pyarrow import parquet
+
+    def write(image, label):
+        raw, content = load_digits(), []
+        for pixels in raw.images[:60]:
+            Image.fromarray((pixels * 15).astype(np.uint8)).save(buffer := io.BytesIO(), 'PNG')
+            content.append({'bytes': buffer.getvalue(), 'path': None})
+        names = {label: [f'digit {n}' for n in range(10)], 'coarse': ['even', 'odd']}
+        features = {image: {'_type': 'Image'}} | {
+            column: {'names': classes, '_type': 'ClassLabel'} for column, classes in names.items()}
+        table = pyarrow.table({
+            image: pyarrow.array(content, pyarrow.struct([('bytes', pyarrow.binary()), ('path', pyarrow.string())])),
+            label: raw.target[:60].tolist(), 'coarse': (raw.target[:60] % 2).tolist()})
+        (tmp_path / 'digits').mkdir()
+        for split in ('train', 'validation'):
+            parquet.write_table(
+                table.replace_schema_metadata({'huggingface': json.dumps({'info': {'features': features}})}),
+                tmp_path / 'digits' / f'{split}.parquet')
+        return f'hfds/{tmp_path / "digits"}', dict(
+            data_dir=tmp_path / 'cache', val_size=10, decoding=Decoding(workers=0, channels=1))
+    return write
+
+
 @pytest.mark.filterwarnings('ignore')  # of that package, about itself
-def test_hugging_face_data_set(tmp_path):
-    datasets = pytest.importorskip('datasets')
+@pytest.mark.parametrize('image, label, keys', [
+    ('image', 'label', {}), ('img', 'fine_label', {'input_key': 'img', 'target_key': 'fine_label'})], ids=str)
+def test_hugging_face_data_set(hub, image, label, keys):
+    name, settings = hub(image, label)
+    train, val, test = open_dataset(name, DatasetOptions(**settings, **keys))
+    assert (len(train), len(val), len(test)) == (50, 10, 60) and train.image_shape == (1, 8, 8)
+    assert train.class_names == test.class_names == tuple(f'digit {n}' for n in range(10))
     raw = load_digits()
-    columns = {
-        'image': [Image.fromarray((image * 15).astype(np.uint8)) for image in raw.images[:60]],
-        'label': raw.target[:60].tolist()}
-    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(num_classes=10)})
-    for split in ('train', 'validation'):
-        (tmp_path / 'digits').mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / 'digits' / f'{split}.parquet')
-    options = DatasetOptions(
-        data_dir=tmp_path / 'cache', val_size=10, decoding=Decoding(size=8, workers=0, channels=1, crop_pct=1.))
-    train, val, test = open_dataset(f'hfds/{tmp_path / "digits"}', options)
-    assert (len(train), len(val), len(test)) == (50, 10, 60)
     assert as_rows(test) == sorted(
         (tuple((image * 15).astype(int).flatten().tolist()), label)
         for image, label in zip(raw.images[:60], raw.target[:60].tolist(), strict=True))
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('keys, flag', [
+    ({}, 'input_key'), ({'input_key': 'img'}, 'target_key'), ({'input_key': 'img', 'target_key': 'x'}, 'target_key')],
+    ids=str)
+def test_columns_that_are_not_there(hub, keys, flag):
+    name, settings = hub('img', 'fine_label')
+    message = f'no column .*, but img, fine_label, coarse; choose one with {flag}'
+    with pytest.raises(ValueError, match=message) as caught:
+        open_dataset(name, DatasetOptions(**settings, **keys))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_web_dataset_sees_what_files_hold(tmp_path):
+    pytest.importorskip('webdataset')
+    deep = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    for split, count in (('train', 32), ('val', 6), ('test', 4)):
+        with tarfile.open(tmp_path / f'{split}-000.tar', 'w') as shard:
+            for number in range(count):
+                Image.fromarray(deep).save(buffer := io.BytesIO(), 'PNG')
+                for ending, content in ('png', buffer.getvalue()), ('cls', str(number % 2).encode()):
+                    member = tarfile.TarInfo(f'{number:04}.{ending}')
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+    (tmp_path / '_info.json').write_text(json.dumps({'splits': {
+        split: {'name': split, 'filenames': [f'{split}-000.tar'], 'shard_lengths': [count], 'num_samples': count}
+        for split, count in (('train', 32), ('val', 6), ('test', 4))}}))
+    options = DatasetOptions(
+        data_dir=tmp_path, num_classes=2, val_split='val', test_split='test',
+        decoding=Decoding(size=8, crop_pct=1., channels=1, workers=0, train_crop_mode='resize'))
+    train, _, test = open_dataset('wds/digits', options)
+    ((images, labels),) = train.prefetch(lambda step: torch.arange(16), 1, key=(0,))
+    for seen in (test.take(torch.arange(4))[0], images):
+        assert (seen - np.rint(deep / 257)).abs().max() == 0
+    assert set(labels.tolist()) == {0, 1}
+    del train
+    gc.collect()  # that package closes its files when they are collected, and warns

@@ -244,7 +244,7 @@ def test_cutmix_stays_within_a_source():
 
 
 ALL_OF_IT = {
-    'batch_size': 13, 'fraction': 0.4, 'smoothing': 0.1,
+    'num_real': 53, 'batch_size': 13, 'fraction': 0.4, 'smoothing': 0.1,
     'real_augment': Augment(crop_padding=1, hflip=True, color_jitter=0.2, erase_prob=0.5, cutmix=1.),
     'synthetic_augment': Augment(cutout=2, cutmix=0.5),
 }

@@ -1,10 +1,12 @@
 import json
+import re
 
 import pytest
 import timm
 import torch
 
-import timm_paf  # noqa: F401
+from timm_paf.activations import ParametricActivation, convert_activations
+from timm_paf.attacks import Normalized
 from timm_paf.models import model_card, save_for_hf
 
 CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
@@ -38,6 +40,20 @@ def loaded(source, path):
         'wrn10_2_pssilu', pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
 
 
+@pytest.mark.parametrize('names', [None, ['cat', 'dog', 'emu']], ids=str)
+def test_class_names_of_the_report_stay_with_the_model(tmp_path, names):
+    model = trained('wrn10_2_relu', num_classes=3)
+    report = REPORT if names is None else {**REPORT, 'class_names': names}
+    folder = save_for_hf(model, tmp_path / 'model', training_data='animals', report=report)
+    assert json.loads((folder / 'config.json').read_text()).get('label_names') == names
+    cfg = timm.create_model(f'local-dir:{folder}', pretrained=True).pretrained_cfg
+    assert cfg.get('label_names') == names
+    assert ('cat, dog, emu' in (folder / 'README.md').read_text()) == bool(names)
+    with pytest.raises(ValueError, match='2 class names for a model of 3 classes'):
+        save_for_hf(model, tmp_path / 'other', training_data='animals', report={**REPORT, 'class_names': ['a', 'b']})
+    assert not (tmp_path / 'other').exists()
+
+
 ROUND_TRIPS = {
     **{name: dict(name=name) for name in ('wrn10_2_softplus', 'wrn10_2_pssilu', 'wrn10_2_ssilu', 'resnet18_psoftplus')},
     'grey, 7 classes': dict(name='wrn10_2_pssilu', in_chans=1, num_classes=7),
@@ -59,6 +75,49 @@ def test_round_trip(tmp_path, case):
     assert_same_logits(model, other)
     learns = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, other)]
     assert learns[0] == learns[1]
+
+
+CONVERTED = {
+    'network': ('resnet18', dict(num_classes=10), dict()),
+    'stage, constant': ('resnet18', dict(in_chans=1), dict(sharing='stage', learnable={'alpha': False})),
+    'channel': ('wrn10_2_relu', dict(pad_type='same', **CIFAR10), dict(sharing='channel')),
+    'some places': ('mobilenetv3_small_050', dict(num_classes=4), dict(sharing='layer', match=torch.nn.ReLU)),
+    'transformer': ('vit_tiny_patch16_224', dict(img_size=32, num_classes=4), dict(sharing='layer')),
+    'twice': ('wrn10_2_pssilu', {}, dict(match=ParametricActivation)),
+    'normalised': ('resnet18', dict(num_classes=10), dict(sharing='stage')),
+}
+
+
+@pytest.mark.parametrize('case', CONVERTED)
+def test_converted_model_loads_by_the_command_on_its_card(tmp_path, case):
+    name, kwargs, conversion = CONVERTED[case]
+    model = timm.create_model(name, **kwargs)
+    example = torch.rand(1, model.in_chans, 32, 32)
+    convert_activations(model, 'psilu', example_input=example, **conversion)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05).add_(0.01)
+    if case == 'normalised':
+        model = Normalized(model, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    for folder in ('first', 'again'):  # what was loaded can be saved again
+        text = (save_for_hf(model.eval(), tmp_path / folder, training_data='digits') / 'README.md').read_text()
+        assert f'Architecture:** {name}' in text
+        names = {'x': example}
+        exec(re.search(r'```python\n(.*?)```', text, re.DOTALL)[1], names)
+        other = names['model']
+        assert torch.equal(names['logits'], model(example))
+        assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+        model = other
+    other = timm.create_model(f'local-dir:{tmp_path / "again"}', pretrained=True, num_classes=3).eval()
+    assert other(example).shape == (1, 3)
+
+
+def test_a_model_that_timm_cannot_build_again_is_not_saved(tmp_path):
+    model = timm.create_model('resnet18', num_classes=10)
+    model.layer4 = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r'layer4\.0'):
+        save_for_hf(model, tmp_path / 'hub', training_data='digits')
+    assert not (tmp_path / 'hub').exists()
 
 
 def test_round_trip_with_timms_own_function(tmp_path):

@@ -60,7 +60,8 @@ def test_other_objects_are_refused_in_a_readable_line(tmp_path, capsys, value, w
     (lambda raw, average: {'unaveraged_model_state_dict': raw, 'model_state_dict': average}, None, 'model_state_dict'),
     (lambda raw, average: {'unaveraged_model_state_dict': raw, 'model_state_dict': average}, False,
      'unaveraged_model_state_dict'),
-    (lambda raw, average: {'state_dict': raw, 'swa': {**average, 'n_averaged': torch.tensor(2)}}, None, 'swa'),
+    (lambda raw, average: {'state_dict': raw, 'swa': {
+        'n_averaged': torch.tensor(2), **{f'module.{key}': v for key, v in average.items()}}}, None, 'swa'),
     (lambda raw, average: {'best': raw, 'last': average}, None, 'last'),
 ], ids=['both', 'raw', 'bare', 'data parallel', "timm's train.py, compiled", 'averaged alone', 'authors',
         'authors, average', 'DM-Improves-AT', 'DM-Improves-AT, raw', 'AveragedModel', 'RobustBench, last'])

@@ -125,11 +125,9 @@ def as_training_checkpoint(state_dict):
 
 @pytest.mark.parametrize('file, write', [
     ('c.pth.tar', lambda s, p: torch.save(as_training_checkpoint(s), p)),
-    ('c.pt', lambda s, p: torch.save({f'model.{key}': value for key, value in s.items()}, p)),
-    ('c.pt', lambda s, p: torch.save({'state_dict': {f'module.model.{key}': v for key, v in s.items()}}, p)),
     ('c.pt', lambda s, p: torch.save({k: v for k, v in s.items() if not k.endswith('num_batches_tracked')}, p)),
     ('c.safetensors', lambda s, p: save_file({key: value.clone() for key, value in s.items()}, p)),
-], ids=['training checkpoint', 'wrapped', 'wrapped twice', 'old BatchNorm', 'safetensors'])
+], ids=['training checkpoint', 'old BatchNorm', 'safetensors'])
 def test_containers(robustbench, tmp_path, file, write):
     theirs = randomised(paf_wrn(robustbench))
     write(theirs.state_dict(), tmp_path / file)
@@ -325,9 +323,13 @@ def test_normalisation_in_the_file(keys):
     fit_state_dict(weights, model)  # again, into the model that has it now
     with pytest.raises(ValueError, match=r'the file normalises with .* the model with'):
         fit_state_dict(weights, timm.create_model('wrn10_2_pssilu', **CIFAR10))
-    with pytest.raises(ValueError, match='does not support'):
-        resnet_weights = {**timm.create_model('resnet18_relu').state_dict(), keys[0]: shift, keys[1]: scale}
-        fit_state_dict(resnet_weights, timm.create_model('resnet18_relu'))
+    for name in ('resnet18_relu', 'vgg11_relu', 'resnet18_224_relu', 'preact_resnet18_relu'):
+        source = timm.create_model(name, num_classes=5).eval()
+        model = fitted(name, {**source.state_dict(), keys[0]: shift, keys[1]: scale}, num_classes=5)
+        assert_same_logits(model, lambda x, source=source: source((x - shift) / scale))
+        assert model.state_dict().keys() - source.state_dict().keys() == {'normalize.mean', 'normalize.std'}
+        x = torch.rand(1, 3, 32, 32)
+        torch.testing.assert_close(model.forward_intermediates(x)[0], model.forward_features(x))
 
 
 def test_options_show_in_the_state_dict(tmp_path):

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from timm_paf import convert_activations
 from timm_paf.attacks import Normalized
+from timm_paf.engine import TrainConfig, Trainer, ValidateConfig, measure
 from timm_paf.models import checkpoint_normalization, load_weights
 from timm_paf.models.state_dict import fit_state_dict
 
@@ -79,6 +80,10 @@ def test_files_of_other_trainers(tmp_path, layout):
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(model(x), source((x - mean) / std))
+        if not layout.startswith(('DM-Improves-AT, n', 'next to', "timm's")):  # timm passes on the weights alone
+            overlay = dict(file=str(tmp_path / 'c.pt'))
+            other = timm.create_model('wrn10_2_pssilu', pretrained=True, pretrained_cfg_overlay=overlay).eval()
+            torch.testing.assert_close(other(x), model(x))
 
 
 @pytest.mark.parametrize('wrap', [
@@ -167,3 +172,28 @@ def test_parameters_called_alpha_or_beta_that_are_not_activations(tmp_path, buil
     if sharing is not None:
         with pytest.raises(ValueError, match='the model has none'):
             fit_state_dict(source.state_dict(), build())
+
+
+class GatedConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+        self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.fc((self.alpha * self.conv(x) + self.beta).relu().mean((2, 3)))
+
+
+def test_own_model_with_alpha_and_beta_trains_saves_loads_and_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TIMM_PAF_CACHE', str(tmp_path / 'cache'))
+    settings = dict(dataset='digits', autoattack='none', pgd_steps=1, output=str(tmp_path))
+    config = TrainConfig(
+        **settings, model='own', epochs=1, updates_per_epoch=2, attack_steps=1, experiment='run', model_ema=True)
+    trainer = Trainer(config, model=GatedConv())
+    trainer.fit()
+    report, again = trainer.evaluate(), GatedConv()
+    assert load_weights(again, tmp_path / 'run' / 'model_best.pth.tar') == 'state_dict_ema'
+    found = measure(ValidateConfig(**{
+        **settings, 'output': None, 'checkpoint': str(tmp_path / 'run' / 'model_best.pth.tar')}), model=GatedConv())
+    assert found.measurements['clean'].accuracy == report.measurements['clean'].accuracy

@@ -83,6 +83,10 @@ class _Sharing:
 
 def _at_next_place(sharing: _Sharing, inplace: bool = False, **kwargs: Any) -> nn.Module:
     model, _, _, arguments, architecture = construction()
+    if model is None and arguments is not None and not sharing.outside:
+        raise ValueError(
+            f"act_layer = 'shared_{sharing.name}': {architecture} makes activations before its model, so there is none "
+            f'to share them in; pass act_layer=timm_paf.shared({sharing.name!r}).')
     module = sharing.module if model is None else sharing.modules.get(model)
     if module is not None:
         if isinstance(module, ParametricActivation):

@@ -91,8 +91,8 @@ class AutoAttackSettings(ThreatModel):
             others = [name for name in chosen if name != 'square'] or ['apgd-ce']
             raise ValueError(
                 f'square, a part of AutoAttack, cannot attack images of shape {tuple(x.shape[1:])} in {self.norm}: '
-                f"it needs (C, H, W) images that its first squares fit. Use other parts: version='custom', attacks={others}, or on the command "
-                f'line --autoattack {",".join(others)}.')
+                f"it needs (C, H, W) images that its first squares fit. Use other parts: version='custom', "
+                f'attacks={others}, or on the command line --autoattack {",".join(others)}.')
         if not possible:
             raise ValueError(f'none of {", ".join(chosen)} works with {classes} classes; choose other attacks.')
         return possible, tuple(name for name in chosen if name not in possible)

@@ -369,8 +369,15 @@ class StreamedImages:
             _prepared, channels=self.decoding.channels, transform=self.decoding.transform(is_training=seed is not None))
         if seed is not None:
             self.dataset.set_epoch(seed)
-        labels = None
-        for images, labels in loader:
+        labels, batches = None, iter(loader)
+        while True:
+            try:
+                images, labels = next(batches)
+            except StopIteration:
+                break
+            except UNDECODABLE as error:  # from a worker, it comes with a page of traceback
+                reason = (str(error).strip().splitlines() or [''])[-1]
+                raise DataChanged(f'{self.name}: an image or its label cannot be read ({reason}); remove it') from error
             wrong = (labels < 0) | (labels >= self.num_classes)
             if wrong.any():
                 raise DataChanged(
@@ -381,7 +388,8 @@ class StreamedImages:
             raise DataChanged(f'{self.name}: no images; check the name of the split, and that the files exist')
 
 
-def _prepared(image: Image.Image, channels: int, transform: Transform) -> Any:
+def _prepared(image: Image.Image, channels: int, transform: Transform | None) -> Any:
+    assert transform is not None, 'images of a stream have no known size'
     return transform(to_mode(image, channels))
 
 

@@ -143,8 +143,9 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     It is turned as its EXIF data say. 16-bit gray is scaled to 8 bits. Transparent pixels show white. Other colour
     spaces become RGB as Pillow does it. Raises ValueError for an animation, and for modes without a known range.
     """
-    if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':  # MPO is a JPEG with a preview or a second view
-        raise ValueError(f'it is an animation or a file of {image.n_frames} images, expected one image; take it apart')
+    frames = getattr(image, 'n_frames', 1)
+    if frames > 1 and image.format != 'MPO':  # MPO is a JPEG with a preview or a second view
+        raise ValueError(f'it is an animation or a file of {frames} images, expected one image; take it apart')
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BITS or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))

@@ -29,7 +29,8 @@ def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) ->
     # other modules may have an alpha or beta as well, such as ResMLP's
     others = model.state_dict().keys() - {
         f'{place}.{name}' for place, module in modules for name in module.state_dict()}
-    found, rest = {}, {}
+    found: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
     for key, value in weights.items():
         (found if key.rsplit('.', 1)[-1] in ('alpha', 'beta') and key not in others else rest)[key] = value
     names = {key.rsplit('.', 1)[-1] for key in found}

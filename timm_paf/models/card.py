@@ -1,4 +1,5 @@
 """Models for the Hugging Face hub: timm's files, and a model card with activation, training data and accuracy."""
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import timm.models
 from timm.models._hub import generate_readme
 from torch import nn
 
+from timm_paf._normalized import Normalized
 from timm_paf.activations import paf_modules
 from timm_paf.models.converted import built_from, conversion_args
 from timm_paf.models.options import network_options
@@ -29,10 +31,10 @@ def model_card(
     """Build a model card for timm's `push_to_hf_hub(model_card=...)` and `generate_readme`.
 
     Args:
-        model: A model from `timm.create_model`.
+        model: A model from `timm.create_model`, alone or in `timm_paf.attacks.Normalized`.
         training_data: Names of the data sets in training, one or several.
         report: Content of a `report.json` ('clean', 'pgd', 'autoattack' with the integers `correct` and `total`); None
-            for a model that was not measured.
+            for a model that was not measured. Its `class_names` go to the card, and as `label_names` to config.json.
         license: Licence of the weights; by default the `license` of the model's `pretrained_cfg`.
         source: Name of the model for `timm.create_model` in the example of use.
         description: First paragraph; by default the architecture and the measured accuracy.
@@ -43,23 +45,33 @@ def model_card(
     data = [training_data] if isinstance(training_data, str) else list(training_data)
     if not data or not all(isinstance(name, str) and name.strip() for name in data):
         raise ValueError(f'training_data = {training_data!r}: expected the names of the data sets.')
+    normalized, model = isinstance(model, Normalized), _network(model)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     architecture, _ = built_from(model)
+    command = f"timm.create_model('{source}', pretrained=True)"
+    note = 'pixels in [0, 1]'
+    options = dict(input_mean=cfg['mean'], input_std=cfg['std']) if normalized else network_options(model)
+    if 'input_mean' in options:
+        mean, std = (', '.join(f'{value:.4g}' for value in options[name]) for name in ('input_mean', 'input_std'))
+        note = f'pixels in [0, 1]; the network normalises with mean ({mean}) and std ({std})'
     measured = {'Robust accuracy': 'not measured'} if report is None else _measurements(report)
     summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items())
     if report and report.get('dataset'):
         measured['Measured on'] = ', '.join(str(report[key]) for key in ('dataset', 'split') if report.get(key))
+    if report and report.get('class_names'):
+        measured['Classes'] = ', '.join(report['class_names'])
     return {
         'tags': ['image-classification', 'timm', 'timm_paf', 'adversarial-robustness'],
         'license': license or cfg.get('license') or 'unknown',
         'description': description or f'{architecture} for adversarial robustness; {summary}.',
         'details': {
-            'Architecture': architecture, 'Input': _input(model), 'Activation': _activation(model),
-            'Training data': data, **measured},
+            'Architecture': architecture, 'Input': note, 'Activation': _activation(model), 'Training data': data,
+            **measured},
         'usage': (
             '```python\nimport timm\n'
-            'import timm_paf  # registers the network and its activation\n\n'
-            f"model = timm.create_model('{source}', pretrained=True).eval()\n"
+            'import timm_paf  # registers the network and its activation\n'
+            f'{"from timm_paf.attacks import Normalized" if normalized else ""}\n'
+            f'model = {f"Normalized.of_timm({command})" if normalized else command}.eval()\n'
             'logits = model(x)  # x: float32 (B, C, H, W), pixels in [0, 1]\n```'),
         'citation': _CITATION,
     }
@@ -86,13 +98,20 @@ def save_for_hf(
     """
     folder = Path(folder)
     card = model_card(model, training_data=training_data, report=report, license=license, source=f'local-dir:{folder}')
+    model = _network(model)
     built_with = {
         **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
         **network_options(model), **(model_args or {})}
     converted = conversion_args(model, built_with)
+    names = list((report or {}).get('class_names') or ())
+    if names and len(names) != getattr(model, 'num_classes', len(names)):
+        raise ValueError(
+            f'report: {len(names)} class names for a model of {model.num_classes} classes; give its own report.')
+    config: dict[str, Any] = {'label_names': names} if names else {}
+    if converted:
+        config['pretrained_cfg'] = {'architecture': 'paf_converted'}
     timm.models.save_for_hf(
-        model, str(folder), model_args={**built_with, **converted}, safe_serialization=True,
-        model_config={'pretrained_cfg': {'architecture': 'paf_converted'}} if converted else None)
+        model, str(folder), model_args={**built_with, **converted}, model_config=config, safe_serialization=True)
     (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
     return folder
 
@@ -122,9 +141,12 @@ def _activation(model: nn.Module) -> str | list[str]:
     return parametric or ', '.join(sorted(plain)) or 'none found'
 
 
-def _input(model: nn.Module) -> str:
-    options = network_options(model)
-    if 'input_mean' not in options:
-        return 'pixels in [0, 1]'
-    mean, std = (', '.join(f'{value:.4g}' for value in options[name]) for name in ('input_mean', 'input_std'))
-    return f'pixels in [0, 1]; the network normalises with mean ({mean}) and std ({std})'
+def _network(model: nn.Module) -> nn.Module:
+    """The network inside of `Normalized`, with mean and std in its `pretrained_cfg`, where timm keeps them."""
+    if not isinstance(model, Normalized):
+        return model
+    network = copy.copy(model.model)
+    mean, std = model.mean.tolist(), model.std.tolist()
+    cfg: Any = {**getattr(network, 'pretrained_cfg', {}), 'mean': tuple(mean), 'std': tuple(std)}
+    network.pretrained_cfg = cfg
+    return network

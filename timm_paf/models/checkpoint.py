@@ -11,19 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from timm_paf.models.published import CIFAR_STATISTICS, Statistics
+from timm_paf._normalized import InputNormalization, Normalized
+from timm_paf.models._find import DM_IMPROVES_AT, select_state_dict
+from timm_paf.models.published import CIFAR_STATISTICS, PIXELS, Statistics
 from timm_paf.models.state_dict import fit_state_dict, stated_normalization
 
 __all__ = ['checkpoint_normalization', 'load_weights', 'read_checkpoint', 'select_state_dict']
 
 _logger = logging.getLogger(__name__)
-
-# names of the weights in checkpoints, the preferred first: averaged ones, raw ones
-_AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'swadict')
-_RAW = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'last')
-_DM_IMPROVES_AT = 'unaveraged_model_state_dict'  # next to it, 'model_state_dict' holds averaged weights
 
 
 def _dtype(name: str, *arguments: Any) -> np.dtype:
@@ -83,45 +80,6 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return dict(content)
 
 
-def select_state_dict(
-        checkpoint: Mapping[str, Any], *, use_ema: bool | None = None) -> tuple[dict[str, Tensor], str]:
-    """Select the weights of a checkpoint.
-
-    Args:
-        checkpoint: Result of `read_checkpoint`.
-        use_ema: True for the averaged (EMA) weights, False for the raw weights, None for the averaged weights if there
-            are any, else the raw ones. The average of the authors' code (`swadict`) is selected by True only.
-
-    Returns:
-        The state dict and its key in the checkpoint; 'weights' for a bare state dict.
-
-    Raises:
-        ValueError: If the checkpoint does not have these weights.
-    """
-    averaged, raw = [*_AVERAGED], [*_RAW]
-    if _DM_IMPROVES_AT in checkpoint:
-        averaged.append('model_state_dict')
-        raw = [_DM_IMPROVES_AT]
-    for key, value in checkpoint.items():
-        if isinstance(value, Mapping) and 'n_averaged' in value:  # torch's AveragedModel
-            averaged.append(key)
-            raw = [name for name in raw if name != key]
-    preferred = [name for name in averaged if name != 'swadict'] + raw
-    for source in {True: averaged, False: raw, None: preferred}[use_ema]:
-        if isinstance(checkpoint.get(source), Mapping) and checkpoint[source]:
-            return dict(checkpoint[source]), source
-    keys = ', '.join([*map(str, checkpoint)][:6] + ['…'] * (len(checkpoint) > 6)) or 'nothing'
-    if use_ema and 'n_averaged' not in checkpoint:
-        raise ValueError(f'the checkpoint has no averaged weights (state_dict_ema); it holds {keys}.')
-    if any(isinstance(value, Tensor) for value in checkpoint.values()):
-        return dict(checkpoint), 'weights'
-    others = [key for key, value in checkpoint.items() if isinstance(value, Mapping) and any(
-        isinstance(tensor, Tensor) for tensor in value.values())]
-    if len(others) == 1:
-        return dict(checkpoint[others[0]]), others[0]
-    raise ValueError(f'the checkpoint holds no state_dict; it holds {keys}.')
-
-
 def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | None = None) -> str:
     """Load the weights of a checkpoint into a model, strictly; in our layout or a published one (docs/checkpoints.md).
 
@@ -141,7 +99,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
     try:
         fitting = fit_state_dict(state_dict, model, file=path, normalization=_stated(checkpoint, model))
     except ValueError as error:
-        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {error}') from error
+        name = type(model.model if isinstance(model, Normalized) else model).__name__
+        raise ValueError(f'checkpoint {path} does not fit {name}: {error}') from error
     model.load_state_dict(fitting, strict=True)
     return source
 
@@ -154,8 +113,8 @@ def checkpoint_normalization(path: str | os.PathLike, model: nn.Module) -> Stati
         model: The network that the weights are for; it is not changed.
 
     Returns:
-        Mean and std in the file, or those of a published network with the file's name (`published_normalization`); None
-        if neither is known, or the network takes pixels in [0, 1].
+        Mean and std in the file, or those of a published network with the file's name (`published_normalization`);
+        zeros and ones if the network is known to take pixels in [0, 1] as they are; None if nothing is known.
 
     Raises:
         ValueError: As `read_checkpoint` and `select_state_dict`, and if several stds or means contradict each other.
@@ -167,15 +126,17 @@ def checkpoint_normalization(path: str | os.PathLike, model: nn.Module) -> Stati
 
 def _stated(checkpoint: Mapping[str, Any], model: nn.Module) -> Statistics | None:
     """Mean and std in a checkpoint next to the weights: its own entries, or arguments of timm's train.py."""
+    if 'run' in checkpoint:  # of this package: a network that normalises has mean and std among its weights
+        return PIXELS
     arguments = checkpoint.get('args')
     for source in (checkpoint, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}):
-        values = [source.get(name) for name in ('mean', 'std')]
-        if all(isinstance(each, (list, tuple)) and each for each in values):
-            mean, std = ([float(number) for number in each] for each in values)
-            return mean, std
-    keys = checkpoint.get('model_state_dict', {}) if _DM_IMPROVES_AT in checkpoint else {}
+        mean, std = source.get('mean'), source.get('std')
+        if isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)) and mean:
+            return [float(value) for value in mean], [float(value) for value in std]
+    keys = checkpoint.get('model_state_dict', {}) if DM_IMPROVES_AT in checkpoint else {}
     classes = getattr(model, 'num_classes', 0)
-    if classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
+    own = isinstance(getattr(model, 'normalize', None), InputNormalization)
+    if not own and classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
         name, statistics = CIFAR_STATISTICS[classes]
         _logger.warning(
             'DM-Improves-AT put a normalisation in front of this network, and the file does not hold its mean and std. '

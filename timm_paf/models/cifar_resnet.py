@@ -5,9 +5,10 @@ blocks of the ImageNet networks).
 """
 from typing import Any, cast
 
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from timm_paf.models._pixel_resnet import PixelResNet
 from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 
 __all__ = ['CifarResNet']
@@ -19,7 +20,7 @@ _ARCHITECTURES = {
 }
 
 
-class CifarResNet(ResNet):
+class CifarResNet(PixelResNet):
     """timm's ResNet whose features have 1/8, not 1/32, of the input's resolution.
 
     Args:
@@ -27,14 +28,11 @@ class CifarResNet(ResNet):
         layers: Number of blocks of each stage.
         output_stride: 8, 4 or 2; below 8 the last stages are dilated.
         zero_init_last: Start the last BatchNorm of each block at 0; off by default, as in the paper.
-        **kwargs: As timm's ResNet.
+        **kwargs: As timm's ResNet, and `input_mean`, `input_std`: one number per channel for normalisation inside.
 
     Raises:
-        ValueError: If output_stride is none of 8, 4, 2.
+        ValueError: If output_stride is none of 8, 4, 2, or mean and std do not fit in_chans.
     """
-
-    num_feature_levels = 5
-    feature_info: list[dict[str, Any]]
 
     def __init__(
             self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], num_classes: int = NUM_CLASSES,
@@ -44,7 +42,7 @@ class CifarResNet(ResNet):
             raise ValueError(f'output_stride = {output_stride}: expected 8, 4 or 2.')
         # timm counts from a stem of stride 4; this one has stride 1
         super().__init__(
-            cast(Any, block), layers, num_classes=num_classes, in_chans=in_chans, output_stride=4 * output_stride,
+            block, layers, num_classes=num_classes, in_chans=in_chans, output_stride=4 * output_stride,
             zero_init_last=zero_init_last, **kwargs)
         stem = nn.Conv2d(
             in_chans, self.feature_info[0]['num_chs'], kernel_size=3, padding=1, bias=False,

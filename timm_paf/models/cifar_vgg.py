@@ -4,6 +4,7 @@ Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and E, with the 
 pooled and classified, without the two hidden layers of 4096 units.
 """
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from timm_paf.models._staged import StagedNet
 from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
+from timm_paf.models.options import input_normalization
 
 __all__ = ['CifarVGG']
 
@@ -32,11 +34,12 @@ class CifarVGG(StagedNet):
         channels: Channels of each stage.
         output_stride: 32 only; timm's VGG has this argument.
         norm_layer: Normalisation as a name or class; None for no normalisation.
+        input_mean, input_std: One number per channel for normalisation of the input inside.
 
     The other arguments are as in timm's VGG.
 
     Raises:
-        ValueError: If there are not five stages, or output_stride is not 32.
+        ValueError: If there are not five stages, output_stride is not 32, or mean and std do not fit in_chans.
     """
 
     num_feature_levels = 6
@@ -46,6 +49,7 @@ class CifarVGG(StagedNet):
             self, layers: tuple[int, ...] = _DEPTHS[16], channels: tuple[int, ...] = (64, 128, 256, 512, 512),
             num_classes: int = NUM_CLASSES, in_chans: int = 3, global_pool: str = 'avg', output_stride: int = 32,
             act_layer: LayerType = nn.ReLU, norm_layer: LayerType | None = None, drop_rate: float = 0.,
+            input_mean: Sequence[float] | None = None, input_std: Sequence[float] | None = None,
             device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -57,6 +61,7 @@ class CifarVGG(StagedNet):
         act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
         assert act is not None
         self.in_chans, self.drop_rate, self.feature_info = in_chans, drop_rate, []
+        self.normalize = input_normalization(input_mean, input_std, in_chans, **dd)
         in_chs = in_chans
         for stage, (out_chs, depth) in enumerate(zip(channels, layers, strict=True), start=1):
             # The pool is the first module of the next stage, so that a level is the map before it, as in timm's VGG.
@@ -78,7 +83,7 @@ class CifarVGG(StagedNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the pooled features of the last stage (B, num_features, H/32, W/32), at least 1x1."""
-        return self.pool(self.run_stages(x))
+        return self.pool(self.run_stages(self.normalize(x)))
 
 
 def _halve() -> nn.MaxPool2d:

@@ -2,26 +2,20 @@
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
-from timm_paf._normalized import InputNormalization, Normalized
+from timm_paf._normalized import InputNormalization
 from timm_paf.models._copies import merge_copies, refuse
+from timm_paf.models._find import TRANSPARENT, Found, find_network, select_state_dict
 from timm_paf.models.options import has_same_padding, input_normalization, use_same_padding
 from timm_paf.models.published import (
     CIFAR_STATISTICS,
-    LAYOUTS,
     OURS,
     PIXELS,
-    Layout,
     Statistics,
     published_difference,
     published_normalization,
@@ -30,10 +24,6 @@ from timm_paf.models.published import (
 __all__ = ['checkpoint_filter_fn', 'fit_state_dict', 'stated_normalization']
 
 _logger = logging.getLogger(__name__)
-
-# torch's wrappers, which can be around any module of a network, and the modules of `use_same_padding`
-_TRANSPARENT = re.compile(r'(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|same)\.')
-_STD_OF = {'mean': 'std', 'mu': 'sigma', 'new_mean': 'new_std', '_mean': '_std', 'pixel_mean': 'pixel_std'}
 
 
 def fit_state_dict(
@@ -66,7 +56,7 @@ def fit_state_dict(
         ValueError: If the weights are of another architecture or activation, copies of one activation differ or are
             incomplete, or the network normalises and the model cannot.
     """
-    found = _find(state_dict, model)
+    found = find_network(state_dict, model)
     network, layout, label = found.network, found.layout, found.label
     expected = found.expected
     if not found.weights.keys() & expected.keys():
@@ -91,156 +81,33 @@ def fit_state_dict(
             f'Weights for {label}: {len(found.others)} tensors of the file are not part of the network and are left '
             f'out, such as {next(iter(found.others))}.')
     final = model.state_dict()
-    own = {_TRANSPARENT.sub('', key.removeprefix(found.outer)): key for key in final if key.startswith(found.outer)}
+    own = {TRANSPARENT.sub('', key.removeprefix(found.outer)): key for key in final if key.startswith(found.outer)}
     inside = found.outer + 'normalize.' if isinstance(getattr(network, 'normalize', None), InputNormalization) else None
     kept = {key: value for key, value in final.items()
             if not key.startswith(found.outer) or (inside and key.startswith(inside))}
     return {**{own[key]: value for key, value in weights.items() if key in own}, **kept}
 
 
-checkpoint_filter_fn = partial(fit_state_dict, adapt=True)  # for timm's create_model(..., pretrained=True)
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """`fit_state_dict` for timm's create_model(..., pretrained=True), which may pass a whole checkpoint."""
+    if not any(isinstance(value, Tensor) for value in state_dict.values()):
+        state_dict, _ = select_state_dict(state_dict)
+    return fit_state_dict(state_dict, model, adapt=True)
 
 
 def stated_normalization(
         state_dict: Mapping[str, Any], model: nn.Module, *, file: str | os.PathLike = '',
         normalization: Statistics | None = None,
 ) -> Statistics | None:
-    """Mean and std of the network of these weights, as `fit_state_dict` finds them; None if they are not known."""
-    return _normalization(_find(state_dict, model), file, normalization)[0]
+    """Mean and std of the network of these weights, as `fit_state_dict` finds them.
 
-
-@dataclass(kw_only=True)
-class _Found:
-    """The network in a file, and the model that it is for."""
-    label: str  # name of the model, for messages
-    network: nn.Module  # the model without its wrappers
-    outer: str  # prefix of the network in the model's state dict
-    wrapper: Normalized | None  # around the network
-    expected: dict[str, Tensor]  # state of the network under plain names, without its normalisation
-    prefix: str  # of the network in the file
-    layout: Layout
-    weights: dict[str, Tensor]  # the network's, under our names
-    statistics: Statistics | None  # mean and std in the file
-    others: list[str]  # keys of the file outside of the network
-    same: bool  # whether the convolutions of the file's network have 'same' padding
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes in the file."""
-        cfg = getattr(self.network, 'pretrained_cfg', None) or {}
-        weight = self.weights.get(f'{cfg.get("classifier", "fc")}.weight')
-        return len(weight) if weight is not None else getattr(self.network, 'num_classes', 0)
-
-    @property
-    def own_statistics(self) -> InputNormalization | None:
-        """The normalisation that the model has already."""
-        first = getattr(self.network, 'normalize', None)
-        return first if isinstance(first, InputNormalization) else self.wrapper
-
-
-def _find(state_dict: Mapping[str, Any], model: nn.Module) -> _Found:
-    label = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
-    network, outer, wrapper = model, '', None
-    while inner := next((name for kind, name in (
-            (Normalized, 'model'), ((DataParallel, DistributedDataParallel, AveragedModel), 'module'))
-            if isinstance(network, kind)), '_orig_mod' if hasattr(network, '_orig_mod') else ''):
-        wrapper = network if isinstance(network, Normalized) else wrapper
-        network, outer = getattr(network, inner), f'{outer}{inner}.'
-    own = {_TRANSPARENT.sub('', key): value for key, value in network.state_dict().items()}
-    expected = own
-    if isinstance(getattr(network, 'normalize', None), InputNormalization):
-        expected = {key: value for key, value in own.items() if not key.startswith('normalize.')}
-    file = {_TRANSPARENT.sub('', str(key)): value for key, value in state_dict.items()}
-    prefix, layout = _locate(file, own, label)
-    inside = {key.removeprefix(prefix): value for key, value in file.items() if key.startswith(prefix)}
-    weights = {
-        layout.rename(key): value for key, value in inside.items()
-        if not (layout.unused and re.match(layout.unused, key))}
-    for key, value in weights.items():
-        if key in expected and not isinstance(value, Tensor):
-            refuse(label, f'{key} is of type {type(value).__name__}; expected a tensor.')
-    weights = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    others = {key: value for key, value in file.items() if isinstance(value, Tensor) and not (
-        key.startswith(prefix) and layout.rename(key.removeprefix(prefix)) in expected)}
-    statistics = _statistics(others, network, prefix, label)
-    for key in set(others) - set(statistics[1]):  # unknown names in the network are errors, others are not
-        if key.startswith(prefix) or key == 'n_averaged' or key.endswith('.n_averaged') or any(
-                _equal(others[key], inside.get(name)) for name in _suffixes(key)):
-            del others[key]
-    for key in statistics[1]:
-        others.pop(key, None)
-        weights.pop(layout.rename(key.removeprefix(prefix)), None)
-    return _Found(
-        label=label, network=network, outer=outer, wrapper=wrapper, expected=expected, prefix=prefix, layout=layout,
-        weights=weights, statistics=statistics[0], others=list(others),
-        same=layout.deepmind or (layout is OURS and any('.same.' in key for key in state_dict)))
-
-
-def _suffixes(key: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
-    yield key
-    while '.' in key:
-        key = key.partition('.')[2]
-        yield key
-
-
-def _locate(file: Mapping[str, Any], own: Mapping[str, Tensor], label: str) -> tuple[str, Layout]:
-    """The prefix and the layout with which most names of a file are those of the model; ours and the shortest first."""
-    counts = Counter(
-        (OURS, key[:len(key) - len(name)]) for key in file for name in _suffixes(key) if name in own)
-    for layout in LAYOUTS:
-        for prefix in {key.removesuffix(layout.has[0]) for key in file if layout.has[0] in _suffixes(key)}:
-            names = {key.removeprefix(prefix): value for key, value in file.items() if key.startswith(prefix)}
-            if layout.fits(names):
-                counts[layout, prefix] = sum(layout.rename(name) in own for name in names)
-    if not counts:
-        return '', OURS
-    most = max(counts.values())
-    best = sorted(
-        (place for place, count in counts.items() if count == most),
-        key=lambda place: (place[0] is not OURS, len(place[1])))
-    (layout, prefix), *others = best
-    for _, other in others:
-        if any(isinstance(value, Tensor) and prefix + key.removeprefix(other) in file
-               and not _equal(value, file[prefix + key.removeprefix(other)])
-               for key, value in file.items() if key.startswith(other)):
-            refuse(label, f'the file holds two networks with these names and other values, under '
-                          f'{prefix or "no prefix"} and {other}; expected one.')
-    return prefix, layout
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-
-
-def _statistics(
-        others: Mapping[str, Tensor], network: nn.Module, prefix: str, label: str,
-) -> tuple[Statistics | None, list[str]]:
-    """Mean and std in a file, of the network or of a wrapper around it, and their keys."""
-    stem = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    sizes = (1, 2, 3, 4) if stem is None else (1, stem.in_channels)
-    found: dict[str, list[list[float]]] = {}
-    for key, mean in others.items():
-        parent, dot, word = key.rpartition('.')
-        std_key = f'{parent}{dot}{_STD_OF.get(word)}'
-        std = others.get(std_key)
-        if std is not None and mean.numel() == std.numel() and mean.numel() in sizes:
-            found[key] = found[std_key] = [
-                values.flatten().expand(sizes[-1] if stem else len(values)).tolist() for values in (mean, std)]
-    for key in others.keys() - found.keys():
-        name = key.removeprefix(prefix).removeprefix('normalize.')
-        for pair in _STD_OF.items():
-            if key.startswith(prefix) and name in pair:
-                refuse(label, f'there is only one of {" and ".join(pair)}; expected both.')
-    (mean, std), *more = found.values() or [([], [])]
-    for other in more:
-        if other != [mean, std]:
-            refuse(label, f'the file holds different means and stds, {", ".join(found)}; expected one of each.')
-    return (mean, std) if found else None, list(found)
+    Zeros and ones if it is known to take pixels in [0, 1] as they are; None if nothing is known.
+    """
+    return _normalization(find_network(state_dict, model), file, normalization)[0]
 
 
 def _normalization(
-        found: _Found, file: str | os.PathLike, stated: Statistics | None) -> tuple[Statistics | None, str]:
+        found: Found, file: str | os.PathLike, stated: Statistics | None) -> tuple[Statistics | None, str]:
     """Mean and std of the file's network, and a remark about them for the log; None if they are not known."""
     if difference := published_difference(file):
         refuse(found.label, difference)
@@ -251,9 +118,9 @@ def _normalization(
     known = published_normalization(file, num_classes=found.num_classes)
     advice = 'for other values pass input_mean= and input_std= to the model.'
     if known is not None:
-        return (None, '') if known == PIXELS else (known, (
+        return known, '' if known == PIXELS else (
             'the file does not hold mean and std of the normalisation. Taking those of the published network of '
-            f'this name; {advice}'))
+            f'this name; {advice}')
     if found.layout.deepmind:
         if found.num_classes not in CIFAR_STATISTICS:
             refuse(found.label, "DeepMind's file does not hold mean and std of its network of "
@@ -262,24 +129,29 @@ def _normalization(
         return values, (f'the file does not hold mean and std of the normalisation. Taking mean and std of {name}, as '
                         f'in the published networks; {advice}')
     authors = any('activation' in key.split('.') for key in found.weights)  # their networks take pixels in [0, 1]
-    if (found.layout is not OURS and not authors) or re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):
-        return None, ('the file does not say whether its network normalises its input; taking pixels in [0, 1] as they '
-                      'are. If the accuracy is low, pass input_mean= and input_std= to the model.')
-    return None, ''
+    cfg = getattr(found.network, 'pretrained_cfg', None) or {}
+    ours = found.layout is OURS and (cfg.get('mean'), cfg.get('std')) == PIXELS
+    if (ours or authors) and not re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):
+        return PIXELS, ''
+    return None, (
+        'the file does not say whether its network normalises its input; taking pixels in [0, 1] as they are. If it '
+        'was trained on normalised images, load it into timm_paf.attacks.Normalized(model, mean, std).')
 
 
-def _take_options(found: _Found, statistics: Statistics | None) -> None:
+def _take_options(found: Found, statistics: Statistics | None) -> None:
     """Give the model the normalisation and padding of the file's network."""
     network, label = found.network, found.label
     if has_same_padding(network) and not found.same:
         refuse(label, "the model has pad_type='same', but the weights were trained without; remove pad_type.")
-    if statistics is not None:
+    if statistics is not None and statistics is not PIXELS:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
             if not all(torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
                        for name in ('mean', 'std')):
                 refuse(label, f'the file normalises with ({theirs.extra_repr()}), the model with '
                               f'({InputNormalization.extra_repr(ours)}).')
+        elif not theirs.mean.any() and (theirs.std == 1).all():
+            pass  # pixels as they are
         elif not isinstance(getattr(network, 'normalize', None), nn.Identity):
             refuse(label, f'the weights are of a network that normalises inside, with {theirs.extra_repr()}; this '
                           'architecture does not support it. Load them into Normalized(model, mean, std).')
@@ -319,7 +191,7 @@ def _settle_shapes(
     return left
 
 
-def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], ignored: set[str], found: _Found) -> None:
+def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], ignored: set[str], found: Found) -> None:
     """Raise ValueError, in one line, if a name is missing or unknown, or a shape differs."""
     faults = [f'{key} is missing' for key in expected if key not in weights and key not in ignored]
     faults += [f'{key} is unknown' for key in weights if key not in expected and key not in ignored]
