@@ -237,6 +237,7 @@ BAD = {
     'synthetic': (['--synthetic', 'nowhere.npz'], 'nowhere.npz'), 'none': (['--synthetic'], 'synthetic_fraction=0.5'),
     'checkpoint': (['--initial-checkpoint', 'nowhere.pth'], 'nowhere.pth'),
     'device': (['--device', 'abacus'], '--device = abacus'), 'optimizer': (['--opt', 'sgdd'], 'sgdd'),
+    'parts': (['--autoattack', 'apgd-ce,sqare'], "--autoattack = 'apgd-ce,sqare'"),
     'schedule': (['--sched', 'cosinus'], 'cosinus'), 'plateau': (['--sched', 'plateau'], '--sched plateau'),
     'step size': (['--attack-step-size', '0'], '--attack-step-size = 0'),
     'beta clip': (['--beta-grad-clip', '0'], 'beta_grad_clip = 0.0'),

@@ -169,6 +169,8 @@ class Measurement:
                 return self._complete(report, view)
         except ValueError as error:
             raise RunFailed(str(error)) from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(advice) from None
         finally:
             processes.close()
 
