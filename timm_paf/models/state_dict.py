@@ -147,12 +147,13 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
     if statistics is not None:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
-            if not all(torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
-                       for name in ('mean', 'std')):
+            if not (_is_none(ours) and _is_none(theirs)) and not all(
+                    torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
+                    for name in ('mean', 'std')):
                 refuse(label, f'the file normalises with ({theirs.extra_repr()}), the model with '
                               f'({InputNormalization.extra_repr(ours)}).')
-        elif not theirs.mean.any() and (theirs.std == 1).all():
-            pass  # pixels as they are
+        elif _is_none(theirs):
+            pass
         elif not isinstance(getattr(network, 'normalize', None), nn.Identity):
             refuse(label, f'the weights are of a network that normalises inside, with {theirs.extra_repr()}; this '
                           'architecture does not support it. Load them into Normalized(model, mean, std).')
@@ -162,6 +163,11 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
                 *statistics, stem.shape[1], device=stem.device, dtype=stem.dtype).train(network.training)
     if found.same:
         use_same_padding(network)
+
+
+def _is_none(layer: InputNormalization) -> bool:
+    """Whether a normalisation leaves pixels as they are."""
+    return not layer.mean.any() and bool((layer.std == 1).all())
 
 
 def _settle_shapes(
