@@ -99,6 +99,11 @@ def test_folder(folder):
     assert [len(part) for part in open_dataset('folder', named)] == [36, 15, 15]
 
 
+def test_another_number_of_classes(folder):
+    with pytest.raises(ValueError, match='folder/train: has 3 classes, but num_classes is 4'):
+        open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, num_classes=4, decoding=DECODING))
+
+
 def test_one_folder_for_training_and_test(folder):
     with pytest.raises(ValueError, match='named for training and for test'):
         open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, test_split='training', decoding=DECODING))

@@ -213,9 +213,11 @@ def _streams(name: str, options: DatasetOptions) -> DataSplits:
 
 
 def _files(name: str, options: DatasetOptions) -> DataSplits:
-    train = match_classes(
-        _decoded(name, options.train_split, options), None, num_classes=options.num_classes, other='expected').opened()
+    train = _decoded(name, options.train_split, options).opened()
     check_classes(train)
+    if options.num_classes not in (None, train.num_classes):
+        raise ValueError(
+            f'{train.name}: has {train.num_classes} classes, but num_classes is {options.num_classes}; leave it out')
     _tell(options, train)
 
     def measured(split: str, kind: str, indices: Any = None) -> ImageSource:

@@ -223,13 +223,16 @@ def folder_images(
     root: str | os.PathLike[str], *, decoding: Decoding | None = None, channels: int | None = None,
     name: str | None = None,
 ) -> DecodedImages:
-    """Image files in class folders as a source, not opened yet; without `channels`, 1 or 3 as in the first image."""
+    """Image files in class folders as a source, not opened yet; without `channels`, 1 or 3 as in the first image.
+
+    Without `decoding`, they are decoded in this process.
+    """
     dataset, name = ImageFolder(root), Path(root).name if name is None else name
     if decoding is None:
         if channels is None:
             with errors_on_opening(), _open(dataset, name, 0) as image:
                 channels = 1 if image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;') else 3
-        decoding = Decoding(channels=channels)
+        decoding = Decoding(channels=channels, workers=0)
     return DecodedImages(
         dataset, name, len(dataset.class_names), torch.from_numpy(dataset.labels), decoding,
         class_names=dataset.class_names)
