@@ -148,7 +148,7 @@ def test_images_without_some(left_out):
     source = LabelledImages(torch.arange(10).float().reshape(10, 1, 1, 1) / 10, torch.arange(10), 10, 'ten')
     left = ImagesWithout(source, torch.tensor(left_out, dtype=torch.int64), name='left')
     expected = [index for index in range(10) if index not in left_out]
-    assert len(left) == len(expected)
+    assert len(left) == len(expected) and all_labels(left).tolist() == expected
     assert left.take(torch.arange(len(left)))[1].tolist() == expected
     assert left.take(torch.arange(len(left)).flip(0))[1].tolist() == expected[::-1]
 
@@ -275,8 +275,7 @@ def test_web_dataset_sees_what_files_hold(tmp_path):
         split: {'name': split, 'filenames': [f'{split}-000.tar'], 'shard_lengths': [count], 'num_samples': count}
         for split, count in (('train', 32), ('val', 6), ('test', 4))}}))
     options = DatasetOptions(
-        data_dir=tmp_path, num_classes=2, val_split='val', test_split='test',
-        decoding=Decoding(size=8, crop_pct=1., channels=1, workers=0, train_crop_mode='resize'))
+        data_dir=tmp_path, num_classes=2, val_split='val', test_split='test', decoding=Decoding(channels=1, workers=0))
     train, _, test = open_dataset('wds/digits', options)
     ((images, labels),) = train.prefetch(lambda step: torch.arange(16), 1, key=(0,))
     for seen in (test.take(torch.arange(4))[0], images):

@@ -128,10 +128,11 @@ def _normalization(
         name, values = CIFAR_STATISTICS[found.num_classes]
         return values, (f'the file does not hold mean and std of the normalisation. Taking mean and std of {name}, as '
                         f'in the published networks; {advice}')
-    authors = any('activation' in key.split('.') for key in found.weights)  # their networks take pixels in [0, 1]
+    # the authors of the paper do not normalise
+    authors = any('activation' in key.split('.') for key in found.weights.keys() - found.expected.keys())
     cfg = getattr(found.network, 'pretrained_cfg', None) or {}
     ours = found.layout is OURS and (cfg.get('mean'), cfg.get('std')) == PIXELS
-    if (ours or authors) and not re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):
+    if (ours or authors) and not re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):  # a Sequential may normalise first
         return PIXELS, ''
     return None, (
         'the file does not say whether its network normalises its input; taking pixels in [0, 1] as they are. If it '
@@ -143,15 +144,16 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
     network, label = found.network, found.label
     if has_same_padding(network) and not found.same:
         refuse(label, "the model has pad_type='same', but the weights were trained without; remove pad_type.")
-    if statistics is not None and statistics is not PIXELS:
+    if statistics is not None:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
-            if not all(torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
-                       for name in ('mean', 'std')):
+            if not (_is_none(ours) and _is_none(theirs)) and not all(
+                    torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
+                    for name in ('mean', 'std')):
                 refuse(label, f'the file normalises with ({theirs.extra_repr()}), the model with '
                               f'({InputNormalization.extra_repr(ours)}).')
-        elif not theirs.mean.any() and (theirs.std == 1).all():
-            pass  # pixels as they are
+        elif _is_none(theirs):
+            pass
         elif not isinstance(getattr(network, 'normalize', None), nn.Identity):
             refuse(label, f'the weights are of a network that normalises inside, with {theirs.extra_repr()}; this '
                           'architecture does not support it. Load them into Normalized(model, mean, std).')
@@ -161,6 +163,11 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
                 *statistics, stem.shape[1], device=stem.device, dtype=stem.dtype).train(network.training)
     if found.same:
         use_same_padding(network)
+
+
+def _is_none(layer: InputNormalization) -> bool:
+    """Whether a normalisation leaves pixels as they are."""
+    return not layer.mean.any() and bool((layer.std == 1).all())
 
 
 def _settle_shapes(
