@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+import timm_paf  # noqa: F401
 from timm_paf.attacks import PGD, Normalized
 
 
@@ -55,6 +56,14 @@ def test_attack_is_in_units_of_pixels():
 def test_bad_settings_are_named(mean, std, message):
     with pytest.raises(ValueError, match=message):
         Normalized(nn.Flatten(), mean, std)
+
+
+@pytest.mark.parametrize('model', [
+    Normalized(nn.Flatten(), [0.5], [0.1]), timm.create_model('wrn10_2_relu', input_mean=[.5] * 3, input_std=[.1] * 3)],
+    ids=['wrapped', 'layer'])
+def test_nothing_is_normalised_twice(model):
+    with pytest.raises(ValueError, match='already'):
+        Normalized(model, [0.5] * 3, [0.1] * 3)
 
 
 def test_other_channel_count_is_named():

@@ -66,13 +66,16 @@ class Normalized(InputNormalization):
         std: As mean; above 0.
 
     Raises:
-        ValueError: As `InputNormalization`.
+        ValueError: As `InputNormalization`, and if the model normalises its input already.
 
     Example:
         >>> model = Normalized.of_timm(timm.create_model('resnet50', pretrained=True))
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        first = model if isinstance(model, Normalized) else getattr(model, 'normalize', None)
+        if isinstance(first, InputNormalization):
+            raise ValueError(f'the model normalises already: {first.extra_repr()}; use it as it is.')
         device = next((p.device for p in model.parameters()), None)
         super().__init__(mean, std, device=device, dtype=torch.float32)
         self.model = model

@@ -205,23 +205,29 @@ def test_folders_that_cannot_be_opened(folder, damage, val_size, error, message)
 
 @pytest.fixture
 def hub(tmp_path):
-    """Sixty digits as parquet files of two splits; image and label in these columns."""
+    """Sixty digits as parquet files of two splits, as the hub has them; image and label in these columns."""
     pyarrow = pytest.importorskip('pyarrow')
-    # datasets 5.2 with pyarrow 26: this class cannot be pickled, unless one says how before `datasets` is imported
+    # datasets 5.2 with pyarrow 26: values of this class cannot be pickled
     copyreg.pickle(pyarrow.lib.MonthDayNano, lambda value: (tuple, (tuple(value),)))
-    datasets = pytest.importorskip('datasets')
+    pytest.importorskip('datasets')
+    from pyarrow import parquet
 
     def write(image, label):
-        raw = load_digits()
-        columns = {
-            image: [Image.fromarray((pixels * 15).astype(np.uint8)) for pixels in raw.images[:60]],
-            label: raw.target[:60].tolist(), 'coarse': [0, 1] * 30}
-        features = datasets.Features({
-            image: datasets.Image(), label: datasets.ClassLabel(names=[f'digit {n}' for n in range(10)]),
-            'coarse': datasets.ClassLabel(num_classes=2)})
+        raw, content = load_digits(), []
+        for pixels in raw.images[:60]:
+            Image.fromarray((pixels * 15).astype(np.uint8)).save(buffer := io.BytesIO(), 'PNG')
+            content.append({'bytes': buffer.getvalue(), 'path': None})
+        names = {label: [f'digit {n}' for n in range(10)], 'coarse': ['even', 'odd']}
+        features = {image: {'_type': 'Image'}} | {
+            column: {'names': classes, '_type': 'ClassLabel'} for column, classes in names.items()}
+        table = pyarrow.table({
+            image: pyarrow.array(content, pyarrow.struct([('bytes', pyarrow.binary()), ('path', pyarrow.string())])),
+            label: raw.target[:60].tolist(), 'coarse': (raw.target[:60] % 2).tolist()})
+        (tmp_path / 'digits').mkdir()
         for split in ('train', 'validation'):
-            (tmp_path / 'digits').mkdir(exist_ok=True)
-            datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / 'digits' / f'{split}.parquet')
+            parquet.write_table(
+                table.replace_schema_metadata({'huggingface': json.dumps({'info': {'features': features}})}),
+                tmp_path / 'digits' / f'{split}.parquet')
         return f'hfds/{tmp_path / "digits"}', dict(
             data_dir=tmp_path / 'cache', val_size=10, decoding=Decoding(workers=0, channels=1))
     return write

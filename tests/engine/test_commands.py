@@ -228,6 +228,7 @@ def test_learning_rate_scales_with_the_batch_and_ends_at_the_minimum(tmp_path):
 
 BAD = {
     'model': (['--model', 'wrn10_2_psilou'], 'did you mean'), 'eps': (['--eps', '8'], 'Did you mean 8/255'),
+    'eps in l2': (['--eps', '128', '--norm', 'l2'], '128/255'),
     'dataset': (['--dataset', 'imagenet'], "--dataset = 'imagenet'"),
     'no files': (['--dataset', 'torch/cifar10', '--data-dir', 'nowhere'], '--dataset-download'),
     'budget': (['--data-on-device-budget', 'much'], "--data-on-device-budget = 'much'"),

@@ -55,7 +55,8 @@ def opened(files, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             for module in ('data', 'measurement'):
                 patch.setattr(f'timm_paf.engine.{module}.open_dataset', open_dataset)
-            patch.setattr('timm_paf.engine.measurement.load_weights', lambda *_, **__: 'nothing')
+            patch.setattr(
+                'timm_paf.engine.measurement.load_network', lambda model, *_, **__: (model, 'nothing', '', '', False))
             if command == 'train':
                 open_trainer([*FAST, '--synthetic-fraction', '0', '--output', str(tmp_path), *argv])
             else:

@@ -116,7 +116,8 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     (['--output', 'PAGE'], 'report.html exists already'),
     (['--output', 'TAKEN'], 'is a file; expected a folder'),
     (['--checkpoint', 'PAGE'], 'is a folder; give a file in it'), (['--checkpoint', 'TORN'], 'cannot be read'),
-    (['--model', 'resnet18_relu'], 'does not fit CifarResNet'), (['--device', 'abacus'], 'not available'),
+    (['--eps', '128', '--norm', 'l2'], '128/255'), (['--model', 'resnet18_relu'], 'does not fit CifarResNet'),
+    (['--device', 'abacus'], 'not available'),
 ], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
 def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, capsys, argv, message):
     (tmp_path / 'taken.json').write_text('mine')

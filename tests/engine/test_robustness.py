@@ -112,7 +112,8 @@ def test_averaged_weights_are_not_made_up(checkpoint, tmp_path):
 
 
 def test_arguments_of_the_model(checkpoint, monkeypatch):
-    monkeypatch.setattr('timm_paf.engine.measurement.load_weights', lambda *_, **__: 'nothing')
+    monkeypatch.setattr(
+        'timm_paf.engine.measurement.load_network', lambda model, *_, **__: (model, 'nothing', '', '', False))
     assert prepared(checkpoint).model.drop_rate == 0
     model = prepared(checkpoint, '--model', 'wrn10_2_pssilu', '--model-kwargs', 'drop_rate=0.3').model
     assert model.drop_rate == 0.3 and isinstance(model.layer1[0].act1, PSSiLU)

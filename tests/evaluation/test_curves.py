@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from timm_paf.evaluation import Accuracy, accuracy_by_class, robustness_curve
+from timm_paf.evaluation.curves import chance_warning
 
 
 def test_curve_is_the_closed_form(ramp):
@@ -50,3 +51,13 @@ def test_accuracy_per_class():
         y, clean=torch.tensor([1, 1, 0, 1, 1]).bool(), robust=torch.tensor([0, 1, 0, 1, 0]).bool())
     assert [(e.label, e.clean, e.robust) for e in found] == [
         (0, Accuracy(2, 2), Accuracy(1, 2)), (2, Accuracy(2, 3), Accuracy(1, 3))]
+
+
+@pytest.mark.parametrize('correct, counts, at_chance', [
+    (25, [25, 25, 25, 25], True), (10, [25, 25, 25, 25], True), (30, [25, 25, 25, 25], True),
+    (60, [25, 25, 25, 25], False), (90, [90, 10], True), (99, [90, 10], False), (1150, [1000] * 10, False),
+    (1020, [1000] * 10, True), (30, [30], False)], ids=str)
+def test_accuracy_at_chance(correct, counts, at_chance):
+    """Chance is the share of the most frequent class; images of one class have none."""
+    y = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    assert bool(chance_warning(torch.arange(len(y)) < correct, y)) == at_chance

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from timm_paf.attacks import PGD, ThreatModel
+from timm_paf.attacks import PGD, Normalized, ThreatModel
 from timm_paf.evaluation import Accuracy, accuracy_under_attack, check_state, clean_accuracy, evaluate_robustness
 
 pytestmark = pytest.mark.usefixtures('short_autoattack')
@@ -43,6 +44,16 @@ def test_report_counts_every_attack(ramp, tmp_path):
     for entry, label in zip(content['by_class'], (0, 1), strict=True):
         assert entry['robust']['correct'] == int(robust[y == label].sum())
         assert (entry['label'], entry['clean']['total']) == (label, int((y == label).sum()))
+
+
+def test_a_report_at_chance_says_so_everywhere(ramp, capsys):
+    model, x, y, _ = ramp
+    for network, count in ((model, 0), (Normalized(model, [-0.6], [1.]), 1)):  # the second one sees bright images only
+        report = evaluate_robustness(network, x, y, threat=ThreatModel(eps=0.1), autoattack_version=None)
+        Console().print(report.table())
+        shown = ' '.join(capsys.readouterr().out.split())
+        assert report.page().count('is at chance') == shown.count('is at chance') == count
+        assert len(report.to_dict().get('warnings', ())) == count
 
 
 def test_autoattack_can_be_left_out(ramp, tmp_path):

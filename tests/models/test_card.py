@@ -40,6 +40,20 @@ def loaded(source, path):
         'wrn10_2_pssilu', pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
 
 
+@pytest.mark.parametrize('names', [None, ['cat', 'dog', 'emu']], ids=str)
+def test_class_names_of_the_report_stay_with_the_model(tmp_path, names):
+    model = trained('wrn10_2_relu', num_classes=3)
+    report = REPORT if names is None else {**REPORT, 'class_names': names}
+    folder = save_for_hf(model, tmp_path / 'model', training_data='animals', report=report)
+    assert json.loads((folder / 'config.json').read_text()).get('label_names') == names
+    cfg = timm.create_model(f'local-dir:{folder}', pretrained=True).pretrained_cfg
+    assert cfg.get('label_names') == names
+    assert ('cat, dog, emu' in (folder / 'README.md').read_text()) == bool(names)
+    with pytest.raises(ValueError, match='2 class names for a model of 3 classes'):
+        save_for_hf(model, tmp_path / 'other', training_data='animals', report={**REPORT, 'class_names': ['a', 'b']})
+    assert not (tmp_path / 'other').exists()
+
+
 ROUND_TRIPS = {
     **{name: dict(name=name) for name in ('wrn10_2_softplus', 'wrn10_2_pssilu', 'wrn10_2_ssilu', 'resnet18_psoftplus')},
     'grey, 7 classes': dict(name='wrn10_2_pssilu', in_chans=1, num_classes=7),

@@ -1,12 +1,17 @@
 """Mean and std of published networks, against the classes of RobustBench, and what loading makes of them."""
+import argparse
 import ast
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from tests.models.test_published import authors
+from timm_paf.attacks import Normalized
 from timm_paf.models import checkpoint_normalization, load_weights, published_normalization
+
+PIXELS = (0., 0., 0.), (1., 1., 1.)
 
 
 @pytest.mark.parametrize('path, num_classes, expected', [
@@ -98,3 +103,40 @@ def test_published_networks_that_compute_something_else(tmp_path, name):
     torch.save(authors('wrn10_2_relu')[1], tmp_path / f'{name}.pt')
     with pytest.raises(ValueError, match=f'{name} '):
         load_weights(timm.create_model('wrn10_2_relu'), tmp_path / f'{name}.pt')
+
+
+def stock():
+    return timm.create_model('resnet18', num_classes=3)
+
+
+def ours():
+    return timm.create_model('wrn10_2_relu')
+
+
+@pytest.mark.parametrize('build, wrap, content, known', [
+    (stock, None, {}, None), (stock, None, {'run': {}}, PIXELS), (stock, Normalized.of_timm, {}, None),
+    (stock, None, {'mean': [.1, .2, .3], 'std': [1., 1., 1.]}, ([.1, .2, .3], [1., 1., 1.])),
+    (ours, None, {}, PIXELS), (lambda: nn.Linear(2, 2), None, {}, None),
+], ids=['timm', 'run of this package', 'timm in Normalized', 'stated', 'this package', 'own'])
+def test_what_a_file_says(build, wrap, content, known, tmp_path, caplog):
+    """Where it says nothing, loading logs a warning; a network in `Normalized` needs none."""
+    torch.save({**content, 'state_dict': build().state_dict()}, tmp_path / 'w.pth')
+    model = build()
+    assert checkpoint_normalization(tmp_path / 'w.pth', model) == known
+    target = wrap(model) if wrap else model
+    if 'mean' in content:
+        with pytest.raises(ValueError, match='Normalized'):
+            load_weights(target, tmp_path / 'w.pth')
+    else:
+        load_weights(target, tmp_path / 'w.pth')
+        assert ('does not say' in caplog.text) == (known is None and wrap is None)
+
+
+@pytest.mark.parametrize('content', [{'run': {}}, {'args': argparse.Namespace(mean=[0., 0., 0.], std=[1., 1., 1.])}],
+                         ids=['run of this package', "timm's train.py"])
+def test_a_file_that_says_pixels_is_not_loaded_into_a_network_that_normalises(content, tmp_path):
+    torch.save({**content, 'state_dict': stock().state_dict()}, tmp_path / 'w.pth')
+    load_weights(stock(), tmp_path / 'w.pth')
+    load_weights(Normalized(stock(), [0.], [1.]), tmp_path / 'w.pth')
+    with pytest.raises(ValueError, match='the file normalises with'):
+        load_weights(Normalized.of_timm(stock()), tmp_path / 'w.pth')

@@ -93,4 +93,6 @@ def test_normalisation_outside_of_the_model():
     torch.testing.assert_close(to_robustbench(stock, mean=MEAN, std=STD)(x), stock.eval()((x - mean) / std))
     torch.testing.assert_close(to_robustbench(stock, mean=(0,) * 3, std=(1,) * 3)(x), stock(x))
     inside = model(input_mean=MEAN, input_std=STD).eval()  # needs nothing
+    with pytest.raises(ValueError, match='already'):
+        to_robustbench(inside, mean=MEAN, std=STD)
     torch.testing.assert_close(to_robustbench(inside)(x), inside(x))

@@ -1,4 +1,5 @@
 """Parts of synthetic images: what is kept, what is left out and why; the folder, resumed and kept apart from others."""
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 
 from timm_paf._distributed import Processes
 from timm_paf.data import LabelledImages, manifest_parts, open_archive, open_archives, read_manifest
-from timm_paf.synthesis import Labeller, PartMaker, SynthesisFailed, SyntheticConfig, check_folder
+from timm_paf.synthesis import Labeller, PartMaker, SynthesisFailed, SyntheticConfig, check_folder, load_labeller
 from timm_paf.synthesis.parts import REASONS
 
 CLASSES, SHAPE = 4, (1, 2, 3)
@@ -79,6 +80,40 @@ def test_labels_are_right_and_balanced_in_each_part_and_in_all(source, way):
     assert len(torch.cat([data.images for data, _, _ in made]).flatten(1).unique(dim=0)) == 50
     # classes are not in the order in which they were filled
     assert made[0][0].labels.tolist() != sorted(made[0][0].labels.tolist())
+
+
+NAMES = ('ant', 'bee', 'cat', 'dog')
+LABELLERS = {  # names in its checkpoint, its number for each class of the training set; or what is refused
+    'no names': (None, [0, 1, 2, 3], ''), 'the same': (NAMES, [0, 1, 2, 3], ''),
+    'another order': (('bee', 'dog', 'ant', 'cat'), [2, 0, 3, 1], ''),
+    'another class': (('ant', 'bee', 'cat', 'eel'), None, 'without dog, with eel'),
+}
+
+
+@pytest.mark.parametrize('case', LABELLERS)
+def test_parts_have_the_class_names_and_numbers_of_the_training_set(source, tmp_path, monkeypatch, case):
+    names, order, message = LABELLERS[case]
+    named, path = dataclasses.replace(source, class_names=NAMES), tmp_path / 'labeller.pth'
+    torch.save({'arch': 'x', 'state_dict': {}, 'args': {'class_names': list(names or ())}}, path)
+
+    class Ordered(Brightness):
+        def forward(self, x):
+            return super().forward(x)[:, torch.tensor(order).argsort()]
+
+    monkeypatch.setattr('timm_paf.synthesis.parts.build_model', lambda *_, **__: Ordered())
+    monkeypatch.setattr('timm_paf.synthesis.parts.load_weights', lambda *_: 'weights')
+    parts = maker(named)
+    config = dataclasses.replace(parts.config, labeller_checkpoint=str(path))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            load_labeller(config, named, torch.device('cpu'))
+        return
+    parts = dataclasses.replace(parts, labeller=load_labeller(config, named, torch.device('cpu')))
+    parts.fill(tmp_path / 'parts', Processes(torch.device('cpu')))
+    made = open_archive(tmp_path / 'parts', num_classes=CLASSES)
+    assert made.class_names == NAMES and read_manifest(tmp_path / 'parts')['class_names'] == list(NAMES)
+    images, labels = made.take(torch.arange(len(made)))
+    assert torch.equal(images.float().mean((1, 2, 3)).div(60).long(), labels)
 
 
 @pytest.mark.parametrize('way', WAYS)

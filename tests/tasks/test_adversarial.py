@@ -6,7 +6,7 @@ from torch import nn
 import timm_paf  # noqa: F401
 from timm_paf.activations import paf_modules
 from timm_paf.attacks import PGD
-from timm_paf.tasks import AdversarialTrainingTask, TaskOptions, learnable_betas
+from timm_paf.tasks import TASKS, AdversarialTrainingTask, TaskOptions, create_task, learnable_betas
 
 EPS = 0.1
 
@@ -37,6 +37,15 @@ def test_attack_is_given_the_likeliest_class_and_the_loss_the_soft_label(batch):
     assert torch.equal(given[0], y)
     expected = -(soft * result['output'].log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(result['loss'], expected)
+
+
+@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize('attack', [PGD(eps=EPS, steps=1), lambda model, x, y: x], ids=['PGD', 'own'])
+def test_images_outside_of_0_to_1_are_refused(name, attack, batch):
+    task = create_task(name, timm.create_model('wrn10_2_relu', in_chans=1), attack)
+    for images in ((batch[0] - 0.5) / 0.2, batch[0] * torch.nan, (255 * batch[0]).byte()):
+        with pytest.raises(ValueError, match=r'expected .*\[0, 1\]'):
+            task(images, batch[1])
 
 
 @pytest.mark.parametrize('strength', [0., 1., 10.])

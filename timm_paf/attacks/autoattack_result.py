@@ -2,8 +2,9 @@
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,15 +42,17 @@ class AutoAttackResult:
         return {
             name: torch.tensor([by != name for by in self.broken_by], dtype=torch.bool) for name in self.components}
 
-    def save(self, path: str | os.PathLike, y: Tensor) -> None:
+    def save(self, path: str | os.PathLike, y: Tensor, *, class_names: Sequence[str] = ()) -> None:
         """Write the images with their labels y (N,) as an archive that `timm_paf.data` reads; replaces a file.
 
-        It has `image` (N, C, H, W) float32, `label` (N,) int64 and `broken_by` (N,) text, '' for robust images.
+        It has `image` (N, C, H, W) float32, `label` (N,) int64 and `broken_by` (N,) text, '' for robust images; and the
+        `class_names` (K,), if they are given.
         """
+        names: dict[str, Any] = {'class_names': np.array(class_names)} if class_names else {}
         with whole_file(path) as file:
             np.savez(
                 file, image=self.x_adv.numpy(), label=y.cpu().numpy(),
-                broken_by=np.array([name or '' for name in self.broken_by]))
+                broken_by=np.array([name or '' for name in self.broken_by]), **names)
 
 
 def pointwise_worst_case(clean: Tensor, attacks: Mapping[str, Tensor]) -> tuple[Tensor, tuple[str | None, ...]]:

@@ -10,7 +10,7 @@ from timm_paf._dtypes import compute_dtype
 from timm_paf.attacks.balls import BALLS, Number, check_radius
 from timm_paf.attacks.best import AttackState, BestAdversarial, logits_without_autocast
 from timm_paf.attacks.capture import graphs_of
-from timm_paf.attacks.checks import check_batch, check_integers, check_logits, choose
+from timm_paf.attacks.checks import PixelCheck, check_batch, check_integers, check_logits, choose
 from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings, bare_model, find_graph
 from timm_paf.attacks.losses import Loss, find_loss
 from timm_paf.attacks.random_start import generated, seeded
@@ -83,6 +83,7 @@ class PGD:
         self.target_classes, self.seed = target_classes, seed
         self.compile, self.capture = CompileSettings.of(compile), capture
         self._generator: torch.Generator | None = None
+        self._check_pixels = PixelCheck()
 
     def __repr__(self) -> str:
         loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, '__name__', 'function')
@@ -128,13 +129,15 @@ class PGD:
             Detached images like x, in [0, 1] exactly, in the ball up to the rounding of one addition per pixel.
 
         Raises:
-            ValueError: If a tensor is invalid, the ball contains all images, or the loss or the model has no gradient.
+            ValueError: If a tensor is invalid, pixels are not in [0, 1] (on a GPU: see `PixelCheck`), the ball contains
+                all images, or the loss or the model has no gradient.
             RuntimeError: Inside torch.inference_mode, which disables gradients.
         """
         if torch.is_inference_mode_enabled() or x.is_inference():
             raise RuntimeError('PGD needs gradients, which torch.inference_mode disables; use torch.no_grad instead.')
         check_batch(x, y=y, seeds=seeds, target=target, clean_logits=clean_logits)
         check_radius(self.eps, self.norm, x)
+        self._check_pixels(x)
         if seeds is not None and generator is not None:
             raise ValueError('both seeds and generator are given; expected at most one source of random starts.')
         if target is not None and not self.targeted:

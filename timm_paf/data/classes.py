@@ -1,7 +1,10 @@
 """Classes of a source: names decide which number a class has wherever two sources both have names."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,8 +46,10 @@ def names_of_classes(classes: Any) -> tuple[str, ...] | None:
         if sorted(classes.values()) != list(range(len(classes))):
             return None
         classes = sorted(classes, key=classes.__getitem__)
-    # torchvision gives several words for each class of ImageNet
-    return tuple(', '.join(name) if isinstance(name, tuple) else str(name) for name in classes)
+    # torchvision gives several words for each class of ImageNet, and 'crane' to two classes
+    names = [', '.join(name) if isinstance(name, tuple) else str(name) for name in classes]
+    times = Counter(names)
+    return tuple(f'{name} ({number})' if times[name] > 1 else name for number, name in enumerate(names))
 
 
 def match_classes(
@@ -53,7 +58,8 @@ def match_classes(
     """The source with class numbers by these names, where the source has names as well.
 
     The source may lack classes. Names that are numbers in both are compared as numbers, so that `01` is `1`. If one
-    side has no names, classes are compared by number: that which is the name, or else its place in the order.
+    side has no names, classes are compared by number: that which is the name, or else its place in the order. Names of
+    the source that are numbers are class numbers where the others are words.
 
     Args:
         source: Image source.
@@ -67,6 +73,11 @@ def match_classes(
     own = class_names(source)
     if own is not None and names is None and num_classes is not None and all(map(_is_number, own)):
         names = tuple(map(str, range(num_classes)))
+    if own and names and all(map(_is_number, own)) and not all(map(_is_number, names)):  # they are not names then
+        matched = match_classes(source, None, num_classes=len(names), other=other)
+        if hasattr(type(matched), '__dataclass_fields__'):  # keeps what a source that decodes has in addition
+            return dataclasses.replace(matched, class_names=None)
+        return RenumberedImages(matched, torch.arange(len(names)), None)
     if own is None or names is None:
         expected = num_classes if names is None else len(names)
         if expected not in (None, source.num_classes):
@@ -94,8 +105,9 @@ def match_classes(
 class RenumberedImages:
     """The images of a source with class number `table[i]` ((K,) int64) in place of i."""
 
-    def __init__(self, source: ImageSource, table: Tensor, names: tuple[str, ...]) -> None:
-        self.source, self.table, self.class_names, self.num_classes = source, table, names, len(names)
+    def __init__(self, source: ImageSource, table: Tensor, names: tuple[str, ...] | None) -> None:
+        self.source, self.table, self.class_names = source, table, names
+        self.num_classes = len(table if names is None else names)
         self.name, self.image_shape, self.soft = source.name, source.image_shape, has_soft_labels(source)
         self.report = None
         if report := getattr(source, 'report', None):
@@ -150,12 +162,12 @@ def _is_number(name: str) -> bool:
 
 
 def _keys(own: Sequence[str], names: Sequence[str]) -> tuple[list[Hashable], dict[Hashable, int]]:
-    keys: list[Hashable] = list(own)
-    known: dict[Hashable, int] = {name: number for number, name in enumerate(names)}
-    if all(map(_is_number, (*own, *names))):
-        as_numbers: dict[Hashable, int] = {int(name): number for number, name in enumerate(names)}
-        if len(as_numbers) == len(known) and len({int(name) for name in own}) == len(own):
-            return [int(name) for name in own], dict(as_numbers)
+    """Keys to compare names by, and class numbers by key: as numbers, or as text, first with composed letters."""
+    composed: Callable[[str], Hashable] = partial(unicodedata.normalize, 'NFC')
+    for key in (int if all(map(_is_number, (*own, *names))) else composed, composed, str):
+        keys, known = [key(name) for name in own], {key(name): number for number, name in enumerate(names)}
+        if len(set(keys)) == len(own) and len(known) == len(names):  # no two names are one
+            break
     return keys, known
 
 

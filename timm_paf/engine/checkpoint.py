@@ -12,7 +12,9 @@ from torch import Tensor
 from timm_paf._distributed import Processes
 from timm_paf._versions import library_versions
 from timm_paf.data import ImageSource
-from timm_paf.engine.train_config import INCIDENTAL
+from timm_paf.engine.classes import names_difference
+from timm_paf.engine.normalization import statistics
+from timm_paf.engine.train_config import INCIDENTAL, TrainConfig
 
 if TYPE_CHECKING:
     from timm_paf.engine.components import Run
@@ -81,6 +83,8 @@ def run_state(run: 'Run') -> dict[str, Any]:
         'epoch': progress.epoch - 1,  # the last finished one, as in timm
         'arch': config.model,
         'args': config.to_dict(),
+        'normalization': None if (found := statistics(unwrap_model(run.model))) is None else dict(
+            zip(('mean', 'std'), found, strict=True)),
         'optimizer': run.optimizer.state_dict(),
         'version': 2,
         **task.get_checkpoint_state(),
@@ -213,12 +217,18 @@ def data_sizes(run: 'Run') -> dict[str, Any]:
 
 
 def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
-    """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'."""
+    """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'.
+
+    A setting that an older version did not have had its default.
+    """
     old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
-                for values in (state['args'], run.config.to_dict()))
+                for values in ({**TrainConfig().to_dict(), **state['args']}, run.config.to_dict()))
+    names = new.pop('class_names')  # a checkpoint from before class names was trained by numbers
     changed = [
-        f'{name}: {old.get(name, "not there")} -> {value}' for name, value in new.items()
-        if (name not in INCIDENTAL or name == 'device') and old.get(name, 'not there') != value]
+        f'{name}: {old[name]} -> {value}' for name, value in new.items()
+        if (name not in INCIDENTAL or name == 'device') and old[name] != value]
+    if difference := names_difference(state['args'].get('class_names', names), names):
+        changed.append(f'classes: {difference}')
     changed += [
         f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
         if state['run']['data'][name] != count]

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from timm_paf.attacks.balls import check_radius
 from timm_paf.engine.callbacks import Callback
 from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
 from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
@@ -56,12 +57,15 @@ class Run:
             self.config = config = dataclasses.replace(
                 config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
                 experiment=start.folder.name)
-            self.data, self.val, self.test = open_training_data(
+            self.data, self.val, self.test, names, lines = open_training_data(
                 config, processes, self.console, train=train, val=val, test=test)
+            self.config = config = dataclasses.replace(config, class_names=names)
+            check_radius(config.threat().radius, config.norm, torch.empty(1, *self.data.real.image_shape))
             self.updates_per_epoch = config.updates_per_epoch or len(self.data)
             torch.manual_seed(config.seed)
             self._untrained = copy.deepcopy(model)
-            model = prepare_model(config, untrained_model(config, model, self.data.real), processes)
+            model, self.notes = untrained_model(config, model, self.data.real)
+            model = prepare_model(config, model, processes)
             self.task = make_task(config, model, processes, self.updates_per_epoch)
             self.optimizer = make_optimizer(config, model)
             self.task.attach_optimizer(self.optimizer)
@@ -85,7 +89,7 @@ class Run:
                     self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
-            self.notes = list(start.notes)
+            self.notes += [*start.notes, *lines]
             if self.data.left_out:
                 self.notes.append(
                     f'the last batch of every epoch is left out, because BatchNorm cannot train on one image: '
@@ -130,7 +134,7 @@ class Run:
         """A new copy of the network as it was before training, on the CPU; random numbers of the run stay the same."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
-            return untrained_model(self.config, copy.deepcopy(self._untrained), self.data.real)
+            return untrained_model(self.config, copy.deepcopy(self._untrained), self.data.real)[0]
 
     def description(self) -> str:
         """The run in one line."""

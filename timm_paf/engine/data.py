@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from timm_paf._distributed import Processes
 from timm_paf.data import (
@@ -26,8 +26,11 @@ from timm_paf.data import (
     MixedBatches,
     all_labels,
     cached_synthetic_digits,
+    check_classes,
+    class_names,
     free_bytes,
     held_out,
+    match_classes,
     names_of_classes,
     open_archives,
     place_on_device,
@@ -35,6 +38,7 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
+from timm_paf.engine.classes import by_number, check_same_classes, match_training, names_difference
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 
 __all__ = [
@@ -77,7 +81,7 @@ class DatasetImages:
     Args:
         dataset: Gives pairs (image, label) for indices 0 to len - 1. An image is a tensor (C, H, W) in [0, 1] or
             uint8, or a PIL image; a label is a class number.
-        num_classes: Number of classes; by default those of `dataset.classes`, else the largest label + 1.
+        num_classes: Number of classes, if `dataset.classes` does not name them; by default the largest label + 1.
         name: Name for messages.
 
     Raises:
@@ -88,13 +92,16 @@ class DatasetImages:
         self.dataset, self.name = dataset, name
         if not len(dataset):
             raise ValueError(f'{name}: the data set is empty; expected at least one image.')
-        labels = getattr(dataset, 'targets', None)
+        # a data set that changes its labels has others than its `targets`
+        labels = None if getattr(dataset, 'target_transform', None) else getattr(dataset, 'targets', None)
         if labels is None:
             labels = [int(dataset[index][1]) for index in range(len(dataset))]
         self.labels = torch.as_tensor(labels).long()
-        names = names_of_classes(getattr(dataset, 'classes', None))
-        self.num_classes = num_classes or len(names or ()) or int(self.labels.max()) + 1
-        self.class_names = names if names and len(names) == self.num_classes else None
+        self.class_names = dataset_names(dataset, name)
+        self.num_classes = len(self.class_names or ()) or num_classes or int(self.labels.max()) + 1
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f'{name}: labels from {low} to {high}; expected 0 to {self.num_classes - 1}.')
         _, channels, height, width = self.take(torch.zeros(1, dtype=torch.int64))[0].shape
         self.image_shape = channels, height, width
 
@@ -105,6 +112,21 @@ class DatasetImages:
         """Images (B, C, H, W), uint8 or float32, and labels (B,) int64 at `indices` (B,)."""
         items = [self.dataset[index] for index in indices.tolist()]
         return torch.stack([_pixels(image) for image, _ in items]), torch.tensor([int(label) for _, label in items])
+
+
+def dataset_names(dataset: Any, name: str) -> tuple[str, ...] | None:
+    """Class names of a map-style data set, of one that it is a part of, or of its parts, which must have the same."""
+    if isinstance(dataset, Subset):
+        return dataset_names(dataset.dataset, name)
+    if isinstance(dataset, ConcatDataset):
+        first, *others = (dataset_names(part, name) for part in dataset.datasets)
+        for other in others:
+            if first is not None and other is not None and (difference := names_difference(first, other)):
+                raise ValueError(f'{name}: a part has other classes than the first one ({difference}); rename them, or '
+                                 'give its labels the numbers of the first part.')
+        return first
+    # with a target_transform, labels are not the numbers of `classes`
+    return None if getattr(dataset, 'target_transform', None) else names_of_classes(getattr(dataset, 'classes', None))
 
 
 def _pixels(image: Any) -> Tensor:
@@ -149,7 +171,9 @@ def own_splits(
     Raises:
         ValueError: If the images are not as expected.
     """
-    source = as_source(train, num_classes=config.num_classes, name='own training images')
+    source = as_source(train, num_classes=config.num_classes or len(config.class_names), name='own training images')
+    if val is None or hasattr(source, 'labels') or hasattr(source, 'class_numbers'):  # else it would read all images
+        check_classes(source)
 
     def measured(images: Images, name: str) -> EvaluationImages:
         return EvaluationImages(as_source(images, num_classes=source.num_classes, name=name))
@@ -159,14 +183,25 @@ def own_splits(
         return source, measured(val, 'own validation images'), tested
     chosen = held_out(all_labels(source), config.val_size, seed=config.split_seed)
     rest = ImagesWithout(source, chosen, name=source.name)
-    return rest, EvaluationImages(LabelledImages(*source.take(chosen), source.num_classes, 'held-out images')), tested
+    held = LabelledImages(*source.take(chosen), source.num_classes, 'held-out images', class_names(source))
+    return rest, EvaluationImages(held), tested
+
+
+def matched(images: EvaluationImages, names: Sequence[str], *, num_classes: int | None) -> EvaluationImages:
+    """Images with the class numbers of these names, see `match_classes`."""
+    source = match_classes(images.source, names or None, num_classes=num_classes)
+    return images if source is images.source else EvaluationImages(source)
 
 
 def open_training_data(
         config: TrainConfig, processes: Processes, console: Console, *, train: Images | None, val: Images | None,
         test: Images | None,
-) -> tuple[MixedBatches, EvaluationImages, EvaluationImages | None]:
-    """Batches for one process, validation images and test images, of `config.dataset` or of one's own images.
+) -> tuple[MixedBatches, EvaluationImages, EvaluationImages | None, tuple[str, ...], list[str]]:
+    """Images of `config.dataset` or of one's own, all with the class numbers of the training images.
+
+    Returns:
+        Batches for one process, validation images, test images, class names (empty if there are none), and lines about
+        images whose classes are compared by number.
 
     Raises:
         ValueError: If data or settings are not as expected.
@@ -175,13 +210,26 @@ def open_training_data(
     with processes.rank_zero_first():
         if train is None:
             named = open_dataset(config.dataset, config, console=console)
-            real: ImageSource = named.train
-            tested: EvaluationImages | None
-            checked = cast(EvaluationImages, named.val) if val is None else EvaluationImages(as_source(val))
-            tested = cast(EvaluationImages, named.test) if test is None else EvaluationImages(as_source(test))
+            classes = named.train.num_classes
+
+            def own(images: Images) -> EvaluationImages:
+                return EvaluationImages(as_source(images, num_classes=classes))
+
+            opened: tuple[ImageSource, EvaluationImages, EvaluationImages | None] = (
+                named.train, cast(EvaluationImages, named.val) if val is None else own(val),
+                cast(EvaluationImages, named.test) if test is None else own(test))
         else:
-            real, checked, tested = own_splits(train, val, test, config)
-        synthetic = open_synthetic(config, real, console) if config.synthetic_fraction else []
+            opened = own_splits(train, val, test, config)
+        real, names = match_training(opened[0], config.class_names, num_classes=config.num_classes)
+        checked, tested = opened[1:]
+        checked = matched(checked, names, num_classes=real.num_classes)
+        if tested is not None:
+            tested = matched(tested, names, num_classes=real.num_classes)
+        synthetic = open_synthetic(config, real, names, console) if config.synthetic_fraction else []
+    check_same_classes(processes, names, real)
+    others: dict[str, Any] = {'validation images': checked, 'test images': tested}
+    others |= {f'synthetic images {source.name}': source for source in synthetic}
+    lines = by_number(names, others, whose='the training split')
     if config.verify_data and processes.is_primary:
         for source in [*([real] if Path(config.dataset).exists() else []), *synthetic]:
             with console.status(f'checking {source.name}') as status:
@@ -199,10 +247,11 @@ def open_training_data(
         synthetic_augment=config.augment() if config.synthetic_augment == 'same' else Augment(),
         smoothing=config.smoothing, synthetic_smoothing=config.synthetic_smoothing, rank=processes.rank,
         world_size=processes.world_size, device=processes.device)
-    return batches, checked, tested
+    return batches, checked, tested, names, lines
 
 
-def open_synthetic(config: TrainConfig, real: ImageSource, console: Console) -> list[ImageSource]:
+def open_synthetic(
+        config: TrainConfig, real: ImageSource, names: Sequence[str], console: Console) -> list[ImageSource]:
     """The sources of synthetic images, with the classes and channels of the real ones.
 
     A path with * or ? names the parts of one source; 'generated' makes digits from the training split.
@@ -230,7 +279,9 @@ def open_synthetic(config: TrainConfig, real: ImageSource, console: Console) -> 
         groups = [[path for group in groups for path in group]]
     with reading_bar(console) as progress:
         return [
-            open_archives(group, num_classes=real.num_classes, channels=real.image_shape[0], progress=progress)
+            open_archives(
+                group, num_classes=real.num_classes, class_names=names or None, channels=real.image_shape[0],
+                progress=progress)
             for group in groups]
 
 

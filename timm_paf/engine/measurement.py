@@ -3,10 +3,12 @@ import dataclasses
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import distributed, nn
@@ -14,13 +16,16 @@ from torch import distributed, nn
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256
 from timm_paf.attacks import PGD, check_images
-from timm_paf.data import EvaluationImages
+from timm_paf.attacks.balls import check_radius
+from timm_paf.data import EvaluationImages, LabelledImages, match_classes
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
+from timm_paf.engine.classes import by_number, label_names, names_difference
 from timm_paf.engine.cli import RunFailed, replace_unencodable
 from timm_paf.engine.compilation import compile_settings
-from timm_paf.engine.data import Images, as_source, open_dataset
+from timm_paf.engine.data import Images, as_source, matched, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.model import build_model
+from timm_paf.engine.normalization import check_normalization, load_network
 from timm_paf.engine.progress import AttackView
 from timm_paf.engine.rehearsal import rehearse_measurement
 from timm_paf.engine.train_config import DataConfig, TrainConfig
@@ -39,9 +44,11 @@ from timm_paf.evaluation import (
     robustbench_obstacles,
     robustness_curve,
 )
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.models import read_checkpoint
 
 __all__ = ['Measurement', 'measure', 'measure_attacks', 'with_examples']
+
+N_NORMALIZATION = 256  # images on which a guessed normalisation is compared with others
 
 
 def measure(config: ValidateConfig, **own: Any) -> RobustnessReport:
@@ -89,25 +96,43 @@ class Measurement:
                 raise ValueError(
                     f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps its state; '
                     'give one that they share, or leave it out.')
+            names = config.class_names
+            if not isinstance(trained, dict) or 'class_names' not in trained:
+                names = names or label_names(model)
+            self.config = config = dataclasses.replace(config, class_names=names)
             source = getattr(open_dataset(config.dataset, config, console=self.console), config.split) if (
-                data is None) else as_source(data)
+                data is None) else as_source(data, num_classes=config.num_classes or len(names))
             if hasattr(source, 'dataset') and not hasattr(source, 'labels'):
                 raise ValueError(
                     f'--split {config.split}: these images of {config.dataset} are a stream, which is read while '
                     f'training; expected test or val.')
-            self.data = source if isinstance(source, EvaluationImages) else EvaluationImages(source)
-            self.model = model if model is not None else build_model(
-                config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
-                **config.model_arguments())
-            self.weights = load_weights(self.model, config.checkpoint, use_ema=config.use_ema)
+            self.data = matched(
+                source if isinstance(source, EvaluationImages) else EvaluationImages(source), names,
+                num_classes=config.num_classes)
+            self.model, self.weights, note, warning, guessed = load_network(
+                model if model is not None else build_model(
+                    config.model, num_classes=self.data.num_classes, in_chans=self.data.image_shape[0],
+                    **config.model_arguments()),
+                config.checkpoint, config, name=config.model, use_ema=config.use_ema)
             self.model.to(processes.device)
-            check_images(
-                self.model, self.data.images, self.data.labels, device=processes.device)
+            x, y = self.data.images, self.data.labels
+            check_radius(config.threat().radius, config.threat().norm, x[:1])
+            check_images(self.model, x, y, device=processes.device)
+            if guessed:
+                other = check_normalization(
+                    self.model, x[:N_NORMALIZATION], y[:N_NORMALIZATION], batch_size=config.eval_batch_size,
+                    device=processes.device)
+                warning = ' '.join(filter(None, (warning, other)))
+            self.note, self.warnings = note, (warning,) if warning else ()
             rehearse_measurement(self.model, self.data, config, processes.device)
             radii = [curve_radius(text, label='--eps-curve', norm=config.threat().norm) for text in config.radii()]
             if len(set(radii)) < len(radii):
                 raise ValueError(f'--eps-curve = {",".join(config.radii())}: expected each radius once.')
-            self.corruptions = None if config.corruptions is None else open_corruptions(config.corruptions, self.data)
+            self.corruptions = None if config.corruptions is None else open_corruptions(
+                config.corruptions, self.data, names)
+            self.notes = by_number(
+                names, {f'{config.split} images': self.data, 'corrupted images': self.corruptions},
+                whose='the checkpoint')
             self.trained_clean = clean_accuracy_of_run(config)
             processes.broadcast_object(self._check_state)
             if processes.is_distributed:
@@ -123,6 +148,10 @@ class Measurement:
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
+        for line in filter(None, (self.note, *self.notes)):
+            self.console.print(line, highlight=False, soft_wrap=True)
+        for warning in self.warnings:
+            self.console.print(f'warning: {warning}', style='bold red', highlight=False, soft_wrap=True)
         verdicts = None
         if config.output is not None:
             if processes.is_primary:
@@ -136,6 +165,7 @@ class Measurement:
                     self.model, self.data, config, split=config.split, device=processes.device, progress=view.progress,
                     checkpoint=Path(config.checkpoint), state=config.state, rank=processes.rank,
                     world_size=processes.world_size, save_adv=config.save_adv, save_verdicts=verdicts)
+                report = dataclasses.replace(report, warnings=(*report.warnings, *self.warnings))
                 return self._complete(report, view)
         except ValueError as error:
             raise RunFailed(str(error)) from error
@@ -216,6 +246,9 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
         filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
         filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
     filled['norm'] = config.norm or str(trained.get('norm') or 'linf')
+    filled['class_names'] = names = tuple(trained.get('class_names') or config.class_names)
+    if config.class_names and (difference := names_difference(names, config.class_names)):
+        raise ValueError(f'--class-names: {difference}, compared with {config.checkpoint}; leave out --class-names.')
     if config.dataset == '':  # folder and splits belong to the data set
         filled |= {
             field.name: trained[field.name] for field in dataclasses.fields(DataConfig)
@@ -258,17 +291,19 @@ def shares_folder(processes: Processes, folder: Path) -> bool:
         return not processes.all_reduce_max(not (found / name).exists())[0]
 
 
-def open_corruptions(folder: str, data: EvaluationImages) -> CorruptionArchive:
-    """Open the corrupted images; ValueError if their shape or labels do not fit the data."""
+def open_corruptions(folder: str, data: EvaluationImages, names: Sequence[str]) -> CorruptionArchive:
+    """Open the corrupted images, with labels by the class names; ValueError if shape or labels do not fit the data."""
     archive = CorruptionArchive(folder)
     if archive.image_shape != tuple(data.image_shape):
         raise ValueError(
             f'--corruptions {folder} holds images {archive.image_shape}; the model takes {tuple(data.image_shape)} '
             '(channels, height, width).')
-    low, high = int(archive.labels.min()), int(archive.labels.max())
-    if low < 0 or high >= data.num_classes:
-        raise ValueError(
-            f'--corruptions {folder}: labels from {low} to {high}; expected 0 to {data.num_classes - 1}.')
+    labels = torch.from_numpy(np.array(archive.labels, np.int64))
+    own = LabelledImages(
+        torch.zeros(len(labels), 1, 1, 1), labels, len(archive.class_names or ()) or data.num_classes,
+        f'--corruptions {folder}', archive.class_names)
+    own = match_classes(own, names or None, num_classes=data.num_classes)
+    archive.labels, archive.class_names = own.labels.numpy(), own.class_names
     return archive
 
 
@@ -291,7 +326,7 @@ def measure_attacks(
     """Clean, PGD and AutoAttack accuracy on float32 images; `more` are further arguments of `evaluate_robustness`."""
     return evaluate_robustness(
         model, data.images, data.labels, **config.evaluation(), model_name=config.model, dataset=config.dataset,
-        compile=compile_settings(config), **more)
+        class_names=config.class_names, compile=compile_settings(config), **more)
 
 
 def with_examples(

@@ -17,9 +17,9 @@ from timm_paf.attacks import PGD
 from timm_paf.data import ImageSource, derive_seed
 from timm_paf.engine.cli import assignments
 from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.normalization import inner_model, load_network, set_normalization
 from timm_paf.engine.step import micro_batch_sizes
 from timm_paf.engine.train_config import TrainConfig
-from timm_paf.models import load_weights
 from timm_paf.tasks import AdversarialTrainingTask, create_task
 
 __all__ = ['build_model', 'make_task', 'prepare_model', 'start_task', 'untrained_model']
@@ -43,22 +43,37 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
         raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
 
 
-def untrained_model(config: TrainConfig, own: nn.Module | None, data: ImageSource) -> nn.Module:
-    """The network that training starts from, on the CPU: `own`, changed in place, or `config.model`.
+def untrained_model(
+        config: TrainConfig, own: nn.Module | None, data: ImageSource) -> tuple[nn.Module, list[str]]:
+    """The network that training starts from, on the CPU (`own`, changed in place, or `config.model`), and notes on it.
 
     Raises:
         ValueError: If the model cannot be built, or a setting does not fit it.
     """
+    arguments, notes = config.model_arguments(), []
     model = own if own is not None else build_model(
-        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **config.model_arguments())
+        config.model, num_classes=data.num_classes, in_chans=data.image_shape[0], **arguments)
     if config.initial_checkpoint is not None:
-        load_weights(model, config.initial_checkpoint)
+        loaded = load_network(model, config.initial_checkpoint, config, name=config.model)
+        model, notes = loaded.model, [loaded.note, f'warning: {loaded.warning}' if loaded.warning else '']
+    else:
+        pretrained = own is None and bool(arguments.get('pretrained') or arguments.get('checkpoint_path'))
+        model, note = set_normalization(
+            model, config, name=config.model, own=own is not None, pretrained=pretrained)
+        notes = [note, _size_note(model, config.model, data.image_shape) if pretrained else '']
     if config.act_fixed:
         try:
             fix_parameters(model, assignments(config.act_fixed, '--act-fixed'))
         except (TypeError, ValueError) as error:
             raise ValueError(f'--act-fixed {" ".join(config.act_fixed)}: {error}') from None
-    return model
+    return model, [note for note in notes if note]
+
+
+def _size_note(model: nn.Module, name: str, shape: tuple[int, int, int]) -> str:
+    """A line if timm's weights are for images of another size."""
+    size = (getattr(inner_model(model), 'pretrained_cfg', None) or {}).get('input_size', shape)
+    return '' if tuple(size[1:]) == tuple(shape[1:]) else (
+        f'{name} was trained on images of {size[1]}x{size[2]} pixels; these have {shape[1]}x{shape[2]}')
 
 
 def prepare_model(config: TrainConfig, model: nn.Module, processes: Processes) -> nn.Module:
@@ -70,7 +85,7 @@ def prepare_model(config: TrainConfig, model: nn.Module, processes: Processes) -
     if config.grad_checkpointing:
         try:
             set_reentrant_ckpt(False)  # reentrant checkpointing and a shared activation exclude each other under DDP
-            enable: Any = model.set_grad_checkpointing  # timm's models have it
+            enable: Any = inner_model(model).set_grad_checkpointing  # timm's models have it
             enable(True)
         except (AttributeError, AssertionError) as error:
             raise ValueError(f'--grad-checkpointing: {config.model} does not support it ({error}).') from None

@@ -5,6 +5,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 
+from timm_paf.engine.normalization import inner_model
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import paf_parameter_groups
 
@@ -25,6 +26,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     same: dict[str, Any] = dict(weight_decay=config.weight_decay, filter_bias_and_bn=config.filter_bias_and_bn)
     optional: dict[str, Any] = dict(
         eps=config.opt_eps, fused=fused_optimizer(config), betas=config.opt_betas or None)
+    model = inner_model(model)  # timm's rules for weight decay and layers are about its names
     parameters: Any = model
     if config.paf_lr is not None or config.paf_weight_decay is not None:
         if config.layer_decay is not None:

@@ -49,7 +49,8 @@ def training_page(
                   if not name.endswith('_grad')]))
     values = {name: 'unset' if value is None else value for name, value in settings.items()}
     sections.append(Section(title='Settings', header=('setting', 'value'), columns='sc', rows=[
-        (name, ' '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for name, v in values.items()]))
+        (name, ' '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for name, v in values.items()
+        if name != 'class_names']))
     return report.page(
         title=f'{report.model} trained on {report.dataset}', sections=sections,
         subtitle=' · '.join(filter(None, (settings.get('experiment'), report.created))))

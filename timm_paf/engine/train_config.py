@@ -31,6 +31,9 @@ class DataConfig(Settings):
     dataset_download: bool = _data(False, 'Download the data set if it is missing.')
     num_classes: int | None = _data(
         None, 'Number of classes. Needed only for a data set that does not say it.', least=1, unset='from the data set')
+    class_names: tuple[str, ...] = _data(
+        (), 'Names of the classes, in the order of their numbers. All other images are matched by these names.',
+        unset='from the data set, if it has names')
     test_data: tuple[str, ...] = _data(
         (), 'Archives of test images, for a --dataset that is an archive.', metavar='FILE', unset='none')
     test_labels: str | None = _data(
@@ -80,6 +83,15 @@ class DataConfig(Settings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Settings):
     """Settings of the robustness measurement."""
+    input_mean: tuple[float, ...] = _model(
+        (), 'Mean of the images that the model was trained on, one number per channel, for pixels in [0, 1]. The model '
+        'subtracts it from its input and divides by --input-std.', unset='from the weights or from timm')
+    input_std: tuple[float, ...] = _model(
+        (), 'Standard deviation of the images that the model was trained on, as --input-mean.', above=0,
+        unset='from the weights or from timm')
+    normalize: bool | None = _model(
+        None, "Normalise the input inside the model with timm's mean and std of the model, also without weights. "
+        '--no-normalize: never normalise.', unset='on for weights that need it')
     eps: str = _attack(
         '8/255', 'Radius of the attack, a fraction or a number, for pixels in [0, 1].', metavar='EPS')
     norm: str = _attack('linf', 'Norm of the attack, in training and measurement.', choices=tuple(BALLS))
@@ -99,6 +111,14 @@ class EvaluationConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.input_mean) != len(self.input_std):
+            raise ValueError(
+                f'--input-mean = {self.input_mean}, --input-std = {self.input_std}: expected both, one number per '
+                'channel in each.')
+        if any(abs(value) > 1.5 for value in self.input_mean):
+            raise ValueError(f'--input-mean = {self.input_mean}: expected units of [0, 1]; divide mean and std by 255.')
+        if self.normalize is False and self.input_mean:
+            raise ValueError('--no-normalize and --input-mean exclude each other; leave one out.')
         if self.autoattack not in ('standard', 'rand', 'none') and not set(self.parts()) <= set(COMPONENTS):
             raise ValueError(
                 f'--autoattack = {self.autoattack!r}: expected standard, rand, none, or parts of AutoAttack, separated '

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
 from timm_paf.data.folders import is_hidden
+from timm_paf.data.headers import read_class_names
 from timm_paf.evaluation.accuracy import Accuracy, Part
 from timm_paf.evaluation.correct import map_in_turn, model_device
 
@@ -30,6 +31,7 @@ class CorruptionArchive:
     """A folder with `<corruption>.npy`, uint8 (5 N, H, W, C), and `labels.npy`, integers (N,) or (5 N,).
 
     Severities 1 to 5 are consecutive blocks of N images. The files are memory-mapped and read batch by batch.
+    `class_names.txt`, one name per line, may name the classes.
 
     Raises:
         FileNotFoundError: If the folder, its labels or its images do not exist.
@@ -46,6 +48,8 @@ class CorruptionArchive:
         #: Names of the corruptions; first those of the benchmark, in its order.
         self.names = (*known, *sorted(found - {*known, 'labels'}))
         self.labels = _mapped(folder / 'labels.npy')
+        #: Names of the classes in the order of their numbers; None if the folder does not have them.
+        self.class_names = read_class_names(folder / 'labels.npy')
         self._images = {name: _mapped(folder / f'{name}.npy') for name in self.names}
         shape = self._images[self.names[0]].shape
         for name, images in self._images.items():

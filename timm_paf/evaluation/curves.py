@@ -14,7 +14,10 @@ from timm_paf.attacks.threat import Eps
 from timm_paf.evaluation.accuracy import Accuracy, Part
 from timm_paf.evaluation.correct import correct_mask, model_device
 
-__all__ = ['ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'curve_radius', 'robustness_curve']
+__all__ = [
+    'ClassAccuracy', 'CurvePoint', 'RobustnessCurve', 'accuracy_by_class', 'chance_warning', 'curve_radius',
+    'robustness_curve',
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,22 @@ class ClassAccuracy(Part):
     label: int  #: The class.
     clean: Accuracy  #: Accuracy without an attack.
     robust: Accuracy  #: Accuracy under all attacks that were run on an image.
+
+
+def chance_warning(clean: Tensor, y: Tensor) -> str:
+    """A sentence if a clean accuracy is no better than guessing the most frequent class, else ''.
+
+    Args:
+        clean: (N,) bool, classified correctly.
+        y: Labels (N,).
+    """
+    found, counts = Accuracy.of(clean), y.bincount()
+    if len(counts.nonzero()) < 2 or found.interval()[0] > float(counts.max()) / len(y):
+        return ''
+    return (
+        f'the clean accuracy, {found.percent:.1f} % ({found.correct} of {found.total} images), is at chance: one class '
+        f'for all images would give {100 * int(counts.max()) / len(y):.1f} %. Do not use these accuracies. Check the '
+        'input normalisation, and whether the weights are for this model and for these classes.')
 
 
 def robustness_curve(

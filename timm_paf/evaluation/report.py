@@ -30,7 +30,9 @@ class RobustnessReport(Part):
     split: str | None = None  #: Split of the data set.
     checkpoint: str | None = None  #: File of the weights.
     checkpoint_sha256: str | None = None  #: SHA-256 of that file.
+    class_names: tuple[str, ...] = ()  #: Names of the classes, in the order of their numbers.
     by_class: tuple[ClassAccuracy, ...] = ()  #: Accuracy per class.
+    warnings: tuple[str, ...] = ()  #: Why the accuracies may be wrong, one sentence each.
     trust: TrustReport | None = None  #: Trust checks.
     curve: RobustnessCurve | None = None  #: Robust accuracy by eps.
     corruptions: CorruptionReport | None = None  #: Accuracy under common corruptions.
@@ -43,7 +45,8 @@ class RobustnessReport(Part):
         """Content of report.json: plain values, with one entry per measurement and per further part."""
         plain = super().to_dict()
         always = ('model', 'dataset', 'split', 'checkpoint', 'checkpoint_sha256', 'versions', 'created')
-        measured = [name for name in ('by_class', 'trust', 'curve', 'corruptions') if plain[name]]
+        measured = [
+            name for name in ('class_names', 'warnings', 'by_class', 'trust', 'curve', 'corruptions') if plain[name]]
         return {**plain['measurements'], **{name: plain[name] for name in (*always, *measured)}}
 
     def page(self, *, title: str = '', subtitle: str = '', sections: Iterable[Section] = ()) -> str:
@@ -53,12 +56,18 @@ class RobustnessReport(Part):
         """
         facts = [
             ('model', self.model), ('data set', self.dataset), ('split', self.split), ('checkpoint', self.checkpoint),
-            ('SHA-256 of the checkpoint', self.checkpoint_sha256), ('created', self.created), *self.versions.items()]
+            ('SHA-256 of the checkpoint', self.checkpoint_sha256), ('classes', ', '.join(self.class_names)),
+            ('created', self.created), *self.versions.items()]
         provenance = Section(
             title='Model, data and versions', header=('', ''), columns='sc', rows=[fact for fact in facts if fact[1]])
         return render(
             report=self, sections=[*sections, provenance], title=title or f'Robustness of {self.model or "a model"}',
             subtitle=subtitle or ' · '.join(filter(None, (self.dataset, self.split, self.created))))
+
+    def class_title(self, label: int) -> str:
+        """Number of a class, with its name if it has one."""
+        name = self.class_names[label] if self.class_names else str(label)
+        return name if name == str(label) else f'{label} ({name})'
 
     def save(self, path: str | os.PathLike) -> None:
         """Write report.json; an interrupted write leaves the old file."""
@@ -86,6 +95,8 @@ class RobustnessReport(Part):
         for attack, eps, found in rows:
             table.add_row(
                 attack, eps, f'{found.percent:.1f} %', found.interval_text, f'{found.correct} / {found.total}')
+        if self.warnings:
+            table.caption = Text('\n'.join(f'warning: {text}' for text in self.warnings), style='bold red')
         return table
 
     def trust_table(self) -> Table | None:

@@ -69,7 +69,7 @@ def robustbench_obstacles(report: RobustnessReport) -> list[str]:
         f'it uses AutoAttack standard, not {version}.': version != 'standard',
         f'it uses the test split, not {report.split}.': report.split not in (None, 'test'),
         f'trust checks warn: {", ".join(check.name for check in warnings)}.': bool(warnings)}
-    return [obstacle for obstacle, holds in obstacles.items() if holds]
+    return [*(obstacle for obstacle, holds in obstacles.items() if holds), *report.warnings]
 
 
 def _dataset(report: RobustnessReport) -> str:

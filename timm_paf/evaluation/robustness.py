@@ -32,7 +32,7 @@ from timm_paf.attacks.autoattack_state import AutoAttackSettings, find_run, open
 from timm_paf.attacks.compiled import Compile
 from timm_paf.evaluation.accuracy import Accuracy, Measurement
 from timm_paf.evaluation.correct import Attack, correct_mask, model_device
-from timm_paf.evaluation.curves import accuracy_by_class
+from timm_paf.evaluation.curves import accuracy_by_class, chance_warning
 from timm_paf.evaluation.report import RobustnessReport
 
 __all__ = ['accuracy_under_attack', 'check_state', 'clean_accuracy', 'evaluate_robustness']
@@ -78,7 +78,8 @@ def evaluate_robustness(
         progress: Callable[[str, int, int, int, float], None] | None = None, state: str | os.PathLike | None = None,
         rank: int = 0, world_size: int = 1, save_adv: str | os.PathLike | None = None,
         save_verdicts: str | os.PathLike | None = None, model_name: str | None = None, dataset: str | None = None,
-        split: str | None = None, checkpoint: str | os.PathLike | None = None, compile: Compile = False,
+        split: str | None = None, class_names: Sequence[str] = (), checkpoint: str | os.PathLike | None = None,
+        compile: Compile = False,
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and accuracy under AutoAttack.
 
@@ -104,6 +105,7 @@ def evaluate_robustness(
         save_adv: Archive for the images that AutoAttack returns, see `AutoAttackResult.save`.
         save_verdicts: CSV file with one row per image of AutoAttack: 1 if it is correct under an attack, else 0.
         model_name, dataset, split: Names for the report.
+        class_names: Names of the classes 0, 1, … for the report and `save_adv`.
         checkpoint: File of the weights, for the report.
         compile: Compile the model and the attack steps for batches of one size, as in `timm_paf.attacks.PGD`.
 
@@ -168,7 +170,7 @@ def evaluate_robustness(
             result.clean, {**result.not_broken_by(), f'PGD-{pgd_steps}': under_pgd})
         robust[:len(some_y)] &= worst
         if rank == 0 and save_adv is not None:
-            result.save(save_adv, some_y)
+            result.save(save_adv, some_y, class_names=class_names)
         if rank == 0 and save_verdicts is not None:
             masks = {'clean': result.clean, 'pgd': under_pgd, 'autoattack': result.robust, 'worst_case': worst}
             write_verdicts(save_verdicts, some_y, masks, broken_by=broken_by)
@@ -178,9 +180,10 @@ def evaluate_robustness(
         measurements['worst_case'] = Measurement(
             accuracy=Accuracy.of(worst), attack='worst of both', details={'broken_by': _counts(broken_by)}, **facts)
     return RobustnessReport(
-        measurements=measurements, model=model_name,
+        measurements=measurements, model=model_name, dataset=dataset, split=split, class_names=tuple(class_names),
         by_class=accuracy_by_class(y[:attacked_images], clean=clean[:attacked_images], robust=robust[:attacked_images]),
-        dataset=dataset, split=split, checkpoint=None if checkpoint is None else str(checkpoint),
+        warnings=tuple(filter(None, [chance_warning(clean.cpu(), y.cpu())])),
+        checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint))
 
 
@@ -201,7 +204,7 @@ def check_state(
 def _pgd_identity(
         model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, pgd_steps: int, n_pgd: int | None,
         **settings: Any) -> dict[str, Any]:
-    """JSON values that have to be equal for clean accuracy and PGD to be resumed; of the images, a sample is compared."""
+    """JSON values that have to be equal to resume clean accuracy and PGD; of the images, a sample is compared."""
     shared = AutoAttackSettings(eps=threat.radius, norm=threat.norm, **settings)
     sample = x[::max(1, len(x) // 256)].float().cpu()  # images that are decoded from files take long to read
     return shared.identity((f'PGD-{pgd_steps} on {"all" if n_pgd is None else n_pgd} images',), model, sample, y)

@@ -103,13 +103,13 @@ def find_network(state_dict: Mapping[str, Any], model: nn.Module) -> Found:
     Raises:
         ValueError: If there are several with other values, or several normalisations, or a value is no tensor.
     """
-    label = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     network, outer, wrapper = model, '', None
     while inner := next((name for kind, name in (
             (Normalized, 'model'), ((DataParallel, DistributedDataParallel, AveragedModel), 'module'))
             if isinstance(network, kind)), '_orig_mod' if hasattr(network, '_orig_mod') else ''):
         wrapper = network if isinstance(network, Normalized) else wrapper
         network, outer = getattr(network, inner), f'{outer}{inner}.'
+    label = (getattr(network, 'pretrained_cfg', None) or {}).get('architecture') or type(network).__name__
     own = {TRANSPARENT.sub('', key): value for key, value in network.state_dict().items()}
     expected = own
     if isinstance(getattr(network, 'normalize', None), InputNormalization):

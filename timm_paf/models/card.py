@@ -34,7 +34,7 @@ def model_card(
         model: A model from `timm.create_model`, alone or in `timm_paf.attacks.Normalized`.
         training_data: Names of the data sets in training, one or several.
         report: Content of a `report.json` ('clean', 'pgd', 'autoattack' with the integers `correct` and `total`); None
-            for a model that was not measured.
+            for a model that was not measured. Its `class_names` go to the card, and as `label_names` to config.json.
         license: Licence of the weights; by default the `license` of the model's `pretrained_cfg`.
         source: Name of the model for `timm.create_model` in the example of use.
         description: First paragraph; by default the architecture and the measured accuracy.
@@ -58,6 +58,8 @@ def model_card(
     summary = '; '.join(f'{name.lower()}: {value}' for name, value in measured.items())
     if report and report.get('dataset'):
         measured['Measured on'] = ', '.join(str(report[key]) for key in ('dataset', 'split') if report.get(key))
+    if report and report.get('class_names'):
+        measured['Classes'] = ', '.join(report['class_names'])
     return {
         'tags': ['image-classification', 'timm', 'timm_paf', 'adversarial-robustness'],
         'license': license or cfg.get('license') or 'unknown',
@@ -103,9 +105,15 @@ def save_for_hf(
         **{name: getattr(model, name) for name in ('in_chans', 'num_classes') if hasattr(model, name)},
         **network_options(model), **(model_args or {})}
     converted = conversion_args(model, built_with)
+    names = list((report or {}).get('class_names') or ())
+    if names and len(names) != getattr(model, 'num_classes', len(names)):
+        raise ValueError(
+            f'report: {len(names)} class names for a model of {model.num_classes} classes; give its own report.')
+    config: dict[str, Any] = {'label_names': names} if names else {}
+    if converted:
+        config['pretrained_cfg'] = {'architecture': 'paf_converted'}
     timm.models.save_for_hf(
-        model, str(folder), model_args={**built_with, **converted}, safe_serialization=True,
-        model_config={'pretrained_cfg': {'architecture': 'paf_converted'}} if converted else None)
+        model, str(folder), model_args={**built_with, **converted}, model_config=config, safe_serialization=True)
     (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
     return folder
 

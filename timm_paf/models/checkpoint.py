@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from timm_paf._normalized import InputNormalization
+from timm_paf._normalized import InputNormalization, Normalized
 from timm_paf.models._find import DM_IMPROVES_AT, select_state_dict
-from timm_paf.models.published import CIFAR_STATISTICS, Statistics
+from timm_paf.models.published import CIFAR_STATISTICS, PIXELS, Statistics
 from timm_paf.models.state_dict import fit_state_dict, stated_normalization
 
 __all__ = ['checkpoint_normalization', 'load_weights', 'read_checkpoint', 'select_state_dict']
@@ -99,7 +99,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | N
     try:
         fitting = fit_state_dict(state_dict, model, file=path, normalization=_stated(checkpoint, model))
     except ValueError as error:
-        raise ValueError(f'checkpoint {path} does not fit {type(model).__name__}: {error}') from error
+        name = type(model.model if isinstance(model, Normalized) else model).__name__
+        raise ValueError(f'checkpoint {path} does not fit {name}: {error}') from error
     model.load_state_dict(fitting, strict=True)
     return source
 
@@ -113,7 +114,7 @@ def checkpoint_normalization(path: str | os.PathLike, model: nn.Module) -> Stati
 
     Returns:
         Mean and std in the file, or those of a published network with the file's name (`published_normalization`);
-        zeros and ones if it takes pixels in [0, 1] as they are; None if nothing says what they are.
+        zeros and ones if the network is known to take pixels in [0, 1] as they are; None if nothing is known.
 
     Raises:
         ValueError: As `read_checkpoint` and `select_state_dict`, and if several stds or means contradict each other.
@@ -125,6 +126,8 @@ def checkpoint_normalization(path: str | os.PathLike, model: nn.Module) -> Stati
 
 def _stated(checkpoint: Mapping[str, Any], model: nn.Module) -> Statistics | None:
     """Mean and std in a checkpoint next to the weights: its own entries, or arguments of timm's train.py."""
+    if 'run' in checkpoint:  # of this package: a network that normalises has mean and std among its weights
+        return PIXELS
     arguments = checkpoint.get('args')
     for source in (checkpoint, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}):
         mean, std = source.get('mean'), source.get('std')

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from timm_paf._normalized import InputNormalization
+from timm_paf._normalized import InputNormalization, Normalized
 from timm_paf.models.options import input_normalization
 
 __all__ = ['RobustBenchModel', 'to_robustbench']
@@ -51,14 +51,16 @@ def to_robustbench(
 
     Raises:
         ValueError: If the model's `pretrained_cfg` has a normalisation and neither mean nor std is given, since it is
-            unknown whether the model was trained with it.
+            unknown whether the model was trained with it; or if they are given and the model normalises already.
 
     Example:
         >>> robustbench.benchmark(timm_paf.to_robustbench(model), dataset='cifar10', threat_model='Linf', eps=8 / 255)
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     cfg_mean, cfg_std = (tuple(cfg.get(name) or ()) for name in ('mean', 'std'))
-    inside = isinstance(getattr(model, 'normalize', None), InputNormalization)
+    inside = isinstance(model, Normalized) or isinstance(getattr(model, 'normalize', None), InputNormalization)
+    if inside and mean is not None:
+        raise ValueError('the model normalises its input already; pass no mean and std.')
     if mean is None and std is None and not inside and ({*cfg_mean} - {0} or {*cfg_std} - {1}):
         raise ValueError(
             f'pretrained_cfg has mean {cfg_mean} and std {cfg_std}: pass them as mean= and std= if the model was '

@@ -99,7 +99,10 @@ def stated_normalization(
         state_dict: Mapping[str, Any], model: nn.Module, *, file: str | os.PathLike = '',
         normalization: Statistics | None = None,
 ) -> Statistics | None:
-    """Mean and std of the network of these weights, as `fit_state_dict` finds them; None if they are not known."""
+    """Mean and std of the network of these weights, as `fit_state_dict` finds them.
+
+    Zeros and ones if it is known to take pixels in [0, 1] as they are; None if nothing is known.
+    """
     return _normalization(find_network(state_dict, model), file, normalization)[0]
 
 
@@ -114,12 +117,10 @@ def _normalization(
         return None, ''
     known = published_normalization(file, num_classes=found.num_classes)
     advice = 'for other values pass input_mean= and input_std= to the model.'
-    authors = any('activation' in key.split('.') for key in found.weights.keys() - found.expected.keys())
-    if known is PIXELS or authors:  # the authors of the paper do not normalise
-        return PIXELS, ''
     if known is not None:
-        return known, ('the file does not hold mean and std of the normalisation. Taking those of the published '
-                       f'network of this name; {advice}')
+        return known, '' if known == PIXELS else (
+            'the file does not hold mean and std of the normalisation. Taking those of the published network of '
+            f'this name; {advice}')
     if found.layout.deepmind:
         if found.num_classes not in CIFAR_STATISTICS:
             refuse(found.label, "DeepMind's file does not hold mean and std of its network of "
@@ -127,10 +128,15 @@ def _normalization(
         name, values = CIFAR_STATISTICS[found.num_classes]
         return values, (f'the file does not hold mean and std of the normalisation. Taking mean and std of {name}, as '
                         f'in the published networks; {advice}')
-    if found.layout is not OURS or re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):
-        return None, ('the file does not say whether its network normalises its input; taking pixels in [0, 1] as they '
-                      'are. If the accuracy is low, pass input_mean= and input_std= to the model.')
-    return None, ''
+    # the authors of the paper do not normalise
+    authors = any('activation' in key.split('.') for key in found.weights.keys() - found.expected.keys())
+    cfg = getattr(found.network, 'pretrained_cfg', None) or {}
+    ours = found.layout is OURS and (cfg.get('mean'), cfg.get('std')) == PIXELS
+    if (ours or authors) and not re.search(r'(?:^|\.)[1-9]\d*\.$', found.prefix):  # a Sequential may normalise first
+        return PIXELS, ''
+    return None, (
+        'the file does not say whether its network normalises its input; taking pixels in [0, 1] as they are. If it '
+        'was trained on normalised images, load it into timm_paf.attacks.Normalized(model, mean, std).')
 
 
 def _take_options(found: Found, statistics: Statistics | None) -> None:
@@ -138,13 +144,15 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
     network, label = found.network, found.label
     if has_same_padding(network) and not found.same:
         refuse(label, "the model has pad_type='same', but the weights were trained without; remove pad_type.")
-    if statistics is not None and statistics is not PIXELS:
+    if statistics is not None:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
             if not all(torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
                        for name in ('mean', 'std')):
                 refuse(label, f'the file normalises with ({theirs.extra_repr()}), the model with '
                               f'({InputNormalization.extra_repr(ours)}).')
+        elif not theirs.mean.any() and (theirs.std == 1).all():
+            pass  # pixels as they are
         elif not isinstance(getattr(network, 'normalize', None), nn.Identity):
             refuse(label, f'the weights are of a network that normalises inside, with {theirs.extra_repr()}; this '
                           'architecture does not support it. Load them into Normalized(model, mean, std).')

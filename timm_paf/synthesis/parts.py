@@ -1,6 +1,7 @@
 """Synthetic images in parts, with a manifest: sampled, labelled, filtered, and written by several processes."""
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,24 +12,32 @@ from torch import Tensor, nn
 from timm_paf._distributed import Processes
 from timm_paf._files import file_sha256, whole_file
 from timm_paf._versions import library_versions
-from timm_paf.data import ImageSource, LabelledImages, read_manifest, save_archive, to_unit_range
+from timm_paf.data import ImageSource, LabelledImages, class_names, read_manifest, save_archive, to_unit_range
 from timm_paf.data.manifest import FORMAT, MANIFEST_NAME
 from timm_paf.data.order import generator_for
 from timm_paf.data.synthetic import distance_to_nearest
+from timm_paf.engine.classes import names_difference
 from timm_paf.engine.model import build_model
-from timm_paf.models import load_weights, read_checkpoint
+from timm_paf.engine.normalization import load_network
+from timm_paf.engine.train_config import EvaluationConfig
+from timm_paf.models import read_checkpoint
 from timm_paf.synthesis.config import SyntheticConfig, first_difference
 from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
 
 __all__ = ['REASONS', 'Labeller', 'PartMaker', 'check_folder', 'load_labeller']
 
+_logger = logging.getLogger(__name__)
 REASONS = ('low_confidence', 'other_label', 'duplicate', 'near_duplicate', 'repeated', 'surplus')
 
 
 class Labeller(NamedTuple):
-    """A classifier (B, C, H, W) float32 in [0, 1] -> (B, K) logits, and its description for the manifest."""
+    """A classifier (B, C, H, W) float32 in [0, 1] -> (B, K) logits, and its description for the manifest.
+
+    `table[i]`, (K,) int64, is the number that the training set gives to class i of the classifier; None if it is i.
+    """
     model: nn.Module
     record: dict[str, Any]
+    table: Tensor | None = None
 
 
 def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.device) -> Labeller | None:
@@ -36,12 +45,25 @@ def load_labeller(config: SyntheticConfig, source: ImageSource, device: torch.de
     path = config.labeller_checkpoint
     if path is None:
         return None
-    name = config.labeller or read_checkpoint(path).get('arch')
+    checkpoint = read_checkpoint(path)
+    name, args = config.labeller or checkpoint.get('arch'), checkpoint.get('args')
     if not isinstance(name, str):
         raise ValueError(f'--labeller-checkpoint = {path}: it does not name its model; give --labeller.')
-    model = build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0])
-    record = {'model': name, 'weights': load_weights(model, path), 'sha256': file_sha256(path)}
-    return Labeller(model.to(device).eval(), record)
+    names, own = (args.get('class_names') if isinstance(args, dict) else None), class_names(source)
+    table = None
+    if names and own and list(names) != list(own):
+        if sorted(names) != sorted(own):
+            raise ValueError(
+                f'--labeller-checkpoint = {path}: its classes differ from those of {source.name} '
+                f'({names_difference(own, names)}); give a model of the same classes.')
+        table = torch.tensor([own.index(name) for name in names])
+    loaded = load_network(
+        build_model(name, num_classes=source.num_classes, in_chans=source.image_shape[0]), path, EvaluationConfig(),
+        name=name)
+    if loaded.warning:
+        _logger.warning(loaded.warning)
+    record = {'model': name, 'weights': loaded.weights, 'sha256': file_sha256(path)}
+    return Labeller(loaded.model.to(device).eval(), record, table)
 
 
 def check_folder(path: Path, plan: Mapping[str, Any] | None) -> None:
@@ -85,6 +107,7 @@ class PartMaker:
             'seed': config.seed, 'num_images': config.num_images,
             'num_parts': -(-config.num_images // config.part_size), 'part_size': config.part_size,
             'batch_size': config.batch_size, 'num_classes': source.num_classes, 'image_shape': list(source.image_shape),
+            **({} if source.class_names is None else {'class_names': list(source.class_names)}),
             'source': {'name': source.name, 'images': len(source), 'sha256': source.fingerprint()},
             'generator': self.generator.record, 'labeller': self.labeller and self.labeller.record,
             'filters': {name: getattr(config, name) for name in ('balance', 'min_confidence', 'min_distance')}}
@@ -156,7 +179,8 @@ class PartMaker:
             progress(len(kept))
         order = torch.randperm(size, generator=generator_for('synthesis', config.seed, part, 'order'))
         pixels, numbers = zip(*kept.values(), strict=True)
-        data = LabelledImages(torch.stack(pixels)[order], torch.tensor(numbers)[order], classes, name)
+        data = LabelledImages(
+            torch.stack(pixels)[order], torch.tensor(numbers)[order], classes, name, self.source.class_names)
         return data, rejected, drawn
 
     def _choose_classes(self, missing: list[int], count: int, generator: torch.Generator) -> Tensor | None:
@@ -179,6 +203,7 @@ class PartMaker:
             if not logits.isfinite().all():
                 raise SynthesisFailed('the model of --labeller-checkpoint gives NaN or infinite logits; check it.')
             confidence, labels = (values.cpu() for values in logits.softmax(1).max(1))
+            labels = labels if self.labeller.table is None else self.labeller.table[labels]
             checks = {
                 'low_confidence': confidence < self.config.min_confidence,
                 'other_label': labels != (labels if asked is None else asked), **checks}

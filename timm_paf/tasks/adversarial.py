@@ -16,6 +16,7 @@ from timm_paf.activations import (
     project_parameters,
     shared_activations,
 )
+from timm_paf.attacks import PGD, PixelCheck
 from timm_paf.tasks.options import TaskOptions
 from timm_paf.tasks.perturbation import WeightPerturbation
 
@@ -89,6 +90,7 @@ class AdversarialTrainingTask(ClassificationTask):
         super().__init__(model, criterion, device=device, **kwargs)
         self.attack = attack
         self.options = options
+        self._check_pixels = PixelCheck()
         self._perturbation = WeightPerturbation(options.awp_gamma)
         self._update: int | None = None
         self._versions: list[int] | None = None
@@ -198,11 +200,14 @@ class AdversarialTrainingTask(ClassificationTask):
 
         Raises:
             RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
-            ValueError: If weights are perturbed with reentrant gradient checkpointing, which hides some of them.
+            ValueError: If images are not in [0, 1] (see `timm_paf.attacks.PixelCheck`), or weights are perturbed with
+                reentrant gradient checkpointing, which hides some of them.
         """
         if self.training:
             self._project_if_changed()
         perturbs = self._perturbs()
+        if not isinstance(self.attack, PGD):  # which checks them itself
+            self._check_pixels(input)
         x_adv = self.images(input, target)
         try:
             if perturbs:
