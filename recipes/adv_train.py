@@ -37,7 +37,7 @@ from timm_paf.engine import Trainer, dry_run, open_run, parse_train_config, run
 
 
 def prepare(argv: Sequence[str] | None = None) -> Trainer | None:
-    """Read the settings, then open data, model and, with --resume, the checkpoint. Writes nothing.
+    """Read the settings, open data, model and, with --resume, the checkpoint, and rehearse the run. Writes nothing.
 
     Returns None, with a message, if --resume names a run that has its report.json.
     """

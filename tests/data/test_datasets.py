@@ -99,6 +99,11 @@ def test_folder(folder):
     assert [len(part) for part in open_dataset('folder', named)] == [36, 15, 15]
 
 
+def test_another_number_of_classes(folder):
+    with pytest.raises(ValueError, match='folder/train: has 3 classes, but num_classes is 4'):
+        open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, num_classes=4, decoding=DECODING))
+
+
 def test_one_folder_for_training_and_test(folder):
     with pytest.raises(ValueError, match='named for training and for test'):
         open_dataset('folder', DatasetOptions(data_dir=folder, val_size=6, test_split='training', decoding=DECODING))
@@ -148,7 +153,7 @@ def test_images_without_some(left_out):
     source = LabelledImages(torch.arange(10).float().reshape(10, 1, 1, 1) / 10, torch.arange(10), 10, 'ten')
     left = ImagesWithout(source, torch.tensor(left_out, dtype=torch.int64), name='left')
     expected = [index for index in range(10) if index not in left_out]
-    assert len(left) == len(expected)
+    assert len(left) == len(expected) and all_labels(left).tolist() == expected
     assert left.take(torch.arange(len(left)))[1].tolist() == expected
     assert left.take(torch.arange(len(left)).flip(0))[1].tolist() == expected[::-1]
 
@@ -275,8 +280,7 @@ def test_web_dataset_sees_what_files_hold(tmp_path):
         split: {'name': split, 'filenames': [f'{split}-000.tar'], 'shard_lengths': [count], 'num_samples': count}
         for split, count in (('train', 32), ('val', 6), ('test', 4))}}))
     options = DatasetOptions(
-        data_dir=tmp_path, num_classes=2, val_split='val', test_split='test',
-        decoding=Decoding(size=8, crop_pct=1., channels=1, workers=0, train_crop_mode='resize'))
+        data_dir=tmp_path, num_classes=2, val_split='val', test_split='test', decoding=Decoding(channels=1, workers=0))
     train, _, test = open_dataset('wds/digits', options)
     ((images, labels),) = train.prefetch(lambda step: torch.arange(16), 1, key=(0,))
     for seen in (test.take(torch.arange(4))[0], images):

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from timm_paf.data import Augment, DataChanged, Decoding, LabelledImages, MixedBatches
-from timm_paf.data.decoded import DecodedImages, StreamedImages, folder_images
+from timm_paf.data.decoded import DecodedImages, folder_images
+from timm_paf.data.streamed import StreamedImages
 
 SIZE = 16
 

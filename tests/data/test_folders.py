@@ -248,7 +248,7 @@ BAD = {
     'number too high': (lambda r: make(r, '023'), {'num_classes': 3}, 'do not have its class 3, but 0, 1, 2'),
     'a class too many': (make, {'num_classes': 2}, 'has 3 classes, but the training images have 2'),
     'classes at two levels': (levels, {}, 'the folders animals, plants or those inside them, cat, dog, oak'),
-    'another size': (lambda r: save(make(r) / 'cat' / '2.png', RGB[:4]), {}, r'2\.png: is 4x4 pixels, but .* 5x4'),
+    'another size': (lambda r: save(make(r) / 'cat' / '2.png', RGB[:4]), {}, r'2\.png: it is 4x4 pixels, but .* 5x4'),
     'other channels': (make, {'channels': 4}, 'channels=4'),
 }
 
@@ -322,8 +322,8 @@ SIZES = {
     'a size that is theirs': (ONE, ONE, {'size': 8}, (3, 8, 8), True),
     'another size': (ONE, ONE, {'size': 12}, (3, 12, 12), False),
     'a share of the image': (ONE, ONE, {'crop_pct': 0.5}, (3, 8, 8), False),
-    'test images of another size': (ONE, [(9, 8)] * 3, {}, r'0\.png: is 9x8 pixels, but other images are 8x8', None),
-    'one test image of another size': (ONE, [(8, 8), (8, 7)], {}, r'1\.png: is 8x7 pixels, but', None),
+    'test images of another size': (ONE, [(9, 8)] * 3, {}, r'0\.png: it is 9x8 pixels, but others are 8x8', None),
+    'one test image of another size': (ONE, [(8, 8), (8, 7)], {}, r'1\.png: it is 8x7 pixels, but', None),
     'resized to one size': (ONE, [(9, 8)] * 3, {'size': 8}, (3, 8, 8), False),
 }
 

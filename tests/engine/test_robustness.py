@@ -14,7 +14,7 @@ from timm_paf.tasks import AdversarialTrainingTask
 MEASURED = {
     'pgd-steps': (['--pgd-steps', '7'], 'pgd_steps', 7),
     'autoattack': (['--autoattack', 'rand'], 'autoattack_version', 'rand'),
-    'n-examples': (['--n-examples', '11'], 'n_examples', 11),
+    'n-examples': (['--n-examples', '11'], 'n_examples', 11), 'n-pgd': (['--n-pgd', '9'], 'n_pgd', 9),
     'eval-batch-size': (['--eval-batch-size', '77'], 'batch_size', 77),
     'seed': (['--seed', '3'], 'seed', 3),
     'eps and norm': (['--eps', '0.05', '--norm', 'l2'], 'threat', ThreatModel(eps='0.05', norm='l2')),
@@ -73,6 +73,7 @@ def test_training_measures_as_told(trained, flags, name, expected):
 @pytest.mark.parametrize('flags, name, expected', [
     *(pytest.param(*case, id=name) for name, case in MEASURED.items()),
     pytest.param(['--attack', 'pgd'], 'autoattack_version', None, id='attack'),
+    pytest.param(['--autoattack', 'apgd-ce, square'], 'attacks', ['apgd-ce', 'square'], id='parts'),
     pytest.param(['--save-adv', 'adv.npz'], 'save_adv', 'adv.npz', id='save-adv'),
 ])
 def test_validation_measures_as_told(checkpoint, tmp_path, monkeypatch, flags, name, expected):

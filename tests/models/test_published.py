@@ -304,9 +304,11 @@ def test_deepmind_other_statistics(robustbench, tmp_path, caplog):
     assert not caplog.records  # nothing was guessed
 
 
-@pytest.mark.parametrize('classes, data, mean', [(10, 'CIFAR-10', 0.4914), (100, 'CIFAR-100', 0.5071)])
-def test_deepmind_default_is_said(robustbench, tmp_path, caplog, classes, data, mean):
-    torch.save(deepmind(robustbench, num_classes=classes).state_dict(), tmp_path / 'c.pt')
+@pytest.mark.parametrize('classes, data, mean, prefix', [
+    (10, 'CIFAR-10', 0.4914, ''), (100, 'CIFAR-100', 0.5071, ''), (10, 'CIFAR-10', 0.4914, 'module.0.')])
+def test_deepmind_default_is_said(robustbench, tmp_path, caplog, classes, data, mean, prefix):
+    weights = deepmind(robustbench, num_classes=classes).state_dict()
+    torch.save({'model_state_dict': {prefix + key: value for key, value in weights.items()}}, tmp_path / 'c.pt')
     with caplog.at_level(logging.WARNING):
         model = pretrained('wrn10_2_relu', tmp_path / 'c.pt', num_classes=classes)
     assert f'Taking mean and std of {data},' in caplog.text

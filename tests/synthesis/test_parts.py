@@ -1,6 +1,7 @@
 """Parts of synthetic images: what is kept, what is left out and why; the folder, resumed and kept apart from others."""
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,7 +102,8 @@ def test_parts_have_the_class_names_and_numbers_of_the_training_set(source, tmp_
             return super().forward(x)[:, torch.tensor(order).argsort()]
 
     monkeypatch.setattr('timm_paf.synthesis.parts.build_model', lambda *_, **__: Ordered())
-    monkeypatch.setattr('timm_paf.synthesis.parts.load_weights', lambda *_: 'weights')
+    monkeypatch.setattr('timm_paf.synthesis.parts.load_network', lambda model, *_, **__: SimpleNamespace(
+        model=model, weights='weights', warning=''))
     parts = maker(named)
     config = dataclasses.replace(parts.config, labeller_checkpoint=str(path))
     if message:

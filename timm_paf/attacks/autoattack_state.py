@@ -88,11 +88,11 @@ class AutoAttackSettings(ThreatModel):
         chosen = _VERSIONS.get(self.version) or tuple(self.attacks or ())
         possible = components_for(self.version, self.attacks, classes)
         if 'square' in chosen and (x.dim() != 4 or (self.norm != 'linf' and not _square_fits(*x.shape[-2:]))):
-            others = [name for name in chosen if name != 'square']
+            others = [name for name in chosen if name != 'square'] or ['apgd-ce']
             raise ValueError(
                 f'square, a part of AutoAttack, cannot attack images of shape {tuple(x.shape[1:])} in {self.norm}: '
-                f"its first squares do not fit. Leave it out: version='custom', attacks={others}, or on the command "
-                f'line --autoattack {",".join(others) or "none"}.')
+                f"it needs (C, H, W) images that its first squares fit. Use other parts: version='custom', "
+                f'attacks={others}, or on the command line --autoattack {",".join(others)}.')
         if not possible:
             raise ValueError(f'none of {", ".join(chosen)} works with {classes} classes; choose other attacks.')
         return possible, tuple(name for name in chosen if name not in possible)

@@ -13,7 +13,7 @@ from torch import Tensor
 from timm_paf.data.archives import open_archives
 from timm_paf.data.arrays import ImageSource, LabelledImages, check_compatible, collect, has_soft_labels
 from timm_paf.data.classes import all_labels, check_classes, class_names, hard, match_classes, names_of_classes
-from timm_paf.data.decoded import READ_TOGETHER, DecodedImages, Decoding, StreamedImages, folder_images
+from timm_paf.data.decoded import DecodedImages, Decoding, folder_images
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.errors import BadArchive, errors_on_opening, first_line
 from timm_paf.data.folders import is_hidden
@@ -21,6 +21,7 @@ from timm_paf.data.order import IndexPermutation
 from timm_paf.data.report import source_notes
 from timm_paf.data.splits import held_out
 from timm_paf.data.stored import Progress
+from timm_paf.data.streamed import READ_TOGETHER, StreamedImages
 
 IN_MEMORY = 1 << 28  # bytes of a validation or test split up to which it is kept in memory
 _ARRAYS = {'torch/cifar10': 'CIFAR10', 'torch/cifar100': 'CIFAR100'}
@@ -150,8 +151,14 @@ class ImagesWithout:
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """As the source's, for indices (B,) int64 in 0..len-1 of the remaining images."""
-        indices = indices.cpu()
-        return self.source.take(indices + torch.bucketize(indices, self._thresholds, right=True))
+        return self.source.take(self._places(indices.cpu()))
+
+    def class_numbers(self) -> Tensor:
+        """Class numbers (N,) int64 of the remaining images."""
+        return all_labels(self.source)[self._places(torch.arange(len(self)))]
+
+    def _places(self, indices: Tensor) -> Tensor:
+        return indices + torch.bucketize(indices, self._thresholds, right=True)
 
 
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
@@ -189,21 +196,28 @@ def _streams(name: str, options: DatasetOptions) -> DataSplits:
         raise ValueError(
             f'{name}: images of a stream cannot be held out by index, and its classes are unknown; give val_split, the '
             f'name of a split without training images, and num_classes')
-    train, *measured = (
-        StreamedImages(
-            _create(name, split, options, is_training=number == 0, batch_size=READ_TOGETHER, seed=options.split_seed),
-            name=f'{name}/{split}', num_classes=options.num_classes, decoding=options.decoding)
-        for number, split in enumerate((options.train_split, options.val_split, options.test_split)))
+    train: Any = None
+    measured = []
+    for split in (options.train_split, options.val_split, options.test_split):
+        settings: dict[str, Any] = dict(batch_size=READ_TOGETHER, seed=options.split_seed)
+        source = StreamedImages(
+            _create(name, split, options, is_training=train is None, **settings), name=f'{name}/{split}',
+            num_classes=options.num_classes, decoding=options.decoding)
+        source = source.fitted(_create(name, split, options, **settings), like=train)
+        train = source if train is None else train
+        measured.append(source)
     val, test = (
         match_classes(part.loaded(name=f'{name}/{kind}'), train.class_names, num_classes=train.num_classes)
-        for part, kind in zip(measured, ('val', 'test'), strict=True))
+        for part, kind in zip(measured[1:], ('val', 'test'), strict=True))
     return DataSplits(train, val, test)
 
 
 def _files(name: str, options: DatasetOptions) -> DataSplits:
-    train = match_classes(
-        _decoded(name, options.train_split, options), None, num_classes=options.num_classes, other='expected').opened()
+    train = _decoded(name, options.train_split, options).opened()
     check_classes(train)
+    if options.num_classes not in (None, train.num_classes):
+        raise ValueError(
+            f'{train.name}: has {train.num_classes} classes, but num_classes is {options.num_classes}; leave it out')
     _tell(options, train)
 
     def measured(split: str, kind: str, indices: Any = None) -> ImageSource:

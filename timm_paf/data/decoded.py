@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from timm_paf.data.arrays import LabelledImages, checked_indices, collect
-from timm_paf.data.classes import names_of_classes
+from timm_paf.data.arrays import checked_indices
 from timm_paf.data.errors import UNDECODABLE, DataChanged, errors_on_opening, first_line
 from timm_paf.data.folders import ImageFolder, seen_size, to_mode
 from timm_paf.data.order import derive_seed
 from timm_paf.data.report import SampleReport, sample_indices
 
-READ_TOGETHER = 16  # images of a stream read at a time; each worker rounds its share of a pass up to a multiple of it
 _SAMPLE = 1024  # images whose headers are read on opening
 _MODES = {1: 'L', 3: 'RGB'}
 _SIZE, _CROP_PCT = 224, 0.875  # for images of different sizes, as in timm
@@ -86,6 +83,19 @@ class Decoding:
             return replace(decoding, size=own)
         return replace(
             decoding, crop_pct=self.crop_pct or _CROP_PCT, train_crop_mode=self.train_crop_mode or 'rrc')
+
+    def fitted(
+        self, sizes: set[tuple[int, int]], like: 'Decoding | None' = None,
+    ) -> tuple['Decoding', tuple[int, int] | None]:
+        """The settings for images of these sizes, and the size that they need, if they must not be resized.
+
+        `like` holds the fitted settings of the training images: if those keep their size, others need it as well.
+        """
+        own, decoding, needed = next(iter(sizes)) if len(sizes) == 1 else None, self, None
+        if self.size is None and like is not None:
+            size = like.image_shape[1:]
+            decoding, needed = replace(self, size=size), size if like.crop_pct is None else None
+        return decoding.resolved(own), needed
 
     def transform(self, *, is_training: bool) -> Transform | None:
         """The transform of timm from an image to uint8 pixels (C, H, W); None if images stay as they are."""
@@ -171,22 +181,12 @@ class DecodedImages:
             for index in self.places[torch.from_numpy(sample_indices(len(self), count))].tolist():
                 with _open(self.dataset, self.name, index) as image:
                     sizes.setdefault(seen_size(image), index)
-        own, decoding = next(iter(sizes)) if len(sizes) == 1 else None, self.decoding
-        needed = None
-        if decoding.size is None and like is not None:
-            decoding = replace(decoding, size=like.image_shape[1:])
-            needed = like.image_shape[1:] if like.decoding.crop_pct is None else None
-        elif one_size:
-            needed = next(iter(sizes))
-        if needed is not None and own != needed:
-            size, index = next(item for item in sizes.items() if item[0] != needed)
-            raise ValueError(self._wrong_size(index, size, needed))
-        return replace(self, decoding=decoding.resolved(own))
-
-    def _wrong_size(self, index: int, size: tuple[int, int], needed: tuple[int, int]) -> str:
-        return (
-            f'{_where(self.dataset, self.name, index)}: is {size[0]}x{size[1]} pixels, but other images are '
-            f'{needed[0]}x{needed[1]} (height, width); give the size of all images (img_size), or resize it')
+        decoding, needed = self.decoding.fitted(set(sizes), None if like is None else like.decoding)
+        needed = next(iter(sizes)) if one_size else needed
+        if needed is not None and (wrong := [item for item in sizes.items() if item[0] != needed]):
+            size, index = wrong[0]
+            raise ValueError(f'{_where(self.dataset, self.name, index)}: {wrong_size(size, needed)}')
+        return replace(self, decoding=decoding)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, decoded for evaluation, and labels (B,) int64, or `DataChanged`."""
@@ -215,36 +215,45 @@ class DecodedImages:
 
     def pixels(self, index: int, transform: Transform | None) -> Tensor:
         """Pixels (C, H, W) uint8 of one image of the data set."""
-        image = to_image(self.dataset, self.name, index, self.decoding.channels)
-        if transform is None:
-            _, height, width = self.image_shape
-            if image.size != (width, height):
-                raise DataChanged(self._wrong_size(index, (image.height, image.width), (height, width)))
-            array = np.array(image)
-            return torch.from_numpy(array.reshape(height, width, -1)).permute(2, 0, 1)
-        return torch.as_tensor(transform(image))
+        with _open(self.dataset, self.name, index) as image:
+            return to_pixels(image, self.image_shape, transform)
 
 
 def folder_images(
     root: str | os.PathLike[str], *, decoding: Decoding | None = None, channels: int | None = None,
     name: str | None = None,
 ) -> DecodedImages:
-    """Image files in class folders as a source, not opened yet; without `channels`, 1 or 3 as in the first image."""
+    """Image files in class folders as a source, not opened yet; without `channels`, 1 or 3 as in the first image.
+
+    Without `decoding`, they are decoded in this process.
+    """
     dataset, name = ImageFolder(root), Path(root).name if name is None else name
     if decoding is None:
         if channels is None:
             with errors_on_opening(), _open(dataset, name, 0) as image:
                 channels = 1 if image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;') else 3
-        decoding = Decoding(channels=channels)
+        decoding = Decoding(channels=channels, workers=0)
     return DecodedImages(
         dataset, name, len(dataset.class_names), torch.from_numpy(dataset.labels), decoding,
         class_names=dataset.class_names)
 
 
-def to_image(dataset: Any, name: str, index: int, channels: int) -> Image.Image:
-    """One image of a data set, decoded, in mode L or RGB; raises `DataChanged` if it cannot be read."""
-    with _open(dataset, name, index) as image:
-        return to_mode(image, channels)
+def to_pixels(image: Image.Image, image_shape: tuple[int, int, int], transform: Transform | None) -> Tensor:
+    """Pixels (C, H, W) uint8 of an image, which needs the right size if there is no transform."""
+    channels, height, width = image_shape
+    image = to_mode(image, channels)
+    if transform is not None:
+        return torch.as_tensor(transform(image))
+    if image.size != (width, height):
+        raise ValueError(wrong_size((image.height, image.width), (height, width)))
+    return torch.from_numpy(np.array(image).reshape(height, width, -1)).permute(2, 0, 1)
+
+
+def wrong_size(size: tuple[int, int], needed: tuple[int, int]) -> str:
+    """What to say about an image of this height and width."""
+    return (
+        f'it is {size[0]}x{size[1]} pixels, but others are {needed[0]}x{needed[1]} (height, width); resize it, or '
+        f'give a size for all images (img_size)')
 
 
 @contextmanager
@@ -300,97 +309,6 @@ class _Steps(Dataset):
         except DataChanged as error:
             return str(error)  # returned, since an error from another process arrives with a page of traceback
         return images, source.labels[indices]
-
-
-@dataclass(eq=False)
-class StreamedImages:
-    """An iterable data set (WebDataset, Hugging Face streaming, TFDS) as training images.
-
-    It can only be read from front to back, so `prefetch` counts the indices and gives images in the order of the data
-    set. Batches have the exact number of images. But an epoch may repeat or miss images, the order depends on the
-    number of workers, and a run resumed within an epoch starts a new pass. Under torch.distributed, the data set gives
-    each process its share.
-
-    Args:
-        dataset: Iterable data set from `timm.data.create_dataset`.
-        name: Short name for messages.
-        num_classes: Number of classes.
-        decoding: How images are decoded.
-    """
-
-    dataset: Any
-    name: str
-    num_classes: int
-    decoding: Decoding
-
-    def __post_init__(self) -> None:
-        self.decoding = self.decoding.resolved(None)
-        self.image_shape = self.decoding.image_shape
-        names = names_of_classes(getattr(getattr(self.dataset, 'reader', None), 'class_to_idx', None))
-        self.class_names = names if names and len(names) == self.num_classes else None
-
-    def __len__(self) -> int:
-        """Number of images per pass, as the data set reports it."""
-        return len(self.dataset)
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Not available; raises ValueError."""
-        raise ValueError(f'{self.name}: this data set can only be read from front to back, not at an index')
-
-    def prefetch(self, plan: Plan, steps: int, *, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches with as many images as `plan` gives indices, as in `DecodedImages`; passes repeat as needed."""
-        pool = (batch for number in count() for batch in self._one_pass(derive_seed(*key, number) % 2**31))
-        images, labels = next(pool)
-        for step in range(steps):
-            wanted = len(plan(step))
-            while len(images) < wanted:
-                more, more_labels = next(pool)
-                images, labels = torch.cat([images, more]), torch.cat([labels, more_labels])
-            yield images[:wanted], labels[:wanted]
-            images, labels = images[wanted:], labels[wanted:]
-
-    def loaded(self, *, name: str) -> LabelledImages:
-        """All images of one pass in memory, as uint8, decoded for evaluation."""
-        return collect(self._one_pass(), num_classes=self.num_classes, name=name, class_names=self.class_names)
-
-    def _one_pass(self, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one pass over the data set, for training with this seed, or for evaluation."""
-        from timm.data import create_loader
-        from timm.data.loader import fast_collate
-
-        # timm's prefetcher returns normalised floats; the loader inside it returns uint8
-        loader = create_loader(
-            self.dataset, self.image_shape, READ_TOGETHER, mean=(0.,) * self.decoding.channels,
-            std=(1.,) * self.decoding.channels, num_workers=self.decoding.workers, collate_fn=fast_collate,
-            device=torch.device('cpu'), persistent_workers=False).loader
-        loader.generator = torch.Generator().manual_seed(seed or 0)
-        # the loader has set another one
-        self.dataset.transform = partial(
-            _prepared, channels=self.decoding.channels, transform=self.decoding.transform(is_training=seed is not None))
-        if seed is not None:
-            self.dataset.set_epoch(seed)
-        labels, batches = None, iter(loader)
-        while True:
-            try:
-                images, labels = next(batches)
-            except StopIteration:
-                break
-            except UNDECODABLE as error:  # from a worker, it comes with a page of traceback
-                reason = (str(error).strip().splitlines() or [''])[-1]
-                raise DataChanged(f'{self.name}: an image or its label cannot be read ({reason}); remove it') from error
-            wrong = (labels < 0) | (labels >= self.num_classes)
-            if wrong.any():
-                raise DataChanged(
-                    f'{self.name}: label {int(labels[wrong][0])}, expected 0 to {self.num_classes - 1}; correct '
-                    f'num_classes')
-            yield images, labels
-        if labels is None:
-            raise DataChanged(f'{self.name}: no images; check the name of the split, and that the files exist')
-
-
-def _prepared(image: Image.Image, channels: int, transform: Transform | None) -> Any:
-    assert transform is not None, 'images of a stream have no known size'
-    return transform(to_mode(image, channels))
 
 
 def _unwrapped(batch: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:

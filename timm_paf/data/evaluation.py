@@ -16,7 +16,7 @@ class EvaluationImages:
     Attributes:
         images: (N, C, H, W) float32 in [0, 1]: a tensor if the source holds one, else `RowsOnDemand`.
         labels: (N,) int64 class numbers.
-        num_classes, image_shape, class_names, name: As the source's.
+        num_classes: As the source's, as are the shape, the name and the names of the classes.
     """
 
     def __init__(self, source: ImageSource) -> None:

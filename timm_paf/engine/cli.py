@@ -163,7 +163,7 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
         if str(error):  # only one of several processes has a message
             print(f'interrupted: {" ".join(str(error).split())}', file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f'interrupted{": " * bool(str(error))}{error}', file=sys.stderr)
         return 130
     return 0

@@ -38,6 +38,7 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
+from timm_paf.data.decoded import DecodedImages
 from timm_paf.engine.classes import by_number, check_same_classes, match_training, names_difference
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 
@@ -231,7 +232,9 @@ def open_training_data(
     others |= {f'synthetic images {source.name}': source for source in synthetic}
     lines = by_number(names, others, whose='the training split')
     if config.verify_data and processes.is_primary:
-        for source in [*([real] if Path(config.dataset).exists() else []), *synthetic]:
+        files = Path(config.dataset).exists() or isinstance(real, DecodedImages)
+        measured = [images.source for images in (checked, tested) if images is not None]
+        for source in [*([real] if files else []), *synthetic, *(s for s in measured if isinstance(s, DecodedImages))]:
             with console.status(f'checking {source.name}') as status:
                 def progress(what: str, done: int, total: int, status: Status = status) -> None:
                     status.update(f'checking {what}: {done}/{total}')

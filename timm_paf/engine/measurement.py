@@ -94,7 +94,7 @@ class Measurement:
             processes.broadcast_object(lambda: check_paths(config))
             if config.state is not None and not shares_folder(processes, config.state):
                 raise ValueError(
-                    f'--output {config.output}: not all nodes see this folder, in which AutoAttack keeps its state; '
+                    f'--output {config.output}: not all nodes see this folder, which holds the state of the run; '
                     'give one that they share, or leave it out.')
             names = config.class_names
             if not isinstance(trained, dict) or 'class_names' not in trained:
@@ -169,6 +169,8 @@ class Measurement:
                 return self._complete(report, view)
         except ValueError as error:
             raise RunFailed(str(error)) from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(advice) from None
         finally:
             processes.close()
 

@@ -100,8 +100,9 @@ def rehearse_update(run: 'Run', model: nn.Module) -> torch.optim.Optimizer:
         config, attack_steps=1, attack_step_size=None, grad_accum_steps=1, torchcompile=None, torchcompile_mode=None)
     last = run.epochs * run.updates_per_epoch - 1  # warm-ups are over, and weights are perturbed
     several = f', {processes.world_size} processes' if processes.is_distributed else ''
-    place = f'an update with {len(x)} images (--batch-size {config.batch_size}, --grad-accum-steps '
-    with failures(f'{place}{config.grad_accum_steps}{several}, --opt {config.opt})', real):
+    images = f'{size} image{"" if size == 1 else "s"}'
+    place = f'an update with {images} (--batch-size {config.batch_size}, --grad-accum-steps {config.grad_accum_steps}'
+    with failures(f'{place}{several}, --opt {config.opt})', real):
         task = make_task(alone, model, Processes(device), run.updates_per_epoch)
         optimizer = make_optimizer(alone, model)
         task.attach_optimizer(optimizer)

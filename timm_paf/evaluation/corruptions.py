@@ -124,7 +124,9 @@ def corruption_accuracy(
 
     Several processes take the pairs of corruption and severity in turn; each reads only its own.
 
-    Args (the others are those of `evaluate_robustness`):
+    Other arguments are those of `evaluate_robustness`.
+
+    Args:
         archive: The images; each process needs them.
         n_examples: Only the first n images of each severity; all if None.
         progress: Called as progress(corruption, corruptions done, all corruptions).

@@ -70,7 +70,9 @@ def robustness_curve(
 ) -> RobustnessCurve:
     """Accuracy under PGD at several radii.
 
-    Args (the others are those of `evaluate_robustness`):
+    Other arguments are those of `evaluate_robustness`.
+
+    Args:
         eps: Radii that `curve_radius` accepts, in any order.
         norm: Norm of the balls.
         steps: Number of steps of PGD; each has length 2.5 eps / steps.

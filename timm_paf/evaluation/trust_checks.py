@@ -72,7 +72,9 @@ def check_trust(
     An image costs about 100 passes forward and backward and 25 forward; each of `n_square` images up to 1000 more
     forward and backward (APGD) and 5000 forward (Square).
 
-    Args (the others are those of `evaluate_robustness`):
+    Other arguments are those of `evaluate_robustness`.
+
+    Args:
         n_trust: Number of images to check, from the first.
         n_square: Largest number of images for APGD and Square, among those that are robust to PGD.
         clean: Clean accuracy as measured now, on all images.

@@ -87,7 +87,9 @@ def save_for_hf(
     The folder holds the files of timm's `save_for_hf` (with safetensors) and `README.md` with the model card.
     Run `import timm_paf` before you create the model from it.
 
-    Args (the others are those of `model_card`):
+    Other arguments are those of `model_card`.
+
+    Args:
         folder: Created if it does not exist; its files of the same names are overwritten.
         model_args: Further arguments of `create_model` for this model that its weights do not show, such as
             `dict(act_layer='shared_pssilu')`; for timm before 1.0.29, which does not record them.

@@ -71,7 +71,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             reason = f'it holds an object of {foreign[1] or foreign[2]}; save the state_dict alone if you trust it'
         else:
             inner = re.search(r'WeightsUnpickler error:\s*(.+)', text)
-            reason = f'{type(error).__name__}: {(inner[1] if inner else text).strip().splitlines()[0][:160]}'
+            said = (inner[1] if inner else text).strip() or 'the file is empty'
+            reason = f'{type(error).__name__}: {said.splitlines()[0][:160]}'
         raise ValueError(
             f'checkpoint {path} cannot be read ({reason}); expected tensors and plain values, as torch.save writes.',
         ) from error
