@@ -53,6 +53,12 @@ def find_start(config: TrainConfig) -> Start:
         if config.experiment is not None and named.absolute() != folder:
             raise ValueError(f'--resume {config.resume} is not in {named}; leave out --output and --experiment.')
     if (folder / 'report.json').exists() and not config.resume_changed:
+        newest, _ = newest_checkpoint(folder)
+        trained = read_run(newest)['args']['epochs'] if newest else config.epochs
+        if trained != config.epochs:
+            raise ValueError(
+                f'--resume: {folder} is finished after {trained} epochs, and --epochs is {config.epochs}. Add '
+                '--resume-changed to train on, with the learning rates of the new number of epochs.')
         return Start(folder, finished=True)
     check_writable(folder, '--output')
     checkpoint, faults = newest_checkpoint(folder)
