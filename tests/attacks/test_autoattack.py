@@ -53,7 +53,7 @@ def directly(model, x, y, *, norm, eps, batch_size=10, seed=3, **which):
     *[(norm, EPS[1][norm], ALL, Wrapped) for norm in NORMS], ('l2', 0.4, ['fab'], Wrapped),
     *[('linf', eps, ['apgd-ce', 'apgd-t', 'fab-t'], wrap) for eps in (0.05, 0.3) for wrap in (Wrapped, of_the_batch)],
     *[pytest.param(norm, EPS[1][norm], [name], Wrapped, marks=pytest.mark.slow) for norm in NORMS for name in ALL],
-], ids=str)
+], ids=lambda value: getattr(value, '__name__', str(value)))
 def test_result_is_that_of_the_package(trained, short, norm, eps, attacks, wrap):
     model, x, y = trained
     settings = dict(norm=norm, eps=eps, version='custom', attacks=attacks, batch_size=10, seed=3)
