@@ -111,7 +111,7 @@ def save_for_hf(
             f'report: {len(names)} class names for a model of {model.num_classes} classes; give its own report.')
     config: dict[str, Any] = {'label_names': names} if names else {}
     if converted:
-        config['pretrained_cfg'] = {'architecture': 'paf_converted'}
+        config['architecture'] = 'paf_converted'
     timm.models.save_for_hf(
         model, str(folder), model_args={**built_with, **converted}, model_config=config, safe_serialization=True)
     (folder / 'README.md').write_text(generate_readme(card, card['details']['Architecture']), encoding='utf-8')
