@@ -97,6 +97,7 @@ class RobustnessReport(Part):
                 attack, eps, f'{found.percent:.1f} %', found.interval_text, f'{found.correct} / {found.total}')
         if self.warnings:
             table.caption = Text('\n'.join(f'warning: {text}' for text in self.warnings), style='bold red')
+            table.caption_justify = 'left'
         return table
 
     def trust_table(self) -> Table | None:
