@@ -13,6 +13,7 @@ import torch
 from tiny_run import FAST, RECIPES, assert_same_result, launch, rows_of, wait_for, weights_of
 
 from timm_paf.engine import train as train_command
+from timm_paf.engine.distributed import StopSignals
 
 
 def free_port():
@@ -129,3 +130,19 @@ def test_torchrun(tmp_path):
         command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
     assert result.returncode == 0, result.stderr
     assert '2 processes' in result.stdout and (tmp_path / 'run' / 'report.json').exists()
+
+
+@pytest.mark.parametrize('enabled', [True, False])
+def test_a_signal_between_training_and_measurement_is_noted(enabled):
+    found, default = [], signal.signal(signal.SIGTERM, lambda *_: found.append('other'))
+    try:
+        stop = StopSignals(enabled=enabled)
+        with stop:
+            with stop:
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (stop.received == signal.SIGTERM) is enabled
+        os.kill(os.getpid(), signal.SIGTERM)  # the handlers of before are back
+        assert found == ['other'] * (1 if enabled else 2)
+    finally:
+        signal.signal(signal.SIGTERM, default)

@@ -1,5 +1,6 @@
 """Command line of the engine: flags and YAML files become settings; a user's mistake becomes one line."""
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import io
@@ -146,7 +147,8 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
     Args:
         prepare: Reads settings, opens files, builds what is needed. Its errors are the user's mistakes: status 2.
         execute: Does the work. RunFailed gives status 1, RunStopped 3, an interrupt 130; any other error is a defect of
-            the program and keeps its traceback.
+            the program and keeps its traceback. If it gets an object with `StopSignals` as `stop`, these are noted from
+            its first line to its last.
     """
     replace_unencodable()
     try:
@@ -155,7 +157,8 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
         except (ValueError, TypeError, OSError) as error:
             print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
             return 2
-        execute(prepared)
+        with getattr(prepared, 'stop', None) or contextlib.nullcontext():
+            execute(prepared)
     except RunFailed as error:
         print(f'stopped: {" ".join(str(error).split())}', file=sys.stderr)
         return 1

@@ -47,7 +47,7 @@ class Run:
         self.processes = processes = start_processes(config.device)
         replace_unencodable()
         self.console = (console or Console()) if processes.is_primary else Console(quiet=True)
-        self.stop = StopSignals()
+        self.stop = StopSignals(enabled=not config.dry_run)
         with peer_failure(processes, 'nothing has been written.'):
             start = processes.broadcast_object(lambda: find_start(config))
             if start.finished:

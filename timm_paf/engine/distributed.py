@@ -66,13 +66,18 @@ def peer_failure(processes: Processes, advice: str) -> Iterator[None]:
 
 
 class StopSignals:
-    """Note SIGTERM and SIGINT, so that a run can save and stop; a second SIGINT interrupts at once. Used as a context.
+    """Note SIGTERM and SIGINT, so that a run can save and stop; a second SIGINT interrupts at once.
 
-    The end of the torchrun that started this process counts as a signal: nothing else would stop the other nodes.
+    Used as a context, which may be entered again inside. The end of the torchrun that started this process counts as a
+    signal: nothing else would stop the other nodes.
+
+    Args:
+        enabled: If not, the context changes nothing.
     """
 
-    def __init__(self) -> None:
-        self._received = 0
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._received = self._depth = 0
         self._before: dict[int, Any] = {}  # handlers
 
     @property
@@ -87,13 +92,16 @@ class StopSignals:
         self._received = number
 
     def __enter__(self) -> 'StopSignals':
-        if threading.current_thread() is threading.main_thread():  # Python allows no handlers in other threads
+        self._depth += 1
+        # Python allows no handlers in other threads
+        if self.enabled and self._depth == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        while self._before:
+        self._depth -= 1
+        while self._before and not self._depth:
             signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: object) -> None:
