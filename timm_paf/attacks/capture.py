@@ -37,11 +37,11 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
         """Run a function to warm up, record it, and return its results' memory with a function that fills it again."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):  # lazy initialisation and the choice of algorithms cannot be recorded
             for _ in range(2):
                 function()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # other threads, such as those that load data, may use the device meanwhile
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'):
@@ -56,13 +56,13 @@ class CudaRecorder:
         What the forward pass keeps for the backward pass lies in a pool of its own. The second replay may follow the
         first one any number of times.
         """
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             for _ in range(2):
                 results = function(x)
                 slope = torch.ones_like(results)
                 torch.autograd.grad(results, x, slope)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         pool: Any = torch.cuda.graph_pool_handle()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(forward, pool=pool, stream=self._stream, capture_error_mode='thread_local'):
