@@ -190,7 +190,14 @@ def test_autocast_has_its_own_recording_and_casts_weights_once(device, graphs):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     if device == 'cpu':
         assert graphs[model].recorder.recorded == 2
-        assert set(graphs[model]._halves) == {'0.weight', '0.bias', '6.weight', '6.bias'}
+        halves = graphs[model]._halves[torch.bfloat16]
+        assert set(halves) == {'0.weight', '0.bias', '6.weight', '6.bias'}
+        places = [value.data_ptr() for value in halves.values()]
+        with torch.autocast(device, dtype=torch.float16):  # graphs still read the weights in bfloat16
+            same(attack()(model, x, y), attack('none')(model, x, y))
+        with torch.autocast(device, dtype=torch.bfloat16):
+            attack()(model, x, y)
+        assert [value.data_ptr() for value in graphs[model]._halves[torch.bfloat16].values()] == places
     with torch.no_grad():
         model[0].weight.mul_(-1)
     with torch.autocast(device, dtype=torch.bfloat16):

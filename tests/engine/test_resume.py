@@ -45,7 +45,7 @@ def test_stopped_run_goes_on_to_the_same_result(whole, tmp_path, capsys, update,
 
 @pytest.mark.parametrize('part', ['clean', 'PGD-2'])
 def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part):
-    """It ends at the next batch, and goes on after the last one."""
+    """It stops at the next batch, and resumes after the last one."""
     original, seen, signals = AttackView.progress, [], []
 
     def progress(self, name, done, total, *more):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.attacks.test_autoattack_model import Ticking
 from timm_paf.attacks import PGD, Normalized, ThreatModel
 from timm_paf.evaluation import Accuracy, accuracy_under_attack, check_state, clean_accuracy, evaluate_robustness
 
@@ -90,18 +91,6 @@ def test_pixels_out_of_range_are_refused(ramp):
     for measure in (clean_accuracy, lambda *problem: accuracy_under_attack(*problem, attack=PGD(eps=0.1))):
         with pytest.raises(ValueError, match=r'expected \[0, 1\]'):
             measure(model, x * 255, y)
-
-
-class Ticking(torch.nn.Module):
-    """A model with a clock that ticks once per pass and image, and a count of passes."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.time = model, 0.
-
-    def forward(self, x):
-        self.time += len(x) * (2 if x.requires_grad and torch.is_grad_enabled() else 1)
-        return self.model(x)
 
 
 def measured(model, x, y, **settings):

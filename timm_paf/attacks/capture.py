@@ -149,7 +149,7 @@ class ModelGraphs:
         self._full: dict[Hashable, int] = {}
         self._state: Hashable = None
         self._places: list[int] = []
-        self._halves: dict[str, Tensor] = {}
+        self._halves: dict[torch.dtype, dict[str, Tensor]] = {}  # weights in the dtypes of autocast
         self._warned = False
 
     def begin_attack(self, model: nn.Module) -> None:
@@ -176,10 +176,10 @@ class ModelGraphs:
         if half is None:
             return
         weights = dict(_autocast_weights(model))
-        if self._halves.keys() != weights.keys() or any(w.dtype != half for w in self._halves.values()):
-            self._halves = {name: torch.empty_like(weight, dtype=half) for name, weight in weights.items()}
+        if half not in self._halves:  # graphs read this memory, so it stays as long as they do
+            self._halves[half] = {name: torch.empty_like(weight, dtype=half) for name, weight in weights.items()}
         if weights:
-            torch._foreach_copy_(list(self._halves.values()), list(weights.values()))
+            torch._foreach_copy_(list(self._halves[half].values()), list(weights.values()))
 
     def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """The model as a function, with the weights that `begin_attack` has cast."""
@@ -187,11 +187,12 @@ class ModelGraphs:
         if not torch.is_autocast_enabled(device):
             return model
         dtype = torch.get_autocast_dtype(device)
+        halves = self._halves[dtype]
 
         def forward(x: Tensor) -> Tensor:
             # autocast's cache of cast weights belongs to the eager pass that made it, and must not enter a graph
             with torch.autocast(device, dtype=dtype, cache_enabled=False):
-                return torch.func.functional_call(model, self._halves, (x,))
+                return torch.func.functional_call(model, halves, (x,))
         return forward
 
     def run(
