@@ -244,6 +244,10 @@ def test_graphs_go_with_the_model_and_no_copy_has_them(monkeypatch):
     assert graphs_of(model, x)._graphs and not graphs_of(copy.deepcopy(model), x)._graphs
     release_graphs(model)
     assert not graphs_of(model, x)._graphs
+    hook = model[0].register_forward_pre_hook(lambda *_: None)  # a replay would not call it
+    assert graphs_of(model, x) is None
+    hook.remove()
+    assert graphs_of(model, x) is not None
 
 
 def test_nothing_is_recorded_without_a_gpu_or_when_asked_not_to(monkeypatch):

@@ -270,10 +270,12 @@ def graphs_of(model: nn.Module, x: Tensor) -> ModelGraphs | None:
     """The recorded steps of a model, which live as long as the model or until `release_graphs`.
 
     None where steps are not recorded: not on a GPU, for images in half precision, for a model compiled by torch, which
-    may record graphs itself, and inside of another recording.
+    may record graphs itself, for a model with forward hooks, which a replay does not call, and inside of another
+    recording.
     """
     if (not x.is_cuda or x.dtype not in (torch.float32, torch.float64) or hasattr(model, '_orig_mod')
-            or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()):
+            or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+            or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())):
         return None
     if model not in _models:
         _models[model] = ModelGraphs(_recorder(x.device))
