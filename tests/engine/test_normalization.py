@@ -91,7 +91,8 @@ def test_measurement(model, content, flags, correct, note, warning, data, tmp_pa
     report, page = json.loads((tmp_path / 'out/report.json').read_text()), (tmp_path / 'out/report.html').read_text()
     assert status == 0 and report['clean']['correct'] == correct
     lines = [line for line in printed.splitlines() if line.startswith(SAID)]
-    assert (len(lines) == 1 and note in lines[0]) if note else not lines
+    assert len(lines) == (2 if note == 'neither' else bool(note))  # a warning is said again under the table
+    assert all(note in line for line in lines)
     assert ('warnings' in report) == ('at chance' in printed) == ('at chance' in page) == warning
     if note == 'neither':  # a guess is compared with what is common
         assert any('40 with' in text and '--input-mean' in text for text in report['warnings'])
