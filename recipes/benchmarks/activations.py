@@ -178,25 +178,26 @@ def as_on_a_gpu() -> Iterator[None]:
     launches = {name: Nothing() for name, value in vars(gpu).items() if isinstance(value, JITFunction)}
     operators = ops.Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients, gpu.NAMES)
     with (
-            mock.patch.multiple(gpu, **launches), mock.patch.object(choice.cpu, 'available', lambda name, dtype: None),
+            mock.patch.multiple(gpu, **launches), mock.patch.dict(gpu._compiled, clear=True),
+            mock.patch.object(choice.cpu, 'available', lambda name, dtype: None),
             mock.patch.object(choice, '_operators', lambda device: (operators, None))):
         yield
 
 
 class Nothing:
-    """Kernel of Triton that is launched without doing anything."""
+    """Kernel of Triton, also in its compiled form, that is launched without doing anything."""
 
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *args, **options: None
+    def __getitem__(self, grid: Any) -> Callable[..., 'Nothing']:
+        return lambda *args, **options: self
 
 
 def host_table(args: argparse.Namespace, calls: int = 200) -> Table:
-    """Host time of calls of modules."""
+    """Host time of calls of modules whose parameters are frozen, as in an attack."""
     device = torch.device(args.device)
     x = torch.randn(1, 64, 1, 1, device=device)
     x_grad, slope = x.clone().requires_grad_(), torch.ones_like(x)
     modules: dict[str, nn.Module] = {'silu': nn.SiLU()}
-    modules |= {name: shared(name)().to(device) for name in args.activations}
+    modules |= {name: shared(name)().to(device).requires_grad_(False) for name in args.activations}
     contestants: dict[tuple[str, str], Callable[[int], object]] = {}
     for name, module in modules.items():
         contestants[name, 'call'] = lambda number, module=module: module(x)

@@ -57,7 +57,7 @@ shape=(256 160 32 32) wide=wrn28_10 narrow=resnet18 size=32 batch=256 images=100
 train=(--epochs 5 --n-pgd 1000) attacks=()
 if [[ $QUICK == 1 ]]; then
     shape=(16 16 32 32) wide=wrn10_2 narrow=wrn10_2 size=16 batch=4 images=2000 examples=4
-    train=(--epochs 2 --updates-per-epoch 3 --batch-size 8 --n-pgd 8) attacks=(--attacks apgd-ce)
+    train=(--epochs 2 --updates-per-epoch 3 --batch-size 8 --n-pgd 8 --val-size 64) attacks=(--attacks apgd-ce)
 fi
 step=(--precision bf16 --channels-last --ways eager captured --image-size "$size" --batch-size "$batch" --updates 1)
 train+=(--model "${narrow}_pssilu" --output "$OUTPUT/runs" --experiment "$(date +%s)" --autoattack none)
