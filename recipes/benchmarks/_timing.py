@@ -173,7 +173,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
             if not torch.cuda.is_available():
                 raise ValueError(f'--device {args.device}: torch finds no GPU; use cpu.')
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-        record = {
+        record: dict[str, Any] = {
             'command': shlex.join([
                 'python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)]),
             'started': datetime.datetime.now().isoformat(timespec='seconds'), 'versions': library_versions(),

@@ -139,7 +139,8 @@ def time_table(args: argparse.Namespace, ways: Sequence[Way], pairs: Sequence[Se
                     torch.autograd.grad(y, x, grad.to(y.dtype), retain_graph=True)
         return run
 
-    contestants = {('copy', ''): functools.partial(repeated, lambda x, grad: target.copy_(grad))}
+    contestants: dict[tuple[str, str], Callable[[int], object]] = {
+        ('copy', ''): functools.partial(repeated, lambda x, grad: target.copy_(grad))}
     for way, which in itertools.product(ways, PASSES):
         contestants[str(way), which] = alone(way) if which == 'gradient of x alone' else functools.partial(
             repeated, functools.partial(way.run, which))
@@ -178,7 +179,7 @@ def as_on_a_gpu() -> Iterator[None]:
     launches = {name: Nothing() for name, value in vars(gpu).items() if isinstance(value, JITFunction)}
     operators = ops.Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients, gpu.NAMES)
     with (
-            mock.patch.multiple(gpu, **launches), mock.patch.dict(gpu._compiled, clear=True),
+            mock.patch.dict(vars(gpu), launches), mock.patch.dict(gpu._compiled, clear=True),
             mock.patch.object(choice.cpu, 'available', lambda name, dtype: None),
             mock.patch.object(choice, '_operators', lambda device: (operators, None))):
         yield
@@ -199,10 +200,13 @@ def host_table(args: argparse.Namespace, calls: int = 200) -> Table:
     modules: dict[str, nn.Module] = {'silu': nn.SiLU()}
     modules |= {name: shared(name)().to(device).requires_grad_(False) for name in args.activations}
     contestants: dict[tuple[str, str], Callable[[int], object]] = {}
+
+    def with_gradient(module: nn.Module, number: int) -> None:
+        torch.autograd.grad(module(x_grad), x_grad, slope)
+
     for name, module in modules.items():
-        contestants[name, 'call'] = lambda number, module=module: module(x)
-        contestants[name, 'call with gradient of x'] = lambda number, module=module: torch.autograd.grad(
-            module(x_grad), x_grad, slope)
+        contestants[name, 'call'] = functools.partial(lambda module, number: module(x), module)
+        contestants[name, 'call with gradient of x'] = functools.partial(with_gradient, module)
 
     def clock(action: Callable[[int], object], number: int) -> float:
         for _ in range(calls // 10):

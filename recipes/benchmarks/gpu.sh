@@ -2,18 +2,18 @@
 # GPU tests and benchmarks, 390 seconds of parts, and one table of the targets, which goes into docs/performance.md.
 #
 #   recipes/benchmarks/gpu.sh                        on the first GPU
-#   DATA=FOLDER recipes/benchmarks/gpu.sh            trains on train.npz and test.npz of CIFAR-10 in FOLDER (image (N, 32,
-#                                                    32, 3) uint8, label (N,) int64), without it on handwritten digits
+#   DATA=FOLDER recipes/benchmarks/gpu.sh            trains on FOLDER/train.npz and test.npz, CIFAR-10 as image (N, 32, 32,
+#                                                    3), uint8, and label (N,), int64; without it on handwritten digits
 #   PARTS='kernels tests' recipes/benchmarks/gpu.sh  only some parts; the table keeps the figures of earlier calls
-#   WHEELS=FOLDER recipes/benchmarks/gpu.sh          takes packages from the wheels in FOLDER, on machines without network:
+#   WHEELS=FOLDER recipes/benchmarks/gpu.sh          takes packages from wheels, on a machine without network:
 #                                                    pip download --no-deps -d FOLDER timm pyautoattack rich
 #                                                    markdown-it-py mdurl pygments
 #   DEVICE=cpu QUICK=1 recipes/benchmarks/gpu.sh     rehearsal with tiny networks, a few minutes; targets are not judged
 #
-# Parts in the order of what they are worth, with limits in seconds (600 in a rehearsal): kernels 30, tests 60, narrow 35,
-# wide 55, train 120, autoattack 60, data 30. The exit status is 1 if one fails; the others still run. OUTPUT is the
-# folder of logs (NAME.log) and figures (NAME.json); give an empty one for a table of one state only. The network of the
-# last train part is the one that AutoAttack attacks.
+# Parts in the order of what they are worth, with limits in seconds (600 in a rehearsal): kernels 30, tests 60,
+# narrow 35, wide 55, train 120, autoattack 60, data 30. The exit status is 1 if one fails; the others still run. OUTPUT
+# is the folder of logs (NAME.log) and figures (NAME.json); give an empty one for a table of one state only. AutoAttack
+# attacks the network of the last train part.
 set -uo pipefail
 DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} PYTHON=${PYTHON:-python} PARTS=${PARTS:-}
 DATA=${DATA:+$(realpath "$DATA")} WHEELS=${WHEELS:+$(realpath "$WHEELS")}
@@ -23,7 +23,8 @@ for wheel in ${WHEELS:+"$WHEELS"/*.whl}; do "$PYTHON" -m zipfile -e "$wheel" "$O
 export PYTHONPATH="$PWD:$OUTPUT/packages${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 "$PYTHON" - << 'PYTHON' || exit 2
 import importlib.util, sys
-missing = [name for name in ('torch', 'torchvision', 'timm', 'pyautoattack', 'rich', 'yaml', 'sklearn', 'pytest')
+missing = [name for name in ('torch', 'torchvision', 'timm', 'safetensors', 'huggingface_hub', 'pyautoattack', 'rich',
+                             'yaml', 'jinja2', 'scipy', 'sklearn', 'pytest')
            if importlib.util.find_spec(name) is None]
 sys.exit(f'these modules are missing: {", ".join(missing)}; give their wheels with WHEELS=FOLDER' if missing else 0)
 PYTHON
@@ -72,13 +73,15 @@ benchmark kernels 30 activations --activations pssilu psoftplus psilu reblu --wa
     --dtype bfloat16 --measures host time --rounds 9
 mapfile -t tests < <(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests/kernels tests/attacks tests/data
     grep -rl --include='test_*.py' 'pytest.mark.gpu' tests | grep -v '^tests/\(kernels\|attacks\|data\)/')
-part tests 60 "$PYTHON" -m pytest -v -rP --durations=15 -m gpu "${tests[@]}"
+# packages of this machine may be newer than those that the tests know
+part tests 60 "$PYTHON" -m pytest -v -rP --durations=15 -W default::DeprecationWarning -W default::FutureWarning \
+    -m gpu "${tests[@]}"
 benchmark narrow 35 train_step --models "${narrow}_relu" "${narrow}_pssilu" --rounds 9 "${step[@]}"
 benchmark wide 55 train_step --models "${wide}_relu" "${wide}_pssilu" --rounds 5 "${step[@]}"
-benchmark train 120 train_run -- "${train[@]}"
+benchmark train 120 train_run --tf32 -- "${train[@]}"
 mapfile -t runs < <(ls -t "$OUTPUT"/runs/*/model_best.pth.tar 2> /dev/null)
-benchmark autoattack 60 autoattack --checkpoint "${runs[0]:-missing}" "${attacked[@]}" --n-examples "$examples" "${attacks[@]}" --batch-size 512 \
-    --differing "$((examples / 100))"
+benchmark autoattack 60 autoattack --checkpoint "${runs[0]:-missing}" "${attacked[@]}" --n-examples "$examples" \
+    "${attacks[@]}" --batch-size 512 --tf32 --differing "$((examples / 100))"
 benchmark data 30 data "${archive[@]}" --batches 200 --rounds 1 --measures training ours \
     --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
 

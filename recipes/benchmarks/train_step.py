@@ -75,8 +75,7 @@ def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
 def check(trainer: Trainer, batch: Batch, args: argparse.Namespace) -> None:
     """Raise ValueError if the trainer's attack or update differs from the plain loop; makes one update."""
     task, attack = trainer.task, cast(PGD, trainer.task.attack)
-    rows = [tensor[:32] for tensor in (batch.x, batch.y, batch.synthetic, batch.target)]
-    batch = Batch(*rows, total=len(rows[0]))
+    batch = Batch(batch.x[:32], batch.y[:32], batch.synthetic[:32], batch.target[:32], min(32, len(batch)))
     plain, optimizer = plain_copy(trainer)
     judge = copy.deepcopy(plain).eval()
     x_adv = attacked(plain.eval(), batch.x, batch.y, random_start=False)
