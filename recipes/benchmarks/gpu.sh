@@ -2,8 +2,8 @@
 # GPU tests and benchmarks, 390 seconds of parts, and one table of the targets, which goes into docs/performance.md.
 #
 #   recipes/benchmarks/gpu.sh                        on the first GPU
-#   DATA=FOLDER recipes/benchmarks/gpu.sh            trains on FOLDER/train.npz and test.npz, CIFAR-10 as image (N, 32, 32,
-#                                                    3), uint8, and label (N,), int64; without it on handwritten digits
+#   DATA=FOLDER recipes/benchmarks/gpu.sh            trains on train.npz and test.npz there, CIFAR-10 as image (N, 32,
+#                                                    32, 3), uint8, and label (N,), int64; else on handwritten digits
 #   PARTS='kernels tests' recipes/benchmarks/gpu.sh  only some parts; the table keeps the figures of earlier calls
 #   WHEELS=FOLDER recipes/benchmarks/gpu.sh          takes packages from wheels, on a machine without network:
 #                                                    pip download --no-deps -d FOLDER timm pyautoattack rich
@@ -60,7 +60,7 @@ if [[ $QUICK == 1 ]]; then
     shape=(16 16 32 32) wide=wrn10_2 narrow=wrn10_2 size=16 batch=4 images=2000 examples=4
     train=(--epochs 2 --updates-per-epoch 3 --batch-size 8 --n-pgd 8 --val-size 64) attacks=(--attacks apgd-ce)
 fi
-step=(--precision bf16 --channels-last --ways eager captured --image-size "$size" --batch-size "$batch" --updates 1)
+step=(--precision bf16 --channels-last --no-plain --ways eager captured --image-size "$size" --batch-size "$batch")
 train+=(--model "${narrow}_pssilu" --output "$OUTPUT/runs" --experiment "$(date +%s)" --autoattack none)
 archive=(--archive "$OUTPUT/images.npz" --images "$images") attacked=()
 if [[ -n $DATA ]]; then
@@ -76,8 +76,8 @@ mapfile -t tests < <(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests/kern
 # packages of this machine may be newer than those that the tests know
 part tests 60 "$PYTHON" -m pytest -v -rP --durations=15 -W default::DeprecationWarning -W default::FutureWarning \
     -m gpu "${tests[@]}"
-benchmark narrow 35 train_step --models "${narrow}_relu" "${narrow}_pssilu" --rounds 9 "${step[@]}"
-benchmark wide 55 train_step --models "${wide}_relu" "${wide}_pssilu" --rounds 5 "${step[@]}"
+benchmark narrow 35 train_step --models "${narrow}_relu" "${narrow}_pssilu" --updates 3 --rounds 9 "${step[@]}"
+benchmark wide 55 train_step --models "${wide}_relu" "${wide}_pssilu" --updates 1 --rounds 5 "${step[@]}"
 benchmark train 120 train_run --tf32 -- "${train[@]}"
 mapfile -t runs < <(ls -t "$OUTPUT"/runs/*/model_best.pth.tar 2> /dev/null)
 benchmark autoattack 60 autoattack --checkpoint "${runs[0]:-missing}" "${attacked[@]}" --n-examples "$examples" \

@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace) -> Iterator[Table]:
             action()
 
     with tempfile.TemporaryDirectory() as folder:
-        for model, way in itertools.product(args.models, args.ways):
+        for model, way in itertools.product(args.models, [*(['plain'] if args.plain else []), *args.ways]):
             trainer = make_trainer(args, folder, model, way)
             batches = trainer.batches()
             first = next(batches)
@@ -140,7 +140,7 @@ def measure(args: argparse.Namespace) -> Iterator[Table]:
         speed = [args.updates * args.batch_size / t for t in taken]
         table.add(row, 'speed', speed, 'images/s')
         table.add(row, 'share of the bf16 peak', [100 * flops[model] * value / peak for value in speed], '%')
-        if way != 'plain' and 'plain' in args.ways:
+        if way != 'plain' and args.plain:
             table.add(row, '÷ plain loop', ratios(times[model, 'plain'], taken))
         if model != args.models[0]:
             table.add(row, f'÷ {args.models[0]}', ratios(times[args.models[0], way], taken))
@@ -152,10 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__file__, __doc__, rounds=7)
     parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'], help='models to train')
     parser.add_argument('--model-kwargs', nargs='+', default=[], metavar='NAME=VALUE', help='arguments of the models')
-    parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16'), help='precision of the engine')
     parser.add_argument(
-        '--ways', nargs='+', default=['plain', 'eager'], choices=('plain', 'eager', 'captured', 'compiled'),
-        help='ways to run an update')
+        '--precision', '--precisions', default='fp32', choices=('fp32', 'bf16'), help='precision of the engine')
+    parser.add_argument(
+        '--ways', nargs='+', default=['eager'], choices=('eager', 'captured', 'compiled'), help='ways to run them')
+    parser.add_argument('--plain', action=argparse.BooleanOptionalAction, default=True, help='time the plain loop')
     parser.add_argument('--backend', default='inductor', help='backend of torch.compile for --ways compiled')
     parser.add_argument('--channels-last', action='store_true', help='memory format of the engine')
     parser.add_argument('--opt-fused', action=argparse.BooleanOptionalAction, help='setting of the engine')
