@@ -15,7 +15,6 @@ from timm_paf.activations.differentiation import (
     evaluate,
     gradients,
 )
-from timm_paf.activations.recomputation import keeping
 
 __all__ = ['Kernels', 'Number', 'apply', 'install_kernels']
 
@@ -167,7 +166,6 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim:
             return evaluate(name, x, alpha, beta, channel_dim)
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)
     kernels = _choose_kernels(name, x, alpha, beta)
-    with keeping(x):
-        if kernels is not None:
-            return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
-        return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)
+    if kernels is not None:
+        return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
+    return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)
