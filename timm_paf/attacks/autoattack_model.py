@@ -23,8 +23,9 @@ _INTERVAL = 0.5  # seconds between two reports inside a batch
 class AutoAttackModel(nn.Module):
     """A model as pyautoattack expects it: contiguous float32 images in, float32 logits and contiguous gradients out."""
 
-    def __init__(self, model: nn.Module, *, classes: int) -> None:
+    def __init__(self, model: nn.Module, *, classes: int, capture: str = 'auto') -> None:
         super().__init__()
+        self.capture = capture
         self.model, self.classes, self.dtype = model, classes, input_dtype(model)
         self.forwards = self.backwards = 0  # images passed through the model, and images with a gradient
         self.on_forward: Callable[[], None] = lambda: None  # called after every forward pass
@@ -46,7 +47,7 @@ class AutoAttackModel(nn.Module):
         return logits
 
     def _logits(self, x: Tensor) -> Tensor:
-        graphs = graphs_of(self.model, x)
+        graphs = graphs_of(self.model, x) if self.capture == 'auto' else None
         if graphs is None:
             return self.model(x)
         if not self._prepared:  # the weights do not change while the attack runs
