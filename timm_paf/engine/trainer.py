@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from timm_paf.activations import activation_summary
+from timm_paf.attacks import release_graphs
 from timm_paf.data import Batch, DataChanged, Prefetched
 from timm_paf.engine.checkpoint_files import best_epoch, write_summary, write_text
 from timm_paf.engine.cli import RunFailed, RunStopped
@@ -120,6 +121,8 @@ class Trainer(Run):
                 raise
             finally:
                 self._running = False
+                for module in self.task.modules():  # the network, and its average if there is one
+                    release_graphs(module)
                 if self._stream is not None:
                     self._stream.close()  # an error in the loop leaves the iterator open
                 self._notify(lambda callback: callback.on_end(failure))
