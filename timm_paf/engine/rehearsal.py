@@ -97,6 +97,8 @@ def rehearse_update(run: 'Run', model: nn.Module) -> torch.optim.Optimizer:
     size = min(min(micro_batch_sizes(share, config.grad_accum_steps, max(shares))) for share in shares)
     x, y = (tensor.to(device) for tensor in images_of(real, size))
     target = label_distribution(y, real.num_classes, smoothing=0.) if run.data.soft else y
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     alone = dataclasses.replace(
         config, attack_steps=1, attack_step_size=None, grad_accum_steps=1, torchcompile=None, torchcompile_mode=None,
         capture='none')
