@@ -81,7 +81,7 @@ def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch):
     finally:
         strict.__exit__(None, None, None)
     assert len(counted) == 3 and counted[0] == counted[2]
-    # of the attack passes with and without gradients; of the loss and of the perturbed weights' one for whole and partial
+    # of the attack two passes, with and without gradients; of loss and perturbed weights one for whole and partial
     # batches; in validation two passes, which raw and averaged weights share
     assert counted[0] - before == 2 + 4 + 2
 

@@ -12,7 +12,7 @@ from timm_paf.engine.validate_config import ValidateConfig
 if TYPE_CHECKING:
     from timm_paf.engine.components import Run
 
-__all__ = ['compile_settings', 'describe_execution', 'with_device_defaults']
+__all__ = ['compile_settings', 'convolution_precision', 'describe_execution', 'with_device_defaults']
 
 
 def with_device_defaults(config: TrainConfig, device: torch.device) -> TrainConfig:
@@ -32,14 +32,19 @@ def describe_execution(run: 'Run') -> str:
         f'mixed precision with {config.amp_dtype}' if config.amp else 'float32',
         'channels_last' if config.channels_last else 'contiguous']
     if device.type == 'cuda':
-        if uses_tf32():
-            parts.append('convolutions of float32 tensors, as in the final measurement, in TF32')
+        parts.append(f'float32 convolutions, as in the final measurement, in {convolution_precision(device)}')
         graphs = config.capture == 'auto' and config.torchcompile is None
         parts.append('the attack as CUDA graphs' if graphs else 'the attack without CUDA graphs')
     if config.torchcompile is not None:
         parts.append(f'compiled by {config.torchcompile}')
     fused = ', fused' if run.optimizer.defaults.get('fused') else ''
     return f'{"; ".join(parts)}; optimizer {config.opt} ({type(run.optimizer).__name__}{fused})'
+
+
+def convolution_precision(device: torch.device) -> str:
+    """What a device computes convolutions of float32 tensors in: TF32 or float32."""
+    able = device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
+    return 'TF32' if able and uses_tf32() else 'float32'
 
 
 def compile_settings(config: TrainConfig | ValidateConfig, batch_size: int | None = None) -> CompileSettings | None:

@@ -23,7 +23,7 @@ from timm_paf.engine.classes import by_number, label_names, names_difference
 from timm_paf.engine.cli import RunFailed, replace_unencodable
 from timm_paf.engine.data import Images, as_source, matched, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
-from timm_paf.engine.execution import compile_settings
+from timm_paf.engine.execution import compile_settings, convolution_precision
 from timm_paf.engine.model import build_model
 from timm_paf.engine.normalization import check_normalization, load_network
 from timm_paf.engine.progress import AttackView
@@ -147,7 +147,8 @@ class Measurement:
         config, processes = self.config, self.processes
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
-            f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
+            f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}, convolutions in '
+            f'{convolution_precision(processes.device)}', highlight=False, soft_wrap=True)
         for line in filter(None, (self.note, *self.notes)):
             self.console.print(line, highlight=False, soft_wrap=True)
         for warning in self.warnings:
