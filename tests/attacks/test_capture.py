@@ -190,10 +190,12 @@ def test_logits_and_their_gradients_are_the_models(device, graphs):
             torch.testing.assert_close(found, torch.autograd.grad(expected, plain, slope, retain_graph=True)[0])
 
 
+@pytest.mark.parametrize('amp_dtype', [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('device', DEVICES)
-def test_autoattack_is_the_same(device, monkeypatch):
+def test_autoattack_is_the_same(device, amp_dtype, monkeypatch):
     model, (x, _) = network(device).eval(), batch(10, device)
-    settings = {'eps': 0.06, 'version': 'custom', 'attacks': ['apgd-ce', 'fab-t'], 'batch_size': 8}
+    settings = {'eps': 0.06, 'version': 'custom', 'attacks': ['apgd-ce', 'fab-t'], 'batch_size': 8,
+                'amp_dtype': amp_dtype}
     with monkeypatch.context() as eager:
         eager.setattr('timm_paf.attacks.autoattack_model.graphs_of', lambda model, x: None)
         expected = autoattack(model, x, model(x).argmax(1), **settings)

@@ -80,8 +80,8 @@ class CompiledModel(nn.Module):
 
     def __init__(self, model: nn.Module, *, compile: Compile = True, halves: bool = False) -> None:
         super().__init__()
-        while isinstance(model, CompiledModel) or hasattr(model, '_orig_mod'):
-            model = model.model if isinstance(model, CompiledModel) else model._orig_mod
+        while (inner := model._modules.get('model' if isinstance(model, CompiledModel) else '_orig_mod')) is not None:
+            model = inner
         self.model, self.training, self.halves = model, model.training, halves
         self.settings = CompileSettings.of(compile)
         self._known = _models.setdefault(model, {})
