@@ -40,7 +40,8 @@ def test_kernels_are_chosen_by_name(device, monkeypatch):
     monkeypatch.setattr(choice, '_operators', lambda device: (operators, None))
     monkeypatch.setattr(choice.cpu, 'available', lambda name, dtype: None)
     x = SimpleNamespace(
-        device=torch.device(device), layout=torch.strided, dtype=torch.float32, numel=lambda: 3)
+        device=torch.device(device), layout=torch.strided, dtype=torch.float32, numel=lambda: 3, is_cpu=device == 'cpu',
+        is_cuda=device != 'cpu')
     with kernels.use('fused'):
         assert choice.choose('pssilu', x) is operators
         assert choice.choose('parabola', x) is None

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms  # the only place with the nesting depth of forward mode
+from torch.autograd import forward_ad
 
 from timm_paf.activations.differentiation import (
     ForwardModeActivation,
@@ -85,7 +86,8 @@ class _FusedActivation(torch.autograd.Function):
     ) -> Tensor:
         ctx.name, ctx.channel_dim = name, channel_dim
         ctx.save_for_backward(x, alpha, beta)
-        ctx.save_for_forward(x, alpha, beta)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(x, alpha, beta)
         return kernels.value(name, x, alpha, beta, channel_dim)
 
     @staticmethod
@@ -111,11 +113,12 @@ class _FusedActivation(torch.autograd.Function):
 
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
     """Convert a parameter to a tensor and check that it fits x."""
-    if isinstance(parameter, (int, float)):  # created on x's device: a copy would wait for the device
-        parameter = torch.full((), parameter, dtype=compute_dtype(x), device=x.device)
-    elif not isinstance(parameter, Tensor):
-        try:
-            parameter = torch.as_tensor(parameter, dtype=compute_dtype(x))
+    if not isinstance(parameter, Tensor):
+        try:  # created on x's device: a copy would wait for the device
+            dtype = compute_dtype(x)
+            parameter = (
+                torch.full((), parameter, dtype=dtype, device=x.device) if isinstance(parameter, (int, float))
+                else torch.as_tensor(parameter, dtype=dtype))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f'{name}: {label} is {type(parameter).__name__} {parameter!r}; expected a real number or a tensor.'
@@ -167,6 +170,8 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim:
             return evaluate(name, x, alpha, beta, channel_dim)
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)
     kernels = _choose_kernels(name, x, alpha, beta)
+    if kernels is not None and not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        return kernels.value(name, x, alpha, beta, channel_dim)
     with keeping(x):
         if kernels is not None:
             return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)

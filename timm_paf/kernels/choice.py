@@ -65,18 +65,18 @@ def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators'
     if (_mode == 'reference' or torch._C._len_torch_dispatch_stack()
             or torch._C._functorch.peek_interpreter_stack() is not None):
         return None
-    device, kind = x.device, x.device.type
-    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and (not x.numel() or x.dtype == torch.float64)):
+    device, dtype = x.device, x.dtype
+    if not (x.is_cpu or (x.is_cuda and dtype is not torch.float64 and x.numel())):
         return None
     for tensor in (x, *others):
         if tensor is not None and (
-                type(tensor) not in _PLAIN or tensor.device != device or tensor.layout != torch.strided):
+                type(tensor) not in _PLAIN or tensor.device != device or tensor.layout is not torch.strided):
             return None
     operators, reason = _operators(device)
     if operators is not None and name not in operators.names:
         return None  # this activation has no kernel
-    if kind == 'cpu':
-        reason = cpu.available(name, x.dtype)
+    if x.is_cpu:
+        reason = cpu.available(name, dtype)
     if reason is None:
         return operators
     if _mode == 'fused':

@@ -7,6 +7,10 @@ the argument is reduced, since its relative error grows with the argument. Resul
 """
 # mypy: disable-error-code="no-untyped-def"
 # (Triton's functions have no Python types.)
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor, empty_like, float32, float64
@@ -196,7 +200,7 @@ def _places(count, channels, inner, BLOCK: tl.constexpr, PER_CHANNEL: tl.constex
     return channel, (j // inner) * (channels * inner) + channel * inner + j % inner, j < count
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=['alpha_ptr', 'beta_ptr'])
 def _value_kernel(
         x_ptr, y_ptr, alpha_ptr, beta_ptr, count, channels, inner, ACT: tl.constexpr, PER_CHANNEL: tl.constexpr,
         WIDE: tl.constexpr, BLOCK: tl.constexpr):
@@ -207,7 +211,7 @@ def _value_kernel(
     tl.store(y_ptr + at, _value(x.to(tl.float32), a, b, ACT, FAST).to(x.dtype), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=['alpha_ptr', 'beta_ptr', 'parts_ptr'])
 def _gradient_kernel(
         g_ptr, x_ptr, dx_ptr, alpha_ptr, beta_ptr, parts_ptr, count, channels, inner, ACT: tl.constexpr,
         SUMS: tl.constexpr, PER_CHANNEL: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
@@ -226,7 +230,8 @@ def _gradient_kernel(
         tl.store(parts_ptr + 2 * program + 1, tl.sum(g * db) * b_slope)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=['blocks', 'channels'], do_not_specialize_on_alignment=['parts_ptr', 'alpha_ptr', 'beta_ptr'])
 def _sum_kernel(parts_ptr, alpha_ptr, beta_ptr, blocks, channels, BLOCK: tl.constexpr):
     """Add the partial sums of the blocks of one channel."""
     channel = tl.program_id(0)
@@ -242,23 +247,63 @@ def _sum_kernel(parts_ptr, alpha_ptr, beta_ptr, blocks, channels, BLOCK: tl.cons
     tl.store(beta_ptr + channel, tl.sum(beta).to(tl.float32))
 
 
-class _Launch:
-    """Arguments of the kernels for an activation of x, whose result has the layout of `out`."""
+# Compiled kernels by what they depend on, for tensors of aligned, plain shapes. Triton looks at every argument of every
+# call to find the compiled kernel, which takes the host longer than the launch itself.
+_compiled: dict[tuple | None, Any] = {}
+_DIRECT = triton.__version__ >= '3.4'  # compiled kernels take all arguments, constants too
 
-    def __init__(self, x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> None:
-        size = x.numel()
-        channels = max(alpha.numel(), 1 if beta is None else beta.numel())
-        inner = out.stride(channel_dim) if channels > 1 else 1
-        beta = alpha if beta is None else beta
-        self.parameters = [
-            p if p.dtype == float32 and p.numel() == channels and p.is_contiguous()
-            else p.to(float32).reshape(-1).expand(channels).contiguous() for p in (alpha, beta)]
-        self.channels, self.blocks = channels, -(-(size // channels) // _BLOCK)
-        self.grid = (self.blocks * channels,)
-        self.sizes = size // channels, channels, inner
-        self.options = {
-            'ACT': _CODES[name], 'PER_CHANNEL': channels > 1, 'WIDE': size >= 2**31 - _BLOCK, 'BLOCK': _BLOCK,
-            'num_warps': _WARPS}
+
+class _Call(NamedTuple):
+    """Arguments of the kernels for an activation of x, in the layout of `out`."""
+    name: str
+    channels: int
+    blocks: int  # of one channel
+    parameters: tuple[Tensor, Tensor]  # alpha, beta
+    sizes: tuple[int, int, int]
+    wide: bool
+
+
+def _call(x: Tensor, out: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> _Call:
+    size, channels = x.numel(), alpha.numel()
+    if beta is None:
+        beta = alpha
+    elif beta.numel() > channels:
+        channels = beta.numel()
+    if channels == 1:
+        inner = 1
+        if alpha.dtype != float32 or beta.dtype != float32:
+            alpha, beta = alpha.to(float32), beta.to(float32)
+    else:
+        inner = out.stride(channel_dim)
+        alpha, beta = (p.to(float32).reshape(-1).expand(channels).contiguous() for p in (alpha, beta))
+    count = size // channels
+    return _Call(name, channels, -(-count // _BLOCK), (alpha, beta), (count, channels, inner), size >= 2**31 - _BLOCK)
+
+
+def _run(kernel: Any, call: _Call, tensors: Sequence[Tensor], *parts: Tensor, **sums: bool) -> None:
+    """Run a kernel on the GPU of its tensors; they are dense, and all have one layout."""
+    constants = (_CODES[call.name], *sums.values(), call.channels > 1, call.wide, _BLOCK)
+    plain = call.channels == 1 and call.sizes[0] % 16 == 0 and not call.wide
+    for tensor in tensors:
+        plain = plain and tensor.data_ptr() % 16 == 0
+    key = (tensors[0].get_device(), tensors[0].dtype, call.name, len(tensors), *sums.values()) if plain else None
+    _launch(
+        kernel, key, tensors[0].get_device(), call.blocks * call.channels,
+        (*tensors, *call.parameters, *parts, *call.sizes, *constants))
+
+
+def _launch(kernel: Any, key: tuple | None, device: int, programs: int, arguments: tuple[Any, ...]) -> None:
+    """Launch a kernel, by its compiled form if `key` says which one that is."""
+    if device >= 0 and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return _launch(kernel, key, device, programs, arguments)
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        compiled[programs, 1, 1](*arguments)
+        return
+    compiled = kernel[programs, 1, 1](*arguments, num_warps=_WARPS)
+    if _DIRECT and key is not None and compiled is not None:  # Triton's interpreter compiles nothing
+        _compiled[key] = compiled
 
 
 def _dense(x: Tensor, like: Tensor) -> Tensor:
@@ -268,8 +313,7 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
 def triton_value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
     """The activation of x, as in `functional`; x is not empty, in float32, bfloat16 or float16."""
     y = empty_like(x)
-    launch = _Launch(x, y, alpha, beta, name, channel_dim)
-    _value_kernel[launch.grid](_dense(x, y), y, *launch.parameters, *launch.sizes, **launch.options)
+    _run(_value_kernel, _call(x, y, alpha, beta, name, channel_dim), (_dense(x, y), y))
     return y
 
 
@@ -277,10 +321,8 @@ def triton_input_gradient(
         grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
     """Grad df/dx, like x."""
     dx = empty_like(x)
-    launch = _Launch(x, dx, alpha, beta, name, channel_dim)
-    _gradient_kernel[launch.grid](
-        _dense(grad, dx), _dense(x, dx), dx, *launch.parameters, launch.parameters[0], *launch.sizes, SUMS=False,
-        **launch.options)
+    call = _call(x, dx, alpha, beta, name, channel_dim)
+    _run(_gradient_kernel, call, (_dense(grad, dx), _dense(x, dx), dx), call.parameters[0], SUMS=False)
     return dx
 
 
@@ -289,12 +331,12 @@ def triton_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta in float32; the last is empty if beta is None."""
     dx = empty_like(x)
-    launch = _Launch(x, dx, alpha, beta, name, channel_dim)
-    parts = x.new_empty((*launch.grid, 2), dtype=float32)
-    _gradient_kernel[launch.grid](
-        _dense(grad, dx), _dense(x, dx), dx, *launch.parameters, parts, *launch.sizes, SUMS=True, **launch.options)
-    sums = parts.new_empty((2, launch.channels))
-    _sum_kernel[(launch.channels,)](parts, sums[0], sums[1], launch.blocks, launch.channels, BLOCK=1024)
+    call = _call(x, dx, alpha, beta, name, channel_dim)
+    parts = x.new_empty((call.blocks * call.channels, 2), dtype=float32)
+    _run(_gradient_kernel, call, (_dense(grad, dx), _dense(x, dx), dx), parts, SUMS=True)
+    sums = parts.new_empty((2, call.channels))
+    device = x.get_device()
+    _launch(_sum_kernel, (device,), device, call.channels, (parts, sums[0], sums[1], call.blocks, call.channels, 1024))
 
     def of(parameter: Tensor, total: Tensor) -> Tensor:
         return (total.sum(dtype=float64) if parameter.numel() < len(total) else total).to(float32).reshape(
