@@ -17,6 +17,7 @@ from timm_paf.engine.cli import replace_unencodable
 from timm_paf.engine.data import Images, open_training_data
 from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
 from timm_paf.engine.ema import EMA
+from timm_paf.engine.execution import with_device_defaults
 from timm_paf.engine.loggers import make_loggers
 from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
 from timm_paf.engine.optim import learning_rate, make_optimizer
@@ -54,6 +55,7 @@ class Run:
                 processes.close()
                 raise RunFinished(f'{start.folder} is finished; nothing to do.' if processes.is_primary else '')
             self.folder = start.folder
+            config = with_device_defaults(config, processes.device)
             self.config = config = dataclasses.replace(
                 config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
                 experiment=start.folder.name)

@@ -17,7 +17,7 @@ _data, _model, _attack, _optim, _measure, _output = settings_by_group()
 INCIDENTAL = frozenset({
     'config', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'device', 'workers', 'prefetch',
     'verify_data', 'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval', 'checkpoint_minutes',
-    'checkpoint_hist', 'synchronize_step', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'})
+    'checkpoint_hist', 'synchronize_step', 'capture', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,9 @@ class EvaluationConfig(Settings):
     n_examples: int | None = _measure(
         None, 'Number of images that AutoAttack attacks, the first ones of the split.', least=1, unset='all')
     eval_batch_size: int = _measure(250, 'Number of images per batch in validation and measurement.', least=1)
+    capture: str = _attack(
+        'auto', 'CUDA graphs for attacks on a GPU. auto: record the steps of an attack and replay them, which takes no '
+        'time on the host. none: run every step from Python.', choices=('auto', 'none'))
     device: str | None = _output(
         None, 'Device to run on: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
     seed: int = _output(0, 'Seed of all random numbers.', least=0)
@@ -136,7 +139,7 @@ class EvaluationConfig(Settings):
         """The arguments of `evaluate_robustness` that are settings."""
         return dict(
             threat=self.threat(), pgd_steps=self.pgd_steps, n_pgd=self.n_pgd, n_examples=self.n_examples,
-            batch_size=self.eval_batch_size, seed=self.seed, **self.autoattack_arguments())
+            capture=self.capture, batch_size=self.eval_batch_size, seed=self.seed, **self.autoattack_arguments())
 
     def autoattack_arguments(self) -> dict[str, Any]:
         """Version and components of AutoAttack as arguments of `evaluate_robustness`."""
@@ -307,9 +310,12 @@ class TrainConfig(DataConfig, EvaluationConfig):
         False, 'Use the decay min(model-ema-decay, (1 + n) / (10 + n)) in update n of the EMA.')
     model_ema_copy: float = _optim(
         0., 'Share of all updates, at the start, in which the EMA is a copy of the weights.', least=0, most=1)
-    amp: bool = _optim(False, 'Use mixed precision in the attack and in the loss.')
+    amp: bool | None = _optim(
+        None, 'Use mixed precision in the attack and in the loss. --no-amp: float32.',
+        unset='on for a GPU that computes in --amp-dtype, off for a CPU')
     amp_dtype: str = _optim('bfloat16', 'Data type of mixed precision.', choices=('bfloat16', 'float16'))
-    channels_last: bool = _optim(False, 'Use the channels-last memory format.')
+    channels_last: bool | None = _optim(
+        None, 'Use the channels-last memory format.', unset='on for a GPU, off for a CPU')
     torchcompile: str | None = _optim(
         None, 'Compile attack, model and evaluation with this backend of torch.compile, such as inductor.',
         metavar='BACKEND', unset='not compiled')
@@ -377,7 +383,9 @@ class TrainConfig(DataConfig, EvaluationConfig):
         steps, step_size = self.val_attack_steps, self.val_attack_step_size
         if steps is None:
             steps, step_size = self.attack_steps, step_size or self.attack_step_size
-        return PGD(eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed, compile=compile)
+        return PGD(
+            eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed, compile=compile,
+            capture=self.capture)
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model."""
