@@ -71,8 +71,8 @@ fi
 
 benchmark kernels 30 activations --activations pssilu psoftplus psilu reblu --ways fused --shape "${shape[@]}" \
     --dtype bfloat16 --measures host time --rounds 9
-mapfile -t tests < <(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests/kernels tests/attacks tests/data
-    grep -rl --include='test_*.py' 'pytest.mark.gpu' tests | grep -v '^tests/\(kernels\|attacks\|data\)/')
+mapfile -t tests < <(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests/{kernels,data,activations,attacks}
+    grep -rl --include='test_*.py' 'pytest.mark.gpu' tests/{models,engine,recipes})
 # packages of this machine may be newer than those that the tests know
 part tests 60 "$PYTHON" -m pytest -v -rP --durations=15 -W default::DeprecationWarning -W default::FutureWarning \
     -m gpu "${tests[@]}"

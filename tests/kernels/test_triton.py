@@ -165,6 +165,29 @@ def test_sums_are_the_same_every_time():
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.skipif(INTERPRETED, reason='needs a GPU')
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32], ids=str)
+def test_a_recorded_graph_computes_the_same(dtype):
+    x = torch.randn(2, 3, 64, 37, device=DEVICE).to(dtype)
+    parameters = [p.to(DEVICE) for p in given('pssilu')]
+
+    def results():
+        return gpu.triton_value(x, *parameters, 'pssilu', 1), *gpu.triton_gradients(x, x, *parameters, 'pssilu', 1)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        results()  # compiles
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = results()
+    x.copy_(torch.randn_like(x))
+    parameters[0].fill_(0.7)
+    graph.replay()
+    assert all(map(torch.equal, recorded, results()))
+
+
 @pytest.mark.skipif(INTERPRETED, reason='torch does not know the functions of the interpreter')
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_the_function_uses_them(name):
