@@ -82,7 +82,7 @@ benchmark train 120 train_run --tf32 -- "${train[@]}"
 mapfile -t runs < <(ls -t "$OUTPUT"/runs/*/model_best.pth.tar 2> /dev/null)
 benchmark autoattack 60 autoattack --checkpoint "${runs[0]:-missing}" "${attacked[@]}" --n-examples "$examples" \
     "${attacks[@]}" --batch-size 512 --tf32 --differing "$((examples / 100))"
-benchmark data 30 data "${archive[@]}" --batches 200 --rounds 1 --measures training ours \
+benchmark data 30 data "${archive[@]}" --batches 100 --rounds 1 --measures training ours \
     --model "${narrow}_pssilu" --train-batch-size "$batch" --train-steps 5
 
 "$PYTHON" recipes/benchmarks/gpu_table.py "$OUTPUT" | tee "$OUTPUT/table.md" || failed=1
