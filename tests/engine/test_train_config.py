@@ -7,7 +7,9 @@ import timm
 import torch
 import yaml
 
+from timm_paf.activations import paf_parameters
 from timm_paf.engine.cli import parse_config
+from timm_paf.engine.optim import learning_rate
 from timm_paf.engine.train_config import TrainConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
@@ -70,3 +72,14 @@ def test_batch_rate_and_normalisation_are_those_of_the_source(name):
 def test_epochs_of_the_recipes_that_count_all_images(name, updates):
     config = read('-c', str(RECIPES / 'configs' / f'{name}.yaml'))
     assert config.updates_per_epoch == updates == -(-50_000 // config.batch_size)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_an_update_changes_a_learned_alpha_by_at_most_a_hundredth(path):
+    config = read('-c', str(path))
+    with torch.device('meta'):
+        alphas = paf_parameters(timm.create_model(config.model, **config.model_arguments()), 'alpha')
+    if alphas:
+        assert config.opt == 'sgd' and config.alpha_grad_clip is not None
+        assert learning_rate(config) * config.alpha_grad_clip / (1 - config.momentum) <= 0.01 + 1e-9
+    assert bool(alphas) == ('pssilu' in config.model)

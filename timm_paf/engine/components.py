@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from timm.utils import unwrap_model
 from torch import nn
 
 from timm_paf.attacks.balls import check_radius
+from timm_paf.engine.alpha import AlphaWatch
 from timm_paf.engine.callbacks import Callback
 from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
 from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
@@ -91,6 +93,7 @@ class Run:
                     self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
+            self.alphas = AlphaWatch(unwrap_model(self.model))
             self.notes += [*start.notes, *lines]
             if self.data.left_out:
                 self.notes.append(

@@ -243,6 +243,10 @@ class TrainConfig(DataConfig, EvaluationConfig):
     beta_grad_clip: float | None = _optim(
         0.01, 'Gradient clipping of beta, the parameter of the activation: largest norm of the gradient of each beta. '
         'none: no limit.', unset='no limit')
+    alpha_grad_clip: float | None = _optim(
+        0.01, 'Gradient clipping of alpha, the parameter of the activation: largest norm of the gradient of each '
+        'alpha. With SGD the gradients change alpha by at most lr * alpha-grad-clip / (1 - momentum) per update. none: '
+        'no limit, as in arXiv 2110.05626; alpha can then run away in the first updates.', unset='no limit')
     beta_bound: float | None = _optim(
         BETA_BOUND, 'Largest |beta| in training, where beta is the parameter of the activation. none: the limit of the '
         'formula, 0.99.', unset='0.99')
@@ -270,13 +274,17 @@ class TrainConfig(DataConfig, EvaluationConfig):
     weight_decay: float = _optim(5e-4, 'Weight decay.', least=0)
     filter_bias_and_bn: bool = _optim(
         False, 'Exclude BatchNorm, biases and the parameters of the activation from weight decay.')
+    norm_weight_decay: float | None = _optim(
+        None, 'Weight decay of the weights and biases of normalisation layers, such as BatchNorm. Overrides '
+        '--filter-bias-and-bn for them.', least=0, unset='as for other weights and biases')
     layer_decay: float | None = _optim(
         None, 'Learning rate of a layer divided by that of the layer after it. With 0.75, the first layers learn '
         'slowest.', above=0, unset='the same rate for all')
-    paf_lr: float | None = _optim(
-        None, 'Learning rate of the parameters of the activation.', unset='as for the weights')
+    paf_lr_scale: float | None = _optim(
+        None, 'Learning rate of the parameters of the activation divided by that of the weights, at any time of the '
+        'schedule.', above=0, unset='1')
     paf_weight_decay: float | None = _optim(
-        None, 'Weight decay of the parameters of the activation.', unset='as for the weights')
+        None, 'Weight decay of the parameters of the activation.', least=0, unset='as for the weights')
     clip_grad: float | None = _optim(
         None, 'Limit for gradient clipping. --clip-mode says what is limited.', above=0, unset='no clipping')
     clip_mode: str = _optim(
@@ -366,7 +374,8 @@ class TrainConfig(DataConfig, EvaluationConfig):
 
     def task_options(self, updates_per_epoch: int) -> TaskOptions:
         """The options of the task; the data apply label smoothing."""
-        names = ('trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'beta_bound', 'awp_gamma')
+        names = (
+            'trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'alpha_grad_clip', 'beta_bound', 'awp_gamma')
         return TaskOptions(
             awp_start_update=round(self.awp_start_epoch * updates_per_epoch),
             eps_warmup_updates=round(self.eps_warmup_epochs * updates_per_epoch),

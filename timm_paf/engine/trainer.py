@@ -140,6 +140,7 @@ class Trainer(Run):
         progress, end = self.progress, (self.epoch + 1) * self.updates_per_epoch
         started, waited = time.monotonic() - progress.seconds, progress.waited
         self._saved = time.monotonic()
+        self.alphas.start()
         self.task.train()
         with Prefetched(
             batches_from(self.data, progress.update, end - progress.update), device=self.processes.device,
@@ -173,6 +174,7 @@ class Trainer(Run):
             loss: Sum of their losses, on the device.
             correct: Number of images classified correctly, on the device.
         """
+        self.alphas.record(self.progress.update)
         self.progress.record(loss, correct, len(batch))
         return {'loss': loss / len(batch), 'robust': 100 * correct / len(batch)}
 
@@ -188,6 +190,8 @@ class Trainer(Run):
             self._notify(lambda callback: callback.on_update(self.epoch, step, {}, {}))
             return
         stopped, due_anywhere, bad = self.processes.all_reduce_max(self.stop.received, int(due), int(progress.bad))
+        if line := self.alphas.message(config.alpha_grad_clip):
+            self.say(line)
         if bad >= 0:
             raise RunFailed(
                 f'the loss became NaN or infinite at step {bad % self.updates_per_epoch} of epoch {self.epoch + 1}; '
