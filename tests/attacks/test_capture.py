@@ -241,11 +241,12 @@ def test_autocast_has_its_own_recording_and_casts_weights_once(device, graphs):
         same(attack()(model, x, y), attack('none')(model, x, y))
 
 
-def test_results_are_not_overwritten_by_the_next_attack(graphs):
-    model = network().eval()
-    first = attack()(model, *batch())
+@pytest.mark.parametrize('device', DEVICES)
+def test_results_are_not_overwritten_by_the_next_attack(device, graphs):
+    model = network(device).eval()
+    first = attack()(model, *batch(device=device))
     kept = first.clone()
-    attack()(model, *batch(seed=5))
+    attack()(model, *batch(device=device, seed=5))
     assert torch.equal(first, kept)
 
 

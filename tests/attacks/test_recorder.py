@@ -1,4 +1,5 @@
-"""What only a GPU can show: memory, failed recordings, other threads, and random numbers next to graphs."""
+"""Recordings: their order and what a failed one leaves, with stand-ins for torch's graphs, and on a GPU with graphs."""
+import contextlib
 import gc
 import threading
 
@@ -7,8 +8,67 @@ import torch
 from torch import nn
 
 from timm_paf.attacks import PGD, release_graphs
+from timm_paf.attacks.recorder import CudaRecorder
 
-pytestmark = pytest.mark.gpu
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """Pools of the recordings that begin, and of those that a failure has left open, on a CPU."""
+    begun, closed, pools = [], [], iter(range(100))
+
+    class Stream:
+        device = torch.device('cpu')
+
+        def wait_stream(self, other):
+            pass
+
+    @contextlib.contextmanager
+    def graph(graph, *, pool=None, stream, capture_error_mode):
+        assert capture_error_mode == 'thread_local'  # other threads may use the device
+        begun.append(pool)
+        yield
+
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, 'stream', contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: next(pools))
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', nn.Identity)
+    monkeypatch.setattr(nn.Identity, 'replay', None, raising=False)
+    monkeypatch.setattr(torch.cuda, 'graph', graph)
+    monkeypatch.setattr(
+        torch._C, '_cuda_endAllocateToPool', lambda device, pool: closed.append(pool), raising=False)
+    return begun, closed
+
+
+def test_functions_warm_up_and_share_a_pool(recordings):
+    recorder, calls = CudaRecorder(torch.device('cpu')), []
+    for _ in range(2):
+        results, _ = recorder.record(lambda: calls.append(0) or (torch.ones(2),))
+        assert torch.equal(results[0], torch.ones(2))
+    assert len(calls) == 2 * 3 and recordings == ([0, 0], [])
+
+
+def test_gradients_are_recorded_in_a_pool_of_their_own(recordings):
+    x = torch.tensor([1., 2.], requires_grad=True)
+    (results, slope, found), _, _ = CudaRecorder(torch.device('cpu')).record_gradient(lambda x: x**2, x)
+    assert torch.equal(found, 2 * x.detach() * slope) and not results.requires_grad
+    assert recordings == ([1, 1], [])
+
+
+def test_a_failed_recording_is_closed_and_the_next_one_has_a_new_pool(recordings):
+    begun, closed = recordings
+    recorder = CudaRecorder(torch.device('cpu'))
+
+    def fails():
+        if begun:
+            raise RuntimeError('not permitted')
+        return (torch.ones(1),)
+
+    with pytest.raises(RuntimeError, match='not permitted'):
+        recorder.record(fails)
+    assert begun == [0, None] and closed == [0]  # the second recording resets the generator of random numbers
+    recorder.record(lambda: (torch.ones(1),))
+    assert begun[2:] == [1]
 
 
 class Waiting(nn.Module):
@@ -31,6 +91,7 @@ def attacked():
     release_graphs()
 
 
+@pytest.mark.gpu
 def test_memory_is_freed(attacked):
     before = torch.cuda.memory_reserved()
     for _ in range(3):
@@ -41,6 +102,7 @@ def test_memory_is_freed(attacked):
     assert torch.cuda.memory_reserved() <= before + 2**25
 
 
+@pytest.mark.gpu
 def test_a_failed_recording_leaves_the_device_usable(attacked):
     """Torch keeps generator and memory pool in the state of a recording, and dropout in training would fail."""
     with pytest.warns(RuntimeWarning, match='Sequential'):
@@ -58,6 +120,7 @@ def test_a_failed_recording_leaves_the_device_usable(attacked):
     assert torch.cuda.memory_reserved() <= reserved + 2**28
 
 
+@pytest.mark.gpu
 def test_another_thread_may_use_the_device_during_a_recording(attacked):
     generator, stop, errors = torch.Generator('cuda').manual_seed(0), threading.Event(), []
 
@@ -80,6 +143,7 @@ def test_another_thread_may_use_the_device_during_a_recording(attacked):
     assert not errors
 
 
+@pytest.mark.gpu
 def test_graphs_of_two_models_share_the_pool_and_no_result(attacked):
     (first, _), (second, _) = attacked(seed=0), attacked(nn.BatchNorm2d(8), seed=1)
     for x_adv, parts, seed in ((first, (), 0), (second, (nn.BatchNorm2d(8),), 1)):

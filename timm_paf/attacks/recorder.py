@@ -64,10 +64,12 @@ class CudaRecorder:
         """Run a function on the stream of recordings, since lazy initialisation cannot be recorded."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(2):
-                results = function()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(2):
+                    results = function()
+        finally:
+            current.wait_stream(self._stream)  # whatever is freed now may still be in use there
         return results
 
     @contextlib.contextmanager
