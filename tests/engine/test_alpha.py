@@ -57,7 +57,7 @@ def test_networks_without_an_alpha_that_has_a_sign_to_keep(act):
     assert watch.message(None) == ''
 
 
-@pytest.mark.parametrize('clip, advice', [(None, '--alpha-grad-clip 0.01'), (0.05, 'below 0.05')], ids=str)
+@pytest.mark.parametrize('clip, advice', [(None, '--alpha-grad-clip 0.002'), (0.05, 'below 0.05')], ids=str)
 def test_advice(clip, advice):
     assert advice in notice([-1.], clip=clip)
 
@@ -73,7 +73,7 @@ def test_a_run_says_it_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, 'evaluate', lambda self: None)
     assert train(tmp_path, *RUNAWAY, name='bad') in (0, 1)
     out = capsys.readouterr().out
-    assert out.count('act.alpha went from') == 1 and '--alpha-grad-clip 0.01' in out
+    assert out.count('act.alpha went from') == 1 and '--alpha-grad-clip 0.002' in out
     assert train(tmp_path, name='good') == 0
     assert 'went from' not in capsys.readouterr().out
 

@@ -61,7 +61,7 @@ class AlphaWatch:
         counts = {name: module.alpha.numel() for name, module in self.modules.items()}
         names = [
             f'{name}[{entry}]' if count > 1 else name for name, count in counts.items() for entry in range(count)]
-        advice = '--alpha-grad-clip 0.01' if clip is None else f'an --alpha-grad-clip below {clip:g}'
+        advice = '--alpha-grad-clip 0.002' if clip is None else f'an --alpha-grad-clip below {clip:g}'
         return (
             f'{names[int(place)]} went from {before:.3g} to {after:.3g} in update {update + 1:.0f} and may run away; '
             f'start again with {advice}, a smaller --lr, or --warmup-epochs 1.')

@@ -244,7 +244,7 @@ class TrainConfig(DataConfig, EvaluationConfig):
         0.01, 'Gradient clipping of beta, the parameter of the activation: largest norm of the gradient of each beta. '
         'none: no limit.', unset='no limit')
     alpha_grad_clip: float | None = _optim(
-        0.01, 'Gradient clipping of alpha, the parameter of the activation: largest norm of the gradient of each '
+        0.002, 'Gradient clipping of alpha, the parameter of the activation: largest norm of the gradient of each '
         'alpha. With SGD the gradients change alpha by at most lr * alpha-grad-clip / (1 - momentum) per update. none: '
         'no limit, as in arXiv 2110.05626; alpha can then run away in the first updates.', unset='no limit')
     beta_bound: float | None = _optim(

@@ -34,7 +34,7 @@ class TaskOptions:
     mart_beta: float = 5.
     beta_penalty: float = 10.
     beta_grad_clip: float | None = 0.01
-    alpha_grad_clip: float | None = 0.01
+    alpha_grad_clip: float | None = 0.002
     beta_bound: float | None = BETA_BOUND
     awp_gamma: float = 0.
     awp_start_update: int = 0
