@@ -30,14 +30,15 @@ class Section:
     title: str  #: The heading.
     text: Sequence[str] = ()  #: Paragraphs.
     figures: Sequence[Markup] = ()  #: Plots from `figure`.
-    header: Sequence[str]  #: Titles of the table's columns.
-    rows: Sequence[Sequence[str | int | float | None]]  #: Rows; None is an empty cell, floats show four digits.
-    columns: str  #: One letter per column: 's' short text, 't' long text, 'n' number, 'c' code.
+    header: Sequence[str] = ()  #: Titles of the table's columns.
+    #: Rows; None is an empty cell, floats show four digits. Without rows there is no table.
+    rows: Sequence[Sequence[str | int | float | None]] = ()
+    columns: str = ''  #: One letter per column: 's' short text, 't' long text, 'n' number, 'c' code.
     note: str = ''  #: A paragraph in small print.
 
 
 def render(**content: Any) -> str:
-    """The text of an HTML file, from `title`, `subtitle`, `report` (a `RobustnessReport`) and `sections`."""
+    """The text of an HTML file, from `title`, `subtitle`, `report` (a `RobustnessReport` or None) and `sections`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('timm_paf.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
