@@ -47,7 +47,7 @@ def test_rank_correlation_of_many_pairs_repeats_and_agrees_with_the_t_approximat
     y = x + 2 * generator.normal(size=40)
     found, expected = rank_correlation(x, y), stats.spearmanr(x, y)
     assert found == rank_correlation(x, y)
-    assert found[0] == pytest.approx(expected.statistic) and found[1] == pytest.approx(expected.pvalue, abs=0.01)
+    assert found[0] == pytest.approx(expected.statistic) and found[1] == pytest.approx(expected.pvalue, abs=0.03)
 
 
 def test_ties_and_infinite_values_are_ranked():

@@ -104,8 +104,12 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
     attacks = [attack for attack in ATTACKS if all(attack in row for row in rows)]
     robust = attacks[-1]
     groups = sorted(groups_of(rows), key=lambda group: -group.mean(robust))
+    sets: dict[str, list[Group]] = defaultdict(list)  # by options
+    for group in groups:
+        sets[group.option_text].append(group)
     sections = [
-        _accuracies(groups, attacks), _differences(groups, robust), _over_parameters(groups, robust),
+        *(_accuracies(members, attacks) for members in sets.values()),
+        *(_differences(members, groups, robust) for members in sets.values()), _over_parameters(groups, robust),
         _over_shape(groups, robust), _learned(groups, output), _missing(states or {}, output), _facts(rows)]
     row = rows[0]
     return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
@@ -118,36 +122,37 @@ def _accuracies(groups: Sequence[Group], attacks: Sequence[str]) -> Section:
     for group in groups:
         mean, low, high, _ = mean_interval(list(group.values(robust).values()))
         rows.append([
-            group.activation, group.parameters, group.option_text, len(group.best),
-            *(f'{group.mean(attack):.1f}' for attack in attacks), _range(low, high),
-            f'{group.mean(robust, "last"):.1f}', f'{mean - group.mean(robust, "last"):.1f}',
+            group.label(options=False), len(group.best), *(f'{group.mean(attack):.1f}' for attack in attacks),
+            _range(low, high), f'{group.mean(robust, "last"):.1f}', f'{mean - group.mean(robust, "last"):.1f}',
             *(_some(group.mean(name)) for name in ('alpha', 'beta'))])
     return Section(
-        title='Accuracy', figures=[figure('robust accuracy of each activation', _plot_groups, groups, robust)],
-        header=['activation', 'parameters', 'options', 'seeds', *(f'{TITLES[attack]}, %' for attack in attacks),
-                f'{TITLES[robust]}, 95 %', f'{TITLES[robust]}, last, %', 'gap', 'alpha', 'beta'],
-        columns='sssn' + 'n' * len(attacks) + 'nnnnn', rows=rows,
+        title=_title('Accuracy', groups[0]),
+        figures=[figure('robust accuracy of each activation', _plot_groups, groups, robust)],
+        header=['activation', 'seeds', *(f'{TITLES[attack]}, %' for attack in attacks), '95 % interval', 'last, %',
+                'gap', 'alpha', 'beta'],
+        columns='ln' + 'n' * len(attacks) + 'nnnnn', rows=rows,
         note='Means over seeds, of the checkpoint with the best validation accuracy. The interval is the 95 % t '
-             'interval of the mean over seeds. Last: accuracy of the checkpoint of the last epoch. Gap: how much lower '
-             'it is, in percentage points. results.csv has counts and Wilson intervals of each run.')
+             'interval of the mean over seeds of the accuracy in front of it; last is that accuracy at the last epoch, '
+             'and gap is how much lower it is, in percentage points. results.csv has counts and Wilson intervals of '
+             'each run.')
 
 
-def _differences(groups: Sequence[Group], robust: str) -> Section | None:
+def _differences(members: Sequence[Group], groups: Sequence[Group], robust: str) -> Section | None:
     rows = []
     for reference in REFERENCES:
-        for group in groups:
+        for group in members:
             found = paired_differences(group, groups, reference, robust)
             if found:
                 mean, low, high, deviation = mean_interval(list(found.values()))
                 clean = mean_interval(list(paired_differences(group, groups, reference, 'clean').values()))
                 needed = runs_needed(deviation, 1.) if math.isfinite(deviation) else None
                 rows.append([
-                    group.activation, group.parameters, group.option_text, reference, len(found), f'{mean:+.2f}',
-                    _range(low, high, '+.2f'), needed, f'{clean[0]:+.2f}', _range(*clean[1:3], '+.2f')])
+                    group.label(options=False), reference, len(found), f'{mean:+.2f}', _range(low, high, '+.2f'),
+                    needed, f'{clean[0]:+.2f}', _range(*clean[1:3], '+.2f')])
     return Section(
-        title='Differences to ReLU and SiLU', header=[
-            'activation', 'parameters', 'options', 'compared with', 'pairs', f'{TITLES[robust]}, points', '95 %',
-            'seeds for ±1', 'clean, points', '95 %'], columns='ssssnnnnnn', rows=rows,
+        title=_title('Differences to ReLU and SiLU', members[0]), header=[
+            'activation', 'minus', 'pairs', TITLES[robust], '95 % interval', 'seeds for ±1', 'clean', '95 % interval'],
+        columns='llnnnnnn', rows=rows,
         note='Differences between two runs with the same seed and options, in percentage points. The intervals are '
              '95 % t intervals over the pairs. They cover the chance in training, not the choice of test images, and '
              'are not corrected for the number of comparisons. Seeds for ±1: number of pairs whose interval would have '
@@ -185,7 +190,7 @@ def _over_shape(groups: Sequence[Group], robust: str) -> Section:
         title='Robustness over the shape', figures=[figure(
             'robust accuracy over curvature and over output on negative inputs', _plot_shape, groups, robust)],
         text=['Empty markers: the parameters are fixed. Filled ones: they are learned, or there are none.'],
-        header=['activations', 'property', 'points', 'rank correlation', 'p'], columns='stnnn', rows=rows,
+        header=['activations', 'property', 'points', 'rank correlation', 'p'], columns='ssnnn', rows=rows,
         note='Each point is the mean over seeds. Rank correlation: Spearman; p: from permutations, two-sided, not '
              'corrected for the number of rows. According to the paper (arXiv 2110.05626), high finite curvature and '
              'positive outputs on negative inputs improve robustness.')
@@ -197,13 +202,12 @@ def _learned(groups: Sequence[Group], output: Path) -> Section | None:
         name: spec.clamp(group.mean(name)) for name, spec in ACTIVATIONS[group.activation].parameter_specs.items()
         if math.isfinite(group.mean(name))}) for group in learned[:MAX_SHAPES]}
     return Section(
-        title='Learned parameters', header=['activation', 'parameters', 'options', 'alpha', 'beta', 'curvature',
-                                            'mean on negative inputs', 'largest on negative inputs'],
+        title='Learned parameters', header=['activation', 'options', 'alpha', 'beta', *PROPERTIES.values()],
         figures=[figure('alpha and beta by epoch', _plot_paths, learned, output),
                  figure('learned activations and their derivatives', shape.plot, shapes)],
-        columns='sssnnnnn', rows=[[
-            group.activation, group.parameters, group.option_text, *(_some(group.mean(name)) for name in (
-                'alpha', 'beta', *PROPERTIES))] for group in learned],
+        columns='lsnnnnn', rows=[[
+            group.label(options=False), group.option_text, *(
+                _some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))] for group in learned],
         note=f'Means over seeds, of the best checkpoint. The shapes are those of the first {MAX_SHAPES} rows.',
     ) if learned else None
 
@@ -226,6 +230,10 @@ def _facts(rows: Sequence[Row]) -> Section:
         ['runs', len(cells)], ['time of all runs', duration(sum(row['seconds'] for row in cells.values()))],
         *([words, ', '.join(sorted({str(row[name]) for row in rows if row.get(name) is not None}))]
           for name, words in columns.items())])
+
+
+def _title(text: str, group: Group) -> str:
+    return ', '.join(filter(None, (text, group.option_text)))
 
 
 def _some(value: float) -> str | None:
@@ -252,7 +260,7 @@ def _plot_groups(groups: Sequence[Group], robust: str) -> 'Figure':
             axes.plot(values, [place] * len(values), marker, color=colour, ms=5, alpha=0.8,
                       label=f'{checkpoint} checkpoint' if not place else None)
         axes.plot(group.mean(robust), place, '|', color='black', ms=12, label='mean, best' if not place else None)
-    axes.set_yticks(range(len(groups)), [group.label() for group in groups], fontsize=8)
+    axes.set_yticks(range(len(groups)), [group.label(options=False) for group in groups], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=f'{TITLES[robust]} accuracy, %')
     drawn.legend(frameon=False, ncols=3, loc='outside upper center')
@@ -312,7 +320,7 @@ def _plot_paths(groups: Sequence[Group], output: Path) -> 'Figure':
                 continue
             start = getattr(ACTIVATIONS[group.activation](**assignments(tuple(group.given.split()), 'given')), name)
             for row in group.best.values():
-                path = [(0, float(start)), *(
+                path = [(0, float(start.detach())), *(
                     (point['epoch'] + 1, point[name]) for point in read_path(output, row['cell']) if name in point)]
                 label = None if group.activation in labelled else group.activation
                 labelled.add(group.activation)
