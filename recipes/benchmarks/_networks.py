@@ -1,4 +1,5 @@
 """Networks and images that the benchmarks attack, and PGD of other libraries under one signature."""
+import functools
 import importlib.metadata
 import runpy
 import sys
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import timm_paf  # noqa: F401 - registers the models
 from timm_paf.attacks import PGD
@@ -71,6 +73,17 @@ def digits(device: str, name: str = '', checkpoint: Path | None = None, size: in
     return Network(title, model.eval(), x_test, y_test, ['0.05', '0.1', '0.2', '0.3'])
 
 
+def archive(device: str, checkpoint: Path, path: Path) -> Network:
+    """Network of a checkpoint of adv_train.py, with the images of an archive, whose labels are below its classes."""
+    trained = read_checkpoint(checkpoint)['args']
+    with np.load(path) as arrays:
+        x, y = torch.from_numpy(arrays['image']).permute(0, 3, 1, 2), torch.from_numpy(arrays['label'])
+    model = timm.create_model(trained['model'], in_chans=x.shape[1], num_classes=int(y.max()) + 1)
+    load_weights(model, checkpoint)
+    x = x.contiguous().to(device).float() / 255
+    return Network(f'{trained["model"]}, {path}', model.to(device).eval(), x, y.to(device), [trained['eps']])
+
+
 @torch.no_grad()
 def random_model(device: str, name: str, images: int) -> Network:
     """Network with random weights on random images, whose labels are its own predictions."""
@@ -78,6 +91,26 @@ def random_model(device: str, name: str, images: int) -> Network:
     model = timm.create_model(name, num_classes=10).to(device).eval()
     x = torch.rand(images, 3, 32, 32, device=device)
     return Network(f'{name}, random weights and images', model, x, model(x).argmax(1), ['8/255'])
+
+
+@functools.cache
+def pass_flops(name: str, channels: int, size: int) -> tuple[float, float]:
+    """Operations of convolutions and matrix products for an image: forward, and backward to images or to weights."""
+    model = timm.create_model(name, in_chans=channels, num_classes=10, device='meta').eval()
+    x, counts = torch.empty(2, channels, size, size, device='meta'), []
+    for wanted in (x, model):
+        model.requires_grad_(wanted is model)
+        x.requires_grad_(wanted is x)
+        with FlopCounterMode(display=False) as counter:
+            model(x).sum().backward()
+        counts.append(counter.get_total_flops() / len(x))
+    return counts[0], counts[1]
+
+
+def update_flops(name: str, x: Tensor, steps: int, learning: float = 1.) -> float:
+    """Operations for one image, like those in x, in an update with PGD and `learning` passes to the weights."""
+    attack, weights = pass_flops(name, x.shape[1], x.shape[-1])
+    return steps * attack + learning * weights
 
 
 def step_size(eps: float, steps: int) -> float:

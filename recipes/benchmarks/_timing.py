@@ -7,13 +7,15 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,17 +34,38 @@ def seconds(action: Callable[..., object], *args: object) -> float:
     return timer() - started
 
 
-def take_turns(contestants: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Name, list[float]]:
+def take_turns(
+        contestants: Mapping[Name, Callable[[int], object]], rounds: int, *, until: float = math.inf,
+        clock: Callable[[Callable[[int], object], int], float] = seconds,
+) -> dict[Name, list[float]]:
     """Seconds of every contestant in each round, in an order that shifts by one place from round to round.
 
-    Each contestant gets the number of the round. One more round comes first as a warm-up and is not counted.
+    Each contestant gets the number of the round. One more round comes first as a warm-up and is not counted. No round
+    but the first starts later than `until` (of `time.monotonic`).
     """
     names, times = list(contestants), {name: list[float]() for name in contestants}
-    for number in (0, *range(rounds)):
-        first = number % len(names)
+    for number in (-1, *range(rounds)):
+        if number > 0 and time.monotonic() > until:
+            break
+        first = max(number, 0) % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(seconds(contestants[name], number))
-    return {name: values[1:] for name, values in times.items()}
+            taken = clock(contestants[name], max(number, 0))
+            if number >= 0:
+                times[name].append(taken)
+    return times
+
+
+def process_age() -> float:
+    """Seconds since this process started."""
+    ticks = int(Path('/proc/self/stat').read_text().rsplit(')', 1)[1].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
+
+
+def peak_flops(device: torch.device) -> float:
+    """Operations per second of large matrix products in bfloat16, which is what the device can do at most."""
+    size, products = (8192, 10) if device.type == 'cuda' else (512, 1)
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    return products * 2 * size**3 / min(seconds(lambda: [a @ b for _ in range(products)]) for _ in range(6))
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
@@ -84,7 +107,8 @@ class Table:
     figures: list[tuple[str, str, str, list[float]]] = dataclasses.field(default_factory=list)  # row, column, unit, …
 
     def add(self, row: str, column: str, values: Sequence[float], unit: str = '') -> None:
-        """Fill a cell with the values of all rounds."""
+        """Fill a cell with the values of all rounds, in place of what it held."""
+        self.figures = [figure for figure in self.figures if figure[:2] != (row, column)]
         self.figures.append((row, column, unit, list(values)))
 
     def markdown(self) -> str:
@@ -111,14 +135,36 @@ def new_parser(script: str, description: str | None, rounds: int) -> argparse.Ar
     parser.add_argument('--rounds', type=int, default=rounds, help='rounds of timing')
     parser.add_argument('--tf32', action='store_true', help='let the GPU compute float32 products in TF32')
     parser.add_argument('--output', type=Path, metavar='FILE.md', help='write the tables to this file as well')
-    parser.add_argument('--json', type=Path, metavar='FILE.json', help='write the figures to this file as well')
+    parser.add_argument('--json', type=Path, metavar='FILE.json', help='add the figures to those in this file')
+    parser.add_argument(
+        '--limit', type=float, default=math.inf, metavar='SECONDS', help='time from the start of the program; no other '
+        'round or update starts later')
     return parser
 
 
-def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Table | list[Table]],
+def add_run(path: Path, record: dict[str, Any], tables: Sequence[Table]) -> None:
+    """Write a run with its figures so far to a file, after the earlier runs in it."""
+    figures = [
+        {'row': row, 'column': column, 'unit': unit, 'median': statistics.median(values), 'low': min(values),
+         'high': max(values), 'rounds': len(values)}
+        for table in tables for row, column, unit, values in table.figures]
+    runs = json.loads(path.read_text())['runs'] if path.exists() else []
+    runs = [run for run in runs if (run['command'], run['started']) != (record['command'], record['started'])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps({'runs': [*runs, {**record, 'figures': figures}]}, indent=2) + '\n', encoding='utf-8')
+    part.replace(path)
+
+
+def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Iterable[Table]],
         argv: Sequence[str] | None) -> int:
-    """Parse the command line, measure, print and write the tables; the exit status is 2 after an error in one line."""
+    """Parse the command line, measure, print and write the tables; the exit status is 2 after an error in one line.
+
+    The figures are written as soon as `measure` yields them; it may yield a table again that has got more of them.
+    """
     args = parser.parse_args(argv)
+    args.until = math.inf if args.limit == math.inf else time.monotonic() - process_age() + args.limit
+    tables: list[Table] = []
     try:
         if args.rounds < 1:
             raise ValueError(f'--rounds {args.rounds}: expected 1 or more.')
@@ -127,27 +173,25 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
             if not torch.cuda.is_available():
                 raise ValueError(f'--device {args.device}: torch finds no GPU; use cpu.')
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-        measured = measure(args)
+        record: dict[str, Any] = {
+            'command': shlex.join([
+                'python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)]),
+            'started': datetime.datetime.now().isoformat(timespec='seconds'), 'versions': library_versions(),
+            'device': f'CPU ({torch.get_num_threads()} of {os.cpu_count()} cores)' if args.device == 'cpu' else (
+                torch.cuda.get_device_name(args.device))}
+        for table in measure(args):
+            if not any(table is known for known in tables):
+                tables.append(table)
+            if args.json is not None:
+                add_run(args.json, record, tables)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
-    tables = [measured] if isinstance(measured, Table) else measured
-    record = {
-        'command': shlex.join([
-            'python', f'recipes/benchmarks/{parser.prog}', *(sys.argv[1:] if argv is None else argv)]),
-        'date': str(datetime.date.today()), 'versions': library_versions(),
-        'device': f'CPU ({torch.get_num_threads()} of {os.cpu_count()} cores)' if args.device == 'cpu' else (
-            torch.cuda.get_device_name(args.device)),
-        'figures': [
-            {'row': row, 'column': column, 'unit': unit, 'median': statistics.median(values), 'low': min(values),
-             'high': max(values), 'rounds': len(values)}
-            for table in tables for row, column, unit, values in table.figures]}
     listed = ', '.join(f'{name} {version}' for name, version in library_versions().items())
-    text = '\n'.join([*(table.markdown() for table in tables), '`{command}`, {date}, {listed}, {device}.'.format(
-        listed=listed, **record)])
+    text = '\n'.join([*(table.markdown() for table in tables),
+                      f'`{record["command"]}`, {record["started"][:10]}, {listed}, {record["device"]}.'])
     print(text)
-    for path, content in ((args.output, text), (args.json, json.dumps(record, indent=2))):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content + '\n', encoding='utf-8')
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + '\n', encoding='utf-8')
     return 0

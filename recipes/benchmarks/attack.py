@@ -16,7 +16,7 @@ import functools
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import _plain_loop
 import torch
@@ -97,13 +97,12 @@ def robust_table(network: Network, attacks: dict[str, Attack], steps: int) -> Ta
     return table
 
 
-def measure(args: argparse.Namespace) -> list[Table]:
+def measure(args: argparse.Namespace) -> Iterator[Table]:
     warnings.simplefilter('ignore')  # from the other libraries
     attacks: dict[str, Attack] = {
         'timm_paf': ours, 'timm_paf, early_stop': functools.partial(ours, early_stop=True), **peers()}
     makers: dict[str, Callable[[str], Network]] = {'cifar': cifar, 'digits': digits, 'model': functools.partial(
         random_model, name=args.model, images=2 * args.timing_images)}
-    tables = []
     for number, name in enumerate(args.subjects):
         network = makers[name](args.device)
         network = only_correct(network._replace(eps=args.eps or network.eps))
@@ -111,10 +110,9 @@ def measure(args: argparse.Namespace) -> list[Table]:
             if number == 0:
                 first = network._replace(x=network.x[:args.timing_images], y=network.y[:args.timing_images])
                 check(first, attacks, steps)
-                tables.append(time_table(network, attacks, steps, args.timing_images, args.rounds))
+                yield time_table(network, attacks, steps, args.timing_images, args.rounds)
             if args.counts and name != 'model':
-                tables.append(robust_table(network, attacks, steps))
-    return tables
+                yield robust_table(network, attacks, steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -182,7 +182,7 @@ def measure_one(name: str, args: argparse.Namespace) -> Values:
     return MEASURES[name](args)
 
 
-def measure(args: argparse.Namespace) -> Table:
+def measure(args: argparse.Namespace) -> Iterator[Table]:
     if not args.archive.exists():
         print(f'making {args.archive}', file=sys.stderr)
         make_archive(args.archive, args.images or 2_000_000)
@@ -190,19 +190,19 @@ def measure(args: argparse.Namespace) -> Table:
         raise ValueError(f'{args.archive} exists and holds {count} images, not {args.images}; use another name.')
     check(args.archive, args.device)
     values: dict[str, list[float]] = {}
+    table = Table('Batches of 32x32 images:')
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
         for number, name in itertools.product(range(1, args.rounds + 1), args.measures):
             print(f'round {number} of {args.rounds}: {name}', file=sys.stderr)
             for row, value in pool.apply(measure_one, (name, args)).items():
                 values.setdefault(row, []).append(value)
-    table = Table('Batches of 32x32 images:')
-    for row, each in values.items():
-        table.add(row, 'value', each)
+                table.add(row, 'value', values[row])
+            yield table
     for ours, peer in ((OURS, 'memmap'), (OURS, 'loaded'), (OURS, 'folder'), ('timm_paf, folder', 'folder')):
         mine, theirs = (values.get(f'{name}, {RATE}') for name in (ours, f'DataLoader, {peer}'))
         if mine and theirs:
             table.add(f'{ours} ÷ DataLoader, {peer}', 'value', ratios(mine, theirs))
-    return table
+            yield table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,48 +1,155 @@
-"""Table of the targets for a GPU and of the results of the parts of gpu.sh.
+"""Table of what the parts of gpu.sh have measured, with the targets, and hours per recipe.
 
     python recipes/benchmarks/gpu_table.py output/gpu
 
-Reads the JSON files of a folder. If several settings are measured (eager and compiled), the best one counts.
+Reads the JSON files of a folder; of a figure that was measured several times, the last one counts. Of several
+activations or ways, the worst activation and the best way count.
 """
 import json
+import math
 import re
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
-PASS = r'pssilu, fused: forward \+ backward'
-# what, file, pattern of the row, pattern of the column, bound
+import torch
+import yaml
+from _networks import update_flops
+
+Figure = dict[str, Any]
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+REAL_IMAGES, PIXELS = {'torch/cifar10': 50_000, 'torch/cifar100': 50_000}, torch.empty(1, 3, 32, 32, device='meta')
+
+
+class Target(NamedTuple):
+    """A row of the table: figures whose file, row and column match, of which the worst or the best counts."""
+    what: str
+    file: str
+    row: str
+    column: str
+    bound: str = ''  # '<= 1.1'
+    worst: bool = False
+
+
+ACTS = '(pssilu|psoftplus|psilu|reblu)'
 TARGETS = (
-    ('PSSiLU, bf16, forward + backward, over SiLU', 'activations', PASS, '÷ SiLU', '<= 1.05'),
-    ('... over a copy', 'activations', PASS, '÷ copy', '<= 1.1'),
-    ('PSSiLU, bf16, gradient of x, over SiLU', 'activations', 'pssilu, fused: gradient of x', '÷ SiLU', '<= 1.2'),
-    ('Tensors that PSSiLU keeps in addition to x', 'activations', PASS, 'kept', '<= 0'),
-    ('Update of a WRN, PSSiLU over ReLU, speed', 'step_wide', '.*_pssilu, .*', '÷ .*_relu', '>= 0.95'),
-    ('Update of a WRN with PSSiLU over the plain loop, speed', 'step_wide', '.*_pssilu, .*', '÷ plain loop', '>= 4'),
-    ('Update of a ResNet-18 with PSSiLU over the plain loop', 'step_narrow', '.*_pssilu, .*', '÷ plain loop', '>= 4'),
-    ('Update over its bare passes, time, %', 'step_narrow', '.*_pssilu, fp32, eager', 'over the passes', '<= 5'),
-    ('AutoAttack over pyautoattack, time', 'autoattack', 'time', 'here ÷ package', '<= 1'),
-    ('PGD-10 over bare passes, time', 'attack', 'timm_paf', '÷ floor', '<= 1.02'),
-    ('Waiting for images, % of an update', 'data', '.*: waiting for images.*', 'value', '<= 1'),
+    Target('PSSiLU, PSoftplus, PSiLU, ReBLU, bf16, forward + all gradients, time over SiLU', 'kernels',
+           f'{ACTS}, fused: forward . all gradients', '÷ SiLU', '<= 1.1', worst=True),
+    Target('… gradient of x alone', 'kernels', f'{ACTS}, fused: gradient of x alone', '÷ SiLU', '<= 1.03', worst=True),
+    Target('… forward', 'kernels', f'{ACTS}, fused: forward', '÷ SiLU', worst=True),
+    Target('… forward + all gradients, time over a copy', 'kernels', f'{ACTS}, fused: forward . all gradients',
+           '÷ copy', worst=True),
+    Target('host time of a call over SiLU', 'kernels', f'{ACTS}: call', '÷ SiLU', '<= 2', worst=True),
+    Target('… with the gradient of x', 'kernels', f'{ACTS}: call with gradient of x', '÷ SiLU', '<= 2', worst=True),
+    Target('update of a ResNet-18, PSSiLU, speed over ReLU', 'narrow', '.*_pssilu, captured', '÷ .*_relu', '>= 1'),
+    Target('… images/s', 'narrow', '.*_pssilu, captured', 'speed', '>= 8000'),
+    Target('… share of the bf16 peak, %', 'narrow', '.*_pssilu, captured', 'share of the bf16 peak'),
+    Target('… eager, images/s', 'narrow', '.*_pssilu, eager', 'speed'),
+    Target('… eager, ReLU, images/s', 'narrow', '.*_relu, eager', 'speed'),
+    Target('update of a WRN-28-10, PSSiLU, images/s', 'wide', '.*_pssilu, captured', 'speed', '>= 1000'),
+    Target('… share of the bf16 peak, %', 'wide', '.*_pssilu, captured', 'share of the bf16 peak'),
+    Target('… speed over ReLU', 'wide', '.*_pssilu, captured', '÷ .*_relu'),
+    Target('… eager, images/s', 'wide', '.*_pssilu, eager', 'speed'),
+    Target('start of adv_train.py to its first update, s', 'train', '.*', 'start to first update', '<= 20'),
+    Target('… images/s of an epoch', 'train', '.*', 'speed'),
+    Target('… share of the bf16 peak, %', 'train', '.*', 'share of the bf16 peak'),
+    Target('… alpha after the run', 'train', '.*', 'alpha'),
+    Target('AutoAttack, time over pyautoattack called directly', 'autoattack', 'time', 'here ÷ package.*', '<= 0.5'),
+    Target('… images with another result', 'autoattack', 'results that differ', 'images', '<= 0'),
+    Target('batches of 256 from an archive, per second', 'data', 'timm_paf, archive, batches/s', 'value'),
+    Target('waiting for images, % of an update', 'data', '.*: waiting for images.*', 'value'),
+    Target('largest products of matrices in bf16, TFLOP/s', '(narrow|wide)', 'largest products', 'rate'),
 )
 
 
-def main(folder: str) -> None:
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob('*.json'))}
-    devices = sorted({result['device'] for result in results.values()})
-    print(f'{", ".join(devices) or "nothing was measured"}:\n')
-    print('| what | target | median (range) | |\n| --- | ---: | --- | --- |')
-    for what, file, row, column, bound in TARGETS:
-        value, verdict, sign = '', 'not measured', -1 if bound.startswith('<=') else 1
-        found = [figure for figure in results.get(file, {'figures': []})['figures']
-                 if re.fullmatch(row, figure['row']) and re.fullmatch(column, figure['column'])]
-        if found:
-            best = max(found, key=lambda figure: sign * figure['median'])
-            value = f'{best["median"]:.3g} ({best["low"]:.3g} … {best["high"]:.3g}), {best["row"]}'
-            verdict = 'met' if sign * best['median'] >= sign * float(bound.split()[1]) else 'missed'
-            if any(device.startswith('CPU') for device in devices):
-                verdict = 'not judged: no GPU'
-        print(f'| {" | ".join((what, bound, value, verdict))} |')
+def read(folder: Path) -> dict[tuple[str, str, str], Figure]:
+    """Figures by file, row and column, each with the device, versions and time of its run."""
+    found = {}
+    for path in sorted(folder.glob('*.json')):
+        for run in json.loads(path.read_text())['runs']:
+            for figure in run['figures']:
+                found[path.stem, figure['row'], figure['column']] = {**run, **figure}
+    return found
+
+
+def chosen(target: Target, figures: dict[tuple[str, str, str], Figure]) -> Figure | None:
+    """The figure that counts for a target; None if there is none."""
+    patterns = target.file, target.row, target.column
+    fitting = [figure for key, figure in figures.items() if all(map(re.fullmatch, patterns, key))]
+    largest = target.worst == (not target.bound.startswith('>='))
+    return (max if largest else min)(fitting, key=lambda figure: figure['median'], default=None)
+
+
+def verdict(target: Target, figure: Figure) -> str:
+    if not target.bound:
+        return ''
+    if figure['device'].startswith('CPU'):
+        return 'no GPU'
+    sign, bound = (-1 if target.bound.startswith('<=') else 1), float(target.bound.split()[1])
+    if sign * figure['median'] >= sign * bound:
+        return 'met'
+    return 'not decided' if figure['column'].endswith('at most') else 'missed'
+
+
+def number(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
+def hours(figures: dict[tuple[str, str, str], Figure]) -> list[str]:
+    """Rows of training times: updates x images, by the speed of the same network or, in proportion to the number of
+    operations, by that of the most similar one that was measured.
+    """
+    speeds = {
+        row.removesuffix(', captured'): figure['median'] for (file, row, column), figure in figures.items()
+        if file in ('narrow', 'wide') and column == 'speed' and row.endswith(', captured')}
+    rows = []
+    for path in sorted(CONFIGS.glob('*.yaml')):
+        config = yaml.safe_load(path.read_text())
+        name, steps = config['model'], config['attack_steps']
+        like = name if name in speeds else 'wrn28_10_pssilu' if name.startswith('wrn') else 'resnet18_pssilu'
+        if config['dataset'] not in REAL_IMAGES or like not in speeds or not re.search('resnet18|wrn', name):
+            continue
+        learning = 7 / 3 if config['task'] == 'trades' else 1.  # clean and attacked images, and clean logits
+        work = [update_flops(other, PIXELS, steps, passes) for other, passes in ((like, 1.), (name, learning))]
+        speed = speeds[like] * work[0] / work[1]
+        real = round(config['batch_size'] * (1 - config.get('synthetic_fraction', 0)))
+        images = REAL_IMAGES[config['dataset']] - config.get('val_size', 1024)
+        updates = config['epochs'] * config.get('updates_per_epoch', math.ceil(images / real))
+        rows.append(
+            f'| `{path.stem}` | `{name}` | {updates:,} of {config["batch_size"]} images '
+            f'| {"" if work[0] == work[1] and name == like else "about "}{number(speed)} '
+            f'| {number(updates * config["batch_size"] / speed / 3600)} |')
+    return rows
+
+
+def table(folder: Path) -> str:
+    """The tables as Markdown, with devices, dates and versions."""
+    figures = read(folder)
+    lines = ['| what | target | median (range) | |', '| --- | ---: | --- | --- |']
+    used = []
+    for target in TARGETS:
+        figure = chosen(target, figures)
+        cells = ['', 'not measured']
+        if figure is not None:
+            used.append(figure)
+            low, high = number(figure['low']), number(figure['high'])
+            value = number(figure['median']) + (f' ({low} … {high})' if figure['rounds'] > 1 else '')
+            limit = 'at most ' if figure['column'].endswith('at most') else ''
+            cells = [f'{limit}{value}; {figure["row"]}', verdict(target, figure)]
+        lines.append(f'| {" | ".join((target.what, target.bound.replace("<=", "≤").replace(">=", "≥"), *cells))} |')
+    lines.append('')
+    if rows := hours(figures):
+        lines += ['| configuration | network | updates | images/s | hours of training |',
+                  '| --- | --- | ---: | ---: | ---: |', *rows, '']
+    states = {(figure['device'], figure['started'][:10], json.dumps(figure['versions'])) for figure in used}
+    for device, date, versions in sorted(states):
+        listed = ', '.join(f'{name} {version}' for name, version in json.loads(versions).items())
+        lines.append(f'{device}, {date}, {listed}.')
+    log = folder / 'tests.log'
+    if log.exists():
+        lines += [f'GPU tests: {line.strip("= ")}.' for line in log.read_text().splitlines()[-1:]]
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    print(table(Path(sys.argv[1])))

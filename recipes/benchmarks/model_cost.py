@@ -5,6 +5,7 @@
 import argparse
 import functools
 import sys
+from collections.abc import Iterator
 
 import timm
 import torch
@@ -24,7 +25,7 @@ ReLU and ELU are computed in place; all other activations keep the same. The net
 nothing is computed."""
 
 
-def measure(args: argparse.Namespace) -> Table:
+def measure(args: argparse.Namespace) -> Iterator[Table]:
     table = Table(TITLE)
     for arch in args.arch or [
             name.removesuffix('_relu') for module in MODULES for name in timm.list_models('*_relu', module=module)]:
@@ -41,7 +42,7 @@ def measure(args: argparse.Namespace) -> Table:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(torch.empty(1, *size, device='meta'))
         table.add(row, 'multiply-adds', [counter.get_total_flops() / 2e9], 'G')
-    return table
+    yield table
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,48 +1,55 @@
-"""Training updates of the engine compared with a plain loop and with their bare passes.
+"""Training updates of the engine: images per second, and share of what the device can do.
 
     python recipes/benchmarks/train_step.py --models wrn10_2_pssilu
-    python recipes/benchmarks/train_step.py --models wrn28_10_relu wrn28_10_pssilu --precisions fp32 bf16 \
-        --ways eager compiled --channels-last --image-size 32 --device cuda
+    python recipes/benchmarks/train_step.py --models resnet18_relu resnet18_pssilu --precision bf16 --channels-last \
+        --ways eager captured --image-size 32 --batch-size 256 --device cuda
 
-PGD-10 updates of the engine, with their batches and optimizer, take turns with two others. One is those of a plain loop
-(`_plain_loop.py`), which trains as the code of the paper's authors does: formulas of the activations in torch's
-operations, float32, one more forward pass on the clean images. The other is the bare passes of PGD-10: 12 forward and
-11 backward passes.
+PGD-10 updates of the engine, with their batches and optimizer, take turns: eager, with the attack as CUDA graphs
+(captured; on a CPU the same as eager), or compiled. The plain loop (`_plain_loop.py`) trains as the code of the paper's
+authors does: formulas of the activations in torch's operations, float32, one more forward pass on the clean images.
 Before anything is timed, the engine's attack must raise the loss as far as that of the plain loop, and an update on the
-same attacked images must change the weights in the same way. Images are the embedded digits, half of them synthetic;
+same attacked images must change the weights in the same way; --no-check leaves that out. The share of the peak is that
+of the fastest product of matrices in bfloat16 in the same run. Images are the embedded digits, half of them synthetic;
 with --image-size N only real digits, as colour images.
 """
 import argparse
 import copy
 import dataclasses
+import functools
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from _networks import update_flops
 from _plain_loop import EPS, STEP_SIZE, STEPS, attacked, plain_formulas, plain_update
-from _timing import Table, new_parser, ratios, run, take_turns
+from _timing import Table, new_parser, peak_flops, ratios, run, take_turns
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_paf.attacks import PGD, frozen_parameters
+from timm_paf.attacks import PGD
 from timm_paf.data import Batch, digits_splits
 from timm_paf.engine import TrainConfig, Trainer
 
-PLAIN = 'plain loop'
 # largest differences from the plain loop: share of what the attack gains, share of the change of the weights
 TOLERANCE = {'fp32': (0.02, 0.01), 'tf32': (0.1, 0.1), 'bf16': (0.1, 0.3)}
 
 
-def make_trainer(args: argparse.Namespace, folder: str, model: str, precision: str, way: str) -> Trainer:
+def make_trainer(args: argparse.Namespace, folder: str, model: str, way: str) -> Trainer:
     """Trainer of the engine, with an epoch that does not end during the benchmark."""
+    trainer = open_trainer(args, folder, model, way)
+    cast(PGD, trainer.task.attack).capture = 'auto' if way == 'captured' else 'none'
+    return trainer
+
+
+def open_trainer(args: argparse.Namespace, folder: str, model: str, way: str) -> Trainer:
     config = TrainConfig(
         model=model, model_kwargs=tuple(args.model_kwargs), batch_size=args.batch_size, device=args.device,
         attack_steps=STEPS, eps=str(EPS), attack_step_size=str(STEP_SIZE), updates_per_epoch=10**6, epochs=1,
-        amp=precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None, crop_padding=1,
+        amp=args.precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None, crop_padding=1,
         channels_last=args.channels_last, opt_fused=args.opt_fused, output=folder, autoattack='none',
         synthetic=('generated',), synthetic_fraction=0.5)
     if not args.image_size:
@@ -65,15 +72,16 @@ def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.SGD(model.parameters(), nesterov=True, **settings)
 
 
-def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespace) -> None:
+def check(trainer: Trainer, batch: Batch, args: argparse.Namespace) -> None:
     """Raise ValueError if the trainer's attack or update differs from the plain loop; makes one update."""
     task, attack = trainer.task, cast(PGD, trainer.task.attack)
+    batch = Batch(batch.x[:32], batch.y[:32], batch.synthetic[:32], batch.target[:32], min(32, len(batch)))
     plain, optimizer = plain_copy(trainer)
     judge = copy.deepcopy(plain).eval()
     x_adv = attacked(plain.eval(), batch.x, batch.y, random_start=False)
     expected = change_of(plain, lambda: plain_update(plain, optimizer, batch, x_adv))
     attack.random_start = False
-    with autocast(args, precision):
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == 'bf16'):
         x_ours = attack(task.trainable_module, as_trained(batch.x, args), batch.y)
     attack.random_start = True
     task.attack = lambda model, x, y: as_trained(x_adv, args)
@@ -82,10 +90,10 @@ def check(trainer: Trainer, batch: Batch, precision: str, args: argparse.Namespa
     with torch.no_grad():
         clean, theirs, ours = (float(F.cross_entropy(judge(x), batch.y)) for x in (batch.x, x_adv, x_ours))
     off = abs(ours - theirs) / (theirs - clean), float((change - expected).norm() / expected.norm())
-    limits = TOLERANCE['tf32' if args.tf32 and precision == 'fp32' else precision]
+    limits = TOLERANCE['tf32' if args.tf32 and args.precision == 'fp32' else args.precision]
     if not all(value <= most for value, most in zip(off, limits, strict=True)):
         raise ValueError(
-            f'{trainer.config.model}, {precision}: differs from the plain loop by {off[0]:.2%} of what the attack '
+            f'{trainer.config.model}, {args.precision}: differs from the plain loop by {off[0]:.2%} of what the attack '
             f'gains and {off[1]:.2%} of the change of the weights; nothing was timed.')
 
 
@@ -100,75 +108,62 @@ def change_of(model: nn.Module, update: Callable[[], object]) -> Tensor:
     return torch.cat([(p.detach() - old).flatten().double() for p, old in zip(model.parameters(), before, strict=True)])
 
 
-def autocast(args: argparse.Namespace, precision: str) -> torch.autocast:
-    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=precision == 'bf16')
-
-
-def bare_passes(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Passes of an update: those of the attack's steps, one more forward pass, and those of the loss."""
-    x = x.detach().clone().requires_grad_()
-    with frozen_parameters(model.eval()):
-        for _ in range(STEPS):
-            torch.autograd.grad(F.cross_entropy(model(x), y), x)
-    with torch.no_grad():
-        model(x)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.autograd.grad(F.cross_entropy(model.train()(x.detach()), y), learned)
-
-
-def contestants(args: argparse.Namespace, folder: str) -> dict[tuple[str, str, str], Callable[[int], object]]:
-    """Functions to time, by model, precision and way, each checked."""
-    found: dict[tuple[str, str, str], Callable[[int], object]] = {}
-
-    def add(key: tuple[str, str, str], action: Callable[..., object], *arguments: object) -> None:
-        found[key] = lambda number: [action(*arguments) for _ in range(args.updates)]
-
-    for model, precision, way in itertools.product(args.models, args.precisions, args.ways):
-        trainer = make_trainer(args, folder, model, precision, way)
-        batches = trainer.batches()
-        first = next(batches)
-        if (model, 'fp32', PLAIN) not in found:
-            add((model, 'fp32', PLAIN), plain_update, *plain_copy(trainer), first)
-        check(trainer, first, precision, args)
-        if args.passes:
-            add((model, precision, f'{way}, bare passes'), autocast(args, precision)(bare_passes),
-                copy.deepcopy(trainer.model), as_trained(first.x, args), first.y)
-        add((model, precision, way), lambda trainer, batches: trainer.train_step(next(batches)), trainer, batches)
-    return found
-
-
-def measure(args: argparse.Namespace) -> Table:
+def measure(args: argparse.Namespace) -> Iterator[Table]:
     if min(args.updates, args.batch_size) < 1:
         raise ValueError('expected --updates and --batch-size of 1 or more.')
+    contestants: dict[tuple[str, str], Callable[[int], object]] = {}
+    flops: dict[str, float] = {}
+
+    def repeated(action: Callable[[], object], number: int) -> None:
+        for _ in range(args.updates):
+            action()
+
     with tempfile.TemporaryDirectory() as folder:
-        times = take_turns(contestants(args, folder), args.rounds)
-    table = Table(f'PGD-{STEPS}, batches of {args.batch_size}, {args.rounds} rounds of {args.updates} updates:')
-    for (model, precision, way), taken in times.items():
-        row = f'{model}, {precision}, {way}'
-        table.add(row, 'speed', [args.updates * args.batch_size / t for t in taken], 'images/s')
-        if way in args.ways:
-            table.add(row, '÷ plain loop', ratios(times[model, 'fp32', PLAIN], taken))
-            if args.passes:
-                over = ratios(taken, times[model, precision, f'{way}, bare passes'])
-                table.add(row, 'over the passes', [100 * (ratio - 1) for ratio in over], '%')
-            if model != args.models[0]:
-                table.add(row, f'÷ {args.models[0]}', ratios(times[args.models[0], precision, way], taken))
-    return table
+        for model, way in itertools.product(args.models, [*(['plain'] if args.plain else []), *args.ways]):
+            trainer = make_trainer(args, folder, model, way)
+            batches = trainer.batches()
+            first = next(batches)
+            flops[model] = update_flops(model, first.x, STEPS)
+            if way == 'plain':
+                update = functools.partial(plain_update, *plain_copy(trainer), first)
+            else:
+                if args.check:
+                    check(trainer, first, args)
+                update = functools.partial(lambda trainer, batches: trainer.train_step(next(batches)), trainer, batches)
+            contestants[model, way] = functools.partial(repeated, update)
+        peak = peak_flops(torch.device(args.device))
+        times = take_turns(contestants, args.rounds, until=args.until)
+    title = f'PGD-{STEPS}, batches of {args.batch_size}, {args.precision}, rounds of {args.updates} updates:'
+    yield (table := Table(title))
+    for (model, way), taken in times.items():
+        row = f'{model}, {way}'
+        speed = [args.updates * args.batch_size / t for t in taken]
+        table.add(row, 'speed', speed, 'images/s')
+        table.add(row, 'share of the bf16 peak', [100 * flops[model] * value / peak for value in speed], '%')
+        if way != 'plain' and args.plain:
+            table.add(row, '÷ plain loop', ratios(times[model, 'plain'], taken))
+        if model != args.models[0]:
+            table.add(row, f'÷ {args.models[0]}', ratios(times[args.models[0], way], taken))
+    table.add('largest products', 'rate', [peak / 1e12], 'TFLOP/s')
+    yield table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(__file__, __doc__, rounds=7)
     parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'], help='models to train')
     parser.add_argument('--model-kwargs', nargs='+', default=[], metavar='NAME=VALUE', help='arguments of the models')
-    parser.add_argument('--precisions', nargs='+', default=['fp32'], choices=('fp32', 'bf16'), help='precisions to use')
-    parser.add_argument('--ways', nargs='+', default=['eager'], choices=('eager', 'compiled'), help='ways to run them')
+    parser.add_argument(
+        '--precision', '--precisions', default='fp32', choices=('fp32', 'bf16'), help='precision of the engine')
+    parser.add_argument(
+        '--ways', nargs='+', default=['eager'], choices=('eager', 'captured', 'compiled'), help='ways to run them')
+    parser.add_argument('--plain', action=argparse.BooleanOptionalAction, default=True, help='time the plain loop')
     parser.add_argument('--backend', default='inductor', help='backend of torch.compile for --ways compiled')
     parser.add_argument('--channels-last', action='store_true', help='memory format of the engine')
     parser.add_argument('--opt-fused', action=argparse.BooleanOptionalAction, help='setting of the engine')
     parser.add_argument('--image-size', type=int, metavar='N', help='colour images of this size; unset: 8x8 digits')
     parser.add_argument('--batch-size', type=int, default=128, help='images per update')
     parser.add_argument('--updates', type=int, default=3, help='updates per round')
-    parser.add_argument('--passes', action=argparse.BooleanOptionalAction, default=True, help='time the bare passes')
+    parser.add_argument('--check', action=argparse.BooleanOptionalAction, default=True, help='compare results first')
     return run(parser, measure, argv)
 
 

@@ -22,7 +22,8 @@ def new_activation(monkeypatch):
 
 @pytest.mark.parametrize('mode, dtype, device', [
     *((mode, torch.float32, 'cpu') for mode in choice.MODES), ('auto', torch.bfloat16, 'cpu'),
-    ('auto', torch.float64, 'cpu'), pytest.param('fused', torch.float32, 'cuda', marks=pytest.mark.gpu)], ids=str)
+    ('auto', torch.float64, 'cpu'), *(pytest.param('fused', dtype, 'cuda', marks=pytest.mark.gpu) for dtype in (
+        torch.float32, torch.bfloat16, torch.float64))], ids=str)
 def test_a_new_activation_needs_no_kernel(new_activation, mode, dtype, device):
     x = torch.tensor([-1., 0.5, 2.], dtype=dtype, device=device, requires_grad=True)
     alpha = torch.tensor([0.5], device=device, requires_grad=True)

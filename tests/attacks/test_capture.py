@@ -1,15 +1,18 @@
 """Recorded steps of an attack: what needs no GPU is tested with a stand-in for CUDA graphs."""
 import copy
+import functools
 import gc
 import weakref
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
-from timm_paf.attacks import PGD, autoattack
+from timm_paf.attacks import PGD, CompiledModel, autoattack
 from timm_paf.attacks import capture as capture_module
-from timm_paf.attacks.capture import CudaRecorder, ModelGraphs, graphs_of, release_graphs
+from timm_paf.attacks.capture import ModelGraphs, graphs_of, release_graphs
+from timm_paf.tasks import AdversarialTrainingTask
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 SETTINGS = {
@@ -109,12 +112,37 @@ def test_one_recording_serves_steps_radii_and_smaller_batches(graphs):
     assert graphs[model].recorder.recorded == 3
 
 
+def test_micro_batches_of_unequal_sizes_share_a_graph(graphs):
+    task = AdversarialTrainingTask(network(), attack(), verbose=False)
+    x, y = batch(11)
+    for start, n in ((0, 4), (4, 4), (8, 3)):
+        task(x[start:start + n], y[start:start + n])['loss'].backward()
+    assert graphs[task.bare_module].recorder.recorded == 1
+
+
 def test_batch_statistics_are_not_those_of_padding(graphs):
     model = network().train()
-    for n in (12, 7):
+    for n, recordings in ((12, 1), (7, 1), (7, 1), (7, 2), (12, 2)):  # a size that comes often has a graph of its own
         x, y = batch(n)
         assert torch.equal(attack(mode='train')(model, x, y), attack('none', mode='train')(model, x, y))
-    assert graphs[model].recorder.recorded == 2
+        assert graphs[model].recorder.recorded == recordings
+
+
+def test_training_is_not_padded_to_the_batches_of_validation(graphs):
+    model, sizes = network().eval(), []
+    model[0].register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    for n in (12, 11, *[8] * 5, 3, 12, 8):  # whole and last batch, then smaller ones, one of them the last
+        sizes.clear()
+        attack()(model, *batch(n))
+    assert set(sizes) == {8} and graphs[model].recorder.recorded == 3  # 12, 8, and 3 in a half of 6
+
+
+def test_batches_of_all_sizes_need_few_graphs(graphs):
+    model = network().eval()
+    for n in [*range(1, 50, 3)] * 4:
+        x, y = batch(n)
+        assert torch.equal(attack(steps=1)(model, x, y), attack('none', steps=1)(model, x, y))
+    assert len(graphs[model]._graphs) <= 33
 
 
 @pytest.mark.parametrize('device', DEVICES)
@@ -135,6 +163,13 @@ def test_updated_weights_are_attacked_and_moved_ones_recorded_again(device, grap
     same(attack()(model, x, y), attack('none')(model, x, y))
     if device == 'cpu':
         assert graphs[model].recorder.recorded == 2
+    model[4] = nn.Tanh()  # has no weights that could have moved
+    same(attack()(model, x, y), attack('none')(model, x, y))
+    model.double()
+    x = x.double()
+    same(attack()(model, x, y), attack('none')(model, x, y), rounding=1e-12)
+    if device == 'cpu':
+        assert graphs[model].recorder.recorded == 4
 
 
 @pytest.mark.parametrize('device', DEVICES)
@@ -155,10 +190,12 @@ def test_logits_and_their_gradients_are_the_models(device, graphs):
             torch.testing.assert_close(found, torch.autograd.grad(expected, plain, slope, retain_graph=True)[0])
 
 
+@pytest.mark.parametrize('amp_dtype', [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('device', DEVICES)
-def test_autoattack_is_the_same(device, monkeypatch):
+def test_autoattack_is_the_same(device, amp_dtype, monkeypatch):
     model, (x, _) = network(device).eval(), batch(10, device)
-    settings = {'eps': 0.06, 'version': 'custom', 'attacks': ['apgd-ce', 'fab-t'], 'batch_size': 8}
+    settings = {'eps': 0.06, 'version': 'custom', 'attacks': ['apgd-ce', 'fab-t'], 'batch_size': 8,
+                'amp_dtype': amp_dtype}
     with monkeypatch.context() as eager:
         eager.setattr('timm_paf.attacks.autoattack_model.graphs_of', lambda model, x: None)
         expected = autoattack(model, x, model(x).argmax(1), **settings)
@@ -204,11 +241,12 @@ def test_autocast_has_its_own_recording_and_casts_weights_once(device, graphs):
         same(attack()(model, x, y), attack('none')(model, x, y))
 
 
-def test_results_are_not_overwritten_by_the_next_attack(graphs):
-    model = network().eval()
-    first = attack()(model, *batch())
+@pytest.mark.parametrize('device', DEVICES)
+def test_results_are_not_overwritten_by_the_next_attack(device, graphs):
+    model = network(device).eval()
+    first = attack()(model, *batch(device=device))
     kept = first.clone()
-    attack()(model, *batch(seed=5))
+    attack()(model, *batch(device=device, seed=5))
     assert torch.equal(first, kept)
 
 
@@ -226,6 +264,34 @@ def test_model_that_cannot_be_recorded_runs_step_by_step_with_one_warning(graphs
     assert torch.equal(ours, attack('none')(model, *batch()))
 
 
+@pytest.mark.parametrize('wrong', [0, 2], ids=['logits', 'images'])
+def test_wrong_graphs_are_found_and_not_used(wrong, graphs):
+    class Wrong(StandIn):
+        def record(self, function):
+            results, _ = super().record(function)
+            return tuple(1 - r if i == wrong else r for i, r in enumerate(results)), lambda: None
+
+    model, (x, y) = network().eval(), batch()
+    graphs[model] = ModelGraphs(Wrong())
+    with pytest.warns(RuntimeWarning, match='Sequential .*differ') as warned:
+        ours = attack()(model, x, y)
+    assert len(warned) == 1 and torch.equal(ours, attack('none')(model, x, y))
+
+
+def test_wrong_gradients_are_found_and_not_used():
+    class Wrong(StandIn):
+        def record_gradient(self, function, x):
+            memory, forward, _ = super().record_gradient(function, x)
+            return memory, forward, lambda: None
+
+    model, (x, _) = network().eval(), batch()
+    recorded = ModelGraphs(Wrong())
+    recorded.begin_attack(model)
+    with pytest.warns(RuntimeWarning, match='Sequential .*differ'):
+        logits = recorded.logits(model, x.requires_grad_())
+    torch.testing.assert_close(logits, model(x))
+
+
 def test_errors_of_the_model_are_its_own(graphs):
     with pytest.raises(ValueError, match='logits'):
         attack()(nn.Identity(), *batch())
@@ -234,20 +300,97 @@ def test_errors_of_the_model_are_its_own(graphs):
         attack(loss=lambda logits, y: logits.sum())(model, *batch())
 
 
-def test_graphs_go_with_the_model_and_no_copy_has_them(monkeypatch):
-    monkeypatch.setattr(capture_module, '_recorder', lambda device: StandIn())
+class OnlyOnce:
+    """Keeps nothing of the function that it records, as a CUDA graph does."""
+
+    def record(self, function):
+        return function(), lambda: None
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A CPU that passes for a GPU, with graphs that give the results of the first call."""
+    made = functools.cache(lambda device: OnlyOnce())
+    monkeypatch.setattr(capture_module, '_recorder', made)
     monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
-    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
-    model = network().eval()
-    x, y = batch()
+    for name in ('is_current_stream_capturing', 'current_stream', 'default_stream'):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: False)
+    yield made
+    release_graphs()
+
+
+def test_graphs_go_with_the_model_and_no_copy_has_them(pretended_gpu):
+    model, (x, y) = network().eval(), batch()
     attack()(model, x, y)
     assert graphs_of(model, x)._graphs and not graphs_of(copy.deepcopy(model), x)._graphs
     release_graphs(model)
     assert not graphs_of(model, x)._graphs
-    hook = model[0].register_forward_pre_hook(lambda *_: None)  # a replay would not call it
-    assert graphs_of(model, x) is None
-    hook.remove()
+    attack()(model, x, y)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize('change', [
+    lambda model: model[0].register_forward_pre_hook(lambda *_: None),  # a replay would not call it
+    lambda model: model[0].compile(), lambda model: model.append(torch.compile(nn.Identity(), backend='eager')),
+    lambda model: model.append(CompiledModel(nn.Identity())),
+    lambda model: model.append(nn.DataParallel(nn.Identity())),
+    lambda model: model.append(nn.Linear(5, 5, device='meta')),
+], ids=['hook', 'compiled in place', 'compiled', 'CompiledModel', 'DataParallel', 'several devices'])
+def test_some_models_are_not_recorded(change, pretended_gpu):
+    model, (x, _) = network(), batch()
     assert graphs_of(model, x) is not None
+    change(model)
+    assert graphs_of(model, x) is None
+
+
+def test_a_model_on_another_device_is_recorded_by_that_device(pretended_gpu, monkeypatch):
+    model, (x, y) = network().eval(), batch()
+    attack()(model, x, y)
+    other = object()
+    monkeypatch.setattr(capture_module, '_recorder', functools.cache(lambda device: other))
+    assert graphs_of(model, x).recorder is other and not graphs_of(model, x)._graphs
+
+
+def test_other_streams_and_recordings_are_left_alone(pretended_gpu, monkeypatch):
+    model, (x, _) = network(), batch()
+    for name in ('current_stream', 'is_current_stream_capturing'):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, name, lambda *_: True)
+            assert graphs_of(model, x) is None
+
+
+def test_the_module_inside_distributed_data_parallel_is_attacked(graphs, tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model, (x, y) = network(), batch()
+        task = AdversarialTrainingTask(model, attack(random_start=False), verbose=False)
+        expected = attack('none', random_start=False)(model, x, y)
+        task.prepare_distributed()
+        for _ in range(2):
+            result = task(x, y)
+            result['loss'].backward()
+            assert torch.equal(result['x_adv'], expected)
+            model.load_state_dict(network().state_dict())  # running statistics as before
+        assert list(graphs) == [model] and graphs[model].recorder.recorded == 1
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_average_and_raw_weights_have_their_own_graphs(norm, graphs):
+    """As in validation between epochs: the average moves in place, and is attacked as it is now."""
+    model, (x, y) = network(), batch()
+    average = ModelEmaV3(model, decay=0.5)
+    for _ in range(2):
+        with torch.no_grad():
+            model[0].weight.add_(0.1)
+        average.update(model)
+        for one in (average.module, model):
+            same(attack(norm=norm)(one, x, y), attack('none', norm=norm)(one, x, y), rounding=1e-6)
+    assert {graphs[one].recorder.recorded for one in (average.module, model)} == {1}
 
 
 def test_nothing_is_recorded_without_a_gpu_or_when_asked_not_to(monkeypatch):
@@ -257,16 +400,3 @@ def test_nothing_is_recorded_without_a_gpu_or_when_asked_not_to(monkeypatch):
     assert graphs_of(model, x) is None
     with pytest.raises(ValueError, match='capture'):
         attack('yes')
-
-
-@pytest.mark.gpu
-def test_memory_is_freed():
-    model, (x, y) = network('cuda').eval(), batch(device='cuda')
-    before = torch.cuda.memory_reserved()
-    for _ in range(3):
-        attack()(model, x, y)
-        release_graphs(model)
-        gc.collect()
-        torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before + 2**25
-    assert CudaRecorder(torch.device('cuda'))._pool is not None

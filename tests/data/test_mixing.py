@@ -256,6 +256,18 @@ def rows(batch):
     return sorted(torch.cat(columns, 1).tolist())
 
 
+@pytest.mark.gpu
+def test_batches_on_a_gpu_are_the_same():
+    """Bit for bit, for all 256 values of a pixel."""
+    settings = {
+        'num_real': 300, 'num_synthetic': 300, 'smoothing': 0.1,
+        'real_augment': Augment(crop_padding=1, hflip=True, cutout=1, cutmix=1.)}
+    for here, there in zip(mixed(**settings).epoch(1), mixed(**settings, device='cuda').epoch(1), strict=True):
+        assert all(tensor.is_cuda for tensor in (there.x, there.y, there.synthetic, there.target))
+        assert torch.equal(here.x, there.x.cpu()) and torch.equal(here.y, there.y.cpu())
+        torch.testing.assert_close(here.target, there.target.cpu())
+
+
 @pytest.mark.parametrize('world_size', [2, 3])
 def test_ranks_together_see_what_one_process_sees(world_size):
     alone = list(mixed(**ALL_OF_IT).epoch(2))

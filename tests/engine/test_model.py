@@ -16,7 +16,9 @@ CHANGES = [  # flags, after those that both runs have
     '--attack-loss margin', '--attack-mode train', '--no-attack-random-start', '--awp-gamma 0.01',
     '--awp-gamma 0.01 | --awp-start-epoch 0.5', '--beta-grad-clip none | --beta-penalty 0',
     '--beta-penalty 1 | --beta-grad-clip none',
-    '--beta-penalty 0 --beta-grad-clip none --paf-lr 5 | --beta-bound 0.001', '--paf-lr 0.5', '--paf-weight-decay 0.5',
+    '--beta-penalty 0 --beta-grad-clip none --paf-lr-scale 100 | --beta-bound 0.001', '--paf-lr-scale 0.5',
+    '--paf-weight-decay 0.5', '--attack-mode train | --norm-weight-decay 0.5', '--alpha-grad-clip 1e-6',
+    '--alpha-grad-clip 1e-6 | --alpha-grad-clip none',
     '--smoothing 0.3', '--synthetic-smoothing 0.3', '--crop-padding 2', '--hflip', '--lr none | --lr-base 0.01',
     '--lr none | --lr-base-size 16', '--sched step | --decay-epochs 0.3',
     '--sched onecycle --onecycle-pct-start 0.5 | --onecycle-div-factor 2',
@@ -77,7 +79,7 @@ def test_sharing_of_activations(tmp_path, sharing, modules):
 
 def test_the_bound_holds(tmp_path):
     trainer = prepared(
-        tmp_path, '--beta-penalty', '0', '--beta-grad-clip', 'none', '--paf-lr', '100', '--beta-bound', '0.3')
+        tmp_path, '--beta-penalty', '0', '--beta-grad-clip', 'none', '--paf-lr-scale', '2000', '--beta-bound', '0.3')
     for update, batch in enumerate(batches_from(trainer.data, 0, 4)):
         trainer.step(batch, update)
         beta = timm_paf.paf_parameters(trainer.task.get_trainable_module())['act.beta']

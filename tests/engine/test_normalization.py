@@ -178,7 +178,8 @@ def test_bad_settings_are_named(settings, message):
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224'])
-@pytest.mark.parametrize('settings', [dict(layer_decay=0.75), dict(filter_bias_and_bn=True), dict(paf_lr=0.1)], ids=str)
+@pytest.mark.parametrize('settings', [
+    dict(layer_decay=0.75), dict(filter_bias_and_bn=True), dict(paf_lr_scale=.1), dict(norm_weight_decay=.1)], ids=str)
 def test_the_optimizer_sees_the_network_inside(name, settings):
     """Timm's rules for layers and weight decay are about its names."""
     model, sizes = build_model(name, num_classes=4, in_chans=3), []

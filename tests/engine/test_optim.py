@@ -17,6 +17,29 @@ def test_layer_decay(tmp_path):
     assert len({group['lr_scale'] for group in trainer.optimizer.param_groups}) > 2
 
 
+@pytest.mark.parametrize('flags', [
+    '--paf-lr-scale 0.1', '--paf-weight-decay 0.1', '--norm-weight-decay 0.1'])
+def test_groups_of_ones_own_exclude_layer_decay(tmp_path, flags):
+    with pytest.raises(ValueError, match=flags.split()[0]):
+        prepared(tmp_path, '--layer-decay', '0.5', *flags.split())
+
+
+@pytest.mark.parametrize('flags, decays', [
+    ('', {0.1: 'all'}), ('--norm-weight-decay 0.2', {0.1: 'rest', 0.2: 'norm'}),
+    ('--norm-weight-decay 0 --paf-weight-decay 0.3 --filter-bias-and-bn', {0.1: 'matrices', 0.: 'rest', 0.3: 'paf'}),
+], ids=str)
+def test_weight_decay_of_each_parameter(tmp_path, flags, decays):
+    trainer = prepared(tmp_path, '--weight-decay', '0.1', *flags.split(), model='tiny_norm')
+    kinds = {
+        'all': lambda name, p: True, 'norm': lambda name, p: name.startswith('norm.'),
+        'paf': lambda name, p: name.startswith('act.'), 'matrices': lambda name, p: p.dim() > 1}
+    found = {id(p): group['weight_decay'] for group in trainer.optimizer.param_groups for p in group['params']}
+    for name, p in trainer.model.named_parameters():
+        (expected,) = [decay for decay, kind in decays.items() if kind != 'rest' and kinds[kind](name, p)] or [
+            decay for decay, kind in decays.items() if kind == 'rest']
+        assert found[id(p)] == expected, name
+
+
 @pytest.mark.parametrize('flags, expected', [
     ([], True), (['--no-opt-fused'], False), (['--opt', 'adamw'], True), (['--opt', 'lamb'], None),
     (['--amp', '--amp-dtype', 'float16'], False), (['--amp'], True), (['--opt', 'lookahead_adam'], True)], ids=str)

@@ -203,6 +203,18 @@ def test_changed_settings_are_named_and_refused(tmp_path, capsys, flags, message
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_run_from_before_a_setting_is_not_continued_in_another_way(tmp_path, capsys):
+    """Runs from before --alpha-grad-clip did not clip."""
+    folder = interrupted(tmp_path)
+    for path in folder.glob('*.pth.tar'):
+        state = torch.load(path, weights_only=True)
+        state['args'].pop('alpha_grad_clip', None)  # names of one file share its content
+        torch.save(state, path)
+    assert train(tmp_path, '--resume', 'auto') == 2
+    assert 'alpha_grad_clip: None -> 0.002' in capsys.readouterr().err
+    assert train(tmp_path, '--resume', 'auto', '--alpha-grad-clip', 'none') == 0
+
+
 def test_changed_settings_hold_when_allowed(tmp_path):
     folder = interrupted(tmp_path)
     flags = ['--resume', 'auto', '--resume-changed', '--sched', 'none', '--lr', '0', '--weight-decay', '0.25',

@@ -16,7 +16,7 @@ MEASURED = {
     'autoattack': (['--autoattack', 'rand'], 'autoattack_version', 'rand'),
     'n-examples': (['--n-examples', '11'], 'n_examples', 11), 'n-pgd': (['--n-pgd', '9'], 'n_pgd', 9),
     'eval-batch-size': (['--eval-batch-size', '77'], 'batch_size', 77),
-    'seed': (['--seed', '3'], 'seed', 3),
+    'seed': (['--seed', '3'], 'seed', 3), 'capture': (['--capture', 'none'], 'capture', 'none'),
     'eps and norm': (['--eps', '0.05', '--norm', 'l2'], 'threat', ThreatModel(eps='0.05', norm='l2')),
     'torchcompile': (
         ['--torchcompile', 'aot_eager', '--torchcompile-mode', 'default'], 'compile',

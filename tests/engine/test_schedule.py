@@ -3,9 +3,10 @@ import math
 
 import pytest
 import torch
-from tiny_run import prepared
+from tiny_run import prepared, updated
 from torch import nn
 
+from timm_paf.activations import paf_parameters
 from timm_paf.engine.schedule import OneCycle
 from timm_paf.engine.step import batches_from
 
@@ -58,6 +59,28 @@ def test_timms_schedules(tmp_path, flags, expected):
     """Timm's multistep decays one step before the milestone, as the schedule of Rice et al. does at update scale."""
     assert [lr for lr, _ in rates(tmp_path, *flags)] == pytest.approx(expected)
     assert prepared(tmp_path, *flags).epochs == (1 if '--epochs' in flags else 2) + ('--cooldown-epochs' in flags)
+
+
+@pytest.mark.parametrize('flags', [
+    '--sched none', '--sched cosine --warmup-epochs 1', '--sched onecycle', '--sched multistep --no-sched-on-updates'])
+@pytest.mark.parametrize('resumed', [0, 7], ids=['from the start', 'resumed'])
+def test_rate_of_alpha_and_beta_is_a_share_at_any_time(tmp_path, flags, resumed):
+    trainer = prepared(tmp_path, '--task', 'plain', '--lr', '0.1', '--paf-lr-scale', '0.05', *flags.split())
+    if resumed:
+        updated(trainer, resumed)
+        other = prepared(tmp_path, '--task', 'plain', '--lr', '0.1', '--paf-lr-scale', '0.05', *flags.split())
+        trainer.progress.update = resumed
+        state = trainer.state_dict()
+        other.load_state_dict({**state, 'args': other.config.to_dict()})
+        trainer = other
+    found = []
+    for update, batch in enumerate(batches_from(trainer.data, resumed, 12 - resumed), resumed):
+        found.append([group['lr'] for group in trainer.optimizer.param_groups])
+        trainer.step(batch, update)
+    others, own = zip(*((rates[0], rates[-1]) for rates in found), strict=True)
+    assert own == pytest.approx([0.05 * rate for rate in others]) and max(others) > 0
+    ids = {id(p) for p in trainer.optimizer.param_groups[-1]['params']}
+    assert ids == {id(p) for p in paf_parameters(trainer.model).values()}
 
 
 def test_onecycle_can_be_entered_anywhere():

@@ -35,7 +35,7 @@ def test_sizes_of_micro_batches(count, steps, whole, sizes):
 
 def gradient_after(folder, *argv):
     """The gradient that the optimizer is given in the first update."""
-    unclipped = ['--beta-penalty', '0', '--beta-grad-clip', 'none']
+    unclipped = ['--beta-penalty', '0', '--beta-grad-clip', 'none', '--alpha-grad-clip', 'none']
     trainer, found = prepared(folder, '--task', 'plain', *unclipped, *argv), []
     trainer.optimizer.register_step_pre_hook(lambda *_: found.extend(
         p.grad.clone() for p in trainer.task.trainable_module.parameters()))

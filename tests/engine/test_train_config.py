@@ -7,8 +7,11 @@ import timm
 import torch
 import yaml
 
+from timm_paf.activations import paf_parameters
 from timm_paf.engine.cli import parse_config
+from timm_paf.engine.optim import make_optimizer
 from timm_paf.engine.train_config import TrainConfig
+from timm_paf.tasks import AdversarialTrainingTask
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 DOCS = RECIPES.parent / 'docs'
@@ -70,3 +73,37 @@ def test_batch_rate_and_normalisation_are_those_of_the_source(name):
 def test_epochs_of_the_recipes_that_count_all_images(name, updates):
     config = read('-c', str(RECIPES / 'configs' / f'{name}.yaml'))
     assert config.updates_per_epoch == updates == -(-50_000 // config.batch_size)
+
+
+WITH_ALPHA = [path for path in CONFIGS if path.stem.split('_')[0] in ('dai2021', 'digits')]
+
+
+def extreme_alphas(*argv, updates=300):
+    """Alpha after as many updates with the largest gradients of one sign, at the highest rate of the settings."""
+    config, found = read(*argv), []
+    for gradient in (1e6, -1e6):
+        model = timm.create_model('wrn10_2_pssilu')
+        optimizer = make_optimizer(config, model)
+        task = AdversarialTrainingTask(model, None, options=config.task_options(100), verbose=False)
+        task.attach_optimizer(optimizer)
+        (alpha,) = paf_parameters(model, 'alpha').values()
+        for _ in range(updates):
+            alpha.grad = torch.full_like(alpha, gradient)
+            optimizer.step()
+        found.append(alpha.item())
+    return found
+
+
+@pytest.mark.parametrize('path', WITH_ALPHA, ids=lambda path: path.stem)
+def test_no_gradients_can_take_alpha_out_of_its_range_in_300_updates(path):
+    least, most = extreme_alphas('-c', str(path))
+    assert 0.2 <= least < 0.9 and 1.1 < most <= 10
+    assert extreme_alphas('-c', str(path), '--alpha-grad-clip', 'none', updates=2)[0] < 0
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_which_models_have_an_alpha_to_lose(path):
+    config = read('-c', str(path))
+    with torch.device('meta'):
+        model = timm.create_model(config.model, **config.model_arguments())
+    assert bool(paf_parameters(model, 'alpha')) is (path in WITH_ALPHA)

@@ -44,6 +44,20 @@ def test_four_lines(tmp_path, monkeypatch, capsys):
     assert 'epoch 2/2' in capsys.readouterr().out
 
 
+@pytest.mark.gpu
+def test_defaults_train_and_measure_on_a_gpu(tmp_path):
+    """They learn the digits in 40 updates, without a warning, such as that of a model that cannot be recorded."""
+    trainer = Trainer(TrainConfig(
+        dataset='digits', model='wrn10_2_pssilu', epochs=2, updates_per_epoch=20, attack_steps=3, eps='0.1',
+        autoattack='apgd-ce', n_examples=16, output=str(tmp_path), experiment='run'), console=QUIET)
+    assert trainer.processes.device.type == 'cuda'
+    trainer.fit()
+    report = trainer.evaluate()
+    assert report.measurements['clean'].accuracy.correct > 180  # of 360 in ten classes
+    assert report.measurements['autoattack'].accuracy.total == 16
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
 def test_own_loop_over_batches_needs_no_folder(tmp_path):
     trainer = Trainer(config(tmp_path), console=QUIET)
     metrics = [trainer.train_step(batch) for batch in trainer.batches()]

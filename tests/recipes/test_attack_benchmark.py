@@ -55,7 +55,7 @@ def test_robust_images_are_counted_and_only_the_first_network_is_timed(tmp_path,
     monkeypatch.setattr(benchmark, 'digits', lambda device: network._replace(eps=['0.3']))
     path = tmp_path / 'a.json'
     assert benchmark.main(['--subjects', 'cifar', 'digits', '--steps', '5', '--rounds', '1', '--json', str(path)]) == 0
-    found = {(f['row'], f['column']): f['median'] for f in json.loads(path.read_text())['figures']}
+    found = {(f['row'], f['column']): f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
     for name in ('timm_paf', 'timm_paf, early_stop'):
         assert [found[name, f'eps {eps}'] for eps in ('0.1', '1/5', '0.3')] == [2, 1, 1]
         assert found[name, '÷ floor'] > 0

@@ -1,7 +1,9 @@
 """Benchmark of AutoAttack: same results or no time, and its figures."""
 import json
 
+import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -27,7 +29,7 @@ def test_rounds_take_the_next_images_and_compare_with_the_package(tmp_path, caps
     assert benchmark.main([*FAST, '--rounds', '2', '--json', str(path)]) == 0
     # two of the first three images are robust, one of the next three
     assert '2 rounds of 3 images, linf 0.3 (pixels), 3 robust, 0 results differ' in capsys.readouterr().out
-    figures = {f['column']: f for f in json.loads(path.read_text())['figures']}
+    figures = {f['column']: f for f in json.loads(path.read_text())['runs'][0]['figures']}
     assert figures['here ÷ package']['rounds'] == 2 and figures['package']['median'] > 0
 
 
@@ -41,6 +43,32 @@ def test_other_verdicts_are_an_error(monkeypatch, capsys, allowed, status):
         assert printed.err.startswith('error: the results for images [0] differ') and printed.out == ''
     else:
         assert '1 results differ' in printed.out
+
+
+def test_the_package_is_stopped_at_the_end_of_the_time(tmp_path, monkeypatch, capsys):
+    def package(model, x, *_):
+        model.until = 0.
+        return model(x)
+
+    monkeypatch.setattr(benchmark, 'SIDES', {'here': lambda *_: torch.ones(3, dtype=torch.bool), 'package': package})
+    path = tmp_path / 'a.json'
+    assert benchmark.main([*FAST, '--rounds', '3', '--json', str(path)]) == 0
+    assert '1 rounds of 3 images' in capsys.readouterr().out
+    figures = {f['column']: f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
+    assert figures['here ÷ package, at most'] == figures['here'] / figures['package']
+    assert 'here ÷ package' not in figures and 'images' not in figures
+
+
+def test_a_checkpoint_with_an_archive(tmp_path):
+    model = timm.create_model('wrn10_2_relu', num_classes=3)
+    settings = {'model': 'wrn10_2_relu', 'eps': '1/255'}
+    torch.save({'state_dict': model.state_dict(), 'args': settings}, tmp_path / 'a.pth.tar')
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / 'test.npz', image=images, label=np.arange(7) % 3)
+    network = benchmark.archive('cpu', tmp_path / 'a.pth.tar', tmp_path / 'test.npz')
+    torch.testing.assert_close(network.x[2, :, 1, 3], torch.from_numpy(images[2, 1, 3]) / 255)
+    assert network.y.tolist() == [0, 1, 2, 0, 1, 2, 0] and network.eps == ['1/255']
+    torch.testing.assert_close(network.model(network.x), model.eval()(network.x))
 
 
 def test_a_model_that_is_trained_first(monkeypatch, capsys):

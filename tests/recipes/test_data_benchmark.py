@@ -36,7 +36,7 @@ def test_every_measure_and_the_ratios(tmp_path, monkeypatch, capsys):
         '--archive', str(tmp_path / 'a.npz'), '--images', '400', '--batches', '3', '--batch-size', '8',
         '--folder-images', '30', '--model', 'wrn10_2_relu', '--train-batch-size', '4', '--train-steps', '1',
         '--json', str(path), '--rounds', '1']) == 0
-    values = {f['row']: f['median'] for f in json.loads(path.read_text())['figures']}
+    values = {f['row']: f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
     assert all(value > 0 for name, value in values.items() if 'growth' not in name)
     assert values['timm_paf, archive ÷ DataLoader, memmap'] == pytest.approx(
         values['timm_paf, archive, batches/s'] / values['DataLoader, memmap, batches/s'])

@@ -18,6 +18,8 @@ def test_contestants_take_turns_and_the_warm_up_does_not_count():
     times = _timing.take_turns({name: lambda number, name=name: calls.append((name, number)) for name in 'ab'}, 2)
     assert calls == [('a', 0), ('b', 0), ('a', 0), ('b', 0), ('b', 1), ('a', 1)]
     assert {name: len(values) for name, values in times.items()} == {'a': 2, 'b': 2}
+    late = _timing.take_turns({'a': lambda number: None}, 5, until=0.)
+    assert len(late['a']) == 1  # one round is always timed
 
 
 def test_a_ratio_is_within_a_round_and_a_cell_has_median_and_range():
@@ -33,17 +35,29 @@ def test_a_ratio_is_within_a_round_and_a_cell_has_median_and_range():
 def test_a_run_writes_figures_with_command_and_versions(tmp_path, capsys):
     def measure(args):
         table = _timing.Table('title')
+        table.add('a', 'time', [9.], 's')
+        yield table
+        assert written()[-1]['figures'][0]['median'] == 9
         table.add('a', 'time', [4., 1., 2.], 's')
-        return [table]
+        yield table
+
+    def written():
+        return json.loads((tmp_path / 'a.json').read_text())['runs']
     parser = _timing.new_parser('somewhere/x.py', 'A benchmark.', rounds=3)
     paths = ['--output', str(tmp_path / 'folder' / 'a.md'), '--json', str(tmp_path / 'a.json')]
     assert _timing.run(parser, measure, [*paths, '--rounds', '4']) == 0
-    written = json.loads((tmp_path / 'a.json').read_text())
-    assert written['command'].startswith('python recipes/benchmarks/x.py --output ')
-    assert written['versions']['timm'] == timm.__version__ and written['device'].startswith('CPU')
-    assert written['figures'] == [
+    (run,) = written()
+    assert run['command'].startswith('python recipes/benchmarks/x.py --output ')
+    assert run['versions']['timm'] == timm.__version__ and run['device'].startswith('CPU')
+    assert run['figures'] == [
         {'row': 'a', 'column': 'time', 'unit': 's', 'median': 2, 'low': 1, 'high': 4, 'rounds': 3}]
     assert (tmp_path / 'folder' / 'a.md').read_text() == capsys.readouterr().out
+
+    def failing(args):
+        yield _timing.Table('title', [('b', 'time', 's', [3.])])
+        raise ValueError('no more')
+    assert _timing.run(parser, failing, paths) == 2
+    assert written()[0] == run and written()[1]['figures'][0]['median'] == 3  # what was measured is kept
 
 
 @pytest.mark.parametrize('arguments', [['--device', 'nowhere'], ['--rounds', '0']], ids=' '.join)

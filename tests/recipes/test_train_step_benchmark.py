@@ -1,11 +1,11 @@
 """Benchmark of the training update: what it refuses to time, and its figures."""
-import argparse
 import json
 
 import pytest
 import torch
 
 from recipes.benchmarks import train_step as benchmark
+from recipes.benchmarks._networks import update_flops
 
 TINY = ['--batch-size', '2', '--updates', '1', '--rounds', '1']
 
@@ -13,20 +13,23 @@ TINY = ['--batch-size', '2', '--updates', '1', '--rounds', '1']
 def test_every_model_and_way(tmp_path):
     path = tmp_path / 'a.json'
     assert benchmark.main([
-        *TINY, '--models', 'wrn10_2_relu', 'wrn10_2_pssilu', '--precisions', 'bf16', '--channels-last',
-        '--image-size', '8', '--json', str(path)]) == 0
-    found = {(f['row'], f['column']) for f in json.loads(path.read_text())['figures']}
-    assert {('wrn10_2_pssilu, bf16, eager', column) for column in (
-        'speed', '÷ plain loop', '÷ wrn10_2_relu', 'over the passes')} <= found
+        *TINY, '--models', 'wrn10_2_relu', 'wrn10_2_pssilu', '--precision', 'bf16', '--channels-last', '--ways',
+        'captured', '--image-size', '8', '--json', str(path)]) == 0
+    found = {(f['row'], f['column']): f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
+    assert {('wrn10_2_pssilu, captured', column) for column in ('÷ plain loop', '÷ wrn10_2_relu')} <= set(found)
+    flops = update_flops('wrn10_2_pssilu', torch.empty(1, 3, 8, 8), 10)
+    assert found['wrn10_2_pssilu, captured', 'share of the bf16 peak'] == pytest.approx(
+        flops * found['wrn10_2_pssilu, captured', 'speed'] / found['largest products', 'rate'] / 1e10)
 
 
-def test_the_bare_passes_are_those_of_an_update_in_its_precision():
-    seen = []
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
-    model[1].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    with benchmark.autocast(argparse.Namespace(device='cpu'), 'bf16'):
-        benchmark.bare_passes(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
-    assert seen == 12 * [torch.bfloat16] and model[1].weight.requires_grad
+def test_operations_of_an_update(monkeypatch):
+    monkeypatch.setattr('timm.create_model', lambda name, device, **_: torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 10)).to(device))
+    convolution, product = 2 * 27 * 4 * 64, 2 * 256 * 10
+    forward = convolution + product
+    # gradients of the images cost what the forward pass costs; learning needs no gradient of the images
+    expected = 7 * 2 * forward + 2 * (forward + convolution + 2 * product)
+    assert update_flops('a model of this test', torch.empty(5, 3, 8, 8), 7, learning=2.) == expected
 
 
 @pytest.mark.parametrize('part', ['attack', 'loss'])

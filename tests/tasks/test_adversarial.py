@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import timm_paf  # noqa: F401
-from timm_paf.activations import paf_modules
+from timm_paf.activations import paf_modules, paf_parameters
 from timm_paf.attacks import PGD
 from timm_paf.tasks import TASKS, AdversarialTrainingTask, TaskOptions, create_task, learnable_betas
 
@@ -90,7 +90,7 @@ def test_without_a_learned_beta_nothing_is_added(name):
 
 @pytest.mark.parametrize('clip', [None, 0.01, 1e-4])
 def test_step_of_beta_is_bounded_by_the_clip(batch, clip):
-    task = make(beta_grad_clip=clip)
+    task = make(beta_grad_clip=clip, alpha_grad_clip=None)
     (beta,) = learnable_betas(task.trainable_module)
     optimizer = torch.optim.SGD(task.parameters(), lr=0.01)
     task.attach_optimizer(optimizer)
@@ -103,3 +103,38 @@ def test_step_of_beta_is_bounded_by_the_clip(batch, clip):
     assert abs(beta.item() - before) == pytest.approx(0.01 * (raw if clip is None else clip), rel=1e-3)
     rest = [p.grad for p in task.parameters() if p is not beta]
     assert all(torch.equal(after, g) for after, g in zip(rest, others, strict=True))
+
+
+@pytest.mark.parametrize('name', ['alpha', 'beta'])
+@pytest.mark.parametrize('lr, momentum, nesterov', [(0.1, 0.9, True), (0.2, 0.9, False), (0.4, 0., False)], ids=str)
+def test_largest_change_per_update(name, lr, momentum, nesterov):
+    """However large the gradients are: lr * clip / (1 - momentum), as the docs say."""
+    task = make(**{f'{name}_grad_clip': 0.01}, beta_penalty=0.)
+    (parameter,) = paf_parameters(task.trainable_module, name).values()
+    task.attach_optimizer(optimizer := torch.optim.SGD([parameter], lr=lr, momentum=momentum, nesterov=nesterov))
+    steps = []
+    for update in range(100):
+        before = parameter.item()
+        parameter.grad = torch.full_like(parameter, -1e6 if update < 60 else 1e3)
+        optimizer.step()
+        steps.append(abs(parameter.item() - before))
+    assert max(steps) <= lr * 0.01 / (1 - momentum) * (1 + 1e-3)
+    if name == 'alpha':  # beta comes to its bound
+        assert max(steps) == pytest.approx(lr * 0.01 / (1 - momentum), rel=0.01)
+
+
+@pytest.mark.parametrize('clip', [None, 0.01, 1e-4])
+def test_step_of_alpha_is_bounded_by_the_clip(batch, clip):
+    """With and without a clip it is the step of the formula; beta is not affected."""
+    task = make(alpha_grad_clip=clip, beta_grad_clip=None, beta_penalty=0.1)
+    parameters = paf_parameters(task.trainable_module)
+    optimizer = torch.optim.SGD(parameters.values(), lr=1.)
+    task.attach_optimizer(optimizer)
+    task(*batch)['loss'].backward()
+    (alpha, raw), (beta, raw_beta) = ((p.item(), p.grad.item()) for p in parameters.values())
+    optimizer.step()
+    new, new_beta = (p.item() for p in parameters.values())
+    size = min(abs(raw), float('inf') if clip is None else clip)
+    assert abs(raw) > 1e-3
+    assert new - alpha == pytest.approx(-size * abs(raw) / raw, rel=1e-2)
+    assert new_beta - beta == pytest.approx(-raw_beta, rel=1e-3)

@@ -14,6 +14,7 @@ from timm_paf.tasks import TaskOptions, create_task
     (dict(mart_beta=float('inf')), 'mart_beta = inf'),
     (dict(beta_penalty=float('nan')), 'beta_penalty = nan'),
     (dict(beta_grad_clip=0.), 'beta_grad_clip = 0.0: expected a number > 0, or None'),
+    (dict(alpha_grad_clip=-1.), 'alpha_grad_clip = -1.0: expected a number > 0, or None'),
     (dict(beta_bound=1.), 'beta_bound = 1.0: expected .* 0.99'),
     (dict(awp_gamma=-0.1), 'awp_gamma = -0.1'),
     (dict(awp_start_update=-1), 'awp_start_update = -1'), (dict(eps_warmup_updates=1.5), 'eps_warmup_updates = 1.5'),

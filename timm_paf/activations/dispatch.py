@@ -16,7 +16,6 @@ from timm_paf.activations.differentiation import (
     evaluate,
     gradients,
 )
-from timm_paf.activations.recomputation import keeping
 
 __all__ = ['Kernels', 'Number', 'apply', 'install_kernels']
 
@@ -172,7 +171,6 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim:
     kernels = _choose_kernels(name, x, alpha, beta)
     if kernels is not None and not torch.is_grad_enabled() and forward_ad._current_level < 0:
         return kernels.value(name, x, alpha, beta, channel_dim)
-    with keeping(x):
-        if kernels is not None:
-            return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
-        return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)
+    if kernels is not None:
+        return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
+    return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)

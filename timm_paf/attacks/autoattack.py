@@ -44,7 +44,8 @@ def autoattack(
         model: nn.Module, x: Tensor, y: Tensor, *, eps: Eps, norm: str = 'linf', version: str = 'standard',
         attacks: Sequence[str] | None = None, batch_size: int = 250, seed: int = 0, device: torch.device | None = None,
         progress: Progress | None = None, state: str | os.PathLike | None = None, rank: int = 0, world_size: int = 1,
-        amp_dtype: torch.dtype | None = None, compile: Compile = False, expected: Expected | None = None,
+        amp_dtype: torch.dtype | None = None, compile: Compile = False, capture: str = 'auto',
+        expected: Expected | None = None,
 ) -> AutoAttackResult:
     """Run AutoAttack: each component attacks the images that are still robust, packed into full batches.
 
@@ -68,7 +69,8 @@ def autoattack(
         rank: Number of this process among those of `torch.distributed`.
         world_size: Number of processes.
         amp_dtype: torch.bfloat16 runs the model under autocast in the attacks, not for the results.
-        compile: Compile the forward and backward passes, see `PGD`. Results can differ by rounding.
+        compile: Compile the model, see `PGD`. Results can differ by rounding.
+        capture: CUDA graphs for the forward and backward passes, see `PGD`.
         expected: Experience from another attack on these images, for a better estimate of the time left.
 
     Raises:
@@ -81,7 +83,7 @@ def autoattack(
             torch.autocast(device.type, enabled=False)):
         run = processes.run_together(lambda: _Run(
             model, x, y, processes, eps=eps, norm=norm, version=version, attacks=attacks, batch_size=batch_size,
-            seed=seed, device=device, amp_dtype=amp_dtype, compile=compile))
+            seed=seed, device=device, amp_dtype=amp_dtype, compile=compile, capture=capture))
         run.open_state(state)
         with eval_mode(run.model), frozen_parameters(run.model), restore_globals(device), torch.no_grad():
             return run.finish(progress, expected)
@@ -94,7 +96,7 @@ def rehearse_autoattack(model: nn.Module, x: Tensor, y: Tensor, *, device: torch
         model: As in `autoattack`; left as found.
         x, y: A few images, as in `autoattack`. The components attack them as images of the predicted classes.
         device: Device of the model.
-        settings: `eps`, `norm`, `version`, `attacks`, `batch_size` and `seed` of `autoattack`.
+        settings: `eps`, `norm`, `version`, `attacks`, `batch_size`, `seed` and `capture` of `autoattack`.
 
     Raises:
         ValueError: As `autoattack`, or with the name of the component that fails.
@@ -142,7 +144,7 @@ class _Run:
         if (compiled := self.settings.compiled) is not None:
             size = compiled.batch_size or min(self.settings.batch_size, len(x))
             model = CompiledModel(model, compile=dataclasses.replace(compiled, batch_size=size), halves=True)
-        self.model = AutoAttackModel(model, classes=classes)
+        self.model = AutoAttackModel(model, classes=classes, capture=self.settings.capture)
         self.folder: Path | None = None
 
     def identity(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timm_paf.attacks.capture import graphs_of
+from timm_paf.attacks.capture import ModelGraphs, graphs_of
 from timm_paf.attacks.checks import input_dtype
 
 __all__ = [
@@ -23,14 +23,16 @@ _INTERVAL = 0.5  # seconds between two reports inside a batch
 class AutoAttackModel(nn.Module):
     """A model as pyautoattack expects it: contiguous float32 images in, float32 logits and contiguous gradients out."""
 
-    def __init__(self, model: nn.Module, *, classes: int) -> None:
+    def __init__(self, model: nn.Module, *, classes: int, capture: str = 'auto') -> None:
         super().__init__()
+        self.capture = capture
         self.model, self.classes, self.dtype = model, classes, input_dtype(model)
         self.forwards = self.backwards = 0  # images passed through the model, and images with a gradient
         self.on_forward: Callable[[], None] = lambda: None  # called after every forward pass
         self.autocast: torch.dtype | None = None  # dtype of autocast around the model
         self._finite: Tensor | None = None
-        self._prepared = False
+        self._prepared_for: tuple[torch.dtype | None, ...] = ()
+        self._graphs: ModelGraphs | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
@@ -46,13 +48,12 @@ class AutoAttackModel(nn.Module):
         return logits
 
     def _logits(self, x: Tensor) -> Tensor:
-        graphs = graphs_of(self.model, x)
-        if graphs is None:
-            return self.model(x)
-        if not self._prepared:  # the weights do not change while the attack runs
-            graphs.begin_attack(self.model)
-            self._prepared = True
-        return graphs.logits(self.model, x)
+        if self._prepared_for != (self.autocast,):  # nothing else of the model changes while the attack runs
+            self._prepared_for = (self.autocast,)
+            self._graphs = graphs_of(self.model, x) if self.capture == 'auto' else None
+            if self._graphs is not None:
+                self._graphs.begin_attack(self.model)
+        return self.model(x) if self._graphs is None else self._graphs.logits(self.model, x)
 
     def all_finite(self) -> bool:
         """Whether all logits since the last call were finite."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf._files import whole_file
-from timm_paf.attacks.checks import check_integers
+from timm_paf.attacks.checks import check_integers, choose
 from timm_paf.attacks.compiled import Compile, CompileSettings
 from timm_paf.attacks.threat import ThreatModel
 
@@ -57,7 +57,7 @@ def components_for(version: str, attacks: Sequence[str] | None, classes: int) ->
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackSettings(ThreatModel):
-    """The arguments of `autoattack` that decide the result, together with model, images and labels."""
+    """Settings of `autoattack`."""
     device: torch.device
     version: str = 'standard'
     attacks: Sequence[str] | None = None
@@ -65,6 +65,7 @@ class AutoAttackSettings(ThreatModel):
     seed: int = 0
     amp_dtype: torch.dtype | None = None
     compile: Compile = False
+    capture: str = 'auto'  # does not change the result
     compiled: CompileSettings | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +77,7 @@ class AutoAttackSettings(ThreatModel):
                 'or custom with a list.')
         if attacks is not None and (isinstance(attacks, str) or not attacks or not set(attacks) <= set(COMPONENTS)):
             raise ValueError(f'attacks = {attacks!r}: expected a list of some of {", ".join(COMPONENTS)}.')
+        choose('capture', self.capture, dict.fromkeys(['auto', 'none']))
         check_integers(1, batch_size=self.batch_size)
         check_integers(0, seed=self.seed)
         if self.amp_dtype not in (None, torch.bfloat16):

@@ -1,76 +1,32 @@
 """Steps of an attack as CUDA graphs: recorded once, then replayed without a call of Python or a launch per kernel.
 
 A graph reads weights where they lie in memory, so an optimizer's update in place is seen. It is recorded again if a
-weight has moved, and for other shapes, layouts, dtypes, modes and autocast settings. Where a model cannot be recorded,
-its steps run as usual, and one warning says so.
+weight or a layer was replaced, and for other shapes, layouts, dtypes, modes and precisions. Each graph is compared once
+with the steps it replaces. Where a model cannot be recorded, its steps run as usual, and one warning says so.
 """
 import functools
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from timm_paf._dtypes import compute_dtype
+from timm_paf._dtypes import compute_dtype, uses_tf32
+from timm_paf.attacks.cast_weights import autocast_dtype, autocast_weights, call_with, is_compiled
+from timm_paf.attacks.recorder import CudaRecorder, Results
 
-__all__ = ['CudaRecorder', 'ModelGraphs', 'graphs_of', 'release_graphs']
+__all__ = ['ModelGraphs', 'graphs_of', 'release_graphs']
 
 Values = Sequence[Tensor | float | None]
-Results = tuple[Tensor, ...]
 Function = Callable[..., Results]  # of the values: tensors, numbers as tensors without axes, None
 
-
-class CudaRecorder:
-    """Records functions as CUDA graphs.
-
-    All graphs of a device share one pool of memory. This is safe because nothing in the pool lives between replays:
-    inputs are outside, and results are copied out.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._pool: Any = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
-
-    def record(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        """Run a function to warm up, record it, and return its results' memory with a function that fills it again."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):  # lazy initialisation and the choice of algorithms cannot be recorded
-            for _ in range(2):
-                function()
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        # other threads, such as those that load data, may use the device meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'):
-            results = function()
-        return results, graph.replay
-
-    def record_gradient(
-            self, function: Callable[[Tensor], Tensor], x: Tensor,
-    ) -> tuple[Results, Callable[[], None], Callable[[], None]]:
-        """Record a function of x and its gradient: (results, gradient of results, gradient of x) and two replays.
-
-        What the forward pass keeps for the backward pass lies in a pool of its own. The second replay may follow the
-        first one any number of times.
-        """
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            for _ in range(2):
-                results = function(x)
-                slope = torch.ones_like(results)
-                torch.autograd.grad(results, x, slope)
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-        pool: Any = torch.cuda.graph_pool_handle()
-        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=pool, stream=self._stream, capture_error_mode='thread_local'):
-            results = function(x)
-        with torch.cuda.graph(backward, pool=pool, stream=self._stream, capture_error_mode='thread_local'):
-            # the graph is retained, or the pool would give its memory to tensors of the backward pass
-            (found,) = torch.autograd.grad(results, x, slope, retain_graph=True)
-        return (results.detach(), slope, found), forward.replay, backward.replay
+OFTEN = 3  # a batch size that begins so many attacks is recorded, although it would fit into a larger one
+MOST_SIZES, MOST_GRAPHS = 4, 32  # of such sizes, and of all graphs of a model
+DIFFERENCE = 0.25  # from eager results, relative; rounding in bfloat16 stays far below, a wrong gradient far above
 
 
 class _Logits(torch.autograd.Function):
@@ -146,36 +102,40 @@ class ModelGraphs:
     def __init__(self, recorder: Any) -> None:
         self.recorder = recorder
         self._graphs: dict[Hashable, Any] = {}  # None: this signature cannot be recorded
-        self._full: dict[Hashable, int] = {}
+        self._sizes: dict[Hashable, set[int]] = {}  # full sizes of batches
+        self._begun: dict[Hashable, int] = {}  # number of attacks that begin with a batch of a size
+        self._begins = False  # whether the next batch is the first one of an attack
         self._state: Hashable = None
-        self._places: list[int] = []
+        self._places: list[Any] = []
         self._halves: dict[torch.dtype, dict[str, Tensor]] = {}  # weights in the dtypes of autocast
         self._warned = False
 
     def begin_attack(self, model: nn.Module) -> None:
         """Prepare for the steps of one attack on the model, in the mode in which it is attacked.
 
-        Drops the graphs if a weight has moved, and casts the weights to the dtype of autocast, once for all steps.
+        Drops the graphs if a weight or a layer was replaced, and casts the weights to the dtype of autocast, once for
+        all steps.
         """
-        tensors = [*model.parameters(), *model.buffers()]
-        places = [tensor.data_ptr() for tensor in tensors]
-        if places != self._places:
+        modules, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
+        places = [tensor.data_ptr() for tensor in tensors] + [(id(module), type(module)) for module in modules]
+        if places != self._places or len(self._graphs) > MOST_GRAPHS:
             self._graphs.clear()
             self._halves.clear()
             self._places = places
-        device = next((tensor.device.type for tensor in tensors), 'cpu')
-        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        modes = [module.training for module in model.modules()]
-        tracking = [getattr(module, 'track_running_stats', None) for module in model.modules()]
-        needs = [p.requires_grad for p in model.parameters()]
-        self._state = half, tuple(modes), tuple(tracking), tuple(needs)
+        half = autocast_dtype(model)
+        self._state = (
+            half, tuple(module.training for module in modules),
+            tuple(getattr(module, 'track_running_stats', None) for module in modules),
+            tuple(p.requires_grad for p in model.parameters()), uses_tf32(), torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled())
+        self._begins = True
         self._cast_weights(model, half)
 
     @torch.no_grad()
     def _cast_weights(self, model: nn.Module, half: torch.dtype | None) -> None:
         if half is None:
             return
-        weights = dict(_autocast_weights(model))
+        weights = dict(autocast_weights(model))
         if half not in self._halves:  # graphs read this memory, so it stays as long as they do
             self._halves[half] = {name: torch.empty_like(weight, dtype=half) for name, weight in weights.items()}
         if weights:
@@ -183,16 +143,15 @@ class ModelGraphs:
 
     def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """The model as a function, with the weights that `begin_attack` has cast."""
-        device = next(model.parameters(), torch.empty(0)).device.type
-        if not torch.is_autocast_enabled(device):
+        dtype = autocast_dtype(model)
+        if dtype is None:
             return model
-        dtype = torch.get_autocast_dtype(device)
-        halves = self._halves[dtype]
+        call, device = call_with(model, self._halves[dtype]), next(model.parameters()).device.type
 
         def forward(x: Tensor) -> Tensor:
             # autocast's cache of cast weights belongs to the eager pass that made it, and must not enter a graph
             with torch.autocast(device, dtype=dtype, cache_enabled=False):
-                return torch.func.functional_call(model, halves, (x,))
+                return call(x)
         return forward
 
     def run(
@@ -205,18 +164,19 @@ class ModelGraphs:
             model: The model that the function calls; for the text of a warning.
             function: Called with the values, numbers as tensors without axes. Returns tensors with one row per image.
             values: Tensors with one row per image, images first; numbers; None.
-            independent: No image affects the result of another, so a batch may be padded: to the largest size so far,
-                or a half, a quarter or an eighth of it.
+            independent: No image affects the result of another, so a batch may be padded: to a full size, or a half,
+                a quarter or an eighth of one. Full sizes are the largest one so far, and those of many attacks.
+                Otherwise a batch of another size than the first one runs without a graph, unless many attacks have it.
         """
         images = values[0]
         assert isinstance(images, Tensor)
         rows = len(images)
         family = key, self._state, tuple(
             (v.shape[1:], v.dtype, v.device, _layout(v)) if isinstance(v, Tensor) else v is None for v in values)
-        signature = family, size = family, self._size(family, rows) if independent else rows
-        if signature not in self._graphs:
-            self._graphs[signature] = self._recorded(model, function, values, size)
-        graph = self._graphs[signature]
+        size = self._size(family, rows, independent=independent)
+        if size is not None and (family, size) not in self._graphs:
+            self._graphs[family, size] = self._recorded(model, function, values, size)
+        graph = self._graphs.get((family, size))
         return function(*_as_tensors(values)) if graph is None else graph(values, rows)
 
     def logits(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -225,26 +185,50 @@ class ModelGraphs:
         if not (x.requires_grad and torch.is_grad_enabled()):
             return self.run('logits', model, lambda x: (forward(x),), [x], independent=True)[0]
         family = 'gradient', self._state, x.shape[1:], x.dtype, x.device, _layout(x)
-        size = self._size(family, len(x))
+        size = self._size(family, len(x), independent=True)
         if (family, size) not in self._graphs:
             padded = cast(Tensor, _padded(x.detach(), size))
-            self._graphs[family, size] = self._tried(model, lambda: _GradientGraph(self.recorder, forward, padded))
+            self._graphs[family, size] = self._recorded_gradient(model, forward, padded)
         graph = self._graphs[family, size]
         return model(x) if graph is None else _Logits.apply(x, graph)
 
-    def _size(self, family: Hashable, rows: int) -> int:
-        """Size to which a batch is padded."""
-        full = self._full[family] = max(rows, self._full.get(family, 0))
-        return min(s for i in range(4) if (s := math.ceil(full / 2**i)) >= rows)
+    def _size(self, family: Hashable, rows: int, *, independent: bool) -> Any:
+        """Size to which a batch is padded; None if its size is not to be recorded."""
+        begun = self._begun[family, rows] = self._begun.get((family, rows), 0) + self._begins
+        self._begins = False
+        sizes = self._sizes.setdefault(family, set())
+        if not sizes or (independent and rows > max(sizes)) or (begun == OFTEN and len(sizes) < MOST_SIZES):
+            sizes.add(rows)
+        if not independent:
+            return rows if rows in sizes else None
+        return min(s for full in sizes for i in range(4) if (s := math.ceil(full / 2**i)) >= rows)
 
     def _recorded(self, model: nn.Module, function: Function, values: Values, size: int) -> _Graph | None:
-        function(*_as_tensors(values))  # raises the errors of the model and the loss, as without graphs
         inputs = [_padded(value, size) if isinstance(value, Tensor) else value for value in _as_tensors(values)]
         numbers = {i: float(value) for i, value in enumerate(values) if isinstance(value, (int, float))}
+        expected = function(*inputs)  # raises the errors of the model and the loss, as without graphs
+        images = cast(Tensor, values[0])
 
         def record() -> _Graph:
             results, replay = self.recorder.record(lambda: function(*inputs))
-            return _Graph(inputs, numbers, results, replay)
+            graph = _Graph(inputs, numbers, results, replay)
+            _compare(graph(values, len(images)), expected, images)
+            return graph
+
+        return self._tried(model, record)
+
+    def _recorded_gradient(
+            self, model: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> _GradientGraph | None:
+        leaf = x.clone().requires_grad_()
+        expected = function(leaf)
+        slope = torch.ones_like(expected)
+        (gradient,) = torch.autograd.grad(expected, leaf, slope)
+
+        def record() -> _GradientGraph:
+            graph = _GradientGraph(self.recorder, function, x)
+            graph.forward(x)
+            _compare((graph.results, graph.backward(slope)), (expected.detach(), gradient), torch.zeros_like(x))
+            return graph
 
         return self._tried(model, record)
 
@@ -269,16 +253,21 @@ _models: 'weakref.WeakKeyDictionary[nn.Module, ModelGraphs]' = weakref.WeakKeyDi
 def graphs_of(model: nn.Module, x: Tensor) -> ModelGraphs | None:
     """The recorded steps of a model, which live as long as the model or until `release_graphs`.
 
-    None where steps are not recorded: not on a GPU, for images in half precision, for a model compiled by torch, which
-    may record graphs itself, for a model with forward hooks, which a replay does not call, and inside of another
-    recording.
+    None where steps are not recorded: not on a GPU, for images in half precision, on another stream than the default
+    one, inside of another recording, for weights on several devices, and for a model with parts that a recording cannot
+    hold: compiled ones, which may record graphs themselves, forward hooks, which a replay does not call, and copies on
+    several devices.
     """
-    if (not x.is_cuda or x.dtype not in (torch.float32, torch.float64) or hasattr(model, '_orig_mod')
-            or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
-            or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())):
+    if (not x.is_cuda or x.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling()
+            or torch.cuda.is_current_stream_capturing()
+            or torch.cuda.current_stream(x.device) != torch.cuda.default_stream(x.device)
+            or any(p.device != x.device for p in model.parameters())
+            or any(module._forward_hooks or module._forward_pre_hooks or is_compiled(module)
+                   or isinstance(module, nn.DataParallel) for module in model.modules())):
         return None
-    if model not in _models:
-        _models[model] = ModelGraphs(_recorder(x.device))
+    recorder = _recorder(x.device)
+    if model not in _models or _models[model].recorder is not recorder:  # a model may move to another device
+        _models[model] = ModelGraphs(recorder)
     return _models[model]
 
 
@@ -291,17 +280,16 @@ def release_graphs(model: nn.Module | None = None) -> None:
         _models.pop(model, None)
 
 
-def _autocast_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of the weights that autocast casts at every call: those of plain convolutions and linear maps.
+def _compare(found: Results, expected: Results, images: Tensor) -> None:
+    """Raise RuntimeError if results of a graph are not those of the function that it replaces.
 
-    Subclasses may compute with the weight in float32 first, so theirs are left alone.
+    Images are compared by their distance from those at the start of the step; losses follow from the logits.
     """
-    plain = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
-    for name, module in model.named_modules():
-        if type(module) in plain:
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.dtype == torch.float32:
-                    yield f'{name}.{own}' if name else own, parameter
+    for ours, eager in zip(found, expected, strict=True):
+        eager = eager[:len(images)]
+        start = images if eager.shape == images.shape else torch.zeros_like(eager)
+        if eager.dim() > 1 and bool((ours - eager).abs().sum() > DIFFERENCE * (eager - start).abs().sum()):
+            raise RuntimeError('its results differ from those of the same steps without a graph')
 
 
 def _layout(tensor: Tensor) -> bool:

@@ -10,12 +10,13 @@ from timm_paf._dtypes import compute_dtype
 from timm_paf.attacks.balls import BALLS, Number, check_radius
 from timm_paf.attacks.best import AttackState, BestAdversarial, logits_without_autocast
 from timm_paf.attacks.capture import graphs_of
+from timm_paf.attacks.cast_weights import with_cast_weights
 from timm_paf.attacks.checks import PixelCheck, check_batch, check_integers, check_logits, choose
-from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings, bare_model, find_graph
+from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings
 from timm_paf.attacks.losses import Loss, find_loss
 from timm_paf.attacks.random_start import generated, seeded
 from timm_paf.attacks.state import attack_mode, frozen_parameters
-from timm_paf.attacks.steps import STEP_RULES, scaled, traced_step
+from timm_paf.attacks.steps import STEP_RULES, scaled
 from timm_paf.attacks.threat import Eps, parse_eps
 
 __all__ = ['PGD', 'FGSM']
@@ -45,9 +46,8 @@ class PGD:
         step_rule: 'fixed'; 'cosine', from the full step size down to 0; 'momentum', a sum of normalised gradients.
         target_classes: Number of most likely wrong classes that a targeted loss tries in turn.
         seed: Seed of the random starts; each call continues the sequence.
-        compile: Compile a whole step as one graph: True, a mode of torch.compile such as 'reduce-overhead', or
-            `CompileSettings`. Smaller batches are padded, or run uncompiled in mode 'train', where padding would change
-            the statistics. If compilation fails, the attack runs uncompiled and warns once.
+        compile: Compile the model: True, a mode of torch.compile such as 'reduce-overhead', or `CompileSettings`; see
+            `CompiledModel`. It runs uncompiled in mode 'train'. Its steps are not captured.
         capture: 'auto': on a GPU, run the steps as CUDA graphs, which take no time on the host; the first attack on a
             batch of a new size records one. Results are those of the same kernels. 'none': run every step from Python.
 
@@ -197,7 +197,7 @@ class PGD:
 
     def _ascend(self, model: nn.Module, state: AttackState, best: BestAdversarial | None = None) -> None:
         """The loop: all steps from state.x_adv."""
-        step = self._runner(model, state, best is not None)
+        step = self._runner(model, state)
         if self.rule.remembers and state.memory is None:
             state.memory = torch.zeros_like(state.x)
         for i in range(self.steps):
@@ -214,13 +214,11 @@ class PGD:
             logits = logits_without_autocast(model, state.x_adv)
             best.update(state, logits, self._slope(logits, self._others(state))[0], exact=True)
 
-    def _runner(self, model: nn.Module, state: AttackState, packs: bool) -> Callable[..., Step]:
-        """What runs one step: Python, a CUDA graph, or a compiled graph."""
-        graphs = graphs_of(model, state.x) if self.compile is None and self.capture == 'auto' else None
-        if self.compile is not None:
-            return functools.partial(self._compiled_step, model, packs)
+    def _runner(self, model: nn.Module, state: AttackState) -> Callable[..., Step]:
+        """What runs a step: a CUDA graph on a GPU, or Python."""
+        graphs = graphs_of(model, state.x) if self.capture == 'auto' else None
         if graphs is None:
-            return functools.partial(self._step, model)
+            return functools.partial(self._step, with_cast_weights(model))
         graphs.begin_attack(model)
         key = self.mode, self.norm, self.step_rule, self._value
         step = functools.partial(self._step, graphs.forward(model))
@@ -253,30 +251,6 @@ class PGD:
 
     def _others(self, state: AttackState) -> list[Tensor]:
         return [getattr(state, name) for name in self._compared_with]  # what the loss compares the logits with
-
-    @torch.no_grad()
-    def _compiled_step(
-            self, model: nn.Module, packs: bool, x_adv: Tensor, x: Tensor, memory: Tensor | None, eps: float,
-            step_size: float, *others: Tensor) -> Step:
-        """Like `_step`, with a graph if there is one for this batch."""
-        inner = bare_model(model)
-        batch = x_adv, x, memory, *others
-        dtype = compute_dtype(x.dtype)
-        numbers = [torch.full((), n, dtype=dtype, device=x.device) for n in (eps, step_size)]
-
-        @torch.enable_grad()
-        def plain() -> Step:
-            return self._step(inner, x_adv, x, memory, eps, step_size, *others)
-
-        def make() -> Callable:
-            plain()  # raises clear errors for a bad model or loss
-            return traced_step(self._value, self.ball, self.rule)
-
-        assert self.compile is not None
-        graph = find_graph(
-            inner, make, ('pgd', self.mode, self.norm, self._value, self.rule.follow), batch, *numbers,
-            settings=self.compile, independent=self.mode == 'eval', halves=packs)
-        return plain() if graph is None else graph(inner, batch, *numbers)
 
 
 class FGSM(PGD):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ['Progress', 'load_run_state', 'run_state']
 
 FORMAT = 1  # of the training state
-HYPERPARAMETERS = ('lr', 'initial_lr', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
+BEFORE = {'alpha_grad_clip': None}  # settings of runs from before there was a flag, other than its default
+HYPERPARAMETERS = ('lr', 'initial_lr', 'lr_scale', 'weight_decay', 'momentum', 'nesterov', 'betas', 'eps')
 
 
 @dataclasses.dataclass
@@ -219,10 +220,10 @@ def data_sizes(run: 'Run') -> dict[str, Any]:
 def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
     """Settings and sizes that differ from a checkpoint's and change the result, each as 'name: old -> new'.
 
-    A setting that an older version did not have had its default.
+    A setting that an older version did not have had its default, or the value in `BEFORE`.
     """
     old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
-                for values in ({**TrainConfig().to_dict(), **state['args']}, run.config.to_dict()))
+                for values in ({**TrainConfig().to_dict(), **BEFORE, **state['args']}, run.config.to_dict()))
     names = new.pop('class_names')  # a checkpoint from before class names was trained by numbers
     changed = [
         f'{name}: {old[name]} -> {value}' for name, value in new.items()

@@ -8,6 +8,7 @@ import yaml
 from timm_paf.activations import paf_parameters
 from timm_paf.engine.cli import parse_config, run
 from timm_paf.engine.data import source_lines
+from timm_paf.engine.execution import describe_execution
 from timm_paf.engine.measurement import Measurement
 from timm_paf.engine.progress import memory
 from timm_paf.engine.resume import RunFinished, settings_of_run
@@ -94,7 +95,7 @@ def dry_run(trainer: Trainer) -> None:
         f'{"" if p.requires_grad else " (fixed)"}' for name, p in pafs.items()]
     for line in (
             yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), '', *source_lines(batches),
-            trainer.description(),
+            trainer.description(), describe_execution(trainer),
             f'{trained:,} trained parameters, {sum(p.numel() for p in pafs.values()):,} parameters of activations',
             *(values if len(values) <= 8 else ()),
             f'{trainer.updates_per_epoch * trainer.epochs:,} updates of {config.batch_size} images; a pass over the '

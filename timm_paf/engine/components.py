@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from timm.utils import unwrap_model
 from torch import nn
 
 from timm_paf.attacks.balls import check_radius
+from timm_paf.engine.alpha import AlphaWatch
 from timm_paf.engine.callbacks import Callback
 from timm_paf.engine.checkpoint import Progress, load_run_state, run_state
 from timm_paf.engine.checkpoint_files import CheckpointFiles, read_run
@@ -17,6 +19,7 @@ from timm_paf.engine.cli import replace_unencodable
 from timm_paf.engine.data import Images, open_training_data
 from timm_paf.engine.distributed import StopSignals, peer_failure, start_processes
 from timm_paf.engine.ema import EMA
+from timm_paf.engine.execution import with_device_defaults
 from timm_paf.engine.loggers import make_loggers
 from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
 from timm_paf.engine.optim import learning_rate, make_optimizer
@@ -54,6 +57,7 @@ class Run:
                 processes.close()
                 raise RunFinished(f'{start.folder} is finished; nothing to do.' if processes.is_primary else '')
             self.folder = start.folder
+            config = with_device_defaults(config, processes.device)
             self.config = config = dataclasses.replace(
                 config, device=str(processes.device), lr=learning_rate(config), output=str(start.folder.parent),
                 experiment=start.folder.name)
@@ -89,6 +93,7 @@ class Run:
                     self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
+            self.alphas = AlphaWatch(unwrap_model(self.model))
             self.notes += [*start.notes, *lines]
             if self.data.left_out:
                 self.notes.append(

@@ -21,9 +21,9 @@ from timm_paf.data import EvaluationImages, LabelledImages, match_classes
 from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
 from timm_paf.engine.classes import by_number, label_names, names_difference
 from timm_paf.engine.cli import RunFailed, replace_unencodable
-from timm_paf.engine.compilation import compile_settings
 from timm_paf.engine.data import Images, as_source, matched, open_dataset
 from timm_paf.engine.distributed import peer_failure, start_processes
+from timm_paf.engine.execution import compile_settings, convolution_precision
 from timm_paf.engine.model import build_model
 from timm_paf.engine.normalization import check_normalization, load_network
 from timm_paf.engine.progress import AttackView
@@ -147,7 +147,8 @@ class Measurement:
         config, processes = self.config, self.processes
         self.console.print(
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
-            f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}', highlight=False, soft_wrap=True)
+            f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}, convolutions in '
+            f'{convolution_precision(processes.device)}', highlight=False, soft_wrap=True)
         for line in filter(None, (self.note, *self.notes)):
             self.console.print(line, highlight=False, soft_wrap=True)
         for warning in self.warnings:
@@ -185,7 +186,7 @@ class Measurement:
             view.part('curve over eps', 0, 1)
             added['curve'] = robustness_curve(
                 model, x[:config.n_curve], y[:config.n_curve], eps=config.radii(), norm=threat.norm,
-                steps=config.pgd_steps, seed=config.seed, **shared)
+                steps=config.pgd_steps, seed=config.seed, capture=config.capture, **shared)
         if self.corruptions is not None:
             added['corruptions'] = corruption_accuracy(model, self.corruptions, progress=view.part, **shared)
         processes.close()  # the rest is short, and the first process does it
@@ -194,7 +195,7 @@ class Measurement:
         if config.trust:
             added['trust'] = check_trust(
                 model, x, y, threat=threat, n_trust=config.n_trust, clean=report.measurements['clean'].accuracy,
-                trained_clean=self.trained_clean, seed=config.seed, progress=view.part, **alone)
+                trained_clean=self.trained_clean, seed=config.seed, capture=config.capture, progress=view.part, **alone)
         if config.writes_page:
             report = with_examples(report, model, self.data, config, processes.device)
         return dataclasses.replace(report, **added)
@@ -339,5 +340,6 @@ def with_examples(
     threat = config.threat()
     return dataclasses.replace(report, examples=adversarial_examples(
         model, data.images, data.labels, title=f'PGD-{config.pgd_steps} ({threat})', device=device,
-        attack=PGD(eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed),
+        attack=PGD(
+            eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed, capture=config.capture),
         seeds=torch.arange(len(data))))

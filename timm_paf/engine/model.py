@@ -16,7 +16,7 @@ from timm_paf.activations import fix_parameters
 from timm_paf.attacks import PGD
 from timm_paf.data import ImageSource, derive_seed
 from timm_paf.engine.cli import assignments
-from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.execution import compile_settings
 from timm_paf.engine.normalization import inner_model, load_network, set_normalization
 from timm_paf.engine.step import micro_batch_sizes
 from timm_paf.engine.train_config import TrainConfig
@@ -108,7 +108,7 @@ def make_task(
         step_rule=config.attack_step_rule, mode=config.attack_mode, random_start=config.attack_random_start,
         loss=config.attack_loss or ('kl' if config.task == 'trades' else 'ce'),
         seed=config.seed if processes.is_primary else derive_seed('attack', config.seed, processes.rank),
-        compile=compile_settings(config, largest))
+        compile=compile_settings(config, largest), capture=config.capture)
     return create_task(
         config.task, model, attack, options=config.task_options(updates_per_epoch), device=processes.device)
 

@@ -5,6 +5,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 
+from timm_paf.activations import paf_parameters
 from timm_paf.engine.normalization import inner_model
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import paf_parameter_groups
@@ -28,11 +29,15 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
         eps=config.opt_eps, fused=fused_optimizer(config), betas=config.opt_betas or None)
     model = inner_model(model)  # timm's rules for weight decay and layers are about its names
     parameters: Any = model
-    if config.paf_lr is not None or config.paf_weight_decay is not None:
+    if (config.paf_lr_scale, config.paf_weight_decay, config.norm_weight_decay) != (None, None, None):
         if config.layer_decay is not None:
-            raise ValueError('--layer-decay and --paf-lr or --paf-weight-decay exclude each other; leave one out.')
+            raise ValueError(
+                '--layer-decay excludes --paf-lr-scale, --paf-weight-decay and --norm-weight-decay; leave one out.')
         parameters = paf_parameter_groups(
-            model, paf_weight_decay=config.paf_weight_decay, paf_lr=config.paf_lr, **same)
+            model, paf_weight_decay=config.paf_weight_decay, norm_weight_decay=config.norm_weight_decay, **same)
+        if any(p.requires_grad for p in paf_parameters(model).values()):  # their group is the last one
+            # schedules of timm multiply by it
+            parameters[-1]['lr_scale'] = 1. if config.paf_lr_scale is None else config.paf_lr_scale
     return create_optimizer_v2(
         parameters, opt=config.opt, lr=learning_rate(config), momentum=config.momentum, layer_decay=config.layer_decay,
         **same, **{name: value for name, value in optional.items() if value is not None})

@@ -82,11 +82,12 @@ def rehearse_measurement(model: nn.Module, data: ImageSource, config: Evaluation
     x, y = images_of(data, 2)
     threat, chosen = config.threat(), config.autoattack_arguments()
     with failures('PGD', data), eval_mode(model):
-        PGD(eps=threat.radius, norm=threat.norm, steps=1, seed=config.seed)(model, x.to(device), y.to(device))
+        PGD(eps=threat.radius, norm=threat.norm, steps=1, seed=config.seed, capture='none')(
+            model, x.to(device), y.to(device))
     if (version := chosen['autoattack_version']) is not None:
         rehearse_autoattack(
             model, x, y, device=device, eps=threat.radius, norm=threat.norm, version=version,
-            attacks=chosen['attacks'], seed=config.seed)
+            attacks=chosen['attacks'], seed=config.seed, capture='none')
 
 
 def rehearse_update(run: 'Run', model: nn.Module) -> torch.optim.Optimizer:
@@ -96,8 +97,11 @@ def rehearse_update(run: 'Run', model: nn.Module) -> torch.optim.Optimizer:
     size = min(min(micro_batch_sizes(share, config.grad_accum_steps, max(shares))) for share in shares)
     x, y = (tensor.to(device) for tensor in images_of(real, size))
     target = label_distribution(y, real.num_classes, smoothing=0.) if run.data.soft else y
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     alone = dataclasses.replace(
-        config, attack_steps=1, attack_step_size=None, grad_accum_steps=1, torchcompile=None, torchcompile_mode=None)
+        config, attack_steps=1, attack_step_size=None, grad_accum_steps=1, torchcompile=None, torchcompile_mode=None,
+        capture='none')
     last = run.epochs * run.updates_per_epoch - 1  # warm-ups are over, and weights are perturbed
     several = f', {processes.world_size} processes' if processes.is_distributed else ''
     images = f'{size} image{"" if size == 1 else "s"}'

@@ -28,8 +28,11 @@ def make_schedule(
     schedule, epochs = create_scheduler_v2(
         optimizer, num_epochs=config.epochs, decay_milestones=milestones, step_on_epochs=not config.sched_on_updates,
         updates_per_epoch=updates_per_epoch, **{name: getattr(config, name) for name in same})
-    if schedule is None and config.sched != 'none':
-        raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')
+    if schedule is None:
+        if config.sched != 'none':
+            raise ValueError(f'--sched = {config.sched!r}: timm knows no such schedule.')
+        for group in optimizer.param_groups:  # timm's schedules do this
+            group['lr'] *= group.get('lr_scale', 1.)
     return schedule, epochs
 
 

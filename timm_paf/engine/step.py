@@ -106,8 +106,8 @@ class TrainStep:
     def _backward(self, loss: Tensor, *, step: bool) -> None:
         config, clip, clipped = self.config, self.config.clip_grad, None
         if clip is not None:
-            # beta has its own clip: the gradient of its penalty, 10, would leave little of all others
-            own = {id(beta) for beta in self.task.betas if config.beta_grad_clip is not None}
+            # these have their own clip: the gradient of beta's penalty, 10, would leave little of all others
+            own = {id(parameter) for parameter, _ in self.task.clipped_parameters()}
             # timm excludes the classifier from agc
             parameters = self.task.get_clip_parameters(exclude_head=config.clip_mode == 'agc')
             clipped = [p for p in parameters if id(p) not in own]

@@ -17,7 +17,7 @@ _data, _model, _attack, _optim, _measure, _output = settings_by_group()
 INCIDENTAL = frozenset({
     'config', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'device', 'workers', 'prefetch',
     'verify_data', 'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval', 'checkpoint_minutes',
-    'checkpoint_hist', 'synchronize_step', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'})
+    'checkpoint_hist', 'synchronize_step', 'capture', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags'})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,9 @@ class EvaluationConfig(Settings):
     n_examples: int | None = _measure(
         None, 'Number of images that AutoAttack attacks, the first ones of the split.', least=1, unset='all')
     eval_batch_size: int = _measure(250, 'Number of images per batch in validation and measurement.', least=1)
+    capture: str = _attack(
+        'auto', 'CUDA graphs for attacks on a GPU. auto: record the steps of an attack and replay them, which takes no '
+        'time on the host. none: run every step from Python.', choices=('auto', 'none'))
     device: str | None = _output(
         None, 'Device to run on: cpu, cuda, cuda:1, ...', unset='cuda if a GPU is available, else cpu')
     seed: int = _output(0, 'Seed of all random numbers.', least=0)
@@ -136,7 +139,7 @@ class EvaluationConfig(Settings):
         """The arguments of `evaluate_robustness` that are settings."""
         return dict(
             threat=self.threat(), pgd_steps=self.pgd_steps, n_pgd=self.n_pgd, n_examples=self.n_examples,
-            batch_size=self.eval_batch_size, seed=self.seed, **self.autoattack_arguments())
+            capture=self.capture, batch_size=self.eval_batch_size, seed=self.seed, **self.autoattack_arguments())
 
     def autoattack_arguments(self) -> dict[str, Any]:
         """Version and components of AutoAttack as arguments of `evaluate_robustness`."""
@@ -240,6 +243,10 @@ class TrainConfig(DataConfig, EvaluationConfig):
     beta_grad_clip: float | None = _optim(
         0.01, 'Gradient clipping of beta, the parameter of the activation: largest norm of the gradient of each beta. '
         'none: no limit.', unset='no limit')
+    alpha_grad_clip: float | None = _optim(
+        0.002, 'Gradient clipping of alpha, the parameter of the activation: largest norm of the gradient of each '
+        'alpha. With SGD the gradients change alpha by at most lr * alpha-grad-clip / (1 - momentum) per update. none: '
+        'no limit, as in arXiv 2110.05626; alpha can then run away in the first updates.', unset='no limit')
     beta_bound: float | None = _optim(
         BETA_BOUND, 'Largest |beta| in training, where beta is the parameter of the activation. none: the limit of the '
         'formula, 0.99.', unset='0.99')
@@ -267,13 +274,17 @@ class TrainConfig(DataConfig, EvaluationConfig):
     weight_decay: float = _optim(5e-4, 'Weight decay.', least=0)
     filter_bias_and_bn: bool = _optim(
         False, 'Exclude BatchNorm, biases and the parameters of the activation from weight decay.')
+    norm_weight_decay: float | None = _optim(
+        None, 'Weight decay of the weights and biases of normalisation layers, such as BatchNorm. Overrides '
+        '--filter-bias-and-bn for them.', least=0, unset='as for other weights and biases')
     layer_decay: float | None = _optim(
         None, 'Learning rate of a layer divided by that of the layer after it. With 0.75, the first layers learn '
         'slowest.', above=0, unset='the same rate for all')
-    paf_lr: float | None = _optim(
-        None, 'Learning rate of the parameters of the activation.', unset='as for the weights')
+    paf_lr_scale: float | None = _optim(
+        None, 'Learning rate of the parameters of the activation divided by that of the weights, at any time of the '
+        'schedule.', above=0, unset='1')
     paf_weight_decay: float | None = _optim(
-        None, 'Weight decay of the parameters of the activation.', unset='as for the weights')
+        None, 'Weight decay of the parameters of the activation.', least=0, unset='as for the weights')
     clip_grad: float | None = _optim(
         None, 'Limit for gradient clipping. --clip-mode says what is limited.', above=0, unset='no clipping')
     clip_mode: str = _optim(
@@ -307,9 +318,12 @@ class TrainConfig(DataConfig, EvaluationConfig):
         False, 'Use the decay min(model-ema-decay, (1 + n) / (10 + n)) in update n of the EMA.')
     model_ema_copy: float = _optim(
         0., 'Share of all updates, at the start, in which the EMA is a copy of the weights.', least=0, most=1)
-    amp: bool = _optim(False, 'Use mixed precision in the attack and in the loss.')
+    amp: bool | None = _optim(
+        None, 'Use mixed precision in the attack and in the loss. --no-amp: float32.',
+        unset='on for a GPU that computes in --amp-dtype, off for a CPU')
     amp_dtype: str = _optim('bfloat16', 'Data type of mixed precision.', choices=('bfloat16', 'float16'))
-    channels_last: bool = _optim(False, 'Use the channels-last memory format.')
+    channels_last: bool | None = _optim(
+        None, 'Use the channels-last memory format.', unset='on for a GPU, off for a CPU')
     torchcompile: str | None = _optim(
         None, 'Compile attack, model and evaluation with this backend of torch.compile, such as inductor.',
         metavar='BACKEND', unset='not compiled')
@@ -360,7 +374,8 @@ class TrainConfig(DataConfig, EvaluationConfig):
 
     def task_options(self, updates_per_epoch: int) -> TaskOptions:
         """The options of the task; the data apply label smoothing."""
-        names = ('trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'beta_bound', 'awp_gamma')
+        names = (
+            'trades_beta', 'mart_beta', 'beta_penalty', 'beta_grad_clip', 'alpha_grad_clip', 'beta_bound', 'awp_gamma')
         return TaskOptions(
             awp_start_update=round(self.awp_start_epoch * updates_per_epoch),
             eps_warmup_updates=round(self.eps_warmup_epochs * updates_per_epoch),
@@ -377,7 +392,9 @@ class TrainConfig(DataConfig, EvaluationConfig):
         steps, step_size = self.val_attack_steps, self.val_attack_step_size
         if steps is None:
             steps, step_size = self.attack_steps, step_size or self.attack_step_size
-        return PGD(eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed, compile=compile)
+        return PGD(
+            eps=self.eps, norm=self.norm, step_size=step_size, steps=steps, seed=seed, compile=compile,
+            capture=self.capture)
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model."""

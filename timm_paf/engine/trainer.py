@@ -10,13 +10,14 @@ import yaml
 from torch import Tensor
 
 from timm_paf.activations import activation_summary
+from timm_paf.attacks import release_graphs
 from timm_paf.data import Batch, DataChanged, Prefetched
 from timm_paf.engine.checkpoint_files import best_epoch, write_summary, write_text
 from timm_paf.engine.cli import RunFailed, RunStopped
-from timm_paf.engine.compilation import compiled_graphs
 from timm_paf.engine.components import Run
 from timm_paf.engine.data import source_lines
 from timm_paf.engine.distributed import peer_failure, signal_name
+from timm_paf.engine.execution import describe_execution
 from timm_paf.engine.measurement import measure_attacks, with_examples
 from timm_paf.engine.page import training_page
 from timm_paf.engine.progress import AttackView, shape_values
@@ -54,7 +55,6 @@ class Trainer(Run):
     _running = _rehearsed = False
     _saved = 0.  # time of the last checkpoint, or start of the epoch
     _looks: list[tuple[float, int]] | None = None  # times and numbers of images, until the time is estimated
-    _graphs: list[int]  # number of compiled graphs at the start, and after the first validation
     _stream: Prefetched | None = None
 
     @property
@@ -99,8 +99,8 @@ class Trainer(Run):
             try:
                 if self.is_primary:
                     self._open_folder()
-                self._running, self._graphs, self._looks = True, [compiled_graphs()], []
-                for line in (*self.notes, *source_lines(self.data), self.description()):
+                self._running, self._looks = True, []
+                for line in (*self.notes, *source_lines(self.data), self.description(), describe_execution(self)):
                     self.say(line)
                 self._notify(lambda callback: callback.on_start(self.progress.rows))
                 yield
@@ -121,13 +121,12 @@ class Trainer(Run):
                 raise
             finally:
                 self._running = False
+                for module in self.task.modules():  # the network, and its average if there is one
+                    release_graphs(module)
                 if self._stream is not None:
                     self._stream.close()  # an error in the loop leaves the iterator open
                 self._notify(lambda callback: callback.on_end(failure))
                 self.processes.close()  # torch may abort a process that ends inside the group
-        if self.config.torchcompile is not None:
-            counts = [compiled_graphs() - before for before in self._graphs]
-            self.say(f'compiled graphs: {counts[0]}, of them after the first epoch: {(*counts, 0)[1]}')
 
     def batches(self) -> Iterator[Batch]:
         """Batches of the epoch in progress, from its next update on; each is for one call of `train_step`.
@@ -141,6 +140,7 @@ class Trainer(Run):
         progress, end = self.progress, (self.epoch + 1) * self.updates_per_epoch
         started, waited = time.monotonic() - progress.seconds, progress.waited
         self._saved = time.monotonic()
+        self.alphas.start()
         self.task.train()
         with Prefetched(
             batches_from(self.data, progress.update, end - progress.update), device=self.processes.device,
@@ -174,6 +174,7 @@ class Trainer(Run):
             loss: Sum of their losses, on the device.
             correct: Number of images classified correctly, on the device.
         """
+        self.alphas.record(self.progress.update)
         self.progress.record(loss, correct, len(batch))
         return {'loss': loss / len(batch), 'robust': 100 * correct / len(batch)}
 
@@ -189,6 +190,8 @@ class Trainer(Run):
             self._notify(lambda callback: callback.on_update(self.epoch, step, {}, {}))
             return
         stopped, due_anywhere, bad = self.processes.all_reduce_max(self.stop.received, int(due), int(progress.bad))
+        if line := self.alphas.message(config.alpha_grad_clip):
+            self.say(line)
         if bad >= 0:
             raise RunFailed(
                 f'the loss became NaN or infinite at step {bad % self.updates_per_epoch} of epoch {self.epoch + 1}; '
@@ -225,8 +228,6 @@ class Trainer(Run):
             validation: Result of `validate`; empty if the epoch has no validation.
         """
         progress = self.progress
-        if validation and self._running and len(self._graphs) == 1:
-            self._graphs.append(compiled_graphs())
         measured: dict[str, float | None] = {'clean': None, 'robust': None, **validation}
         row = {
             'epoch': self.epoch, **{f'train_{name}': value for name, value in progress.means(self.processes).items()},

@@ -13,7 +13,7 @@ from timm_paf.attacks import CompiledModel
 from timm_paf.data import EvaluationImages
 from timm_paf.engine.checkpoint_files import best_epoch
 from timm_paf.engine.cli import RunStopped
-from timm_paf.engine.compilation import compile_settings
+from timm_paf.engine.execution import compile_settings
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
 from timm_paf.tasks import AdversarialTrainingTask

@@ -67,6 +67,7 @@ def chance_warning(clean: Tensor, y: Tensor) -> str:
 def robustness_curve(
         model: nn.Module, x: Tensor, y: Tensor, *, eps: Sequence[Eps], norm: str = 'linf', steps: int = 20,
         batch_size: int = 250, seed: int = 0, device: torch.device | None = None, rank: int = 0, world_size: int = 1,
+        capture: str = 'auto',
 ) -> RobustnessCurve:
     """Accuracy under PGD at several radii.
 
@@ -93,7 +94,7 @@ def robustness_curve(
     with Processes.from_rank(rank, world_size, device=device).patient() as processes:
         processes.run_together(lambda: check_images(model, x, y, device=device))
         for radius, text in radii:
-            attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed) if radius else None
+            attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed, capture=capture) if radius else None
             alone = correct_mask(
                 model, x, y, attack=attack, batch_size=batch_size, device=device, seeds=torch.arange(len(x)),
                 processes=processes)

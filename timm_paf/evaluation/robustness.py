@@ -79,7 +79,7 @@ def evaluate_robustness(
         rank: int = 0, world_size: int = 1, save_adv: str | os.PathLike | None = None,
         save_verdicts: str | os.PathLike | None = None, model_name: str | None = None, dataset: str | None = None,
         split: str | None = None, class_names: Sequence[str] = (), checkpoint: str | os.PathLike | None = None,
-        compile: Compile = False,
+        compile: Compile = False, capture: str = 'auto',
 ) -> RobustnessReport:
     """Clean accuracy, accuracy under PGD, and accuracy under AutoAttack.
 
@@ -107,7 +107,8 @@ def evaluate_robustness(
         model_name, dataset, split: Names for the report.
         class_names: Names of the classes 0, 1, … for the report and `save_adv`.
         checkpoint: File of the weights, for the report.
-        compile: Compile the model and the attack steps for batches of one size, as in `timm_paf.attacks.PGD`.
+        compile: Compile the model, for batches of one size, see `timm_paf.attacks.PGD`.
+        capture: CUDA graphs for the attacks, see `timm_paf.attacks.PGD`.
 
     Returns:
         The report, with measurements 'clean' and 'pgd'. With AutoAttack, also 'autoattack' and 'worst_case': accuracy
@@ -144,7 +145,7 @@ def evaluate_robustness(
             autoattack=(autoattack_version, attacks), attacked=len(x[:n_examples]))
         clean = correct_mask(network, x, y, progress=partial(view.clean, len(x)), part=0, **shared)
         attacked = time.monotonic()
-        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled)
+        pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled, capture=capture)
         under_pgd = correct_mask(
             network, x[:n_pgd], y[:n_pgd], attack=pgd, seeds=torch.arange(len(x)), progress=view.pgd, part=1, **shared)
     robust = clean.clone()
@@ -164,7 +165,7 @@ def evaluate_robustness(
         result = autoattack(
             model, x[:n_examples], some_y, eps=threat.radius, norm=threat.norm, version=autoattack_version,
             attacks=attacks, expected=view.expected, batch_size=batch_size, seed=seed, device=device, progress=progress,
-            state=state, rank=rank, world_size=world_size, compile=compile)
+            state=state, rank=rank, world_size=world_size, compile=compile, capture=capture)
         seconds = time.monotonic() - attacked
         worst, broken_by = pointwise_worst_case(
             result.clean, {**result.not_broken_by(), f'PGD-{pgd_steps}': under_pgd})
@@ -190,9 +191,9 @@ def evaluate_robustness(
 def check_state(
         state: str | os.PathLike, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, pgd_steps: int,
         autoattack_version: str | None, attacks: Sequence[str] | None, n_pgd: int | None, n_examples: int | None,
-        batch_size: int, seed: int, device: torch.device, compile: Compile = False) -> None:
+        batch_size: int, seed: int, device: torch.device, compile: Compile = False, capture: str = 'auto') -> None:
     """Raise ValueError if `evaluate_robustness` with these arguments cannot start or resume in this folder."""
-    shared: dict[str, Any] = dict(batch_size=batch_size, seed=seed, device=device, compile=compile)
+    shared: dict[str, Any] = dict(batch_size=batch_size, seed=seed, device=device, compile=compile, capture=capture)
     find_run(Path(state) / _PGD_STATE, _pgd_identity(
         model, x, y, threat, pgd_steps=pgd_steps, n_pgd=n_pgd, **shared))
     if autoattack_version is not None:

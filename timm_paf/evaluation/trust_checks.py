@@ -66,6 +66,7 @@ def check_trust(
         model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, n_trust: int = 256, n_square: int = 32,
         clean: Accuracy | None = None, trained_clean: Accuracy | None = None, batch_size: int = 250, seed: int = 0,
         device: torch.device | None = None, progress: Callable[[str, int, int], None] | None = None,
+        capture: str = 'auto',
 ) -> TrustReport:
     """Check for masked gradients and for measurements that cannot be repeated.
 
@@ -97,7 +98,7 @@ def check_trust(
     check_images(model, x, y, device=device)
     probe = Probe(
         model, x, y, threat=threat, batch_size=batch_size, seed=seed, device=device, n_square=n_square, clean=clean,
-        trained_clean=trained_clean)
+        trained_clean=trained_clean, capture=capture)
     checks: list[TrustCheck] = []
     for check in CHECKS:
         if progress is not None:

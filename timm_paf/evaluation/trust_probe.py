@@ -17,11 +17,11 @@ class Probe:
     def __init__(
             self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, batch_size: int, seed: int,
             device: torch.device, n_square: int = 32, clean: Accuracy | None = None,
-            trained_clean: Accuracy | None = None,
+            trained_clean: Accuracy | None = None, capture: str = 'auto',
     ) -> None:
         self.model, self.x, self.y = model, x.detach().float().to(device), y.to(device)
         self.threat, self.batch_size, self.seed, self.device = threat, batch_size, seed, device
-        self.n_square, self.clean, self.trained_clean = n_square, clean, trained_clean
+        self.n_square, self.clean, self.trained_clean, self.capture = n_square, clean, trained_clean, capture
         self.forwards = self.backwards = 0  # images passed forward only, and forward and backward
         self.square_images = 0  # images attacked by APGD and Square
         self.random = False  # whether two passes over the same images gave different logits
@@ -61,7 +61,9 @@ class Probe:
         if self.gradients is None:
             return self.x
         if key not in self._attacked:
-            attack = PGD(eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed, loss=loss)
+            attack = PGD(
+                eps=eps or self.threat.radius, steps=steps, norm=self.threat.norm, seed=self.seed, loss=loss,
+                capture=self.capture)
             x_adv = torch.cat([
                 attack(self.model, self.x[seeds], self.y[seeds], seeds=seeds)
                 for seeds in torch.arange(len(self), device=self.device).split(self.batch_size)])
@@ -75,7 +77,8 @@ class Probe:
             return chosen
         found = autoattack(
             self.model, self.x[chosen].cpu(), self.y[chosen].cpu(), eps=self.threat.radius, norm=self.threat.norm,
-            version='custom', attacks=attacks, batch_size=self.batch_size, seed=self.seed, device=self.device)
+            version='custom', attacks=attacks, batch_size=self.batch_size, seed=self.seed, device=self.device,
+            capture=self.capture)
         return chosen[found.robust.to(self.device)]
 
     def _gradients(self) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Fused kernels of the activations: the same functions in one pass over memory. They are optional."""
 from timm_paf.activations.dispatch import install_kernels
 from timm_paf.kernels.choice import choose, use
-from timm_paf.kernels.norm import RecomputedBatchNorm2d, recompute_batch_norm
+from timm_paf.kernels.norm import batch_norm_act, runs_as_written
 
-__all__ = ['RecomputedBatchNorm2d', 'recompute_batch_norm', 'use']
+__all__ = ['batch_norm_act', 'runs_as_written', 'use']
 
 install_kernels(choose)

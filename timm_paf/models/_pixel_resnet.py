@@ -1,5 +1,5 @@
 """timm's ResNet for pixels in [0, 1]: the common part of the ResNets for small and for large images."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -7,9 +7,63 @@ from timm.models._manipulate import checkpoint_seq
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from timm_paf.kernels import batch_norm_act, runs_as_written
 from timm_paf.models.options import input_normalization
 
 __all__ = ['PixelResNet']
+
+
+class _Block(nn.Module):
+    """A residual block of timm that computes each norm and the activation after it in one pass.
+
+    Where something comes between norm and activation, under hooks, in graphs and scripts, timm's `forward` runs.
+    """
+
+    if TYPE_CHECKING:
+        drop_block: Any
+        aa: Any
+        run_branch: Callable[[Tensor], Tensor]
+        last: Callable[[], tuple[nn.Module, nn.Module]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if not (runs_as_written(x, self, self.drop_block, self.aa) and self.se is None
+                and (type(self.drop_block) is nn.Identity or not self.drop_block.training)
+                and type(self.aa) is nn.Identity and (self.drop_path is None or not self.drop_path.training)):
+            return super().__call__(*args, **kwargs)
+        shortcut, shortcut_norm = x, None
+        x = self.run_branch(x)
+        if type(self.downsample) is nn.Sequential and len(self.downsample) and runs_as_written(x, self.downsample):
+            *others, shortcut_norm = self.downsample
+            for module in others:
+                shortcut = module(shortcut)
+        elif self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return batch_norm_act(x, *self.last(), shortcut, shortcut_norm)
+
+
+class _BasicBlock(_Block, BasicBlock):
+    def run_branch(self, x: Tensor) -> Tensor:
+        """The convolutions, with norm and activation between them."""
+        return self.conv2(batch_norm_act(self.conv1(x), self.bn1, self.act1))
+
+    def last(self) -> tuple[nn.Module, nn.Module]:
+        """The norm and the activation after the convolutions."""
+        return self.bn2, self.act2
+
+
+class _Bottleneck(_Block, Bottleneck):
+    def run_branch(self, x: Tensor) -> Tensor:
+        """The convolutions, with norms and activations between them."""
+        x = batch_norm_act(self.conv1(x), self.bn1, self.act1)
+        return self.conv3(batch_norm_act(self.conv2(x), self.bn2, self.act2))
+
+    def last(self) -> tuple[nn.Module, nn.Module]:
+        """The norm and the activation after the convolutions."""
+        return self.bn3, self.act3
+
+
+_BLOCKS = {BasicBlock: _BasicBlock, Bottleneck: _Bottleneck}
 
 
 class PixelResNet(ResNet):
@@ -40,7 +94,7 @@ class PixelResNet(ResNet):
             self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], *, in_chans: int = 3,
             input_mean: Sequence[float] | None = None, input_std: Sequence[float] | None = None, **kwargs: Any,
     ) -> None:
-        super().__init__(cast(Any, block), layers, in_chans=in_chans, **kwargs)
+        super().__init__(cast(Any, _BLOCKS.get(block, block)), layers, in_chans=in_chans, **kwargs)
         self.normalize = input_normalization(input_mean, input_std, in_chans, kwargs.get('device'), kwargs.get('dtype'))
         self.stem_features = nn.Identity()
         # extractors that rebuild a network run its children in order
@@ -50,7 +104,12 @@ class PixelResNet(ResNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to features (B, num_features, H/output_stride, W/output_stride)."""
-        x = self.maxpool(self.stem_features(self.act1(self.bn1(self.conv1(self.normalize(x))))))
+        x = self.conv1(self.normalize(x))
+        if torch.jit.is_scripting():
+            x = self.act1(self.bn1(x))
+        else:
+            x = batch_norm_act(x, self.bn1, self.act1)
+        x = self.maxpool(self.stem_features(x))
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

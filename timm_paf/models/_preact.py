@@ -10,6 +10,7 @@ import torch
 from timm.layers import DropPath, LayerType, get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
+from timm_paf.kernels import batch_norm_act
 from timm_paf.models._staged import StagedNet
 from timm_paf.models._variants import NUM_CLASSES
 from timm_paf.models.options import input_normalization, use_same_padding
@@ -37,10 +38,17 @@ class PreActBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = self.act1(self.norm1(x))
+        if torch.jit.is_scripting():
+            activated = self.act1(self.norm1(x))
+        else:
+            activated = batch_norm_act(x, self.norm1, self.act1)
         residual = x if self.shortcut is None else self.shortcut(activated)
-        x = self.conv2(self.act2(self.norm2(self.conv1(activated))))
-        return self.drop_path(x) + residual
+        x = self.conv1(activated)
+        if torch.jit.is_scripting():
+            x = self.act2(self.norm2(x))
+        else:
+            x = batch_norm_act(x, self.norm2, self.act2)
+        return self.drop_path(self.conv2(x)) + residual
 
 
 class PreActNet(StagedNet):
@@ -112,4 +120,7 @@ class PreActNet(StagedNet):
         return self.finish(self.run_stages(self.conv1(self.normalize(x))))
 
     def finish(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(x))
+        if torch.jit.is_scripting():
+            return self.act(self.norm(x))
+        else:
+            return batch_norm_act(x, self.norm, self.act)

@@ -10,7 +10,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from timm_paf.activations import ACTIVATIONS, SHARING, convert_activations, shared
-from timm_paf.kernels import recompute_batch_norm
 from timm_paf.models.state_dict import checkpoint_filter_fn
 
 # timm's names of the activations without parameters that the paper compares with, and those of this package
@@ -31,7 +30,6 @@ def _entrypoint(
         model_cls: Any, name: str, activation: str, arch: Mapping[str, Any], module: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         act_kwargs = kwargs.pop('act_kwargs', None) or {}
-        fuse_bn_act = kwargs.pop('fuse_bn_act', False)
         act_sharing = kwargs.pop('act_sharing', None) or 'network'
         if act_sharing not in SHARING:
             raise ValueError(f'{name}: act_sharing = {act_sharing!r}: expected one of {", ".join(SHARING)}.')
@@ -51,10 +49,9 @@ def _entrypoint(
                 raise ValueError(f'{name}: act_kwargs = {act_kwargs}, but {activation} has no parameters.')
             else:
                 kwargs['act_layer'] = activation
-        model = build_model_with_cfg(
+        return build_model_with_cfg(
             build, name, pretrained, feature_cfg=dict(out_indices=tuple(range(model_cls.num_feature_levels))),
             pretrained_filter_fn=checkpoint_filter_fn, **{**arch, **kwargs})
-        return recompute_batch_norm(model) if fuse_bn_act else model
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module

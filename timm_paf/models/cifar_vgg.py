@@ -5,12 +5,13 @@ pooled and classified, without the two hidden layers of 4096 units.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import LayerType, get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
+from timm_paf.kernels import batch_norm_act
 from timm_paf.models._staged import StagedNet
 from timm_paf.models._variants import NUM_CLASSES, pixel_cfg, register_variants, variant_cfgs
 from timm_paf.models.options import input_normalization
@@ -67,7 +68,7 @@ class CifarVGG(StagedNet):
             # The pool is the first module of the next stage, so that a level is the map before it, as in timm's VGG.
             modules: list[nn.Module] = [_halve()] if stage > 1 else []
             for _ in range(depth):
-                modules.append(nn.Sequential(OrderedDict(
+                modules.append(_ConvNormAct(OrderedDict(
                     conv=nn.Conv2d(in_chs, out_chs, kernel_size=3, padding=1, **dd),
                     norm=nn.Identity() if norm is None else norm(out_chs, **dd),
                     act=act(inplace=True))))
@@ -84,6 +85,22 @@ class CifarVGG(StagedNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the pooled features of the last stage (B, num_features, H/32, W/32), at least 1x1."""
         return self.pool(self.run_stages(self.normalize(x)))
+
+
+class _ConvNormAct(nn.Sequential):
+    """The children `conv`, `norm` and `act` in this order."""
+
+    if TYPE_CHECKING:  # TorchScript would read these annotations at run time
+        conv: nn.Module
+        norm: nn.Module
+        act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if torch.jit.is_scripting():
+            return self.act(self.norm(x))
+        else:
+            return batch_norm_act(x, self.norm, self.act)
 
 
 def _halve() -> nn.MaxPool2d:

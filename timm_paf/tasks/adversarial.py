@@ -55,9 +55,10 @@ class AdversarialTrainingTask(ClassificationTask):
     step. Subclasses override `loss_of`.
 
     For PSSiLU the published recipe adds 10 |beta| to the loss and clips the gradient of beta to norm 0.01 (Dai et al.,
-    arXiv 2110.05626). Both apply to each learnable beta only. After each update, alpha and beta are projected into
-    their range. Call `task.attach_optimizer(optimizer)`: clipping must see the gradient that the optimizer uses, after
-    unscaling and averaging over processes.
+    arXiv 2110.05626). Both apply to each learnable beta only. The gradient of each learnable alpha is clipped in the
+    same way, which the published recipe does not do: without it alpha can run away in the first updates. After each
+    update, alpha and beta are projected into their range. Call `task.attach_optimizer(optimizer)`: clipping must see
+    the gradient that the optimizer uses, after unscaling and averaging over processes.
 
     With gradient accumulation, weights are perturbed for each micro-batch by its own gradient.
 
@@ -108,6 +109,13 @@ class AdversarialTrainingTask(ClassificationTask):
         """The learnable beta parameters of the model; looked up each time, since wrapping may replace parameters."""
         return learnable_betas(self.trainable_module)
 
+    def clipped_parameters(self) -> list[tuple[nn.Parameter, float]]:
+        """Each learnable alpha and beta whose gradient is clipped on its own, with the largest norm."""
+        limits = {'alpha': self.options.alpha_grad_clip, 'beta': self.options.beta_grad_clip}
+        return [
+            (parameter, limit) for name, limit in limits.items() if limit is not None
+            for parameter in paf_parameters(self.trainable_module, name).values()]
+
     @property
     def bare_module(self) -> nn.Module:
         """The network inside DistributedDataParallel; compiled if `compile` was called."""
@@ -144,14 +152,14 @@ class AdversarialTrainingTask(ClassificationTask):
                 attack.step_size = step_size * fraction
 
     def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
-        """Clip the gradient of beta before each step of the model's optimizer, and project alpha and beta after it.
+        """Clip gradients of alpha and beta before each step of the model's optimizer, and project both after it.
 
         The first handle ends the clipping, the second the projection.
         """
         def before(*_: Any) -> None:
             self._perturbation.restore()
-            for beta in self.betas if self.options.beta_grad_clip is not None else ():
-                torch.nn.utils.clip_grad_norm_([beta], cast(float, self.options.beta_grad_clip))
+            for parameter, limit in self.clipped_parameters():
+                torch.nn.utils.clip_grad_norm_([parameter], limit)
 
         after = optimizer.register_step_post_hook(lambda *_: self.project())
         return optimizer.register_step_pre_hook(before), after

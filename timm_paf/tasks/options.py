@@ -18,6 +18,7 @@ class TaskOptions:
         mart_beta: Weight of the KL divergence in MART, at least 0.
         beta_penalty: Weight of the sum of |beta| over the learnable betas, at least 0. Published recipe: 10.
         beta_grad_clip: Largest norm of the gradient of each beta; None for no clipping. Published recipe: 0.01.
+        alpha_grad_clip: Largest norm of the gradient of each alpha; None for no clipping. Published recipe: None.
         beta_bound: Largest |beta| in training (`project_parameters`); None for the largest value of the formula.
         awp_gamma: Adversarial weight perturbation: norm of the perturbation of each weight divided by the norm of the
             weight, at least 0 (none). Published: 0.01 with PGD-AT and 0.005 with TRADES.
@@ -33,6 +34,7 @@ class TaskOptions:
     mart_beta: float = 5.
     beta_penalty: float = 10.
     beta_grad_clip: float | None = 0.01
+    alpha_grad_clip: float | None = 0.002
     beta_bound: float | None = BETA_BOUND
     awp_gamma: float = 0.
     awp_start_update: int = 0
@@ -44,8 +46,10 @@ class TaskOptions:
         for name in ('trades_beta', 'mart_beta', 'beta_penalty', 'awp_gamma'):
             if not 0 <= getattr(self, name) < float('inf'):
                 raise ValueError(f'{name} = {getattr(self, name)}: expected a finite number >= 0.')
-        if self.beta_grad_clip is not None and not self.beta_grad_clip > 0:
-            raise ValueError(f'beta_grad_clip = {self.beta_grad_clip}: expected a number > 0, or None for no clipping.')
+        for name in ('beta_grad_clip', 'alpha_grad_clip'):
+            clip = getattr(self, name)
+            if clip is not None and not clip > 0:
+                raise ValueError(f'{name} = {clip}: expected a number > 0, or None for no clipping.')
         if self.beta_bound is not None and not 0 < self.beta_bound <= BETA_MAX:
             raise ValueError(
                 f'beta_bound = {self.beta_bound}: expected a number above 0 and at most {BETA_MAX}, or None.')

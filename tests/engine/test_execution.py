@@ -1,16 +1,56 @@
-"""--torchcompile: what is compiled, how often, and that it changes nothing but the time."""
+"""How a run computes: --torchcompile changes nothing but the time, and the defaults of a device."""
+import dataclasses
 import json
 
 import pytest
 import torch
+import yaml
 from tiny_run import FAST, assert_same_result, open_trainer, rows_of, stop_at, train, weights_of
 from torch._dynamo.utils import counters
 
-from timm_paf.engine import Trainer
+from timm_paf.engine import TrainConfig, Trainer
 from timm_paf.engine import validate as validate_command
-from timm_paf.engine.compilation import compiled_graphs
+from timm_paf.engine.execution import with_device_defaults
 
 COMPILED = ['--torchcompile', 'aot_eager']
+
+
+@pytest.mark.parametrize('device, native, flags, amp, channels_last', [
+    ('cpu', True, {}, False, False), ('cuda', True, {}, True, True),
+    ('cuda', True, {'amp': False, 'channels_last': False}, False, False), ('cuda', False, {}, False, True),
+    ('cuda', False, {'amp_dtype': 'float16'}, True, True),
+    ('cpu', True, {'amp': True, 'channels_last': True}, True, True),
+], ids=['cpu', 'gpu', 'gpu, off', 'gpu without bfloat16', 'gpu, float16', 'cpu, on'])
+def test_defaults_of_a_device(device, native, flags, amp, channels_last, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: native)
+    config = with_device_defaults(TrainConfig(**flags), torch.device(device))
+    assert (config.amp, config.channels_last) == (amp, channels_last)
+
+
+def test_a_run_resumes_elsewhere_with_another_precision_only_if_asked(tmp_path, monkeypatch, capsys):
+    """As a run that began on a GPU, where both settings are on without a flag."""
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_paf.engine.components.with_device_defaults', lambda config, device: with_device_defaults(
+            dataclasses.replace(config, amp=True, channels_last=True), device))
+        stop_at(patch, 2)
+        assert train(tmp_path) == 3
+        assert 'bfloat16; channels_last' in capsys.readouterr().out
+    settings = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
+    assert settings['amp'] is True and settings['channels_last'] is True
+    assert train(tmp_path, '--resume', 'auto') == 2
+    assert 'amp: True -> False; channels_last: True -> False' in capsys.readouterr().err
+    assert train(tmp_path, '--resume', 'auto', '--capture', 'none', '--resume-changed') == 0
+    assert 'amp: True -> False' in capsys.readouterr().out
+
+
+def test_graphs_of_network_and_average_are_freed_at_the_end(tmp_path, monkeypatch):
+    freed = []
+    monkeypatch.setattr('timm_paf.engine.trainer.release_graphs', freed.append)
+    trainer = open_trainer([*FAST, '--output', str(tmp_path), '--model', 'tiny_smooth', '--model-ema', '--epochs', '1'])
+    with trainer.running():
+        assert not freed
+    for network in (trainer.model, trainer.task.get_trainable_module(ema=True).module):
+        assert any(module is network for module in freed)
 
 
 def flat(folder, key='state_dict'):
@@ -18,7 +58,7 @@ def flat(folder, key='state_dict'):
 
 
 @pytest.mark.slow
-def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch, capsys):
+def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch):
     """With all that changes in time or size: warm-up, perturbed weights, averages, partial batches in both splits."""
     original, counted, strict = Trainer.validate, [], torch._dynamo.config.patch(error_on_recompile=True)
 
@@ -41,10 +81,9 @@ def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch, capsys
     finally:
         strict.__exit__(None, None, None)
     assert len(counted) == 3 and counted[0] == counted[2]
-    # of the attack a step and the clean prediction; of the loss and of the perturbed weights' one for whole and partial
-    # batches; of raw and averaged weights a step and a pass in validation
-    assert counted[0] - before == 2 + 4 + 4
-    assert 'compiled graphs: 10, of them after the first epoch: 0' in capsys.readouterr().out
+    # of the attack two passes, with and without gradients; of loss and perturbed weights one for whole and partial
+    # batches; in validation two passes, which raw and averaged weights share
+    assert counted[0] - before == 2 + 4 + 2
 
 
 @pytest.mark.parametrize('flags', [
@@ -87,9 +126,9 @@ def test_validate_gives_the_verdicts_of_the_eager_run(tmp_path):
             '--checkpoint', str(tmp_path / 'run' / 'last.pth.tar'), '--pgd-steps', '3', '--autoattack', 'rand',
             '--n-examples', '30', '--eval-batch-size', '100', '--no-trust', '--device', 'cpu', '--output',
             str(tmp_path / name), *more]
-        before = compiled_graphs()
+        before = counters['stats']['unique_graphs']
         assert validate_command(flags) == 0
-        assert (compiled_graphs() == before) is (name == 'plain')
+        assert (counters['stats']['unique_graphs'] == before) is (name == 'plain')
         report = json.loads((tmp_path / name / 'report.json').read_text())
         found.append([report[part]['correct'] for part in ('clean', 'pgd', 'autoattack')])
     assert found[0] == found[1] and found[0][0] > found[0][1] > 0
