@@ -115,7 +115,7 @@ def test_the_report_compares_and_needs_no_other_file(tmp_path):
     text = sweep_page(rows, tmp_path, title='a & b', states={'elu': 'failed', 'relu': 'done'})
     assert not re.search(r'(src|href)="(?!data:)', text) and '<script' not in text
     assert '<h1>a &amp; b</h1>' in text and 'no &lt;memory&gt;' in text
-    assert text.count('data:image/png') == 7  # runs with each option, two for three parameters, shape, paths, shapes
+    assert text.count('data:image/png') == 9  # two for three parameters, one over shape, three for each option
     # differences of 20 images of 1000 with every seed
     assert len(re.findall(r'<td[^>]*>silu</td><td[^>]*>relu</td><td[^>]*>3</td><td[^>]*>\+2.00</td>'
                           r'<td[^>]*>\+2.00 to \+2.00</td><td[^>]*>2</td>', text)) == 2

@@ -1,17 +1,19 @@
 """Runs of a sweep: interruptions, failures, time limit, and the table."""
 import csv
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import shape_sweep
 
-from timm_paf.engine import Trainer, cell_state, read_sweep, run_cell, sweep_rows
+from timm_paf.engine import Trainer, cell_state, read_sweep, run_cell, submit_sweep, sweep_rows
 from timm_paf.engine.sweep_page import groups_of, paired_differences
 
 SCRIPT = Path(shape_sweep.__file__).resolve()
@@ -177,3 +179,33 @@ def test_differences_are_paired_by_seed_and_options():
     assert found['psilu, task a, act sharing layer'] == {0: 1., 1: 2.}
     assert found['psilu, task b'] == {0: 5.} and found['relu, task a'] == {}
     assert paired_differences(groups[0], groups, 'silu', 'pgd') == {}
+
+
+def test_a_slurm_array_shares_the_cells_and_ends_before_its_time(tmp_path, monkeypatch):
+    """With a stand-in for submitit, whose jobs are pickled and not run."""
+    class Executor:
+        def __init__(self, folder, cluster):
+            self.folder = folder
+
+        def update_parameters(self, **parameters):
+            if 'partition' in parameters:
+                raise NameError('partition is not a parameter')
+            self.parameters = parameters
+
+        def map_array(self, job, numbers):
+            jobs.append((pickle.loads(pickle.dumps(job)), list(numbers), self.parameters))
+            return [types.SimpleNamespace(job_id=f'7_{number}') for number in numbers]
+
+    jobs = []
+    monkeypatch.setitem(sys.modules, 'submitit', types.SimpleNamespace(AutoExecutor=Executor))
+    sweep = read_sweep(grid_file(tmp_path, '- activation: [relu, psilu]'))
+    given = {'timeout_min': 30, 'gpus_per_node': 1, 'array_size': 3}
+    assert submit_sweep(sweep, tmp_path, given, workers=2) == ['7_0', '7_1', '7_2']
+    (job, numbers, parameters), = jobs
+    assert parameters == {'timeout_min': 30, 'gpus_per_node': 1} and len(numbers) == 3
+    assert (job.sweep, job.workers, job.time_limit) == (sweep, 2, 29 * 60)
+    with pytest.raises(ValueError, match='partition'):
+        submit_sweep(sweep, tmp_path, {'partition': 'gpu'})
+    monkeypatch.setitem(sys.modules, 'submitit', None)
+    with pytest.raises(ValueError, match='pip install'):
+        submit_sweep(sweep, tmp_path, given)

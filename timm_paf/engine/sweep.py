@@ -167,7 +167,8 @@ def _model_settings(
     if parameters:
         if activation not in ACTIVATIONS:
             raise ValueError(f'{activation} has no parameters; expected one of {", ".join(ACTIVATIONS)}.')
-        ACTIVATIONS[activation](**parameters)  # raises an error for a wrong name or value
+        values: dict[str, Any] = dict(parameters)
+        ACTIVATIONS[activation](**values)  # raises an error for a wrong name or value
     model = next(filter(timm.is_model, (f'{arch}_{activation}', f'{arch}_relu', arch)), None)
     if model is None:
         raise ValueError(f'arch = {arch}: timm knows neither {arch}_relu nor {arch}.')

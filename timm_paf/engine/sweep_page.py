@@ -26,8 +26,8 @@ Row = Mapping[str, Any]
 REFERENCES = ('relu', 'silu')
 TITLES = {'clean': 'clean', 'pgd': 'PGD', 'autoattack': 'AutoAttack'}
 PROPERTIES = {
-    'finite_curvature': 'greatest curvature away from kinks', 'negative_mean': 'mean output on negative inputs',
-    'negative_max': 'largest output on negative inputs'}
+    'finite_curvature': 'greatest curvature', 'negative_mean': 'mean output, x < 0',
+    'negative_max': 'largest output, x < 0'}
 MAX_SHAPES = 7
 
 
@@ -110,7 +110,8 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
     sections = [
         *(_accuracies(members, attacks) for members in sets.values()),
         *(_differences(members, groups, robust) for members in sets.values()), _over_parameters(groups, robust),
-        _over_shape(groups, robust), _learned(groups, output), _missing(states or {}, output), _facts(rows)]
+        _over_shape(groups, robust), *(_learned(members, output) for members in sets.values()),
+        _missing(states or {}, output), _facts(rows)]
     row = rows[0]
     return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
         f'{len({row["cell"] for row in rows})} runs', row['dataset'], f'{row["norm"]} eps {row["eps"]}',
@@ -118,7 +119,8 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
 
 
 def _accuracies(groups: Sequence[Group], attacks: Sequence[str]) -> Section:
-    robust, rows = attacks[-1], []
+    robust = attacks[-1]
+    rows: list[list[Any]] = []
     for group in groups:
         mean, low, high, _ = mean_interval(list(group.values(robust).values()))
         rows.append([
@@ -138,7 +140,7 @@ def _accuracies(groups: Sequence[Group], attacks: Sequence[str]) -> Section:
 
 
 def _differences(members: Sequence[Group], groups: Sequence[Group], robust: str) -> Section | None:
-    rows = []
+    rows: list[list[Any]] = []
     for reference in REFERENCES:
         for group in members:
             found = paired_differences(group, groups, reference, robust)
@@ -179,7 +181,7 @@ def _over_shape(groups: Sequence[Group], robust: str) -> Section:
         sets[group.option_text].append(group)
         if group.given and not group.learned:
             sets[', '.join(filter(None, (f'{group.activation}, fixed', group.option_text)))].append(group)
-    rows = []
+    rows: list[list[Any]] = []
     for label, members in sorted(sets.items(), key=lambda item: -len(item[1])):
         for name, words in PROPERTIES.items():
             points = [(g.mean(name), g.mean(robust)) for g in members if not math.isnan(g.mean(name))]
@@ -191,23 +193,28 @@ def _over_shape(groups: Sequence[Group], robust: str) -> Section:
             'robust accuracy over curvature and over output on negative inputs', _plot_shape, groups, robust)],
         text=['Empty markers: the parameters are fixed. Filled ones: they are learned, or there are none.'],
         header=['activations', 'property', 'points', 'rank correlation', 'p'], columns='ssnnn', rows=rows,
-        note='Each point is the mean over seeds. Rank correlation: Spearman; p: from permutations, two-sided, not '
-             'corrected for the number of rows. According to the paper (arXiv 2110.05626), high finite curvature and '
-             'positive outputs on negative inputs improve robustness.')
+        note='Each point is the mean over seeds. Greatest curvature: away from kinks. Mean output: over [-8, 0]. Rank '
+             'correlation: Spearman; p: from permutations, two-sided, not corrected for the number of rows. According '
+             'to the paper (arXiv 2110.05626), high finite curvature and positive outputs on negative inputs improve '
+             'robustness.')
 
 
 def _learned(groups: Sequence[Group], output: Path) -> Section | None:
     learned = [group for group in groups if group.learned]
-    shapes = {group.label(): ACTIVATIONS[group.activation](**{
-        name: spec.clamp(group.mean(name)) for name, spec in ACTIVATIONS[group.activation].parameter_specs.items()
-        if math.isfinite(group.mean(name))}) for group in learned[:MAX_SHAPES]}
+    shapes = {}
+    for group in learned[:MAX_SHAPES]:
+        kind = ACTIVATIONS[group.activation]
+        values: dict[str, Any] = {
+            name: spec.clamp(group.mean(name)) for name, spec in kind.parameter_specs.items()
+            if math.isfinite(group.mean(name))}
+        shapes[group.label(options=False)] = kind(**values)
     return Section(
-        title='Learned parameters', header=['activation', 'options', 'alpha', 'beta', *PROPERTIES.values()],
+        title=_title('Learned parameters', groups[0]), header=['activation', 'alpha', 'beta', *PROPERTIES.values()],
         figures=[figure('alpha and beta by epoch', _plot_paths, learned, output),
                  figure('learned activations and their derivatives', shape.plot, shapes)],
-        columns='lsnnnnn', rows=[[
-            group.label(options=False), group.option_text, *(
-                _some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))] for group in learned],
+        columns='lnnnnn', rows=[[
+            group.label(options=False), *(_some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))]
+            for group in learned],
         note=f'Means over seeds, of the best checkpoint. The shapes are those of the first {MAX_SHAPES} rows.',
     ) if learned else None
 
@@ -299,7 +306,7 @@ def _plot_shape(groups: Sequence[Group], robust: str) -> 'Figure':
         for group in groups:
             label = None if group.activation in labelled else group.activation
             labelled.add(group.activation)
-            filled = {} if group.learned or not group.given else {'markerfacecolor': 'white'}
+            filled: dict[str, Any] = {} if group.learned or not group.given else {'markerfacecolor': 'white'}
             axes.plot(group.mean(name), group.mean(robust), linestyle='', ms=6, label=label, **style(group.activation),
                       **filled)
         axes.set(xlabel=PROPERTIES[name], ylabel=f'{TITLES[robust]} accuracy, %')
