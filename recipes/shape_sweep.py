@@ -34,6 +34,7 @@ from timm_paf.engine import (
     Sweep,
     SweepConfig,
     cell_state,
+    check_sweep,
     list_cells,
     read_sweep,
     run,
@@ -53,6 +54,7 @@ def prepare(argv: Sequence[str] | None = None) -> tuple[SweepConfig, Sweep, Path
     output = Path(config.output or Path('output') / sweep.name)
     if config.report_only and not output.is_dir():
         raise ValueError(f'--output {output}: there is no such folder with runs.')
+    check_sweep(sweep, output)
     return config, sweep, output
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from timm_paf import shape
 from timm_paf.engine import sweep_page, sweep_rows, write_table
-from timm_paf.engine.sweep_page import groups_of
+from timm_paf.engine.sweep_table import groups_of
 
 
 def accuracy(correct, total=1000):

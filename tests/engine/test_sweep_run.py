@@ -1,4 +1,5 @@
 """Runs of a sweep: interruptions, failures, time limit, and the table."""
+import contextlib
 import csv
 import os
 import pickle
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 import shape_sweep
 
-from timm_paf.engine import Trainer, cell_state, read_sweep, run_cell, submit_sweep, sweep_rows
-from timm_paf.engine.sweep_page import groups_of, paired_differences
+from timm_paf.engine import Trainer, cell_state, check_sweep, read_sweep, run_cell, run_sweep, submit_sweep, sweep_rows
+from timm_paf.engine.sweep_table import groups_of, paired_differences
 
 SCRIPT = Path(shape_sweep.__file__).resolve()
 GRID = """
@@ -139,10 +140,10 @@ def test_a_cell_repeats_its_row_and_the_last_row_is_that_of_the_last_checkpoint(
     if best['epoch'] != 1:
         trainer.files.best.unlink()  # measures the weights as they are: the last ones
     assert trainer.evaluate().measurements['pgd'].accuracy.correct == last['pgd_correct']
+    check_sweep(sweep, tmp_path / 'one')
+    sweep.cells[0].settings['epochs'] = '3'
     with pytest.raises(ValueError, match='epochs'):
-        cell = sweep.cells[0]
-        cell.settings['epochs'] = '3'
-        shape_sweep.run_sweep(sweep, tmp_path / 'one')
+        check_sweep(sweep, tmp_path / 'one')
 
 
 @pytest.mark.parametrize('argv, words', [
@@ -192,18 +193,20 @@ def test_a_slurm_array_shares_the_cells_and_ends_before_its_time(tmp_path, monke
                 raise NameError('partition is not a parameter')
             self.parameters = parameters
 
-        def map_array(self, job, numbers):
-            jobs.append((pickle.loads(pickle.dumps(job)), list(numbers), self.parameters))
-            return [types.SimpleNamespace(job_id=f'7_{number}') for number in numbers]
+        batch = contextlib.nullcontext
+
+        def submit(self, *job, **settings):
+            jobs.append((*pickle.loads(pickle.dumps((job, settings))), self.parameters))
+            return types.SimpleNamespace(job_id=f'7_{len(jobs)}')
 
     jobs = []
     monkeypatch.setitem(sys.modules, 'submitit', types.SimpleNamespace(AutoExecutor=Executor))
     sweep = read_sweep(grid_file(tmp_path, '- activation: [relu, psilu]'))
     given = {'timeout_min': 30, 'gpus_per_node': 1, 'array_size': 3}
-    assert submit_sweep(sweep, tmp_path, given, workers=2) == ['7_0', '7_1', '7_2']
-    (job, numbers, parameters), = jobs
-    assert parameters == {'timeout_min': 30, 'gpus_per_node': 1} and len(numbers) == 3
-    assert (job.sweep, job.workers, job.time_limit) == (sweep, 2, 29 * 60)
+    assert submit_sweep(sweep, tmp_path, given, workers=2) == ['7_1', '7_2', '7_3']
+    for job, settings, parameters in jobs:
+        assert job == (run_sweep, sweep, tmp_path) and parameters == {'timeout_min': 30, 'gpus_per_node': 1}
+        assert (settings['workers'], settings['time_limit']) == (2, 29 * 60)
     with pytest.raises(ValueError, match='partition'):
         submit_sweep(sweep, tmp_path, {'partition': 'gpu'})
     monkeypatch.setitem(sys.modules, 'submitit', None)

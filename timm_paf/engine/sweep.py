@@ -65,9 +65,8 @@ class Cell:
 
     def differences(self, trained: Mapping[str, Any]) -> list[str]:
         """Names of the settings that differ from the content `trained` of a run's args.yaml."""
-        now, then = self.config(''), TrainConfig(**trained)
-        names = sorted(FIELDS - INCIDENTAL)
-        return [name for name in names if getattr(now, name) not in (None, (), getattr(then, name))]
+        now = self.config('').to_dict()
+        return [name for name in sorted(FIELDS - INCIDENTAL) if now[name] not in (None, [], trained.get(name))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

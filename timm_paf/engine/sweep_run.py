@@ -31,11 +31,21 @@ from timm_paf.engine.sweep import Cell, Sweep
 from timm_paf.engine.trainer import Trainer
 from timm_paf.engine.validate_config import ValidateConfig
 
-__all__ = ['cell_state', 'list_cells', 'run_cell', 'run_sweep', 'submit_sweep']
+__all__ = ['cell_state', 'check_sweep', 'list_cells', 'run_cell', 'run_sweep', 'submit_sweep']
 
 FAILED, STOPPED, ELSEWHERE = 11, 12, 13  # statuses of workers, which nothing else ends with
 STATES = {0: 'done', FAILED: 'failed', STOPPED: 'interrupted', ELSEWHERE: 'running elsewhere'}
 SAVING = 30.  # seconds, before the time limit, that a cell has for its checkpoint
+
+
+def check_sweep(sweep: Sweep, output: Path) -> None:
+    """Raise ValueError if the folder of a cell holds a run with other settings."""
+    for cell in sweep.cells:
+        args = output / cell.name / 'args.yaml'
+        if args.exists() and (others := cell.differences(yaml.safe_load(args.read_text()))):
+            raise ValueError(
+                f'{args.parent} was trained with other settings ({", ".join(others)}); choose another --output, or '
+                'remove the folder.')
 
 
 def cell_state(folder: Path) -> str:
@@ -176,15 +186,10 @@ def run_sweep(
         State of each cell at the end, as `cell_state`.
 
     Raises:
-        ValueError: If a folder holds a finished run with other settings.
+        ValueError: As `check_sweep`.
     """
     started = time.monotonic()
-    for cell in sweep.cells:
-        args = output / cell.name / 'args.yaml'
-        if args.exists() and (others := cell.differences(yaml.safe_load(args.read_text()))):
-            raise ValueError(
-                f'{args.parent} was trained with other settings ({", ".join(others)}); choose another --output, or '
-                'remove the folder.')
+    check_sweep(sweep, output)
     states = {cell.name: cell_state(output / cell.name) for cell in sweep.cells}
     waiting = sorted((cell for cell in sweep.cells if states[cell.name] != 'done'),
                      key=lambda cell: states[cell.name] == 'running elsewhere')  # these last, they may be done by then
@@ -261,22 +266,8 @@ def submit_sweep(
         executor.update_parameters(**given)
     except (NameError, TypeError, RuntimeError) as error:
         raise ValueError(f'--slurm: {error}') from None
-    job = SlurmJob(sweep, output, workers, tuple(devices), threads, 60. * given['timeout_min'] - 60)
-    return [str(submitted.job_id) for submitted in executor.map_array(job, range(count))]
-
-
-@dataclasses.dataclass(frozen=True)
-class SlurmJob:
-    """What a job of the array does: run cells until none is left, or the time is over."""
-    sweep: Sweep
-    output: Path
-    workers: int
-    devices: tuple[str, ...]
-    threads: int | None
-    time_limit: float
-
-    def __call__(self, number: int) -> dict[str, str]:
-        """Run cells; the argument, the number of the job, changes nothing."""
-        return run_sweep(
-            self.sweep, self.output, workers=self.workers, devices=self.devices, threads=self.threads,
-            time_limit=self.time_limit)
+    with executor.batch():  # one array
+        jobs = [executor.submit(
+            run_sweep, sweep, output, workers=workers, devices=devices, threads=threads,
+            time_limit=60. * given['timeout_min'] - 60) for _ in range(count)]
+    return [str(job.job_id) for job in jobs]

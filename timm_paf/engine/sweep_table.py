@@ -1,9 +1,10 @@
-"""The table of a sweep: a row for the best and for the last checkpoint of each cell that is done."""
+"""The table of a sweep: a row for the best and for the last checkpoint of each cell that is done; groups of rows."""
 import csv
+import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from timm_paf._files import whole_file
 from timm_paf.activations import ACTIVATIONS, shape
 from timm_paf.engine.checkpoint_files import write_summary
 
-__all__ = ['ATTACKS', 'SHAPE', 'read_path', 'sweep_rows', 'write_table']
+__all__ = [
+    'ATTACKS', 'PROPERTIES', 'VERSIONS', 'Group', 'groups_of', 'paired_differences', 'read_path', 'sweep_rows',
+    'write_table']
 
-ATTACKS = ('clean', 'pgd', 'autoattack')
+Row = Mapping[str, Any]
+ATTACKS = {'clean': 'clean', 'pgd': 'PGD', 'autoattack': 'AutoAttack'}  # names in reports, and titles
+PROPERTIES = {
+    'finite_curvature': 'greatest curvature', 'negative_mean': 'mean output, x < 0',
+    'negative_max': 'largest output, x < 0'}
 SHAPE = ('finite_curvature', 'curvature', 'negative_mean', 'negative_max', 'negative_min', 'slope_left', 'slope_right',
          'smoothness')
 VERSIONS = ('timm-paf', 'torch', 'timm', 'python')
@@ -50,6 +57,67 @@ def read_path(output: Path, cell: str) -> list[dict[str, float]]:
     """`epoch` (from 0), and `alpha` and `beta` (those that there are) after each epoch of a cell."""
     with open(output / cell / 'summary.csv', newline='') as file:
         return [{'epoch': int(row['epoch']), **_parameters(row)} for row in csv.DictReader(file)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Cells that differ only in their seed: rows of their best and last checkpoints by seed."""
+    activation: str
+    learned: bool
+    given: str
+    options: tuple[tuple[str, str], ...]
+    best: dict[int, Row] = dataclasses.field(default_factory=dict)
+    last: dict[int, Row] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters(self) -> str:
+        """How alpha and beta were chosen, in words."""
+        if self.given:
+            return f'{"learned from" if self.learned else "fixed"} {self.given}'
+        return 'learned' if self.learned else ''
+
+    @property
+    def option_text(self) -> str:
+        """The options in words."""
+        return ', '.join(f'{name.replace("_", " ")} {value}' for name, value in self.options)
+
+    def label(self, *, options: bool = True) -> str:
+        """The group in one line."""
+        return ', '.join(filter(None, (self.activation, self.parameters, self.option_text if options else '')))
+
+    def values(self, column: str, checkpoint: str = 'best') -> dict[int, float]:
+        """A column by seed, without empty cells."""
+        rows = self.best if checkpoint == 'best' else self.last
+        return {seed: row[column] for seed, row in rows.items() if row.get(column) is not None}
+
+    def mean(self, column: str, checkpoint: str = 'best') -> float:
+        """Mean of a column over the seeds."""
+        values = list(self.values(column, checkpoint).values())
+        return sum(values) / len(values) if values else math.nan
+
+
+def groups_of(rows: Iterable[Row]) -> list[Group]:
+    """The groups of the rows of results.csv."""
+    groups: dict[Any, Group] = {}
+    for row in rows:
+        names = list(row)
+        options = tuple((name, row[name]) for name in names[names.index('seed') + 1:names.index('checkpoint')])
+        key = row['activation'], row['learned'], row['given'], options
+        group = groups.setdefault(key, Group(*key))
+        (group.best if row['checkpoint'] == 'best' else group.last)[row['seed']] = row
+    return list(groups.values())
+
+
+def paired_differences(group: Group, groups: Sequence[Group], reference: str, column: str) -> dict[int, float]:
+    """Differences by seed to the activation `reference` with the same options, in a column of the best checkpoints.
+
+    An option that the reference does not name, such as the sharing of parameters that it lacks, may differ.
+    """
+    fitting = [g for g in groups if g.activation == reference and set(g.options) <= set(group.options)]
+    if not fitting or group.activation == reference:
+        return {}
+    mine, other = group.values(column), max(fitting, key=lambda g: len(g.options)).values(column)
+    return {seed: mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())}
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
