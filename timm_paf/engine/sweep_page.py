@@ -142,7 +142,8 @@ def _learned(groups: Sequence[Group], output: Path) -> Section | None:
         columns='lnnnnn', rows=[[
             group.label(options=False), *(_some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))]
             for group in learned],
-        note=f'Means over seeds, of the best checkpoint. The shapes are those of the first {MAX_SHAPES} rows.',
+        note='Means over seeds, of the best checkpoint.' + (
+            f' The shapes are those of the first {MAX_SHAPES} rows.' if len(learned) > MAX_SHAPES else ''),
     ) if learned else None
 
 
