@@ -36,7 +36,8 @@ def made_up(output, activation, seed, robust, *, learned=False, parameters=None,
         'best': {'epoch': 0}, 'last': {'epoch': epochs - 1}}}))
     for name, count in (('', robust), ('last', robust - 20 if last is None else last)):
         (folder / name / 'report.json').write_text(json.dumps({
-            'clean': accuracy(900 - 10 * seed), 'pgd': accuracy(count + 15), 'autoattack': accuracy(count),
+            'clean': accuracy(900 - 10 * seed), 'pgd': accuracy(count + 15),
+            'autoattack': {**accuracy(count), 'components': ['apgd-ce']},
             'versions': {'torch': '2'}, 'created': '2026-01-01T00:00:00+00:00'}))
     return folder
 
@@ -47,6 +48,7 @@ def test_rows_have_counts_parameters_and_the_shape_they_give(tmp_path):
     best, last, relu, _ = sweep_rows(tmp_path)
     assert (best['autoattack_correct'], best['autoattack_images'], best['autoattack']) == (400, 1000, 40.)
     assert (best['autoattack_low'], best['autoattack_high']) == pytest.approx((37, 43))
+    assert best['autoattack_parts'] == 'apgd-ce'
     assert (last['epoch'], last['autoattack'], last['task'], last['val_robust']) == (1, 38., 'pgd-at', 49.)
     for row, alpha in ((best, 2.), (last, 3.)):
         found = shape.describe('psilu', alpha=alpha)

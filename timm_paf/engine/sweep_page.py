@@ -159,7 +159,9 @@ def _missing(states: Mapping[str, str], output: Path) -> Section | None:
 
 def _facts(rows: Sequence[Row]) -> Section:
     cells = {row['cell']: row for row in rows}
-    columns = {'dataset': 'data set', 'model': 'models', 'norm': 'norm', 'eps': 'eps', 'device': 'device',
+    columns = {'dataset': 'data set', 'model': 'models', 'norm': 'norm', 'eps': 'eps',
+               'pgd_images': 'images, PGD', 'autoattack_images': 'images, AutoAttack',
+               'autoattack_parts': 'parts of AutoAttack', 'device': 'device',
                'machine': 'machine', 'threads': 'threads per run', **{name: name for name in VERSIONS}}
     return Section(title='Runs', header=['', ''], columns='st', rows=[
         ['runs', len(cells)], ['time of all runs', duration(sum(row['seconds'] for row in cells.values()))],

@@ -145,6 +145,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
                     attack: 100 * found['correct'] / found['total'],
                     **{f'{attack}_{end}': 100 * value for end, value in zip(
                         ('low', 'high'), found['interval'], strict=True)}}
+        row['autoattack_parts'] = ' '.join(report.get('autoattack', {}).get('components', ()))
         row |= {'alpha': parameters.get('alpha'), 'beta': parameters.get('beta')}
         row |= _shape(cell['activation'], tuple(parameters.items()))
         rows.append({
