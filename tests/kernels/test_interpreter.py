@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip('triton')
 
 
-def test_kernels_without_a_gpu():
-    cases = Path(__file__).with_name('test_triton.py')
+@pytest.mark.parametrize('name', ['test_triton.py', 'test_triton_norm.py'])
+def test_kernels_without_a_gpu(name):
+    cases = Path(__file__).with_name(name)
     process = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-x', str(cases)], capture_output=True, text=True,
         env={**os.environ, 'TRITON_INTERPRET': '1'})

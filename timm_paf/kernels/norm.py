@@ -108,9 +108,9 @@ def _plan(
     name = _FORMULAS.get(type(act))
     if name is None or not runs_as_written(x, act, *norms) or any(type(n) is not nn.BatchNorm2d for n in norms):
         return None
-    on_cpu, grad = x.device.type == 'cpu', torch.is_grad_enabled()
+    on_cpu, grad = _on_cpu(x), torch.is_grad_enabled()
     batch = bool(norm.training or norm.running_mean is None)
-    if not on_cpu or not batch or not grad or name in ('relu', 'silu'):
+    if on_cpu and (not batch or not grad or name in ('relu', 'silu')):
         return None
     if shortcut is not None and (shortcut.shape != x.shape or shortcut.dtype != x.dtype):
         return None
@@ -130,7 +130,7 @@ def _plan(
     if kernels is None:
         return None
     return Plan(
-        Cpu, kernels, name, (alpha, beta), batch, _settings(norm),
+        _way(on_cpu), kernels, name, (alpha, beta), batch, _settings(norm),
         None if shortcut_norm is None else _settings(shortcut_norm))
 
 
@@ -158,6 +158,18 @@ def _settings(norm: Any) -> Norm:
     counter = norm.num_batches_tracked if norm.training and norm.track_running_stats else None
     return Norm(
         norm.running_mean if read else None, norm.running_var if read else None, norm.momentum, norm.eps, counter)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == 'cpu'
+
+
+def _way(on_cpu: bool) -> Any:
+    """The functions `forward` and `backward` of a device."""
+    if on_cpu:
+        return Cpu
+    from timm_paf.kernels import gpu_norm
+    return gpu_norm
 
 
 class Cpu:
