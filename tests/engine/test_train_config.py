@@ -15,7 +15,7 @@ from timm_paf.tasks import AdversarialTrainingTask
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
 DOCS = RECIPES.parent / 'docs'
-CONFIGS = sorted((RECIPES / 'configs').glob('*.yaml'))
+CONFIGS = sorted(path for path in (RECIPES / 'configs').glob('*.yaml') if not path.stem.startswith('sweep_'))
 PUBLISHED = [path for path in CONFIGS if path.name != 'digits.yaml']
 
 

@@ -101,6 +101,7 @@ def find_config(name: str) -> Path:
 def parse_config(
         cls: type[Config], argv: Sequence[str] | None = None, *, description: str = '',
         default: Callable[[dict[str, Any]], str | Path | Mapping[str, Any] | None] = lambda given: None,
+        reads_config: bool = True,
 ) -> Config:
     """Settings from the command line; flags override the YAML file, and the file overrides the defaults of the class.
 
@@ -109,6 +110,7 @@ def parse_config(
         argv: Arguments; None for those of the process.
         description: First line of --help.
         default: Called with the given flags when --config is missing; returns the file to read, or settings.
+        reads_config: Whether the file of --config holds settings; else it is a setting as others.
 
     Raises:
         ValueError: If a key, flag or value is wrong.
@@ -119,7 +121,7 @@ def parse_config(
     wants_help = any(word in ('-h', '--help') for word in (sys.argv[1:] if argv is None else argv))
     given = vars(first.parse_known_args(argv)[0] if wants_help else first.parse_args(argv))
     values: dict[str, Any] = {}
-    chosen = given.get('config') or default(given)
+    chosen = (given.get('config') or default(given)) if reads_config else None
     if isinstance(chosen, Mapping):
         values = {name: value for name, value in chosen.items() if name in names}
     elif chosen:

@@ -17,7 +17,8 @@ from timm_paf.engine.train_config import TrainConfig
 from timm_paf.engine.trainer import Trainer
 from timm_paf.engine.validate_config import ValidateConfig
 
-__all__ = ['dry_run', 'open_run', 'parse_train_config', 'parse_validate_config', 'train', 'validate']
+__all__ = [
+    'dry_run', 'open_run', 'parse_train_config', 'parse_validate_config', 'seconds_per_image', 'train', 'validate']
 
 WARM, MEASURED = 1, 3
 
@@ -102,6 +103,13 @@ def dry_run(trainer: Trainer) -> None:
             f'{batches.synthetic_per_batch} synthetic images; {len(trainer.val):,} images to validate on, '
             f'{len(trainer.test or ()):,} to test on'):
         trainer.say(line)
+    trainer.say(trainer.time_estimate(seconds_per_image(trainer)))
+    trainer.say(f'memory: {memory(trainer.processes.device)}')
+    trainer.processes.close()
+
+
+def seconds_per_image(trainer: Trainer) -> float:
+    """Time of training on one image, from a few updates, which change the weights of this trainer."""
     times, images = [], 0
     trainer.task.train()
     for number, batch in enumerate(batches_from(trainer.data, 0, WARM + MEASURED)):
@@ -109,6 +117,4 @@ def dry_run(trainer: Trainer) -> None:
         float(loss)  # waits for the device
         times.append(time.perf_counter())
         images += len(batch) if number >= WARM else 0
-    trainer.say(trainer.time_estimate((times[-1] - times[WARM - 1]) / images))
-    trainer.say(f'memory: {memory(trainer.processes.device)}')
-    trainer.processes.close()
+    return (times[-1] - times[WARM - 1]) / images

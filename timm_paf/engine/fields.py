@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-__all__ = ['GROUPS', 'Settings', 'assignments', 'flag', 'read_yaml', 'setting', 'settings_by_group']
+__all__ = ['GROUPS', 'Settings', 'assignments', 'flag', 'known_keys', 'read_yaml', 'setting', 'settings_by_group']
 
 GROUPS = ('data', 'model', 'attack', 'optimisation', 'measurement', 'output')
 
@@ -157,6 +157,19 @@ for _tag, _pattern, _first in (
     _ValueLoader.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'(?:{_pattern})$'), list(_first))
 
 
+def known_keys(content: Mapping[Any, Any], known: typing.Collection[str], label: str) -> dict[str, Any]:
+    """A mapping with '_' for '-' in its keys; ValueError, with `label` in front, for a key that is not in `known`."""
+    settings = {}
+    for key, value in content.items():
+        name = str(key).replace('-', '_')
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'did you mean {near[0]}?' if near else '--help lists the settings.'
+            raise ValueError(f'{label}: unknown key {key!r}; {hint}')
+        settings[name] = value
+    return settings
+
+
 def read_yaml(path: Path, known: typing.Collection[str]) -> dict[str, Any]:
     """The settings in a YAML file, not yet converted; ValueError for an unknown key or a file that cannot be read."""
     try:
@@ -169,15 +182,7 @@ def read_yaml(path: Path, known: typing.Collection[str]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f'config {path} holds a {type(content).__name__}; expected lines "key: value".')
-    settings = {}
-    for key, value in content.items():
-        name = str(key).replace('-', '_')
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'did you mean {near[0]}?' if near else '--help lists the settings.'
-            raise ValueError(f'config {path}: unknown key {key!r}; {hint}')
-        settings[name] = value
-    return settings
+    return known_keys(content, known, f'config {path}')
 
 
 def assignments(items: tuple[str, ...], name: str) -> dict[str, Any]:

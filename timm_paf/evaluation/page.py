@@ -30,14 +30,16 @@ class Section:
     title: str  #: The heading.
     text: Sequence[str] = ()  #: Paragraphs.
     figures: Sequence[Markup] = ()  #: Plots from `figure`.
-    header: Sequence[str]  #: Titles of the table's columns.
-    rows: Sequence[Sequence[str | int | float | None]]  #: Rows; None is an empty cell, floats show four digits.
-    columns: str  #: One letter per column: 's' short text, 't' long text, 'n' number, 'c' code.
+    header: Sequence[str] = ()  #: Titles of the table's columns.
+    #: Rows; None is an empty cell, floats show four digits. Without rows there is no table.
+    rows: Sequence[Sequence[str | int | float | None]] = ()
+    #: One letter per column: 's' short text, 'l' short text in one line, 't' long text, 'n' number, 'c' code.
+    columns: str = ''
     note: str = ''  #: A paragraph in small print.
 
 
 def render(**content: Any) -> str:
-    """The text of an HTML file, from `title`, `subtitle`, `report` (a `RobustnessReport`) and `sections`."""
+    """The text of an HTML file, from `title`, `subtitle`, `report` (a `RobustnessReport` or None) and `sections`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('timm_paf.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
@@ -53,7 +55,7 @@ def figure(alt: str, plot: Callable[..., 'Figure'], *arguments: Any) -> Markup:
     except ImportError as error:
         return Markup('<p class="soft">No figure: {}. The table has the same numbers.</p>').format(error)
     drawn.savefig(stream, format='png', metadata={'Software': None})  # equal figures give equal bytes
-    return Markup('<figure><img src="{}" alt="{}"></figure>').format(_data_uri(stream), alt)
+    return Markup('<figure class="plot"><img src="{}" alt="{}"></figure>').format(_data_uri(stream), alt)
 
 
 def image_uri(image: Tensor) -> str:

@@ -1,0 +1,128 @@
+"""Table and report of a sweep, from made-up runs."""
+import csv
+import json
+import re
+
+import pytest
+import yaml
+
+from timm_paf import shape
+from timm_paf.engine import sweep_page, sweep_rows, write_table
+from timm_paf.engine.sweep_table import groups_of
+
+
+def accuracy(correct, total=1000):
+    return {'correct': correct, 'total': total, 'interval': [correct / total - 0.03, correct / total + 0.03]}
+
+
+def made_up(output, activation, seed, robust, *, learned=False, parameters=None, path=(), last=None, **options):
+    """The folder of a cell: `robust` images of 1000 are robust at the best of two epochs, `last` at the last one."""
+    given = ','.join(f'{name}={value}' for name, value in (parameters or {}).items())
+    folder = output / f'{activation},{given},{",".join(options.values())},{learned},{seed}'
+    (folder / 'last').mkdir(parents=True)
+    (folder / 'cell.json').write_text(json.dumps({
+        'activation': activation, 'parameters': parameters or {}, 'learned': learned, 'options': options, 'seed': seed,
+        'threads': 1, 'machine': 'made up', 'seconds': 60.}))
+    (folder / 'args.yaml').write_text(yaml.safe_dump({
+        'device': 'cpu', 'dataset': 'digits', 'model': f'net_{activation}', 'norm': 'linf', 'eps': '0.2'}))
+    columns = sorted({f'act_{name}' for point in path for name in point})
+    with open(folder / 'summary.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, ['epoch', 'eval_clean', 'eval_robust', *columns])
+        writer.writeheader()
+        writer.writerows({'epoch': epoch, 'eval_clean': 90., 'eval_robust': 50. - epoch, **{
+            f'act_{name}': value for name, value in point.items()}} for epoch, point in enumerate(path or ({}, {})))
+    epochs = max(len(path), 2)
+    (folder / 'selection.json').write_text(json.dumps({'metric': 'robust', 'selected': 'raw', 'raw': {
+        'best': {'epoch': 0}, 'last': {'epoch': epochs - 1}}}))
+    for name, count in (('', robust), ('last', robust - 20 if last is None else last)):
+        (folder / name / 'report.json').write_text(json.dumps({
+            'clean': accuracy(900 - 10 * seed), 'pgd': accuracy(count + 15),
+            'autoattack': {**accuracy(count), 'components': ['apgd-ce']},
+            'versions': {'torch': '2'}, 'created': '2026-01-01T00:00:00+00:00'}))
+    return folder
+
+
+def test_rows_have_counts_parameters_and_the_shape_they_give(tmp_path):
+    made_up(tmp_path, 'psilu', 0, 400, learned=True, path=({'alpha': 2.}, {'alpha': 3.}), last=380, task='pgd-at')
+    made_up(tmp_path, 'relu', 1, 300, task='plain')
+    best, last, relu, _ = sweep_rows(tmp_path)
+    assert (best['autoattack_correct'], best['autoattack_images'], best['autoattack']) == (400, 1000, 40.)
+    assert (best['autoattack_low'], best['autoattack_high']) == pytest.approx((37, 43))
+    assert best['autoattack_parts'] == 'apgd-ce'
+    assert (last['epoch'], last['autoattack'], last['task'], last['val_robust']) == (1, 38., 'pgd-at', 49.)
+    for row, alpha in ((best, 2.), (last, 3.)):
+        found = shape.describe('psilu', alpha=alpha)
+        assert (row['alpha'], row['finite_curvature'], row['negative_mean']) == (
+            alpha, found.finite_curvature, found.negative_mean)
+    assert (relu['alpha'], relu['finite_curvature'], relu['smoothness'], relu['task']) == (None, 0, 'C0', 'plain')
+
+
+@pytest.mark.parametrize('columns, expected', [
+    ({'alpha_mean': 2., 'alpha_min': 1., 'alpha_max': 3.}, 2.),
+    ({'layer1.act.alpha': 1., 'layer2.act.alpha': 2., 'layer2.act.alpha_grad': 9.}, 1.5)], ids=['many', 'stages'])
+def test_several_activations_are_a_mean(tmp_path, columns, expected):
+    made_up(tmp_path, 'psilu', 0, 400, learned=True, path=(columns, columns))
+    assert sweep_rows(tmp_path)[0]['alpha'] == expected
+
+
+def test_parameters_outside_of_their_range_or_not_finite(tmp_path):
+    made_up(tmp_path, 'pssilu', 0, 400, learned=True, path=({'alpha': 2., 'beta': -1.5}, {'alpha': 2., 'beta': 'nan'}))
+    best, last = sweep_rows(tmp_path)
+    assert best['finite_curvature'] > 0 and 'finite_curvature' not in last
+    assert sweep_page([best, last], tmp_path, title='x')
+
+
+def test_a_cell_that_is_not_done_has_no_row(tmp_path):
+    (made_up(tmp_path, 'relu', 0, 300) / 'report.json').unlink()
+    assert sweep_rows(tmp_path) == []
+
+
+def test_the_table_as_csv_and_parquet(tmp_path):
+    made_up(tmp_path, 'relu', 0, 300)
+    made_up(tmp_path, 'pssilu', 0, 310, learned=True, path=({'alpha': 2., 'beta': 0.1},) * 2, act_sharing='layer')
+    rows = sweep_rows(tmp_path)
+    write_table(rows, tmp_path)
+    with open(tmp_path / 'results.csv', newline='') as file:
+        read = list(csv.DictReader(file))
+    assert [row['autoattack_correct'] for row in read] == [str(row['autoattack_correct']) for row in rows]
+    parquet = pytest.importorskip('pyarrow.parquet')
+    table = parquet.read_table(tmp_path / 'results.parquet').to_pylist()
+    assert [row['alpha'] for row in table] == [row.get('alpha') for row in rows]
+
+
+def study(output):
+    """Three seeds of references, fixed and learned parameters, with one option."""
+    for seed in range(3):
+        for decay, less in (('0', 0), ('0.0005', 7)):
+            for name, robust in (('relu', 300), ('leaky_relu', 296), ('elu', 312), ('gelu', 322), ('silu', 320),
+                                 ('mish', 318), ('softplus', 309)):
+                made_up(output, name, seed, robust + 5 * seed * (seed - 1) - less, norm_weight_decay=decay)
+            for name in ('psilu', 'psoftplus', 'reblu'):
+                for alpha in (0.5, 1., 2., 4.):
+                    made_up(output, name, seed, round(300 + 12 * alpha - alpha ** 3 / 2 + 3 * seed - less),
+                            parameters={'alpha': alpha}, path=({'alpha': alpha},) * 2, norm_weight_decay=decay)
+            for start in (1., 3.):
+                made_up(output, 'pssilu', seed, 330 + 4 * seed - less, learned=True, parameters={'alpha': start},
+                        path=[{'alpha': start + (2.5 - start) * e / 8 + seed / 10, 'beta': 0.02 * e} for e in range(9)],
+                        norm_weight_decay=decay)
+
+
+def test_the_report_compares_and_needs_no_other_file(tmp_path):
+    study(tmp_path)
+    rows = sweep_rows(tmp_path)
+    groups = groups_of(rows)
+    assert len(groups) == 42 and all(len(group.best) == len(group.last) == 3 for group in groups)
+    (tmp_path / 'elu').mkdir()
+    (tmp_path / 'elu' / 'error.txt').write_text('no <memory>\n')
+    text = sweep_page(rows, tmp_path, title='a & b', states={'elu': 'failed', 'relu': 'done'})
+    assert not re.search(r'(src|href)="(?!data:)', text) and '<script' not in text
+    assert '<h1>a &amp; b</h1>' in text and 'no &lt;memory&gt;' in text
+    assert text.count('data:image/png') == 9  # two for three parameters, one over shape, three for each option
+    # differences of 20 images of 1000 with every seed
+    assert len(re.findall(r'<td[^>]*>silu</td><td[^>]*>relu</td><td[^>]*>3</td><td[^>]*>\+2.00</td>'
+                          r'<td[^>]*>\+2.00 to \+2.00</td><td[^>]*>2</td>', text)) == 2
+
+
+def test_one_run_gives_a_report(tmp_path):
+    made_up(tmp_path, 'relu', 0, 300)
+    assert sweep_page(sweep_rows(tmp_path), tmp_path, title='x').count('data:image/png') == 2

@@ -1,0 +1,183 @@
+"""report.html of a sweep: accuracies, differences to ReLU and SiLU, and robustness over parameters and shape."""
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_paf.activations import ACTIVATIONS, shape
+from timm_paf.engine.progress import duration
+from timm_paf.engine.sweep_plots import plot_groups, plot_parameters, plot_paths, plot_shape
+from timm_paf.engine.sweep_table import ATTACKS, PROPERTIES, VERSIONS, Group, groups_of, paired_differences
+from timm_paf.evaluation.page import Section, figure, render
+from timm_paf.evaluation.statistics import mean_interval, rank_correlation, runs_needed
+
+__all__ = ['sweep_page']
+
+Row = Mapping[str, Any]
+REFERENCES = ('relu', 'silu')
+MAX_SHAPES = 7
+
+
+def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping[str, str] | None = None) -> str:
+    """The text of report.html, which needs no other file.
+
+    Args:
+        rows: Rows of results.csv, at least one.
+        output: Folder of the sweep.
+        title: Heading.
+        states: State of each cell, to name those that are not done.
+    """
+    attacks = [attack for attack in ATTACKS if all(attack in row for row in rows)]
+    robust = attacks[-1]
+    groups = sorted(groups_of(rows), key=lambda group: -group.mean(robust))
+    sets: dict[str, list[Group]] = defaultdict(list)  # by options
+    for group in groups:
+        sets[group.option_text].append(group)
+    sections = [
+        *(_accuracies(members, attacks) for members in sets.values()),
+        *(_differences(members, groups, robust) for members in sets.values()), _over_parameters(groups, robust),
+        _over_shape(groups, robust), *(_learned(members, output) for members in sets.values()),
+        _missing(states or {}, output), _facts(rows)]
+    row = rows[0]
+    return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
+        f'{len({row["cell"] for row in rows})} runs', row['dataset'], f'{row["norm"]} eps {row["eps"]}',
+        max(row['created'] for row in rows))))
+
+
+def _accuracies(groups: Sequence[Group], attacks: Sequence[str]) -> Section:
+    robust = attacks[-1]
+    rows: list[list[Any]] = []
+    for group in groups:
+        mean, low, high, _ = mean_interval(list(group.values(robust).values()))
+        rows.append([
+            group.label(options=False), len(group.best), *(f'{group.mean(attack):.1f}' for attack in attacks),
+            _range(low, high), f'{group.mean(robust, "last"):.1f}', f'{mean - group.mean(robust, "last"):.1f}',
+            *(_some(group.mean(name)) for name in ('alpha', 'beta'))])
+    return Section(
+        title=_title('Accuracy', groups[0]),
+        figures=[figure('robust accuracy of each activation', plot_groups, groups, robust)],
+        header=['activation', 'seeds', *(f'{ATTACKS[attack]}, %' for attack in attacks), '95 % interval', 'last, %',
+                'gap', 'alpha', 'beta'],
+        columns='ln' + 'n' * len(attacks) + 'nnnnn', rows=rows,
+        note='Means over seeds, of the checkpoint with the best validation accuracy. The interval is the 95 % t '
+             'interval of the mean over seeds of the accuracy in front of it; last is that accuracy at the last epoch, '
+             'and gap is how much lower it is, in percentage points. results.csv has counts and Wilson intervals of '
+             'each run.')
+
+
+def _differences(members: Sequence[Group], groups: Sequence[Group], robust: str) -> Section | None:
+    rows: list[list[Any]] = []
+    for reference in REFERENCES:
+        for group in members:
+            found = paired_differences(group, groups, reference, robust)
+            if found:
+                mean, low, high, deviation = mean_interval(list(found.values()))
+                clean = mean_interval(list(paired_differences(group, groups, reference, 'clean').values()))
+                needed = runs_needed(deviation, 1.) if math.isfinite(deviation) else None
+                rows.append([
+                    group.label(options=False), reference, len(found), f'{mean:+.2f}', _range(low, high, '+.2f'),
+                    needed, f'{clean[0]:+.2f}', _range(*clean[1:3], '+.2f')])
+    return Section(
+        title=_title('Differences to ReLU and SiLU', members[0]), header=[
+            'activation', 'minus', 'pairs', ATTACKS[robust], '95 % interval', 'seeds for ±1', 'clean', '95 % interval'],
+        columns='llnnnnnn', rows=rows,
+        note='Differences between two runs with the same seed and options, in percentage points. The intervals are '
+             '95 % t intervals over the pairs. They cover the chance in training, not the choice of test images, and '
+             'are not corrected for the number of comparisons. Seeds for ±1: number of pairs whose interval would have '
+             'one point to each side, with the spread that was measured.') if rows else None
+
+
+def _over_parameters(groups: Sequence[Group], robust: str) -> Section | None:
+    by_activation: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        if group.given and not group.learned:
+            by_activation[group.activation].append(group)
+    items = sorted(by_activation.items())
+    return Section(
+        title='Robustness over the parameter', text=[
+            'Each point is a run whose parameters are fixed. The line joins the means over seeds; the dashed line is '
+            'the mean of ReLU.'],
+        figures=[figure('robust accuracy over fixed parameters', plot_parameters, dict(items[i:i + 2]), groups, robust)
+                 for i in range(0, len(items), 2)]) if items else None
+
+
+def _over_shape(groups: Sequence[Group], robust: str) -> Section:
+    sets: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        sets[group.option_text].append(group)
+        if group.given and not group.learned:
+            sets[', '.join(filter(None, (f'{group.activation}, fixed', group.option_text)))].append(group)
+    rows: list[list[Any]] = []
+    for label, members in sorted(sets.items(), key=lambda item: -len(item[1])):
+        for name, words in PROPERTIES.items():
+            points = [(g.mean(name), g.mean(robust)) for g in members if not math.isnan(g.mean(name))]
+            correlation, p = rank_correlation(*zip(*points, strict=True)) if points else (math.nan, math.nan)
+            if not math.isnan(correlation):
+                rows.append([label or 'all', words, len(points), f'{correlation:+.2f}', f'{p:.3g}'])
+    return Section(
+        title='Robustness over the shape', figures=[figure(
+            'robust accuracy over curvature and over output on negative inputs', plot_shape, groups, robust)],
+        text=['Empty markers: the parameters are fixed. Filled ones: they are learned, or there are none.'],
+        header=['activations', 'property', 'points', 'rank correlation', 'p'], columns='ssnnn', rows=rows,
+        note='Each point is the mean over seeds. Greatest curvature: away from kinks. Mean output: over [-8, 0]. Rank '
+             'correlation: Spearman; p: from permutations, two-sided, not corrected for the number of rows. According '
+             'to the paper (arXiv 2110.05626), high finite curvature and positive outputs on negative inputs improve '
+             'robustness.')
+
+
+def _learned(groups: Sequence[Group], output: Path) -> Section | None:
+    learned = [group for group in groups if group.learned]
+    shapes = {}
+    for group in learned[:MAX_SHAPES]:
+        kind = ACTIVATIONS[group.activation]
+        values: dict[str, Any] = {
+            name: spec.clamp(group.mean(name)) for name, spec in kind.parameter_specs.items()
+            if math.isfinite(group.mean(name))}
+        shapes[group.label(options=False)] = kind(**values)
+    return Section(
+        title=_title('Learned parameters', groups[0]), header=['activation', 'alpha', 'beta', *PROPERTIES.values()],
+        figures=[figure('alpha and beta by epoch', plot_paths, learned, output),
+                 figure('learned activations and their derivatives', shape.plot, shapes)],
+        columns='lnnnnn', rows=[[
+            group.label(options=False), *(_some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))]
+            for group in learned],
+        note='Means over seeds, of the best checkpoint.' + (
+            f' The shapes are those of the first {MAX_SHAPES} rows.' if len(learned) > MAX_SHAPES else ''),
+    ) if learned else None
+
+
+def _missing(states: Mapping[str, str], output: Path) -> Section | None:
+    rows = []
+    for name, state in states.items():
+        if state != 'done':
+            error = output / name / 'error.txt'
+            rows.append([name, state, error.read_text().strip() if error.exists() else ''])
+    return Section(
+        title='Cells without a result', header=['cell', 'state', 'error'], columns='cst', rows=rows) if rows else None
+
+
+def _facts(rows: Sequence[Row]) -> Section:
+    cells = {row['cell']: row for row in rows}
+    columns = {'dataset': 'data set', 'model': 'models', 'norm': 'norm', 'eps': 'eps',
+               'pgd_images': 'images, PGD', 'autoattack_images': 'images, AutoAttack',
+               'autoattack_parts': 'parts of AutoAttack', 'device': 'device',
+               'machine': 'machine', 'threads': 'threads per run', **{name: name for name in VERSIONS}}
+    return Section(title='Runs', header=['', ''], columns='st', rows=[
+        ['runs', len(cells)], ['time of all runs', duration(sum(row['seconds'] for row in cells.values()))],
+        *([words, ', '.join(sorted({str(row[name]) for row in rows if row.get(name) is not None}))]
+          for name, words in columns.items())])
+
+
+def _title(text: str, group: Group) -> str:
+    return ', '.join(filter(None, (text, group.option_text)))
+
+
+def _some(value: float) -> str | None:
+    return None if math.isnan(value) else f'{value:.3g}'
+
+
+def _range(low: float, high: float, style: str = '.1f') -> str | None:
+    return None if math.isnan(low) else f'{low:{style}} to {high:{style}}'
+
+
