@@ -103,8 +103,10 @@ def hours(figures: dict[tuple[str, str, str], Figure]) -> list[str]:
         row.removesuffix(', captured'): figure['median'] for (file, row, column), figure in figures.items()
         if file in ('narrow', 'wide') and column == 'speed' and row.endswith(', captured')}
     rows = []
-    for path in sorted(CONFIGS.glob('[!s]*.yaml')):  # without the grids sweep_*.yaml
+    for path in sorted(CONFIGS.glob('*.yaml')):
         config = yaml.safe_load(path.read_text())
+        if path.stem.startswith('sweep_'):  # a grid
+            continue
         name, steps = config['model'], config['attack_steps']
         like = name if name in speeds else 'wrn28_10_pssilu' if name.startswith('wrn') else 'resnet18_pssilu'
         if config['dataset'] not in REAL_IMAGES or like not in speeds or not re.search('resnet18|wrn', name):
