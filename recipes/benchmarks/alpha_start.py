@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch is imported, as in adv_train.py
 
@@ -86,8 +87,9 @@ def measure(prepared: tuple[argparse.Namespace, Trainer]) -> None:
         gradients.clear()
         loss, _ = trainer.step(dataclasses.replace(batch, x=x), update)
         alpha = torch.cat([module.alpha.detach().flatten() for module in shared])
-        row = dict(update=update + 1, least=float(alpha.min()), most=float(alpha.max()), gradient=max(gradients),
-                   loss=float(loss) / len(batch))
+        row: dict[str, Any] = dict(
+            update=update + 1, least=float(alpha.min()), most=float(alpha.max()), gradient=max(gradients),
+            loss=float(loss) / len(batch))
         rows.append(row)
         print('{update:6d}  {least:8.4f} {most:8.4f}  {gradient:14.4g}  {loss:.3f}'.format(**row), flush=True)
         if args.json:

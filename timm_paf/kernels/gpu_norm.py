@@ -239,7 +239,7 @@ def forward(
     y = empty_like(x)
     shortcut = None if shortcut is None else _dense(shortcut, x)
     statistics: list[Tensor] = []
-    for source, norm in ((x, plan.norm), (shortcut, plan.shortcut_norm)):
+    for source, norm in ((x, plan.norm), (x if shortcut is None else shortcut, plan.shortcut_norm)):
         if norm is not None:
             statistics += torch.batch_norm_update_stats(
                 source, norm.mean, norm.var, norm.momentum) if plan.batch else (norm.mean, norm.var)
