@@ -126,6 +126,15 @@ def _inner_slopes(alpha, beta, ACT: tl.constexpr):
 
 
 @triton.jit
+def _store_sums(parts_ptr, da, db, alpha, beta, ACT: tl.constexpr):
+    """Store the sums of a program for alpha and beta."""
+    a_slope, b_slope = _inner_slopes(alpha, beta, ACT)
+    program = tl.program_id(0)
+    tl.store(parts_ptr + 2 * program, tl.sum(da) * a_slope)
+    tl.store(parts_ptr + 2 * program + 1, tl.sum(db) * b_slope)
+
+
+@triton.jit
 def _bound(vanishes):
     """Bound on |x| in a product: finite where the other factor vanishes as x -> inf, else inf."""
     return tl.where(vanishes, 3.4e38, float('inf'))
@@ -224,10 +233,7 @@ def _gradient_kernel(
     dx, da, db = _slopes(x.to(tl.float32), a, b, ACT, FAST)
     tl.store(dx_ptr + at, (g * dx).to(x.dtype), mask=exists)
     if SUMS:
-        a_slope, b_slope = _inner_slopes(alpha, beta, ACT)
-        program = tl.program_id(0)
-        tl.store(parts_ptr + 2 * program, tl.sum(g * da) * a_slope)
-        tl.store(parts_ptr + 2 * program + 1, tl.sum(g * db) * b_slope)
+        _store_sums(parts_ptr, g * da, g * db, alpha, beta, ACT)
 
 
 @triton.jit(

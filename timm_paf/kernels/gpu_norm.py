@@ -18,9 +18,9 @@ from timm_paf.kernels.gpu import (
     _at_least,
     _dense,
     _inner,
-    _inner_slopes,
     _launch,
     _slopes,
+    _store_sums,
     _sum_kernel,
     _value,
 )
@@ -95,6 +95,25 @@ def _norm(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, channel, READY: tl.const
 
 
 @triton.jit
+def _argument(
+        x_ptr, shortcut_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, mean2_ptr, var2_ptr, weight2_ptr, bias2_ptr, eps,
+        eps2, at, exists, channel, SHORTCUT: tl.constexpr, READY: tl.constexpr, LAST: tl.constexpr):
+    """X, the argument of f, and scale and 1/sqrt(var + eps) of both norms."""
+    mean, scale, bias, invstd = _norm(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, channel, READY, LAST)
+    x = tl.load(x_ptr + at, mask=exists, other=0.)
+    z = (x.to(tl.float32) - mean) * scale + bias
+    scale2, invstd2 = scale, invstd
+    if SHORTCUT > 0:
+        y = tl.load(shortcut_ptr + at, mask=exists, other=0.).to(tl.float32)
+        if SHORTCUT == 2:
+            mean2, scale2, bias2, invstd2 = _norm(
+                mean2_ptr, var2_ptr, weight2_ptr, bias2_ptr, eps2, channel, READY, LAST)
+            y = (y - mean2) * scale2 + bias2
+        z += y
+    return x, z, scale, invstd, scale2, invstd2
+
+
+@triton.jit
 def _store_once(invstd_ptr, invstd, cols, channels, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Store what a channel has, by the first program that has the channel."""
     program = tl.program_id(0)
@@ -115,21 +134,14 @@ def _value_kernel(
         SHORTCUT: tl.constexpr, BATCH: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
         ROWS: tl.constexpr, COLS: tl.constexpr):
     at, exists, channel = _tile(rows, cols, channels, LAST, EVEN, WIDE, ROWS, COLS)
-    mean, scale, bias, invstd = _norm(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, channel, False, LAST)
-    x = tl.load(x_ptr + at, mask=exists, other=0.)
+    x, z, _, invstd, _, invstd2 = _argument(
+        x_ptr, shortcut_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, mean2_ptr, var2_ptr, weight2_ptr, bias2_ptr, eps,
+        eps2, at, exists, channel, SHORTCUT, False, LAST)
     FAST: tl.constexpr = x.dtype != tl.float32
-    z = (x.to(tl.float32) - mean) * scale + bias
-    if SHORTCUT > 0:
-        y = tl.load(shortcut_ptr + at, mask=exists, other=0.).to(tl.float32)
-        if SHORTCUT == 2:
-            mean2, scale2, bias2, invstd2 = _norm(
-                mean2_ptr, var2_ptr, weight2_ptr, bias2_ptr, eps2, channel, False, LAST)
-            y = (y - mean2) * scale2 + bias2
-            if BATCH:
-                _store_once(invstd2_ptr, invstd2, cols, channels, LAST, ROWS, COLS)
-        z += y
     if BATCH:
         _store_once(invstd_ptr, invstd, cols, channels, LAST, ROWS, COLS)
+        if SHORTCUT == 2:
+            _store_once(invstd2_ptr, invstd2, cols, channels, LAST, ROWS, COLS)
     alpha, beta = _parameters(alpha_ptr, beta_ptr, ACT)
     a, b = _inner(alpha, beta, ACT)
     tl.store(y_ptr + at, _activated(z, a, b, ACT, FAST).to(x.dtype), mask=exists)
@@ -145,16 +157,10 @@ def _gradient_kernel(
         WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """The gradient in the argument of f with BATCH, else those in x and the shortcut."""
     at, exists, channel = _tile(rows, cols, channels, LAST, EVEN, WIDE, ROWS, COLS)
-    mean, scale, bias, _ = _norm(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, channel, BATCH, LAST)
-    x = tl.load(x_ptr + at, mask=exists, other=0.)
+    x, z, scale, _, scale2, _ = _argument(
+        x_ptr, shortcut_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, mean2_ptr, var2_ptr, weight2_ptr, bias2_ptr, eps,
+        eps2, at, exists, channel, SHORTCUT, BATCH, LAST)
     FAST: tl.constexpr = x.dtype != tl.float32
-    z = (x.to(tl.float32) - mean) * scale + bias
-    if SHORTCUT > 0:
-        y = tl.load(shortcut_ptr + at, mask=exists, other=0.).to(tl.float32)
-        if SHORTCUT == 2:
-            mean2, scale2, bias2, _ = _norm(mean2_ptr, var2_ptr, weight2_ptr, bias2_ptr, eps2, channel, BATCH, LAST)
-            y = (y - mean2) * scale2 + bias2
-        z += y
     alpha, beta = _parameters(alpha_ptr, beta_ptr, ACT)
     a, b = _inner(alpha, beta, ACT)
     g = tl.load(g_ptr + at, mask=exists, other=0.).to(tl.float32)
@@ -169,10 +175,7 @@ def _gradient_kernel(
         if SHORTCUT == 2:
             tl.store(dshortcut_ptr + at, (dz * scale2).to(x.dtype), mask=exists)
     if SUMS:
-        a_slope, b_slope = _inner_slopes(alpha, beta, ACT)
-        program = tl.program_id(0)
-        tl.store(parts_ptr + 2 * program, tl.sum(g * da) * a_slope)
-        tl.store(parts_ptr + 2 * program + 1, tl.sum(g * db) * b_slope)
+        _store_sums(parts_ptr, g * da, g * db, alpha, beta, ACT)
 
 
 def _width(cols: int, least: int, most: int) -> int:

@@ -8,18 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 from timm_paf._dtypes import compute_dtype
-from timm_paf.activations import (
-    PELU,
-    PELUPlus,
-    PReLU0,
-    PReLUPlus,
-    PSiLU,
-    PSoftplus,
-    PSSiLU,
-    PSSiLUFixed,
-    ReBLU,
-    SSiLU,
-)
+from timm_paf.activations import ACTIVATIONS, PSSiLUFixed, SSiLU
 from timm_paf.activations.dispatch import _asked_for, _inner, apply
 from timm_paf.kernels.choice import choose
 
@@ -27,9 +16,8 @@ __all__ = ['batch_norm_act', 'runs_as_written']
 
 # name of the formula by exact class: a subclass may compute something else
 _FORMULAS: dict[type, str] = {
-    PReLU0: 'prelu0', PReLUPlus: 'preluplus', PELU: 'pelu', PELUPlus: 'peluplus', PSiLU: 'psilu',
-    PSoftplus: 'psoftplus', ReBLU: 'reblu', SSiLU: 'pssilu', PSSiLUFixed: 'pssilu', PSSiLU: 'pssilu',
-    nn.ReLU: 'relu', nn.SiLU: 'silu'}
+    **{layer: name for name, layer in ACTIVATIONS.items()}, SSiLU: 'pssilu', PSSiLUFixed: 'pssilu', nn.ReLU: 'relu',
+    nn.SiLU: 'silu'}
 _PLAIN = (Tensor, nn.Parameter)
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
 _INPUTS = 8  # tensors that `_BatchNormAct` gets
