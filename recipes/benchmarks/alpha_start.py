@@ -59,7 +59,7 @@ def prepare(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Trainer]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--updates', type=int, default=300)
     parser.add_argument('--pool', type=int, default=1, help='average blocks of N x N pixels')
-    parser.add_argument('--softplus', action='store_true', help='learn r in alpha = softplus(r) (published start)')
+    parser.add_argument('--softplus', action='store_true', help='learn r instead of alpha = log(1 + exp(r))')
     parser.add_argument('--json', type=Path, help='file for settings and all numbers')
     args, flags = parser.parse_known_args(argv)
     config = parse_train_config([*flags, '--output', tempfile.gettempdir()], description=str(__doc__).split('\n')[0])

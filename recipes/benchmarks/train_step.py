@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--models', '--model', nargs='+', default=['wrn10_2_pssilu'], help='models to train')
     parser.add_argument('--model-kwargs', nargs='+', default=[], metavar='NAME=VALUE', help='arguments of the models')
     parser.add_argument(
-        '--precision', '--precisions', default='fp32', choices=('fp32', 'bf16'), help='precision of the engine')
+        '--precision', default='fp32', choices=('fp32', 'bf16'), help='precision of the engine')
     parser.add_argument(
         '--ways', nargs='+', default=['eager'], choices=('eager', 'captured', 'compiled'), help='ways to run them')
     parser.add_argument('--plain', action=argparse.BooleanOptionalAction, default=True, help='time the plain loop')
