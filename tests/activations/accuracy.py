@@ -1,4 +1,4 @@
-"""Measure of the errors of the activations, in units in the last place; docs/numerics.md describes it.
+"""Measure of the errors of the activations, in units in the last place; docs/concepts/numerics.md describes it.
 
 Values and derivatives are compared with the formulas in extended precision (numpy's longdouble) at the same rounded x,
 alpha and beta. The unit is the spacing of floating-point numbers at the exact result r or, where it is larger, at

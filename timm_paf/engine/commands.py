@@ -65,7 +65,7 @@ def open_run(config: TrainConfig) -> Trainer | None:
 
 
 def train(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; returns the exit status (0, 1, 2, 3 or 130, see docs/training.md)."""
+    """Train as the command line says; returns the exit status (0, 1, 2, 3 or 130, see docs/recipes/training.md)."""
     def execute(trainer: Trainer | None) -> None:
         if trainer is not None and trainer.config.dry_run:
             dry_run(trainer)
