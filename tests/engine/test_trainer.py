@@ -41,7 +41,7 @@ def test_four_lines(tmp_path, monkeypatch, capsys):
     report = trainer.evaluate()
     assert report.measurements['clean'].accuracy.total == 360
     assert json.loads((trainer.folder / 'report.json').read_text())['clean']['total'] == 360
-    assert 'epoch 2/2' in capsys.readouterr().out
+    assert ' 2/2 ' in capsys.readouterr().out
 
 
 @pytest.mark.gpu
