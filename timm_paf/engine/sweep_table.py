@@ -12,11 +12,11 @@ import yaml
 
 from timm_paf._files import whole_file
 from timm_paf.activations import ACTIVATIONS, shape
-from timm_paf.engine.checkpoint_files import write_summary
+from timm_paf.engine.checkpoint_files import write_summary, write_text
 
 __all__ = [
-    'ATTACKS', 'PROPERTIES', 'VERSIONS', 'Group', 'groups_of', 'paired_differences', 'read_path', 'sweep_rows',
-    'write_table']
+    'ATTACKS', 'PROPERTIES', 'VERSIONS', 'Group', 'groups_of', 'paired_differences', 'read_path', 'summarize',
+    'sweep_rows', 'write_table']
 
 Row = Mapping[str, Any]
 ATTACKS = {'clean': 'clean', 'pgd': 'PGD', 'autoattack': 'AutoAttack'}  # names in reports, and titles
@@ -42,8 +42,9 @@ def sweep_rows(output: Path) -> list[dict[str, Any]]:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """Write results.csv, and results.parquet if pyarrow is installed."""
+    """Write results.csv, results.json (see `summarize`), and results.parquet if pyarrow is installed."""
     write_summary(rows, output / 'results.csv')
+    write_text(json.dumps(summarize(rows, output), indent=1) + '\n', output / 'results.json')
     try:
         from pyarrow import Table, parquet
     except ImportError:
@@ -51,6 +52,36 @@ def write_table(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     names = dict.fromkeys(name for row in rows for name in row)
     with whole_file(output / 'results.parquet') as file:
         parquet.write_table(Table.from_pylist([{name: row.get(name) for name in names} for row in rows]), file)
+
+
+def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
+    """The content of results.json: one entry per group of cells that differ only in their seed.
+
+    Accuracies are lists of percentages, one per seed in the order of `seeds`. `paths` has a list of
+    [epoch, alpha, beta] per seed; the first epoch is 1.
+    """
+    facts = {name: sorted({str(row[name]) for row in rows}) for name in ('dataset', 'norm', 'eps', 'device', 'machine')}
+    groups = []
+    for group in groups_of(rows):
+        first = next(iter(group.best.values()))
+        columns = [name for name in (*ATTACKS, 'val_robust', 'epoch', 'alpha', 'beta') if group.values(name)]
+        groups.append({
+            'activation': group.activation, 'parameters': group.parameters, 'options': dict(group.options),
+            **{name: first.get(name) for name in ('model', 'lr', 'epochs')}, 'seeds': list(group.best),
+            **{checkpoint: {name: list(group.values(name, checkpoint).values()) for name in columns}
+               for checkpoint in ('best', 'last')},
+            'shape': {name: group.mean(name) for name in PROPERTIES if group.values(name)},
+            'paths': [[[point['epoch'] + 1, point.get('alpha'), point.get('beta')]
+                       for point in read_path(output, row['cell']) if 'alpha' in point]
+                      for row in group.best.values()] if group.learned else []})
+    cells = {row['cell']: row for row in rows}
+    return {
+        **{name: ', '.join(values) for name, values in facts.items()},
+        'date': max(row['created'] for row in rows)[:10],
+        'versions': {name: rows[0].get(name) for name in VERSIONS},
+        'images': {attack: rows[0].get(f'{attack}_images') for attack in ATTACKS},
+        'autoattack_parts': rows[0].get('autoattack_parts'), 'runs': len(cells),
+        'seconds': round(sum(row['seconds'] for row in cells.values())), 'groups': groups}
 
 
 def read_path(output: Path, cell: str) -> list[dict[str, float]]:
@@ -151,7 +182,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         rows.append({
             **row, 'seconds': round(cell['seconds'], 1), 'threads': cell['threads'], 'device': args['device'],
             'machine': cell['machine'], 'dataset': args['dataset'], 'model': args['model'], 'norm': args['norm'],
-            'eps': args['eps'], 'created': report['created'],
+            'eps': args['eps'], 'lr': args['lr'], 'epochs': args['epochs'], 'created': report['created'],
             **{name: report['versions'].get(name) for name in VERSIONS}})
     return rows
 
