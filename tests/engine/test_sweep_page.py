@@ -8,7 +8,7 @@ import yaml
 
 from timm_paf import shape
 from timm_paf.engine import sweep_page, sweep_rows, write_table
-from timm_paf.engine.sweep_table import groups_of, summarize
+from timm_paf.engine.sweep_table import groups_of, read_groups
 
 
 def accuracy(correct, total=1000):
@@ -97,14 +97,19 @@ def test_the_summary_has_the_values_of_each_seed(tmp_path):
         made_up(tmp_path, 'relu', seed, 300)
     write_table(sweep_rows(tmp_path), tmp_path)
     found = json.loads((tmp_path / 'results.json').read_text())
-    assert found == summarize(sweep_rows(tmp_path), tmp_path)
     assert (found['runs'], found['seconds'], found['images']['pgd'], found['eps']) == (4, 240, 1000, '0.2')
     psilu, relu = found['groups']
     assert (psilu['seeds'], psilu['options'], psilu['lr']) == ([3, 4], {'task': 'x'}, 0.1)
     assert psilu['best']['autoattack'] == [40.3, 40.4] and psilu['last']['autoattack'] == [38.3, 38.4]
     assert psilu['paths'] == [[[1, 2., None], [2, 6., None]], [[1, 2., None], [2, 7., None]]]
-    assert psilu['shape']['finite_curvature'] == shape.describe('psilu', alpha=2.).finite_curvature
+    assert psilu['best']['finite_curvature'] == [shape.describe('psilu', alpha=2.).finite_curvature] * 2
     assert (relu['paths'], relu['options']) == ([], {})
+    for read, group in zip(read_groups(found), groups_of(sweep_rows(tmp_path), tmp_path), strict=True):
+        assert read.label() == group.label() and read.fact('lr') == group.fact('lr')
+        assert {seed: list(map(tuple, path)) for seed, path in read.paths.items()} == group.paths
+        for column in ('clean', 'pgd', 'autoattack', 'alpha', 'negative_mean'):
+            for checkpoint in ('best', 'last'):
+                assert read.values(column, checkpoint) == group.values(column, checkpoint)
 
 
 def test_the_attack_with_the_most_images_compares(tmp_path):

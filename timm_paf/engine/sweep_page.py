@@ -30,7 +30,7 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
     """
     attacks = [attack for attack in ATTACKS if all(attack in row for row in rows)]
     robust = max(attacks[1:], key=lambda attack: (rows[0][f'{attack}_images'], attack == 'autoattack'))
-    groups = sorted(groups_of(rows), key=lambda group: -group.mean(robust))
+    groups = sorted(groups_of(rows, output), key=lambda group: -group.mean(robust))
     sets: dict[str, list[Group]] = defaultdict(list)  # by options
     for group in groups:
         sets[group.option_text].append(group)
@@ -38,7 +38,7 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
         *(_accuracies(members, attacks, robust) for members in sets.values()),
         *(_differences(members, groups, attacks, robust) for members in sets.values()),
         _over_parameters(groups, robust), _over_shape(groups, robust),
-        *(_learned(members, output) for members in sets.values()), _missing(states or {}, output), _facts(rows)]
+        *(_learned(members) for members in sets.values()), _missing(states or {}, output), _facts(rows)]
     row = rows[0]
     return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
         f'{len({row["cell"] for row in rows})} runs', row['dataset'], f'{row["norm"]} eps {row["eps"]}',
@@ -130,7 +130,7 @@ def _over_shape(groups: Sequence[Group], robust: str) -> Section:
              'robustness.')
 
 
-def _learned(groups: Sequence[Group], output: Path) -> Section | None:
+def _learned(groups: Sequence[Group]) -> Section | None:
     learned = [group for group in groups if group.learned]
     shapes = {}
     for group in learned[:MAX_SHAPES]:
@@ -141,7 +141,7 @@ def _learned(groups: Sequence[Group], output: Path) -> Section | None:
         shapes[group.label(options=False)] = kind(**values)
     return Section(
         title=_title('Learned parameters', groups[0]), header=['activation', 'alpha', 'beta', *PROPERTIES.values()],
-        figures=[figure('alpha and beta by epoch', plot_paths, learned, output),
+        figures=[figure('alpha and beta by epoch', plot_paths, learned),
                  figure('learned activations and their derivatives', shape.plot, shapes)],
         columns='lnnnnn', rows=[[
             group.label(options=False), *(_some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))]
