@@ -12,7 +12,7 @@ from timm_paf.engine.sweep_table import ATTACKS, PROPERTIES, VERSIONS, Group, gr
 from timm_paf.evaluation.page import Section, figure, render
 from timm_paf.evaluation.statistics import mean_interval, rank_correlation, runs_needed
 
-__all__ = ['sweep_page']
+__all__ = ['sweep_page', 'sweep_sections']
 
 Row = Mapping[str, Any]
 REFERENCES = ('relu', 'silu')
@@ -28,21 +28,25 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
         title: Heading.
         states: State of each cell, to name those that are not done.
     """
-    attacks = [attack for attack in ATTACKS if all(attack in row for row in rows)]
-    robust = max(attacks[1:], key=lambda attack: (rows[0][f'{attack}_images'], attack == 'autoattack'))
-    groups = sorted(groups_of(rows, output), key=lambda group: -group.mean(robust))
-    sets: dict[str, list[Group]] = defaultdict(list)  # by options
-    for group in groups:
-        sets[group.option_text].append(group)
-    sections = [
-        *(_accuracies(members, attacks, robust) for members in sets.values()),
-        *(_differences(members, groups, attacks, robust) for members in sets.values()),
-        _over_parameters(groups, robust), _over_shape(groups, robust),
-        *(_learned(members) for members in sets.values()), _missing(states or {}, output), _facts(rows)]
+    sections = [*sweep_sections(groups_of(rows, output)), _missing(states or {}, output), _facts(rows)]
     row = rows[0]
     return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
         f'{len({row["cell"] for row in rows})} runs', row['dataset'], f'{row["norm"]} eps {row["eps"]}',
         max(row['created'] for row in rows))))
+
+
+def sweep_sections(groups: Sequence[Group]) -> list[Section]:
+    """Sections on accuracy, differences, parameters and shape."""
+    attacks = [attack for attack in ATTACKS if all(group.values(attack) for group in groups)]
+    robust = max(attacks[1:], key=lambda attack: (groups[0].fact(f'{attack}_images'), attack == 'autoattack'))
+    groups = sorted(groups, key=lambda group: -group.mean(robust))
+    sets: dict[str, list[Group]] = defaultdict(list)  # by options
+    for group in groups:
+        sets[group.option_text].append(group)
+    return list(filter(None, [
+        *(_accuracies(members, attacks, robust) for members in sets.values()),
+        *(_differences(members, groups, attacks, robust) for members in sets.values()),
+        _over_parameters(groups, robust), _over_shape(groups, robust), *map(_learned, sets.values())]))
 
 
 def _accuracies(groups: Sequence[Group], attacks: Sequence[str], robust: str) -> Section:

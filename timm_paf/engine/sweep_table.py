@@ -119,12 +119,12 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     """
     facts = {name: ', '.join(sorted({str(row[name]) for row in rows}))
              for name in ('dataset', 'norm', 'eps', 'device', 'machine', 'threads')}
-    columns = (*ATTACKS, 'val_robust', 'epoch', 'alpha', 'beta', *PROPERTIES)
+    columns = (
+        *ATTACKS, *(f'{attack}_images' for attack in ATTACKS), 'val_robust', 'epoch', 'alpha', 'beta', *PROPERTIES)
     cells = {row['cell']: row for row in rows}
     return {
         **facts, 'date': max(row['created'] for row in rows)[:10],
         'versions': {name: rows[0].get(name) for name in VERSIONS},
-        'images': {attack: rows[0].get(f'{attack}_images') for attack in ATTACKS},
         'autoattack_parts': rows[0].get('autoattack_parts'), 'runs': len(cells),
         'seconds': round(sum(row['seconds'] for row in cells.values())), 'groups': [{
             **{name: getattr(group, name) for name in ('activation', 'learned', 'given')},
