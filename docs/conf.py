@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from figures import draw_figures
+from figures import draw_figures, write_results
 
 import timm_paf
 
@@ -40,3 +40,4 @@ def setup(app):
     """Connect what is above to Sphinx."""
     app.connect('autodoc-process-docstring', escape_bars, priority=900)
     app.connect('builder-inited', lambda app: draw_figures(Path(app.srcdir) / '_build' / 'figures'))
+    app.connect('builder-inited', lambda app: write_results(Path(app.srcdir) / '_build' / 'results'))
