@@ -340,6 +340,6 @@ def with_examples(
     threat = config.threat()
     return dataclasses.replace(report, examples=adversarial_examples(
         model, data.images, data.labels, title=f'PGD-{config.pgd_steps} ({threat})', device=device,
-        attack=PGD(
+        n=8, attack=PGD(
             eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed, capture=config.capture),
         seeds=torch.arange(len(data))))

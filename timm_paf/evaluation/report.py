@@ -59,10 +59,42 @@ class RobustnessReport(Part):
             ('SHA-256 of the checkpoint', self.checkpoint_sha256), ('classes', ', '.join(self.class_names)),
             ('created', self.created), *self.versions.items()]
         provenance = Section(
-            title='Model, data and versions', header=('', ''), columns='sc', rows=[fact for fact in facts if fact[1]])
+            title='Model, data and versions', header=('', ''), columns='sc', rows=[fact for fact in facts if fact[1]],
+            folded=True)
         return render(
             report=self, sections=[*sections, provenance], title=title or f'Robustness of {self.model or "a model"}',
             subtitle=subtitle or ' · '.join(filter(None, (self.dataset, self.split, self.created))))
+
+    @property
+    def headline(self) -> dict[str, Measurement]:
+        """The measurements to show first, by title: clean, PGD, and the strongest attack."""
+        found = self.measurements
+        last = {'worst_case', 'autoattack'} & found.keys()
+        names = ['clean', 'pgd', *(['worst_case'] if 'worst_case' in last else last)]
+        attacks = [m.attack for name, m in found.items() if m.norm and name != 'worst_case']
+        return {{'clean': 'clean', 'worst_case': ' + '.join(attacks)}.get(name, found[name].attack): found[name]
+                for name in names if name in found}
+
+    def verdict(self) -> str:
+        """What was measured and found, in sentences: clean accuracy, strongest attack, trust checks."""
+        sentences, shown = [], list(self.headline.items())
+        if 'clean' in self.measurements:
+            clean = self.measurements['clean'].accuracy
+            images = ' '.join(filter(None, (self.dataset, self.split, 'images')))
+            sentences.append(
+                f'{self.model or "The model"} classifies {clean.percent:.1f} % of {clean.total:,} {images} correctly.')
+        if shown and shown[-1][1].norm:
+            title, attacked = shown[-1]
+            found = attacked.accuracy
+            sentences.append(
+                f'Under the strongest attack, {title} ({attacked.norm} eps {attacked.eps}), it classifies '
+                f'{found.percent:.1f} % of {found.total:,} images correctly (95 % interval {found.interval_text} %).')
+        if self.trust is None:
+            return ' '.join([*sentences, 'Trust checks were not run.'])
+        warned, checks = len(self.trust.warnings), len(self.trust.checks)
+        return ' '.join([*sentences, (
+            f'{warned} of {checks} trust checks warn: the accuracy under attack may be too high.' if warned else
+            f'None of the {checks} trust checks warns.')])
 
     def class_title(self, label: int) -> str:
         """Number of a class, with its name if it has one."""
