@@ -40,7 +40,7 @@ def net(alpha=None, **kwargs):
 
 
 def test_content():
-    text = page(net(), net(alpha=2.25), note='<script>')
+    text = page(net(), net(alpha=2.25), data_dir='<script>')
     assert not re.search(r'(src|href)="(?!data:|#)', text) and '<script' not in text
     assert '&lt;b&gt;net&lt;/b&gt; trained on digits' in text and '9 of 12 images' in text
     assert 'epoch 2, with 47.0 % robust' in text and 'is 2.0 percentage points lower' in text

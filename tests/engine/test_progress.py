@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from timm_paf.engine import TrainConfig, Trainer
-from timm_paf.engine.progress import TrainingView, Work, number, say
+from timm_paf.engine.progress import TimeLeft, TrainingView, number, say
 
 SHAPES = {
     'one': {'alpha': 1.25, 'beta': -3e-6}, 'no beta': {'alpha': 1.25}, 'none': {},
@@ -26,19 +26,17 @@ class Clock:
         return self.now
 
 
-def work(**changes):
-    return Work(**{**dict(
+def time_left(**changes):
+    return TimeLeft(**{**dict(
         epochs=20, images=1000., passes=22, interval=1, validation=4000., measurement=50000., autoattack=(2e4, 4e5),
-    ), **changes})
+        clock=Clock()), **changes})
 
 
-def shown(width=80, *, clock=None, terminal=False, steps=10, **changes):
+def shown(width=80, *, terminal=False, **changes):
     """A view and the text that it writes to."""
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=terminal, force_interactive=False)
-    view = TrainingView(
-        console, steps=steps, device=torch.device('cpu'), work=work(**changes), clock=clock or Clock())
-    return view, text
+    return TrainingView(console, steps=10, device=torch.device('cpu'), time=time_left(**changes)), text
 
 
 def row(epoch=0, value=12.5, speed=400., validated=True):
@@ -98,8 +96,8 @@ def test_long_messages_wrap_on_a_terminal_only(terminal):
     ids=['usual', 'interval', 'training only', 'long validation'])
 @pytest.mark.parametrize('validation_speed', [1, 2], ids=['same speed', 'validation is faster'])
 def test_the_estimate_includes_what_is_to_come_and_does_not_jump(changes, validation_speed):
-    clock, of = Clock(), work(**changes)
-    view, _ = shown(clock=clock, **changes)
+    view, _ = shown(**changes)
+    clock, of = view.time.clock, view.time
     estimates = []
     for epoch in range(of.epochs):
         for step in range(10):
@@ -120,13 +118,12 @@ def test_the_estimate_includes_what_is_to_come_and_does_not_jump(changes, valida
 
 
 def test_the_time_is_said_once_and_then_in_each_row():
-    clock = Clock()
-    view, text = shown(clock=clock, epochs=2, validation=0., measurement=0., autoattack=(0., 0.))
+    view, text = shown(epochs=2, validation=0., measurement=0., autoattack=(0., 0.))
     for step in range(3):
-        clock.now += 30
+        view.time.clock.now += 30
         view.on_update(0, step, {'loss': 1.}, {})
     assert '510 s' not in text.getvalue() and '9 min of training' in text.getvalue()  # 18 updates of 30 s are left
-    clock.now += 7 * 30
+    view.time.clock.now += 7 * 30
     view.on_epoch(row(), shape={}, best=False)
     assert text.getvalue().count('about') == 1 and text.getvalue().rstrip().endswith('5 min')
 
@@ -142,7 +139,7 @@ def test_the_work_of_a_run_from_its_settings(tmp_path, changes, passes):
         dataset='digits', model='wrn10_2_pssilu', epochs=2, updates_per_epoch=10, batch_size=32, n_examples=24,
         eps='0.2', device='cpu', output=str(tmp_path), autoattack='standard'), **changes}),
         console=Console(quiet=True))
-    found = trainer.work().left(0, 0)
+    found = trainer.time_left().work(0, 0)
     assert found[0] == passes[0] and found[1] == pytest.approx(passes[1], rel=0.05)
     trainer.processes.close()
 

@@ -14,7 +14,8 @@ from typing import Any, NoReturn, TypeVar
 from timm_paf.engine.fields import GROUPS, Settings, assignments, flag, read_yaml, setting
 
 __all__ = [
-    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting']
+    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting',
+    'shown_value']
 
 Config = TypeVar('Config', bound=Settings)
 Prepared = TypeVar('Prepared')
@@ -46,8 +47,8 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)  # flags stay whole
 
 
-def _shown(value: Any, unset: str) -> str:
-    """A default value as --help shows it."""
+def shown_value(value: Any, unset: str) -> str:
+    """The value of a setting as --help and the report show it."""
     if isinstance(value, bool):
         return 'on' if value else 'off'
     if value is None or value == '' or value in ((), []):
@@ -64,7 +65,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type[Settings], defaults: M
     groups = {name: parser.add_argument_group(name) for name in order}
     for field in fields:
         meta, hint = field.metadata, hints[field.name]
-        shown = _shown(defaults.get(field.name, field.default), meta['unset'])
+        shown = shown_value(defaults.get(field.name, field.default), meta['unset'])
         choices = [str(choice) for choice in meta['choices'] or () if choice not in (None, '')]
         options: dict[str, Any] = {'help': f'{meta["help"]} (default: {shown})'.replace('%', '%%'), 'dest': field.name}
         flags = ('-c', flag(field.name)) if field.name == 'config' else (flag(field.name),)

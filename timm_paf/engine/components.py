@@ -24,7 +24,7 @@ from timm_paf.engine.execution import with_device_defaults
 from timm_paf.engine.loggers import make_loggers
 from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
 from timm_paf.engine.optim import learning_rate, make_optimizer
-from timm_paf.engine.progress import TrainingView, Work
+from timm_paf.engine.progress import TimeLeft, TrainingView
 from timm_paf.engine.resume import RunFinished, find_start
 from timm_paf.engine.schedule import make_schedule
 from timm_paf.engine.step import TrainStep
@@ -91,7 +91,7 @@ class Run:
             self.callbacks: list[Callback] = []
             if processes.is_primary:
                 view = TrainingView(
-                    self.console, steps=self.updates_per_epoch, device=processes.device, work=self.work())
+                    self.console, steps=self.updates_per_epoch, device=processes.device, time=self.time_left())
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
             self.alphas = AlphaWatch(unwrap_model(self.model))
@@ -154,15 +154,15 @@ class Run:
             f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}; settings: '
             f'{config.config or "defaults"}')
 
-    def work(self) -> Work:
-        """The work of the whole run, from which its time is estimated."""
+    def time_left(self) -> TimeLeft:
+        """An estimate of the time of the run, from its settings."""
         config, world_size, test = self.config, self.processes.world_size, len(self.test or ())
         steps = 0 if config.task == 'plain' else config.attack_steps
         chosen = config.autoattack_arguments()
         costs = [] if chosen['autoattack_version'] is None else autoattack_passes(
             *chosen.values(), norm=config.norm, classes=self.data.real.num_classes)
         attacked = min(test, config.n_examples or test)
-        return Work(
+        return TimeLeft(
             epochs=self.epochs, interval=config.val_interval,
             images=self.updates_per_epoch * config.batch_size / world_size,
             passes=2 * steps + (4 if config.task in ('trades', 'mart') else 2),
@@ -173,8 +173,9 @@ class Run:
 
     def time_estimate(self, seconds_per_image: float) -> str:
         """Time of the rest of the run in words, from the time of one process for one training image."""
-        work, progress = self.work(), self.progress
-        return work.estimate(seconds_per_image / work.passes, progress.update / self.updates_per_epoch, self.epoch)
+        time = self.time_left()
+        time.seconds_per_pass = seconds_per_image / time.passes
+        return time.words(self.progress.update / self.updates_per_epoch, self.epoch)
 
     def say(self, text: str) -> None:
         """Pass a line to the callbacks, which show it."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from timm_paf import activation_summary, shape
 from timm_paf.activations import paf_modules
+from timm_paf.engine.cli import shown_value
 from timm_paf.engine.train_config import TrainConfig
 from timm_paf.evaluation import RobustnessReport
 from timm_paf.evaluation.page import Section, figure
@@ -21,7 +22,7 @@ __all__ = ['shapes_of', 'training_page']
 
 MAX_SHAPES, MAX_ROWS = 6, 20
 COLUMNS = {  # titles, and formats of numbers
-    'epoch': ('epoch', 'd'), 'train_loss': ('loss', '#.4g'), 'train_robust': ('training attacked, %', '.1f'),
+    'epoch': ('epoch', ''), 'train_loss': ('loss', '#.4g'), 'train_robust': ('training attacked, %', '.1f'),
     'eval_clean': ('validation clean, %', '.1f'), 'eval_robust': ('validation attacked, %', '.1f'),
     'train_images_per_second': ('images/s', '.0f')}
 CURVES = {'loss': {'train_loss': 'training loss'}, 'accuracy, %': {
@@ -70,35 +71,26 @@ def _training(rows: Sequence[Mapping[str, Any]], selection: Mapping[str, Any]) -
                 f'Best {words}: epoch {best["epoch"] + 1}, with {best[metric]:.1f} % {metric} accuracy on the '
                 f'validation split. The last epoch is {gap:.1f} percentage points lower. A gap that grows during '
                 'training is a sign of robust overfitting.')
-    cells = [[row['epoch'] + 1 if name == 'epoch' else row.get(name) for name in shown] for row in kept]
     return [
         Section(title='Training', text=text, figures=[figure('loss and accuracy by epoch', _plot, rows, CURVES)]),
-        Section(title='Epochs', folded=True, header=[COLUMNS[name][0] for name in shown], columns='n' * len(shown),
-                rows=[[None if value is None else f'{value:{COLUMNS[name][1]}}' for name, value in zip(
-                    shown, line, strict=True)] for line in cells])]
+        Section(title='Epochs', folded=True, header=[COLUMNS[n][0] for n in shown], columns='n' * len(shown), rows=[
+            [row['epoch'] + 1, *(format(row[n], COLUMNS[n][1]) if row.get(n) is not None else '' for n in shown[1:])]
+            for row in kept])]
 
 
 def _settings(settings: Mapping[str, Any]) -> list[Section]:
     """Settings that differ from the defaults, and all of them."""
-    defaults = {field.name: field for field in dataclasses.fields(TrainConfig)}
-
-    def text(value: Any) -> str:
-        return ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-    def default(name: str) -> str:
-        if name not in defaults:
-            return ''
-        return text(defaults[name].default) if defaults[name].default not in (None, ()) else (
-            defaults[name].metadata['unset'] or 'unset')
-
-    shown = {name: value for name, value in settings.items() if name != 'class_names'}
-    differs = {name: value for name, value in shown.items() if name not in defaults or (
-        tuple(value) if isinstance(value, list) else value) != defaults[name].default}
+    rows, differing = [], []
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in settings.keys() - {'class_names'}:
+            value, default = settings[field.name], field.default
+            rows.append((field.name, shown_value(value, '')))
+            if value != (list(default) if isinstance(default, tuple) else default):
+                differing.append((*rows[-1], shown_value(default, field.metadata['unset'])))
     return [
-        Section(title='Settings that differ from the defaults', folded=True, header=('setting', 'value', 'default'),
-                columns='sct', rows=[(name, text(value), default(name)) for name, value in differs.items()]),
-        Section(title='All settings', folded=True, header=('setting', 'value'), columns='sc', rows=[
-            (name, text(value) if value not in (None, '', [], ()) else 'unset') for name, value in shown.items()])]
+        Section(title='Settings that differ from the defaults', folded=True, columns='sct', rows=differing,
+                header=('setting', 'value', 'default')),
+        Section(title='All settings', folded=True, columns='sc', rows=rows, header=('setting', 'value'))]
 
 
 def shapes_of(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
@@ -131,7 +123,6 @@ def _plot(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, s
     figures = []
     for ylabel, names in panels.items():
         drawn, (axes,) = new_figure(4.4, 3.2)
-        figures.append(drawn)
         for (name, label), colour, marker in zip(names.items(), cycle(COLOURS), cycle('os^D')):
             values = {row['epoch'] + 1: row.get(name) for row in rows}
             points = [(epoch, value) for epoch, value in values.items() if value is not None and math.isfinite(value)]
@@ -141,5 +132,6 @@ def _plot(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, s
         axes.locator_params(axis='x', integer=True)
         axes.set(xlabel='epoch', ylabel=ylabel)
         if len(names) > 1:
-            drawn.legend(frameon=False, loc='outside upper center', ncols=1)
+            drawn.legend(frameon=False, loc='outside upper center')
+        figures.append(drawn)
     return figures

@@ -17,7 +17,7 @@ from torch import nn
 from timm_paf.activations import paf_modules, paf_parameters
 from timm_paf.engine.callbacks import Callback, Row
 
-__all__ = ['AttackView', 'TimeLeft', 'TrainingView', 'Work', 'duration', 'memory', 'say', 'shape_values']
+__all__ = ['AttackView', 'TimeLeft', 'TrainingView', 'duration', 'memory', 'say', 'shape_values']
 
 
 def duration(seconds: float) -> str:
@@ -74,9 +74,14 @@ class AttackView:
             say(self.console, text)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """Work of a run for one process, in passes: forward or backward passes of one image through the network."""
+@dataclasses.dataclass(kw_only=True)
+class TimeLeft:
+    """Estimate of the time that a run has left, with its validations and its final measurement.
+
+    Its unit of work is a pass: an image that goes forward or backward through the network, in one process. All passes
+    count as equally fast. AutoAttack needs long for robust images: their share is taken as one half at first, and more
+    and more as the validated accuracy, so that the estimate does not jump.
+    """
     epochs: int  #: Number of epochs.
     images: float  #: Training images of an epoch.
     passes: int  #: Passes of an update for one of these images.
@@ -84,58 +89,44 @@ class Work:
     validation: float  #: Passes of a validation.
     measurement: float = 0.  #: Passes of the final clean accuracy and PGD.
     autoattack: tuple[float, float] = (0., 0.)  #: Passes of AutoAttack for all images; those added if all are robust.
+    robust: float = 0.5  #: Validated share of robust images.
+    seconds_per_pass: float = math.nan  #: Measured from the first call of `seconds` on.
+    clock: Callable[[], float] = time.monotonic
+    start: tuple[float, float] | None = None
 
-    def left(self, epochs: float, finished: int, robust: float = 0.5) -> tuple[float, float]:
+    def work(self, epochs: float, finished: int) -> tuple[float, float]:
         """Passes that are left of training with validation, and of the final measurement.
 
         Args:
             epochs: Number of epochs whose updates are done; a fraction within an epoch.
             finished: Number of epochs that are validated as well.
-            robust: Expected share of robust images.
         """
         validations = -(-self.epochs // self.interval) - finished // self.interval if finished < self.epochs else 0
-        first, others = self.autoattack
-        training = (self.epochs - epochs) * self.images * self.passes + validations * self.validation
-        return training, self.measurement + first + robust * others
-
-    def estimate(self, seconds_per_pass: float, epochs: float, finished: int) -> str:
-        """Time of what is left, in words; arguments as `left`."""
-        training, measurement = (duration(passes * seconds_per_pass) for passes in self.left(epochs, finished))
-        then = f', then about {measurement} of measurement on the test images' if self.measurement else ''
-        return f'about {training} of training and validation{then}'
-
-
-class TimeLeft:
-    """Estimate of the time that a run has left, with its validations and its final measurement.
-
-    It takes all passes as equally fast. AutoAttack needs long for robust images: their share is taken as one half at
-    first, and more and more as the validated accuracy, so that the estimate does not jump.
-    """
-
-    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
-        self.work, self.clock, self.robust = work, clock, 0.5
-        self.start: tuple[float, float] | None = None
-        self.seconds_per_pass = math.nan
+        robust = 0.5 + finished / self.epochs * (self.robust - 0.5)
+        return ((self.epochs - epochs) * self.images * self.passes + validations * self.validation,
+                self.measurement + self.autoattack[0] + robust * self.autoattack[1])
 
     def seconds(self, epochs: float, finished: int) -> float:
-        """Seconds left, with arguments as `Work.left`; NaN at the first call, from which on the speed is measured."""
-        share = 0.5 + finished / self.work.epochs * (self.robust - 0.5)
-        now, (training, measurement) = self.clock(), self.work.left(epochs, finished, share)
+        """Seconds left; NaN at the first call, from which on the speed is measured. Arguments as `work`."""
+        now, (training, measurement) = self.clock(), self.work(epochs, finished)
         since, before = self.start = self.start or (now, training)
         if training < before:
             self.seconds_per_pass = (now - since) / (before - training)
         return (training + measurement) * self.seconds_per_pass
 
+    def words(self, epochs: float, finished: int) -> str:
+        """Time that is left of each part, in words; arguments as `work`."""
+        training, measurement = (duration(passes * self.seconds_per_pass) for passes in self.work(epochs, finished))
+        then = f', then about {measurement} of measurement on the test images' if self.measurement else ''
+        return f'about {training} of training and validation{then}'
+
 
 class TrainingView(Callback):
     """Progress of training with `steps` updates per epoch: a row per epoch, and on a terminal the row in progress."""
 
-    def __init__(
-            self, console: Console, *, steps: int, device: torch.device, work: Work,
-            clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.console, self.epochs, self.steps, self.device = console, work.epochs, steps, device
-        self.time, self.width = TimeLeft(work, clock), max(5, 2 * len(str(work.epochs)) + 1)
+    def __init__(self, console: Console, *, steps: int, device: torch.device, time: TimeLeft) -> None:
+        self.console, self.epochs, self.steps, self.device = console, time.epochs, steps, device
+        self.time, self.width = time, max(5, 2 * len(str(time.epochs)) + 1)
         self.headed = self.estimated = self.waited = False
         self.live: Live | None = None
         if console.is_terminal:
@@ -165,7 +156,7 @@ class TrainingView(Callback):
         done = epoch + (step + 1) / self.steps
         seconds = self.time.seconds(done, epoch)
         if not (self.estimated or math.isnan(seconds)):
-            self.on_message(self.time.work.estimate(self.time.seconds_per_pass, done, epoch))
+            self.on_message(self.time.words(done, epoch))
             self.estimated = True
         if self.live is not None:
             values = {f'train_{name}': value for name, value in metrics.items()}

@@ -97,8 +97,8 @@ def _data_uri(png: io.BytesIO) -> str:
 
 
 def _cells(accuracy: Accuracy) -> list[str]:
-    space = '\N{NO-BREAK SPACE}'
-    return [f'{accuracy.percent:.1f}{space}%', accuracy.interval_text, f'{accuracy.correct}{space}/{space}{accuracy.total}']
+    cells = f'{accuracy.percent:.1f} %', accuracy.interval_text, f'{accuracy.correct} / {accuracy.total}'
+    return [re.sub(' (?=[%/])|(?<=/) ', '\N{NO-BREAK SPACE}', cell) for cell in cells]
 
 
 def _corruption_rows(report: CorruptionReport) -> list[list[str]]:

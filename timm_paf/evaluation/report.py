@@ -66,35 +66,34 @@ class RobustnessReport(Part):
             subtitle=subtitle or ' · '.join(filter(None, (self.dataset, self.split, self.created))))
 
     @property
-    def headline(self) -> dict[str, Measurement]:
-        """The measurements to show first, by title: clean, PGD, and the strongest attack."""
-        found = self.measurements
-        last = {'worst_case', 'autoattack'} & found.keys()
-        names = ['clean', 'pgd', *(['worst_case'] if 'worst_case' in last else last)]
-        attacks = [m.attack for name, m in found.items() if m.norm and name != 'worst_case']
-        return {{'clean': 'clean', 'worst_case': ' + '.join(attacks)}.get(name, found[name].attack): found[name]
-                for name in names if name in found}
+    def headline(self) -> list[Measurement]:
+        """The measurements to show first: clean, PGD, and the strongest attack."""
+        found = [self.measurements[n] for n in ('clean', 'pgd', 'autoattack', 'worst_case') if n in self.measurements]
+        return [*found[:2], *found[2:][-1:]]
+
+    @property
+    def attacks(self) -> str:
+        """Names of the attacks that were run, with norm and eps; empty if none was."""
+        attacks = [m for name, m in self.measurements.items() if m.norm and name != 'worst_case']
+        return ' and '.join(m.attack for m in attacks) + f', {attacks[0].norm} eps {attacks[0].eps}' if attacks else ''
 
     def verdict(self) -> str:
-        """What was measured and found, in sentences: clean accuracy, strongest attack, trust checks."""
-        sentences, shown = [], list(self.headline.items())
-        if 'clean' in self.measurements:
-            clean = self.measurements['clean'].accuracy
+        """What was found, in sentences: clean accuracy, accuracy under the strongest attack, trust checks."""
+        clean, strongest, text = self.measurements.get('clean'), self.headline[-1:], ''
+        if clean is not None:
             images = ' '.join(filter(None, (self.dataset, self.split, 'images')))
-            sentences.append(
-                f'{self.model or "The model"} classifies {clean.percent:.1f} % of {clean.total:,} {images} correctly.')
-        if shown and shown[-1][1].norm:
-            title, attacked = shown[-1]
-            found = attacked.accuracy
-            sentences.append(
-                f'Under the strongest attack, {title} ({attacked.norm} eps {attacked.eps}), it classifies '
-                f'{found.percent:.1f} % of {found.total:,} images correctly (95 % interval {found.interval_text} %).')
+            found = clean.accuracy
+            text = f'{self.model or "The model"} classifies {found.percent:.1f} % of {found.total} {images} correctly. '
+        if self.attacks:
+            found = strongest[0].accuracy
+            text += (
+                f'Under the strongest attack ({self.attacks}), it classifies {found.percent:.1f} % of {found.total} '
+                f'images correctly (95 % interval {found.interval_text} %). ')
         if self.trust is None:
-            return ' '.join([*sentences, 'Trust checks were not run.'])
+            return text + 'Trust checks were not run.'
         warned, checks = len(self.trust.warnings), len(self.trust.checks)
-        return ' '.join([*sentences, (
-            f'{warned} of {checks} trust checks warn: the accuracy under attack may be too high.' if warned else
-            f'None of the {checks} trust checks warns.')])
+        return text + (f'{warned} of {checks} trust checks warn: the accuracy under attack may be too high.' if warned
+                       else f'None of the {checks} trust checks warns.')
 
     def class_title(self, label: int) -> str:
         """Number of a class, with its name if it has one."""
