@@ -107,7 +107,7 @@ def test_mistakes_are_named_in_a_line(tmp_path, head, grid, words):
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('sweep_*.yaml')), ids=lambda path: path.stem)
 def test_shipped_grids(path):
-    """Each has the reference ReLU with every seed and says its command; all but the one of learning rates have seeds."""
+    """Each has the reference ReLU with every seed and says its command; several seeds, except for rates."""
     found = read_sweep(path.stem)
     seeds = {cell.seed for cell in found.cells}
     assert seeds == {cell.seed for cell in found.cells if cell.activation == 'relu'}
