@@ -81,6 +81,19 @@ def test_many_parameters_show_their_mean(shape):
     assert view.row(row(), SHAPES[shape], 5.).split()[5:7] == ['1.250', '-3.0e-06']
 
 
+def test_a_terminal_shows_the_row_in_progress_in_the_columns_of_the_others():
+    view, text = shown(terminal=True)
+    metrics = {'loss': 1.5, 'robust': 25., 'images_per_second': 400., 'data_wait': 0.}
+    view.on_update(0, 0, metrics, SHAPES['one'])
+    *headings, running = view.rows.plain.splitlines()
+    view.on_epoch(row(), shape=SHAPES['one'], best=False)
+    assert text.getvalue().splitlines()[:2] == headings
+    finished = text.getvalue().splitlines()[2]
+    assert ends(running) < ends(finished) and running.split()[:3] == ['1/20', '1.500', '25.0']
+    view.on_update(1, 0, metrics, SHAPES['one'])
+    assert len(view.rows.plain.splitlines()) == 1  # the headings stand above already
+
+
 @pytest.mark.parametrize('terminal', [False, True])
 def test_long_messages_wrap_on_a_terminal_only(terminal):
     view, text = shown(terminal=terminal)

@@ -117,7 +117,8 @@ def test_every_part_is_on_the_page(tmp_path):
     page = Parsed(text)
     for words in (
             'Robustness of net', '50 of 100 images', '40.4 to 59.6', 'PGD-20', '8/255', '50 / 100', 'ab12',
-            '1 of 1 trust checks warn', 'gradients are masked', '3 forward and backward passes and 2 forward passes each',
+            '1 of 1 trust checks warn', 'gradients are masked',
+            '3 forward and backward passes and 2 forward passes each',
             'at this or a smaller eps', 'Least robust: class 4', 'fog', 'attacked: 5', 'attacked: 2',
             'odd; clean correct: 0; by: apgd-ce 2', torch.__version__.split('+')[0]):
         assert words in page.text

@@ -162,8 +162,8 @@ class TrainingView(Callback):
             values = {f'train_{name}': value for name, value in metrics.items()}
             self.rows.plain = '\n'.join([
                 *([] if self.headed else self.headings(shape)), self.row({'epoch': epoch, **values}, shape, seconds)])
-            self.progress.update(
-                self.bar, note=f'{metrics["data_wait"]:.1f} % waiting for data, {memory(self.device)}')
+            note = f'{metrics["data_wait"]:.1f} % waiting for data, {memory(self.device)}'
+            self.progress.update(self.bar, note=note if step + 1 < self.steps else 'validation and checkpoint')
 
     def on_epoch(self, row: Row, *, shape: Mapping[str, float], best: bool) -> None:
         epoch, wait = int(row['epoch'] or 0), row.get('train_data_wait') or 0.
