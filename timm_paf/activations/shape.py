@@ -208,7 +208,7 @@ def plot(
             panel.plot(x, lines[order], label=label, color=colour, linestyle=dashes, linewidth=1.8, markersize=5,
                        marker='os^DvPX*'[n % 8], markerfacecolor='white', markevery=(0.03 + 0.03 * (n % 4), 0.12))
     for order, panel in panels.items():
-        panel.set(xlabel='$x$', ylabel=('$f(x)$', "$f'(x)$", "$f''(x)$")[order], xlim=(low, high), ymargin=0.1)
+        panel.set(xlabel='x', ylabel=('f(x)', 'f′(x)', 'f″(x)')[order], xlim=(low, high), ymargin=0.1)
         for line in (panel.axhline, panel.axvline):
             line(0, color='0.6', linewidth=0.8, zorder=0)
         panel.grid(color='0.92')
