@@ -4,7 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from figures import draw_figures
+from figures import draw_figures, write_results
 from reference_pages import escaped, write_reference
 
 import timm_paf
@@ -47,6 +47,7 @@ def write_pages(app):
     """Make what is made from the package: figures, reference."""
     source = Path(app.srcdir)
     draw_figures(source / '_build' / 'figures')
+    write_results(source / '_build' / 'results')
     HOMES.update(write_reference(source / 'reference'))
 
 
