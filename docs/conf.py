@@ -4,6 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from command_pages import write_commands
 from figures import draw_figures, write_results
 from reference_pages import escaped, write_reference
 
@@ -48,6 +49,7 @@ def write_pages(app):
     source = Path(app.srcdir)
     draw_figures(source / '_build' / 'figures')
     write_results(source / '_build' / 'results')
+    write_commands(source / 'command-line')
     HOMES.update(write_reference(source / 'reference'))
 
 

@@ -14,7 +14,8 @@ from typing import Any, NoReturn, TypeVar
 from timm_paf.engine.fields import Settings, assignments, fields_by_group, flag, read_yaml, setting
 
 __all__ = [
-    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting']
+    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting',
+    'show_default']
 
 Config = TypeVar('Config', bound=Settings)
 Prepared = TypeVar('Prepared')
@@ -46,7 +47,7 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)  # flags stay whole
 
 
-def _shown(value: Any, unset: str) -> str:
+def show_default(value: Any, unset: str) -> str:
     """A default value as --help shows it."""
     if isinstance(value, bool):
         return 'on' if value else 'off'
@@ -68,7 +69,7 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any, default: Any) -> 
     """The flag of a field, with the default that holds."""
     meta = field.metadata
     choices = [str(choice) for choice in meta['choices'] or () if choice not in (None, '')]
-    text = f'{meta["help"]} (default: {_shown(default, meta["unset"])})'
+    text = f'{meta["help"]} (default: {show_default(default, meta["unset"])})'
     options: dict[str, Any] = {'help': text.replace('%', '%%'), 'dest': field.name}
     flags = ('-c', flag(field.name)) if field.name == 'config' else (flag(field.name),)
     if hint is bool or bool in typing.get_args(hint):
