@@ -94,7 +94,7 @@ def extreme_alphas(*argv, updates=300):
     return found
 
 
-@pytest.mark.parametrize('path', WITH_ALPHA, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in WITH_ALPHA if path.stem != 'digits'], ids=lambda path: path.stem)
 def test_no_gradients_can_take_alpha_out_of_its_range_in_300_updates(path):
     least, most = extreme_alphas('-c', str(path))
     assert 0.2 <= least < 0.9 and 1.1 < most <= 10
