@@ -5,6 +5,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from command_pages import write_commands
+from configuration_pages import write_configurations
 from figures import draw_figures, write_results
 from reference_pages import escaped, write_reference
 
@@ -50,6 +51,7 @@ def write_pages(app):
     draw_figures(source / '_build' / 'figures')
     write_results(source / '_build' / 'results')
     write_commands(source / 'command-line')
+    write_configurations(source / '_build' / 'configurations.md')
     HOMES.update(write_reference(source / 'reference'))
 
 
