@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ['Activation', 'ActivationShape', 'Break', 'MEAN_RANGE', 'describe', 'plot']
 
-MEAN_RANGE = 8.  # the mean on negative inputs is over [-8, 0], the range of nearly all normalised pre-activations
+#: The mean on negative inputs is over [-8, 0], the range of nearly all normalised pre-activations.
+MEAN_RANGE = 8.
 
 
 @dataclasses.dataclass(frozen=True)
