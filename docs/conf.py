@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import explorers
 from figures import draw_figures
 
 import timm_paf
@@ -26,6 +27,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 html_theme = 'furo'
+html_static_path = ['_static']
 html_title = f'timm_paf {release}'
 html_copy_source = False
 html_show_sphinx = False
@@ -38,5 +40,6 @@ def escape_bars(app, what, name, obj, options, lines):
 
 def setup(app):
     """Connect what is above to Sphinx."""
+    explorers.setup(app)
     app.connect('autodoc-process-docstring', escape_bars, priority=900)
     app.connect('builder-inited', lambda app: draw_figures(Path(app.srcdir) / '_build' / 'figures'))
