@@ -28,6 +28,7 @@ napoleon_use_ivar = True
 
 html_theme = 'furo'
 html_static_path = ['_static']
+html_favicon = '_static/icon.svg'
 html_title = f'timm_paf {release}'
 html_copy_source = False
 html_show_sphinx = False

@@ -84,9 +84,16 @@ def fragment(name: str, results: Path) -> str:
 
 def _paths(file: Path) -> list[dict[str, Any]]:
     paths = json.loads(file.read_text()) if file.exists() else []
+    labels = set()
     for n, path in enumerate(paths):
         label = f'{file.name}, path {n}'
         _check(path, PATH, PATH, label)
+        if path['activation'] not in ACTIVATIONS:
+            raise ValueError(f'docs/results/{label}: activation {path["activation"]}: expected one of '
+                             f'{", ".join(ACTIVATIONS)}.')
+        if path['label'] in labels:
+            raise ValueError(f'docs/results/{label}: label {path["label"]!r} is there twice; give each path its own.')
+        labels.add(path['label'])
         specs = ACTIVATIONS[path['activation']].parameter_specs
         for epoch in path['epochs']:
             _check(epoch, {'epoch', *specs}, {'epoch', 'alpha', 'beta'}, label)

@@ -20,22 +20,22 @@
     ['slope at ∞', s => text(s.slope_right)],
     ['increasing or decreasing', s => s.monotonicity],
     ['falls on', s => list(s.falls_on)],
-    ['zeros', s => s.zeros.map(x => text(x)).concat(list(s.zero_on) || []).join(', ') || 'none'],
+    ['zeros', s => [...s.zeros.map(x => text(x)), ...s.zero_on.map(interval)].join(', ') || 'none'],
     ['smoothness', s => s.smoothness],
   ];
   const at = (s, name) => `${text(s[name])} at x = ${text(s[`${name}_at`])}`;
-  const list = intervals => intervals.map(([low, high]) => `(${text(low)}, ${text(high)})`).join(', ') || 'nowhere';
+  const interval = ([low, high]) => `(${text(low)}, ${text(high)})`;
+  const list = intervals => intervals.map(interval).join(', ') || 'nowhere';
 
   // the view: curves {slot, name, values} or {slot, path, epoch}, which are drawn in the colour of their slot
   let curves = [], range = [-5, 5], point = 1;
 
   const named = curve => curve.path?.activation ?? curve.name;
   const valuesOf = curve => curve.path?.epochs[curve.epoch] ?? curve.values;
-  function title(curve) {
-    const values = Object.keys(activations[named(curve)]).map(name => `${name} ${text(valuesOf(curve)[name], 4)}`);
-    const epoch = curve.path ? [`epoch ${valuesOf(curve).epoch} of ${curve.path.label}`] : [];
-    return [named(curve), ...values, ...epoch].join(', ');
-  }
+  const valuesText = curve => Object.keys(activations[named(curve)]).map(name => `${name} ${text(valuesOf(curve)[name], 4)}`);
+  const spoken = curve => [`epoch ${valuesOf(curve).epoch}`, ...valuesText(curve)].join(', ');
+  const title = curve => [named(curve), ...valuesText(curve),
+    ...curve.path ? [`epoch ${valuesOf(curve).epoch} of ${curve.path.label}`] : []].join(', ');
   /** Whether there was room for one more curve. */
   function add(given) {
     const slot = [...Array(MOST).keys()].find(n => curves.every(curve => curve.slot !== n));
@@ -94,13 +94,17 @@
   function arrange() {
     cards.replaceChildren(...curves.map(curve => {
       const specs = activations[named(curve)];
-      const controls = curve.path ? [labelled(`epoch (${curve.path.label})`, element('input', {
+      const now = element('output');
+      const controls = curve.path ? [labelled(curve.path.label, element('input', {
         type: 'range', min: 0, max: curve.path.epochs.length - 1, step: 1, value: curve.epoch,
+        'aria-valuetext': spoken(curve),
         oninput: event => {
           curve.epoch = Number(event.target.value);
+          now.textContent = spoken(curve);
+          event.target.setAttribute('aria-valuetext', spoken(curve));
           update();
         },
-      }))] : Object.entries(specs).flatMap(([name, spec]) => {
+      })), now] : Object.entries(specs).flatMap(([name, spec]) => {
         const set = (value, other) => {
           curve.values[name] = value;
           other.value = value;
@@ -124,6 +128,7 @@
         arrange();
         choice.focus();
       }}, 'Remove');
+      if (curve.path) now.textContent = spoken(curve);
       return element('fieldset', {className: `slot-${curve.slot}`},
         element('legend', {}, swatch(curve), ' ', element('span', {}, named(curve))), controls, remove);
     }));

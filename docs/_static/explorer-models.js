@@ -8,7 +8,7 @@
   const {architectures, activations, experiments} = page.data;
   const ATTACKS = {clean: 'clean, %', pgd: 'PGD, %', autoattack: 'AutoAttack, %'};
   const COLUMNS = { // name: title
-    arch: 'architecture', activation: 'activation', setting: 'alpha and beta', dataset: 'data set', ...ATTACKS,
+    activation: 'activation', setting: 'alpha and beta', arch: 'architecture', dataset: 'data set', ...ATTACKS,
     parameters: 'parameters', multiply_adds: 'multiply-adds', input: 'input', epochs: 'epochs', hours: 'hours',
     seeds: 'seeds', command: 'command',
   };
@@ -63,7 +63,7 @@
     link.click();
     URL.revokeObjectURL(link.href);
   }}, 'Save as CSV');
-  const plot = element('div', {className: 'plot', id: 'plot-models'});
+  const plot = element('div', {className: 'plot', id: 'plot-models'}), nearest = element('p', {className: 'nearest'});
   const heads = Object.fromEntries(shown.map(name => [name, element('th', {scope: 'col'}, name === 'command' ? COLUMNS[name]
     : element('button', {type: 'button', onclick: () => {
       const descends = view.sort === name ? !view.down : NUMBERS.includes(name);
@@ -85,7 +85,7 @@
     element('div', {className: 'scroll tall', tabIndex: 0, role: 'region', 'aria-label': 'Models and results'},
       element('table', {}, element('caption', {className: 'unseen'}, 'Models and results'),
         element('thead', {}, element('tr', {}, Object.values(heads))), body)),
-    element('div', {className: 'controls'}, axis('Chart: across', 'x'), axis('up', 'y')), plot);
+    element('div', {className: 'controls'}, axis('Chart: across', 'x'), axis('up', 'y')), plot, nearest);
 
   function selected() {
     const direction = view.down ? -1 : 1;
@@ -146,21 +146,33 @@
     const {x, y} = view, log = name => ['parameters', 'multiply_adds', 'hours'].includes(name);
     const points = among.filter(row => [x, y].every(name => row[name] !== undefined && !(log(name) && row[name] <= 0)));
     const ends = (row, name) => [row[`${name}_low`] ?? row[name], row[`${name}_high`] ?? row[name]];
-    const side = name => ({title: COLUMNS[name], log: log(name), range: explorer.around(points.flatMap(row => ends(row, name)), log(name))});
-    const {group, place} = explorer.axes(plot, `Chart of ${COLUMNS[y]} against ${COLUMNS[x]}. The table has the numbers.`,
-      side(x), side(y), 340);
-    for (const row of points) {
-      const [cx, cy] = place(row[x], row[y]);
+    const side = name => ({title: COLUMNS[name], log: log(name), show: value => short(name, value),
+      range: explorer.around(points.flatMap(row => ends(row, name)), log(name))});
+    const {picture, group, place} = explorer.axes(
+      plot, `Chart of ${COLUMNS[y]} against ${COLUMNS[x]}. The table has the numbers.`, side(x), side(y), 340);
+    const drawn = points.map(row => {
+      const [cx, cy] = place(row[x], row[y]), label = [row.activation, row.setting].filter(Boolean).join(', ');
       for (const name of [x, y]) {
         const [[x1, y1], [x2, y2]] = ends(row, name).map(end => name === x ? place(end, row[y]) : place(row[x], end));
         if (x1 !== x2 || y1 !== y2) group.append(svg('line', {class: 'bar', x1, y1, x2, y2}));
       }
-      const title = [row.arch, row.activation, row.setting, row.dataset].filter(Boolean).join(', ');
-      group.append(svg('circle', {class: good[y]?.has(row) ? 'dot slot-0' : 'ring slot-0', cx, cy, r: 5},
-        svg('title', {}, `${title}: ${COLUMNS[x]} ${short(x, row[x])}, ${COLUMNS[y]} ${short(y, row[y])}`)));
-      // names where there is room for them
-      if (points.length <= 12) group.append(svg('text', {x: cx + 8, y: cy - 6}, [row.activation, row.setting].filter(Boolean).join(', ')));
-    }
+      if (points.length <= 8 || (among.length > good[y]?.size && good[y].size <= 8 && good[y].has(row))) { // where there is room
+        const right = cx > plot.clientWidth / 2;
+        group.append(svg('text', {x: cx + (right ? -8 : 8), y: cy - 6, 'text-anchor': right ? 'end' : 'start'}, label));
+      }
+      const dot = svg('circle', {class: good[y]?.has(row) ? 'dot slot-0' : 'ring slot-0', cx, cy, r: 5});
+      return {dot, cx, cy, said: `${[label, row.arch, row.dataset].filter(Boolean).join(', ')}: ${COLUMNS[x]} ` +
+        `${short(x, row[x])}, ${COLUMNS[y]} ${short(y, row[y])}`};
+    });
+    group.append(...drawn.map(({dot}) => dot));
+    nearest.textContent = drawn.length ? 'Point at the chart to read a name.' : 'No row in view has both columns.';
+    picture.onpointermove = picture.onpointerdown = event => {
+      const {left, top} = picture.getBoundingClientRect();
+      const far = ({cx, cy}) => Math.hypot(cx - event.clientX + left, cy - event.clientY + top);
+      const found = drawn.reduce((a, b) => a && far(a) <= far(b) ? a : b, undefined);
+      for (const {dot} of drawn) dot.setAttribute('r', dot === found.dot ? 8 : 5);
+      if (found) nearest.textContent = found.said;
+    };
   }
 
   function csv(among) {

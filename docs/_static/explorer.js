@@ -79,7 +79,7 @@ const explorer = (() => {
   }
 
   /**
-   * Axes in `holder`, as wide as it is. x and y: {range, title, log}.
+   * Axes in `holder`, as wide as it is. x and y: {range, title, log, show: text of a number}.
    * Returns the SVG, a group to draw in, and `place(x, y)` in pixels; `invert(event)` gives the x below the pointer.
    */
   function axes(holder, label, x, y, height) {
@@ -93,15 +93,15 @@ const explorer = (() => {
     const box = {x: left, y: top, width: width - left - right, height: height - top - bottom};
     const picture = svg('svg', {width, height, role: 'img', 'aria-label': label},
       svg('clipPath', {id}, svg('rect', box)));
-    for (const tick of ticks(x.range, Math.max(3, Math.floor(width / 90)), x.log)) {
+    for (const tick of ticks(x.range, Math.max(3, Math.floor(width / 70)), x.log)) {
       const [at] = place(tick, y.range[0]);
       picture.append(svg('line', {class: tick === 0 ? 'zero' : 'grid', x1: at, x2: at, y1: top, y2: height - bottom}),
-        svg('text', {x: at, y: height - bottom + 17, 'text-anchor': 'middle'}, text(tick)));
+        svg('text', {x: at, y: height - bottom + 17, 'text-anchor': 'middle'}, (x.show ?? text)(tick)));
     }
     for (const tick of ticks(y.range, Math.max(3, Math.floor(height / 55)), y.log)) {
       const [, at] = place(x.range[0], tick);
       picture.append(svg('line', {class: tick === 0 ? 'zero' : 'grid', x1: left, x2: width - right, y1: at, y2: at}),
-        svg('text', {x: left - 6, y: at + 4, 'text-anchor': 'end'}, text(tick)));
+        svg('text', {x: left - 6, y: at + 4, 'text-anchor': 'end'}, (y.show ?? text)(tick)));
     }
     const middle = (top + height - bottom) / 2;
     picture.append(svg('rect', {class: 'frame', ...box}), group,
