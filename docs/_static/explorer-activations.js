@@ -83,7 +83,9 @@
   const [valuesHere, shapes, samples, pathTable] = Array.from({length: 4}, () => element('div'));
   const address = explorer.address(read, write);
   page.root.replaceChildren(
-    element('div', {className: 'controls'}, labelled('Activation', choice), addButton, address.copy), ignored, cards,
+    element('div', {className: 'controls'}, labelled('Activation', choice), addButton, address.copy),
+    paths.length ? element('p', {}, 'Under Runs the list has training runs of ours. The slider of a run is the epoch; thin lines ' +
+      'are other epochs, from the first to the last.') : '', ignored, cards,
     element('div', {className: 'plots three'}, plots), element('div', {className: 'plots two'}, pathPlots),
     element('div', {className: 'controls'}, labelled('x from', bounds[0]), labelled('x to', bounds[1]),
       labelled('Values at x =', pointField)),
