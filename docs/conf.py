@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import explorers
-from figures import draw_figures
+from figures import draw_figures, write_results
 
 import timm_paf
 
@@ -44,3 +44,4 @@ def setup(app):
     explorers.setup(app)
     app.connect('autodoc-process-docstring', escape_bars, priority=900)
     app.connect('builder-inited', lambda app: draw_figures(Path(app.srcdir) / '_build' / 'figures'))
+    app.connect('builder-inited', lambda app: write_results(Path(app.srcdir) / '_build' / 'results'))

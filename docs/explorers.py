@@ -1,15 +1,8 @@
 """The two explorers of this site: their data, and the directive `{explorer} activations` or `{explorer} models`.
 
-The pages compute and draw in the browser (`_static`); what they start from is collected here. Data of our
-own runs are files in docs/results, and there may be none:
-
-- `paths.json`, a list of {label, activation, arch, dataset, epochs}: alpha and beta of one run. `label` is unique;
-  `epochs` is a list of {epoch, alpha, beta} (from 0; those parameters that the activation has), as
-  `timm_paf.engine.sweep_table.read_path` returns it.
-- every other `NAME.json`, one experiment: {title, dataset, arch, command, date, machine, rows}. Each row is a group of
-  runs that differ only in their seed: {activation, parameters (in words, as 'fixed alpha=2'; may be ''), seeds (how
-  many), clean, pgd, autoattack (accuracies in percent, means over the seeds), clean_interval, pgd_interval,
-  autoattack_interval ([low, high], 95 %), epochs, hours (of one run)}. Everything from `pgd` on may be missing.
+The pages compute and draw in the browser (`_static`); what they start from is collected here. Results and the paths of
+alpha and beta in our own runs come from docs/results/*.json, each the results.json of a sweep
+(`timm_paf.engine.sweep_table.summarize`); there may be none. The name of such a file is that of its configuration.
 """
 import functools
 import json
@@ -26,6 +19,8 @@ from sphinx.util.docutils import SphinxDirective
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_paf.activations import ACTIVATIONS, shape
+from timm_paf.engine.sweep_table import ATTACKS, Group, read_groups
+from timm_paf.evaluation.statistics import mean_interval
 from timm_paf.models._variants import VARIANT_ACTIVATIONS
 
 # without parameters; in _static/activation-math.js too
@@ -37,10 +32,7 @@ SCRIPTS = {
     'activations': ('explorer.js', 'activation-math.js', 'explorer-activations.js'),
     'models': ('explorer.js', 'explorer-models.js')}
 
-EXPERIMENT = {'title', 'dataset', 'arch', 'command', 'date', 'machine', 'rows'}
-REQUIRED = {'activation', 'parameters', 'seeds', 'clean', 'clean_interval'}
-ROW = REQUIRED | {'pgd', 'pgd_interval', 'autoattack', 'autoattack_interval', 'epochs', 'hours'}
-PATH = {'label', 'activation', 'arch', 'dataset', 'epochs'}
+CONFIGS = Path(__file__).resolve().parents[1] / 'recipes' / 'configs'
 
 
 def activations_data(results: Path) -> dict[str, Any]:
@@ -53,25 +45,17 @@ def activations_data(results: Path) -> dict[str, Any]:
             activations.setdefault(name, {})[parameter] = {
                 'init': spec.init, 'learnable': spec.learnable, 'least': spec.least,
                 'greatest': spec.greatest if bounded else None, 'slider': [0. if bounded else -end, end]}
-    return {'activations': activations, 'mean_range': shape.MEAN_RANGE, 'paths': _paths(results / 'paths.json')}
+    return {'activations': activations, 'mean_range': shape.MEAN_RANGE, 'paths': list(_paths(results))}
 
 
 def models_data(results: Path) -> dict[str, Any]:
-    """Architectures with their size, activations with their number of learned parameters, and experiments."""
-    experiments = []
-    for file in sorted(results.glob('*.json')):
-        if file.name != 'paths.json':
-            experiment = json.loads(file.read_text())
-            _check(experiment, EXPERIMENT, EXPERIMENT, file.name)
-            for n, row in enumerate(experiment['rows']):
-                _check(row, REQUIRED, ROW, f'{file.name}, row {n}')
-            experiments.append(experiment)
+    """Architectures with their size, activations with their number of learned parameters, and rows of results."""
     return {
         'architectures': {arch: _size(arch) for arch in _architectures()},
         'activations': {
             name: sum(spec.learnable for spec in ACTIVATIONS[name].parameter_specs.values()) if name in ACTIVATIONS
             else 0 for name in VARIANT_ACTIVATIONS},
-        'experiments': experiments}
+        'rows': [_row(group, file, content) for file, content, group in _groups(results)]}
 
 
 def fragment(name: str, results: Path) -> str:
@@ -82,31 +66,47 @@ def fragment(name: str, results: Path) -> str:
             f'</noscript></div>\n<script type="application/json" id="{name}-data">{text}</script>')
 
 
-def _paths(file: Path) -> list[dict[str, Any]]:
-    paths = json.loads(file.read_text()) if file.exists() else []
-    labels = set()
-    for n, path in enumerate(paths):
-        label = f'{file.name}, path {n}'
-        _check(path, PATH, PATH, label)
-        if path['activation'] not in ACTIVATIONS:
-            raise ValueError(f'docs/results/{label}: activation {path["activation"]}: expected one of '
-                             f'{", ".join(ACTIVATIONS)}.')
-        if path['label'] in labels:
-            raise ValueError(f'docs/results/{label}: label {path["label"]!r} is there twice; give each path its own.')
-        labels.add(path['label'])
-        specs = ACTIVATIONS[path['activation']].parameter_specs
-        for epoch in path['epochs']:
-            _check(epoch, {'epoch', *specs}, {'epoch', 'alpha', 'beta'}, label)
-            for parameter, spec in specs.items():
-                spec.check(epoch[parameter], f'{label}: {parameter}')
-    return paths
+def _groups(results: Path) -> Iterator[tuple[Path, Mapping[str, Any], Group]]:
+    for file in sorted(results.glob('*.json')):
+        content = json.loads(file.read_text())
+        for group in read_groups(content):
+            yield file, content, group
 
 
-def _check(found: Mapping[str, Any], required: set[str], allowed: set[str], label: str) -> None:
-    """Raise ValueError if keys are missing or unknown."""
-    if not required <= found.keys() <= allowed:
-        raise ValueError(f'docs/results/{label} has {", ".join(sorted(found))}; expected {", ".join(sorted(allowed))}, '
-                         f'at least {", ".join(sorted(required))}. docs/explorers.py describes the format.')
+def _arch(group: Group) -> str:
+    model, own = group.fact('model'), f'_{group.activation}'
+    return model.removesuffix(own) if model.endswith(own) else model.removesuffix('_relu')  # the sweep's two names
+
+
+def _row(group: Group, file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of runs that differ only in their seed: means and the t intervals of the report, best checkpoints."""
+    row = {
+        'activation': group.activation, 'setting': ', '.join(filter(None, (group.parameters, group.option_text))),
+        'arch': _arch(group), 'dataset': content['dataset'], 'seeds': len(group.best), 'epochs': group.fact('epochs'),
+        'hours': group.mean('seconds') / 3600, 'date': content['date'], 'machine': content['machine'],
+        'source': file.stem, 'command': f'python recipes/shape_sweep.py -c {file.stem}'
+        if (CONFIGS / f'{file.stem}.yaml').exists() else None}
+    for attack in ATTACKS:
+        if values := list(group.values(attack).values()):
+            row[attack], row[f'{attack}_low'], row[f'{attack}_high'], _ = mean_interval(values)
+    return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+
+
+def _paths(results: Path) -> Iterator[dict[str, Any]]:
+    """The path of each run; values outside of the valid range as the formula limits them."""
+    for file, content, group in _groups(results):
+        if group.activation in ACTIVATIONS:
+            specs = ACTIVATIONS[group.activation].parameter_specs
+            given = {name: float(value) for name, value in (item.split('=') for item in group.given.split())}
+            for seed, path in group.paths.items():
+                points = [(epoch, {
+                    name: given.get(name, spec.init) if value is None else value
+                    for (name, spec), value in zip(specs.items(), values, strict=False)}) for epoch, *values in path]
+                epochs = [{'epoch': epoch, **{name: specs[name].clamp(value) for name, value in point.items()}}
+                          for epoch, point in points if all(map(math.isfinite, point.values()))]
+                if epochs:
+                    yield {'label': f'{group.label()}, seed {seed}, {file.stem}', 'activation': group.activation,
+                           'arch': _arch(group), 'dataset': content['dataset'], 'epochs': epochs}
 
 
 def _architectures() -> Iterator[str]:

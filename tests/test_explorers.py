@@ -38,27 +38,31 @@ def cases():
 CASES = list(cases())
 
 
-def row(activation, parameters, clean, autoattack, **more):
-    return {'activation': activation, 'parameters': parameters, 'seeds': 3, 'epochs': 40, 'hours': 1.5,
-            'clean': clean, 'clean_interval': [clean - 1, clean + 1], 'autoattack': autoattack,
-            'autoattack_interval': [autoattack - 1, autoattack + 1], **more}
+def group(activation, clean, robust, *, learned=False, given='', paths=()):
+    """A group of three runs in results.json, whose 95 % intervals are about one point to each side."""
+    best = {'clean': [clean + d for d in (-0.4, 0, 0.4)], 'autoattack': [robust + d for d in (-0.4, 0, 0.4)],
+            'seconds': [3600., 5400., 7200.]}
+    return {'activation': activation, 'learned': learned, 'given': given, 'options': {'lr': '0.1', 'task': 'a, "b"'},
+            'model': 'wrn10_2_relu' if activation == 'gelu' else f'wrn10_2_{activation}', 'lr': 0.1, 'epochs': 40,
+            'seeds': [0, 1, 2], 'best': best, 'last': best, 'paths': list(paths)}
 
 
-EXPERIMENT = {
-    'title': 'A, "b"', 'dataset': 'digits', 'arch': 'wrn10_2', 'command': 'python x.py', 'date': '2026-01-01',
-    'machine': 'one', 'rows': [
-        row('relu', '', 90., 40.), row('psilu', 'fixed alpha=2', 91.5, 43.), row('pssilu', 'learned', 80., 44.5),
-        row('gelu', '', 70., 30.)]}
-PATHS = [{'label': 'pssilu: seed 0', 'activation': 'pssilu', 'arch': 'wrn10_2', 'dataset': 'digits',
-          'epochs': [{'epoch': n, 'alpha': 1 + n / 10, 'beta': n / 100} for n in range(20)]}]
+PATH = [[n + 1, 1 + n / 10, n / 100] for n in range(20)]
+RESULTS = {
+    'dataset': 'digits', 'norm': 'linf', 'eps': '0.2', 'device': 'cpu', 'machine': 'one', 'threads': '1',
+    'date': '2026-01-01', 'versions': {'torch': '2'}, 'autoattack_parts': 'apgd-ce', 'runs': 12, 'seconds': 1,
+    'groups': [
+        group('relu', 90., 40.), group('psilu', 91.5, 43., given='alpha=2'),
+        group('pssilu', 80., 44.5, learned=True, paths=[PATH, PATH, [*PATH, [21, math.nan, 0.5], [22, 2e4, -3.]]]),
+        group('gelu', 70., 30.)]}
+RUN = 'pssilu, learned, lr 0.1, task a, "b", seed {}, sweep_digits'
 
 
 @pytest.fixture
 def results(tmp_path):
     folder = tmp_path / 'results'
     folder.mkdir()
-    (folder / 'a.json').write_text(json.dumps(EXPERIMENT))
-    (folder / 'paths.json').write_text(json.dumps(PATHS))
+    (folder / 'sweep_digits.json').write_text(json.dumps(RESULTS))
     return folder
 
 
@@ -131,9 +135,9 @@ def test_a_link_reproduces_the_view(visit):
     page.get_by_role('combobox', name='Activation').select_option('psoftplus')
     page.get_by_role('button', name='Add curve').press('Enter')
     page.get_by_label('alpha of psoftplus', exact=True).fill('3.6')
-    page.get_by_role('combobox', name='Activation').select_option(label='pssilu: seed 0 (pssilu, wrn10_2, digits)')
+    page.get_by_role('combobox', name='Activation').select_option(label=RUN.format(0))
     page.get_by_role('button', name='Add curve').press('Enter')
-    page.get_by_role('slider', name='pssilu: seed 0').press('ArrowLeft')
+    page.get_by_role('slider', name=RUN.format(0)).press('ArrowLeft')
     page.get_by_label('beta of pssilu, slider').press('ArrowRight')
     page.get_by_role('spinbutton', name='x from').fill('-2.5')
     page.get_by_role('spinbutton', name='Values at x =').fill('-1')
@@ -142,7 +146,7 @@ def test_a_link_reproduces_the_view(visit):
     again = visit('activations', '#' + page.url.partition('#')[2])
     assert tables(page) == tables(again)
     text = ' '.join(tables(again))
-    assert 'psoftplus, alpha 3.6' in text and 'epoch 18 of pssilu: seed 0' in text and 'beta 0.31' in text
+    assert 'psoftplus, alpha 3.6' in text and f'epoch 19 of {RUN.format(0)}' in text and 'beta 0.31' in text
     assert 'relu' not in text
     assert again.locator('#plot-value path.curve').evaluate_all('all => all.map(path => path.getAttribute("d"))') == (
         page.locator('#plot-value path.curve').evaluate_all('all => all.map(path => path.getAttribute("d"))'))
@@ -162,7 +166,7 @@ def test_a_value_outside_its_range_is_refused(visit, wrong):
     assert 'psilu, alpha 10000' in ' '.join(tables(page))
 
 
-@pytest.mark.parametrize('given', ['nothing:1', 'psilu:20000', 'psilu:1:2', 'pssilu:x', 'run:pssilu: seed 0:99'])
+@pytest.mark.parametrize('given', ['nothing:1', 'psilu:20000', 'psilu:1:2', 'pssilu:x', 'run:nothing:99'])
 def test_what_a_link_names_and_is_not_there_is_said(visit, given):
     page = visit('activations', f'#a=silu&a={given}')
     assert given in page.get_by_role('alert').filter(has_text='cannot').inner_text()
@@ -201,8 +205,15 @@ def test_csv_holds_what_is_in_view(visit):
     with open(download.value.path(), newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['activation'] for row in rows] == ['pssilu', 'psilu', 'relu', 'gelu']
-    assert (rows[0]['title'], rows[0]['autoattack'], rows[0]['autoattack_low']) == ('A, "b"', '44.5', '43.5')
-    assert rows[1]['setting'] == 'fixed alpha=2' and rows[0]['pgd'] == ''
+    assert [row['arch'] for row in rows] == 4 * ['wrn10_2']
+    first, second = rows[:2]
+    assert (first['setting'], second['setting']) == (
+        'learned, lr 0.1, task a, "b"', 'fixed alpha=2, lr 0.1, task a, "b"')
+    assert float(first['autoattack']) == pytest.approx(44.5)
+    # Student's t: 0.975 quantile with two degrees of freedom
+    assert float(first['autoattack_low']) == pytest.approx(44.5 - 4.302653 * 0.4 / math.sqrt(3))
+    assert (first['hours'], first['epochs'], first['seeds']) == ('1.5', '40', '3')
+    assert first['command'] == 'python recipes/shape_sweep.py -c sweep_digits' and first['pgd'] == ''
 
 
 @pytest.mark.parametrize('name', ['wrn10_2_psilu', 'vgg11_relu', 'resnet18_224_pssilu', 'preact_resnet18_ssilu'])
@@ -222,24 +233,12 @@ def test_multiply_adds_of_a_network_counted_by_hand():
     assert explorers.models_data(Path('nowhere'))['architectures']['wrn10_2']['multiply_adds'] == total + 128 * 10
 
 
-def without(data, key):
-    return {name: value for name, value in data.items() if name != key}
-
-
-@pytest.mark.parametrize('file, data, message', [
-    ('a.json', without(EXPERIMENT, 'dataset'), 'expected .*dataset'),
-    ('a.json', {**EXPERIMENT, 'speed': 1}, 'speed'),
-    ('a.json', {**EXPERIMENT, 'rows': [without(EXPERIMENT['rows'][0], 'clean')]}, 'row 0'),
-    ('paths.json', [without(PATHS[0], 'label')], 'path 0'),
-    ('paths.json', [{**PATHS[0], 'epochs': [{'epoch': 0, 'alpha': 1., 'beta': 2.}]}], 'beta = 2'),
-    ('paths.json', [{**PATHS[0], 'epochs': [{'epoch': 0, 'alpha': 1.}]}], 'beta'),
-    ('paths.json', [{**PATHS[0], 'activation': 'relu'}], 'relu'),
-    ('paths.json', [*PATHS, *PATHS], 'twice'),
-], ids=['no data set', 'unknown key', 'no accuracy', 'no label', 'beta outside', 'no beta', 'no parameters', 'twice'])
-def test_a_wrong_file_of_results_stops_the_build(results, file, data, message):
-    (results / file).write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=message):
-        explorers.fragment('activations' if file == 'paths.json' else 'models', results)
+def test_a_path_stays_in_the_valid_range_and_leaves_out_what_is_not_finite(results):
+    paths = explorers.activations_data(results)['paths']
+    assert [path['label'] for path in paths] == [RUN.format(seed) for seed in range(3)]
+    assert paths[0]['epochs'][1] == {'epoch': 2, 'alpha': 1.1, 'beta': 0.01}
+    assert [values['epoch'] for values in paths[2]['epochs'][-2:]] == [20, 22]
+    assert paths[2]['epochs'][-1] == {'epoch': 22, 'alpha': functional.ALPHA_MAX, 'beta': -functional.BETA_MAX}
 
 
 def test_infinite_limits_become_null():

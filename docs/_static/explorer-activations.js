@@ -51,7 +51,7 @@
   // what does not change
   const choice = element('select', {}, element('optgroup', {label: 'Activations'}, Object.keys(activations).map(name =>
     option(name))), paths.length ? element('optgroup', {label: 'Runs'}, paths.map((path, n) =>
-    option(`run:${n}`, `${path.label} (${path.activation}, ${path.arch}, ${path.dataset})`))) : []);
+    option(`run:${n}`, path.label))) : []);
   const addButton = element('button', {type: 'button', onclick: () => {
     const run = choice.value.match(/^run:(\d+)$/);
     add(run ? {path: paths[run[1]]} : {name: choice.value});

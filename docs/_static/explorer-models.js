@@ -5,30 +5,23 @@
   const page = explorer.find('models');
   if (!page) return;
   const {element, svg, text, labelled, option} = explorer;
-  const {architectures, activations, experiments} = page.data;
+  const {architectures, activations} = page.data;
   const ATTACKS = {clean: 'clean, %', pgd: 'PGD, %', autoattack: 'AutoAttack, %'};
   const COLUMNS = { // name: title
-    activation: 'activation', setting: 'alpha and beta', arch: 'architecture', dataset: 'data set', ...ATTACKS,
+    activation: 'activation', setting: 'settings', arch: 'architecture', dataset: 'data set', ...ATTACKS,
     parameters: 'parameters', multiply_adds: 'multiply-adds', input: 'input', epochs: 'epochs', hours: 'hours',
     seeds: 'seeds', command: 'command',
   };
   const NUMBERS = ['parameters', 'multiply_adds', ...Object.keys(ATTACKS), 'epochs', 'hours'];
   const FILTERS = ['arch', 'activation', 'dataset'];
   const SAVED = [...Object.keys(COLUMNS).flatMap(name => name in ATTACKS ? [name, `${name}_low`, `${name}_high`] : [name]),
-    'title', 'date', 'machine'];
+    'source', 'date', 'machine'];
 
   const ofModel = (arch, activation) => {
     const {parameters, multiply_adds, input} = architectures[arch] ?? {};
     return {arch, activation, multiply_adds, input, parameters: parameters && parameters + (activations[activation] ?? 0)};
   };
-  const rows = experiments.flatMap(({title, dataset, arch, command, date, machine, rows}) => rows.map(group => ({
-    ...ofModel(arch, group.activation), title, dataset, command, date, machine, setting: group.parameters, measured: true,
-    ...Object.fromEntries(['seeds', 'epochs', 'hours'].map(name => [name, group[name]])),
-    ...Object.fromEntries(Object.keys(ATTACKS).flatMap(name => {
-      const [low, high] = group[`${name}_interval`] ?? [];
-      return [[name, group[name]], [`${name}_low`, low], [`${name}_high`, high]];
-    })),
-  })));
+  const rows = page.data.rows.map(row => ({...ofModel(row.arch, row.activation), ...row, measured: true}));
   for (const arch of Object.keys(architectures)) {
     for (const activation of Object.keys(activations)) {
       if (!rows.some(row => row.arch === arch && row.activation === activation)) rows.push(ofModel(arch, activation));
@@ -115,7 +108,7 @@
     const value = row[name];
     if ((value ?? '') === '') return '–';
     if (name === 'command') return element('details', {}, element('summary', {}, 'show'),
-      element('code', {}, value), element('p', {}, `${row.title}, ${row.date}, ${row.machine}`));
+      element('code', {}, value), element('p', {}, `${row.date}, ${row.machine}`));
     if (!(name in ATTACKS)) return NUMBERS.includes(name) ? short(name, value) : text(value);
     const interval = row[`${name}_low`] === undefined ? [] : element('span', {className: 'interval'},
       ` ${row[`${name}_low`].toFixed(1)}–${row[`${name}_high`].toFixed(1)}`);

@@ -82,7 +82,8 @@ def read_sweep(config: str) -> Sweep:
     The file has four keys. `base`: a configuration, shipped or a file. `arch`: the architecture, such as wrn10_2.
     `settings`: fields of `TrainConfig` that hold for all cells. `grid`: a list of blocks; the cells of a block are all
     combinations of its values. A block has the keys `activation`, `fixed` (values of parameters that are not trained,
-    as in {alpha: [1, 2]}), `learned` (values that training starts from), and any field of `TrainConfig`.
+    as in {alpha: [1, 2]}), `learned` (values that training starts from), `settings` (fields of `TrainConfig` for the
+    cells of the block, which do not count as options), and any field of `TrainConfig`.
 
     Args:
         config: A YAML file, or the name of a shipped one.
@@ -102,9 +103,10 @@ def read_sweep(config: str) -> Sweep:
         label = f'sweep {path}, block {number} of grid'
         if not isinstance(block, dict) or 'activation' not in block:
             raise ValueError(f'{label}: expected lines "key: values", one of them with the key activation.')
-        block = known_keys(block, {'activation', 'fixed', 'learned', *FIELDS} - OWN, label)
+        block = known_keys(block, {'activation', 'fixed', 'learned', 'settings', *FIELDS} - OWN, label)
+        settings = base | known_keys(block.pop('settings', None) or {}, FIELDS - OWN, f'{label}, settings')
         try:
-            for cell in _expand(block, base, str(content['arch'])):
+            for cell in _expand(block, settings, str(content['arch'])):
                 if cells.setdefault(cell.name, cell) is not cell:
                     raise ValueError(f'{cell.name} is in the grid twice; expected each cell once.')
         except (TypeError, ValueError) as error:
