@@ -86,9 +86,13 @@ def _row(group: Group, file: Path, content: Mapping[str, Any]) -> dict[str, Any]
         'hours': group.mean('seconds') / 3600, 'date': content['date'], 'machine': content['machine'],
         'source': file.stem, 'command': f'python recipes/shape_sweep.py -c {file.stem}'
         if (CONFIGS / f'{file.stem}.yaml').exists() else None}
-    for attack in ATTACKS:
+    measured = [f'{content["norm"]} eps {content["eps"]}']
+    for attack, title in ATTACKS.items():
         if values := list(group.values(attack).values()):
             row[attack], row[f'{attack}_low'], row[f'{attack}_high'], _ = mean_interval(values)
+            parts = f' ({content["autoattack_parts"]})' if attack == 'autoattack' else ''
+            measured.append(f'{title}{parts} on {group.mean(f"{attack}_images"):.0f} images')
+    row['measured'] = ', '.join(measured)
     return {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 
 

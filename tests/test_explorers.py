@@ -41,7 +41,7 @@ CASES = list(cases())
 def group(activation, clean, robust, *, learned=False, given='', paths=()):
     """A group of three runs in results.json, whose 95 % intervals are about one point to each side."""
     best = {'clean': [clean + d for d in (-0.4, 0, 0.4)], 'autoattack': [robust + d for d in (-0.4, 0, 0.4)],
-            'seconds': [3600., 5400., 7200.]}
+            'clean_images': 3 * [5000], 'autoattack_images': 3 * [1000], 'seconds': [3600., 5400., 7200.]}
     return {'activation': activation, 'learned': learned, 'given': given, 'options': {'lr': '0.1', 'task': 'a, "b"'},
             'model': 'wrn10_2_relu' if activation == 'gelu' else f'wrn10_2_{activation}', 'lr': 0.1, 'epochs': 40,
             'seeds': [0, 1, 2], 'best': best, 'last': best, 'paths': list(paths)}
@@ -214,6 +214,7 @@ def test_csv_holds_what_is_in_view(visit):
     assert float(first['autoattack_low']) == pytest.approx(44.5 - 4.302653 * 0.4 / math.sqrt(3))
     assert (first['hours'], first['epochs'], first['seeds']) == ('1.5', '40', '3')
     assert first['command'] == 'python recipes/shape_sweep.py -c sweep_digits' and first['pgd'] == ''
+    assert first['measured'] == 'linf eps 0.2, clean on 5000 images, AutoAttack (apgd-ce) on 1000 images'
 
 
 @pytest.mark.parametrize('name', ['wrn10_2_psilu', 'vgg11_relu', 'resnet18_224_pssilu', 'preact_resnet18_ssilu'])

@@ -8,20 +8,20 @@
   const {architectures, activations} = page.data;
   const ATTACKS = {clean: 'clean, %', pgd: 'PGD, %', autoattack: 'AutoAttack, %'};
   const COLUMNS = { // name: title
-    activation: 'activation', setting: 'settings', arch: 'architecture', dataset: 'data set', ...ATTACKS,
+    activation: 'activation', setting: 'settings', ...ATTACKS, arch: 'architecture', dataset: 'data set',
     parameters: 'parameters', multiply_adds: 'multiply-adds', input: 'input', epochs: 'epochs', hours: 'hours',
-    seeds: 'seeds', command: 'command',
+    seeds: 'seeds', measured: 'how measured',
   };
   const NUMBERS = ['parameters', 'multiply_adds', ...Object.keys(ATTACKS), 'epochs', 'hours'];
   const FILTERS = ['arch', 'activation', 'dataset'];
   const SAVED = [...Object.keys(COLUMNS).flatMap(name => name in ATTACKS ? [name, `${name}_low`, `${name}_high`] : [name]),
-    'source', 'date', 'machine'];
+    'command', 'source', 'date', 'machine'];
 
   const ofModel = (arch, activation) => {
     const {parameters, multiply_adds, input} = architectures[arch] ?? {};
     return {arch, activation, multiply_adds, input, parameters: parameters && parameters + (activations[activation] ?? 0)};
   };
-  const rows = page.data.rows.map(row => ({...ofModel(row.arch, row.activation), ...row, measured: true}));
+  const rows = page.data.rows.map(row => ({...ofModel(row.arch, row.activation), ...row}));
   for (const arch of Object.keys(architectures)) {
     for (const activation of Object.keys(activations)) {
       if (!rows.some(row => row.arch === arch && row.activation === activation)) rows.push(ofModel(arch, activation));
@@ -57,7 +57,7 @@
     URL.revokeObjectURL(link.href);
   }}, 'Save as CSV');
   const plot = element('div', {className: 'plot', id: 'plot-models'}), nearest = element('p', {className: 'nearest'});
-  const heads = Object.fromEntries(shown.map(name => [name, element('th', {scope: 'col'}, name === 'command' ? COLUMNS[name]
+  const heads = Object.fromEntries(shown.map(name => [name, element('th', {scope: 'col'}, name === 'measured' ? COLUMNS[name]
     : element('button', {type: 'button', onclick: () => {
       const descends = view.sort === name ? !view.down : NUMBERS.includes(name);
       Object.assign(view, {sort: name, down: descends ? '1' : ''});
@@ -66,7 +66,7 @@
   const body = element('tbody');
   const address = explorer.address(state => {
     view = Object.fromEntries(Object.entries(start).map(([name, value]) => [name, state.get(name) ?? value]));
-    if (!shown.includes(view.sort) || view.sort === 'command') view.sort = start.sort;
+    if (!shown.includes(view.sort) || view.sort === 'measured') view.sort = start.sort;
     for (const name of FILTERS) if (view[name] && !values(name).includes(view[name])) view[name] = '';
     for (const name of ['x', 'y']) if (!numbers.includes(view[name])) view[name] = start[name];
     update();
@@ -107,8 +107,8 @@
   function cell(row, name, good) {
     const value = row[name];
     if ((value ?? '') === '') return '–';
-    if (name === 'command') return element('details', {}, element('summary', {}, 'show'),
-      element('code', {}, value), element('p', {}, `${row.date}, ${row.machine}`));
+    if (name === 'measured') return element('details', {}, element('summary', {}, 'show'),
+      row.command ? element('code', {}, row.command) : [], element('p', {}, `${value}; ${row.date}, ${row.machine}`));
     if (!(name in ATTACKS)) return NUMBERS.includes(name) ? short(name, value) : text(value);
     const interval = row[`${name}_low`] === undefined ? [] : element('span', {className: 'interval'},
       ` ${row[`${name}_low`].toFixed(1)}–${row[`${name}_high`].toFixed(1)}`);
@@ -126,7 +126,7 @@
       const sorted = view.sort === name;
       head.toggleAttribute('aria-sort', sorted);
       if (sorted) head.setAttribute('aria-sort', view.down ? 'descending' : 'ascending');
-      if (name !== 'command') head.querySelector('span').textContent = sorted ? view.down ? ' ▼' : ' ▲' : '';
+      if (name !== 'measured') head.querySelector('span').textContent = sorted ? view.down ? ' ▼' : ' ▲' : '';
     }
     body.replaceChildren(...among.map(row => element('tr', {}, shown.map((name, n) =>
       element(n ? 'td' : 'th', n ? {} : {scope: 'row'}, cell(row, name, good))))));
