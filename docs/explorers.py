@@ -43,8 +43,8 @@ def activations_data(results: Path) -> dict[str, Any]:
             bounded = spec.greatest < math.inf  # the formula then takes the absolute value
             end = min(spec.greatest, SLIDER_END[parameter])
             activations.setdefault(name, {})[parameter] = {
-                'init': spec.init, 'learnable': spec.learnable, 'least': spec.least,
-                'greatest': spec.greatest if bounded else None, 'slider': [0. if bounded else -end, end]}
+                'init': spec.init, 'least': spec.least, 'greatest': spec.greatest if bounded else None,
+                'slider': [0. if bounded else -end, end]}
     return {'activations': activations, 'mean_range': shape.MEAN_RANGE, 'paths': list(_paths(results))}
 
 
@@ -103,11 +103,12 @@ def _paths(results: Path) -> Iterator[dict[str, Any]]:
             specs = ACTIVATIONS[group.activation].parameter_specs
             given = {name: float(value) for name, value in (item.split('=') for item in group.given.split())}
             for seed, path in group.paths.items():
-                points = [(epoch, {
-                    name: given.get(name, spec.init) if value is None else value
-                    for (name, spec), value in zip(specs.items(), values, strict=False)}) for epoch, *values in path]
-                epochs = [{'epoch': epoch, **{name: specs[name].clamp(value) for name, value in point.items()}}
-                          for epoch, point in points if all(map(math.isfinite, point.values()))]
+                epochs = []
+                for epoch, *values in path:
+                    point = {name: given.get(name, spec.init) if value is None else value
+                             for (name, spec), value in zip(specs.items(), values, strict=False)}
+                    if all(math.isfinite(value) for value in point.values()):
+                        epochs.append({'epoch': epoch, **{name: specs[name].clamp(v) for name, v in point.items()}})
                 if epochs:
                     yield {'label': f'{group.label()}, seed {seed}, {file.stem}', 'activation': group.activation,
                            'arch': _arch(group), 'dataset': content['dataset'], 'epochs': epochs}
@@ -130,11 +131,11 @@ def _size(arch: str) -> dict[str, Any]:
     """
     name = f'{arch}_relu'
     model = timm.create_model(name, device='meta').eval()
-    size = timm.get_pretrained_cfg_value(name, 'input_size')
+    size: Any = timm.get_pretrained_cfg_value(name, 'input_size')
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *size, device='meta'))
-    return {'input': '×'.join(map(str, size)), 'classes': model.num_classes,
-            'parameters': sum(p.numel() for p in model.parameters()), 'multiply_adds': counter.get_total_flops() // 2}
+    return {'input': '×'.join(map(str, size)), 'parameters': sum(p.numel() for p in model.parameters()),
+            'multiply_adds': counter.get_total_flops() // 2}
 
 
 class Explorer(SphinxDirective):

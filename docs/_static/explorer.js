@@ -46,7 +46,7 @@ const explorer = (() => {
 
   function table(caption, heads, rows) {
     const row = (cells, tag) => element('tr', {}, cells.map((cell, n) =>
-      element(n && tag === 'td' ? 'td' : 'th', {scope: tag === 'th' ? 'col' : 'row'}, cell)));
+      tag === 'td' && n ? element('td', {}, cell) : element('th', {scope: tag === 'th' ? 'col' : 'row'}, cell)));
     return element('div', {className: 'scroll', tabIndex: 0, role: 'region', 'aria-label': caption},
       element('table', {}, element('caption', {}, caption), element('thead', {}, row(heads, 'th')),
         element('tbody', {}, rows.map(cells => row(cells, 'td')))));
