@@ -107,8 +107,9 @@ def test_mistakes_are_named_in_a_line(tmp_path, head, grid, words):
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('sweep_*.yaml')), ids=lambda path: path.stem)
 def test_shipped_grids(path):
-    """Each has the reference ReLU with every seed, and says its command."""
+    """Each has the reference ReLU with every seed and says its command; several seeds, except for rates."""
     found = read_sweep(path.stem)
     seeds = {cell.seed for cell in found.cells}
-    assert seeds == {cell.seed for cell in found.cells if cell.activation == 'relu'} and len(seeds) > 1
+    assert seeds == {cell.seed for cell in found.cells if cell.activation == 'relu'}
+    assert len(seeds) > 1 or path.stem.endswith('_lr')
     assert f'-c {path.stem}' in path.read_text().split('base:')[0]
