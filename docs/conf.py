@@ -4,6 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import explorers
 from command_pages import write_commands
 from configuration_pages import write_configurations
 from figures import draw_figures, write_results
@@ -78,6 +79,7 @@ def link_to_home(app, env, node, contnode):
 
 def setup(app):
     """Connect what is above to Sphinx."""
+    explorers.setup(app)
     app.connect('builder-inited', write_pages)
     app.connect('autodoc-process-docstring', escape_docstring, priority=900)
     app.connect('autodoc-process-signature', shorten_settings)

@@ -120,7 +120,8 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     facts = {name: ', '.join(sorted({str(row[name]) for row in rows}))
              for name in ('dataset', 'norm', 'eps', 'device', 'machine', 'threads')}
     columns = (
-        *ATTACKS, *(f'{attack}_images' for attack in ATTACKS), 'val_robust', 'epoch', 'alpha', 'beta', *PROPERTIES)
+        *ATTACKS, *(f'{attack}_images' for attack in ATTACKS), 'val_robust', 'epoch', 'alpha', 'beta', 'seconds',
+        *PROPERTIES)
     cells = {row['cell']: row for row in rows}
     return {
         **facts, 'date': max(row['created'] for row in rows)[:10],
