@@ -138,15 +138,14 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
 
 def read_groups(content: Mapping[str, Any]) -> list[Group]:
     """The groups of results.json."""
-    groups = []
-    for entry in content['groups']:
+    def rows(entry: Mapping[str, Any], checkpoint: str) -> dict[int, Row]:
         facts = {name: entry[name] for name in ('model', 'lr', 'epochs')}
-        best, last = ({seed: {name: values[i] for name, values in entry[checkpoint].items()} | facts
-                       for i, seed in enumerate(entry['seeds'])} for checkpoint in ('best', 'last'))
-        groups.append(Group(
-            entry['activation'], entry['learned'], entry['given'], tuple(entry['options'].items()), best, last,
-            dict(zip(entry['seeds'], entry['paths'], strict=False))))
-    return groups
+        return {seed: {name: values[i] for name, values in entry[checkpoint].items()} | facts
+                for i, seed in enumerate(entry['seeds'])}
+
+    return [Group(
+        entry['activation'], entry['learned'], entry['given'], tuple(entry['options'].items()), rows(entry, 'best'),
+        rows(entry, 'last'), dict(zip(entry['seeds'], entry['paths'], strict=False))) for entry in content['groups']]
 
 
 def paired_differences(group: Group, groups: Sequence[Group], reference: str, column: str) -> dict[int, float]:
