@@ -1,4 +1,5 @@
 import os
+import shutil
 
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch: waiting threads are costly on a busy machine
 
@@ -36,3 +37,16 @@ def reference():
 def pytest_runtest_setup(item):
     if item.get_closest_marker('gpu') and not torch.cuda.is_available():
         pytest.skip('needs a GPU')
+
+
+@pytest.fixture(scope='session')
+def browser():
+    """A headless Chromium that playwright drives; tests skip where either is missing."""
+    api = pytest.importorskip('playwright.sync_api', reason='needs playwright from PyPI')
+    programs = [found for name in ('chromium', 'chromium-browser', 'google-chrome') if (found := shutil.which(name))]
+    if not programs:
+        pytest.skip('needs Chromium')
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=programs[0], args=['--no-sandbox'])
+        yield browser
+        browser.close()

@@ -1,14 +1,55 @@
 """Commands of the package: python -m timm_paf [train|validate] [flags].
 
-    python -m timm_paf              versions, for bug reports
+    python -m timm_paf              versions, devices and registered names, for bug reports
     python -m timm_paf train        adversarial training; --help lists its flags
     python -m timm_paf validate     measure a checkpoint; --help lists its flags
 """
+import os
+import platform
 import sys
+from pathlib import Path
 
-from timm_paf._versions import device_names, library_versions
+import timm
+import torch
+
+from timm_paf._files import cache_dir
+from timm_paf._versions import library_versions
+from timm_paf.activations import ACTIVATIONS
+from timm_paf.kernels.choice import obstacle
 
 USAGE = 'usage: python -m timm_paf [train|validate] [flags]'
+VARIABLES = ('TIMM_PAF_', 'OMP_', 'GOMP_', 'KMP_', 'MKL_NUM', 'CUDA_', 'CXX', 'TORCH_LOGS', 'PYTORCH_')
+
+
+def environment() -> dict[str, str]:
+    """What a bug report needs to know, by name: versions, devices, kernels, registered names, environment variables.
+
+    It may compile a kernel for the CPU, which takes a second or two on a new machine.
+    """
+    facts = library_versions()
+    facts |= {'timm-paf': f'{facts["timm-paf"]} in {Path(__file__).parent}', 'system': platform.platform()}
+    facts['cpu'] = (f'{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, '
+                    f'{torch.get_num_threads()} threads of torch')
+    cuda = torch.version.cuda and f'built for CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}'
+    facts['gpu support'] = cuda or (torch.version.hip and f'built for ROCm {torch.version.hip}') or 'not in this torch'
+    devices = [torch.device('cuda', index) for index in range(torch.cuda.device_count())]
+    for device in devices:
+        found = torch.cuda.get_device_properties(device)
+        size = f'{found.total_memory / 2**30:.0f} GiB'
+        facts[f'gpu {device.index}'] = f'{found.name}, sm_{found.major}{found.minor}, {size}'
+    if not devices:
+        facts['gpu'] = 'Apple GPU (mps)' if torch.backends.mps.is_available() else 'none'
+    for device in (torch.device('cpu'), *devices[:1]):
+        reason = obstacle(device)
+        facts[f'kernels, {device.type}'] = 'available' if reason is None else f'not available: {reason}'
+    models = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('timm_paf.')]
+    facts['activations'] = f'{len(ACTIVATIONS)} in the registry of timm: {", ".join(ACTIVATIONS)}'
+    plain = [name.removesuffix('_relu') for name in models if name.endswith('_relu')]
+    facts['models'] = f'{len(models)} in the registry of timm; architectures: {", ".join(plain)}'
+    facts['cache'] = str(cache_dir())
+    named = [f'{name}={value}' for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
+    facts['variables'] = ' '.join(named) or 'none'
+    return facts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,9 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        for name, version in library_versions().items():
-            print(f'{name} {version}')
-        print('devices:', '; '.join(device_names()))
+        facts = environment()
+        width = max(map(len, facts))
+        for name, fact in facts.items():
+            print(f'{name:{width}}  {fact}')
         return 0
     command, *flags = argv
     if command in ('train', 'validate'):

@@ -1,2 +1,3 @@
 """The version, readable without importing torch."""
-__version__ = '0.1.0.dev0'
+#: Version of the package.
+__version__ = '0.1.0'

@@ -249,7 +249,7 @@ matplotlib = pytest.mark.skipif(importlib.util.find_spec('matplotlib') is None, 
 def test_plot_draws_values_and_derivatives_without_spikes(tmp_path):
     from matplotlib import pyplot
     figure = shape.plot({'kinked': 'relu', 'smooth': 'silu'}, x_range=(-2., 3.))
-    assert [axes.get_ylabel() for axes in figure.axes] == ['$f(x)$', "$f'(x)$", "$f''(x)$"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ['f(x)', 'f′(x)', 'f″(x)']
     lines = [[line for line in axes.lines if line.get_label() in ('kinked', 'smooth')] for axes in figure.axes]
     relu = [torch.as_tensor(panel[0].get_ydata()) for panel in lines]
     x = torch.as_tensor(lines[0][0].get_xdata())

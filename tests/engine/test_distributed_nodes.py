@@ -82,7 +82,7 @@ def test_killed_torchrun_ends_both_nodes_and_the_run_goes_on(tmp_path, nodes, nu
     """With a message and a checkpoint; then without files of the first node on the second, and with those of another
     run there."""
     agents = nodes(tmp_path, *LONG)
-    wait_for(agents[0], 'epoch 1/4')
+    wait_for(agents[0], ' 1/4 ')
     agents[killed].send_signal(number)
     results = ended(agents)  # the pipes are closed once the processes behind them have ended, too
     said = results[0][1]

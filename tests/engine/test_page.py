@@ -7,6 +7,7 @@ import timm
 import torch
 
 import timm_paf
+from timm_paf.engine import TrainConfig
 from timm_paf.engine.page import shapes_of, training_page
 from timm_paf.evaluation import Accuracy, Measurement, RobustnessReport
 
@@ -39,14 +40,26 @@ def net(alpha=None, **kwargs):
 
 
 def test_content():
-    text = page(net(), net(alpha=2.25), note='<script>')
-    assert not re.search(r'(src|href)="(?!data:)', text) and '<script' not in text
+    text = page(net(), net(alpha=2.25), data_dir='<script>')
+    assert not re.search(r'(src|href)="(?!data:|#)', text) and '<script' not in text
     assert '&lt;b&gt;net&lt;/b&gt; trained on digits' in text and '9 of 12 images' in text
     assert 'epoch 2, with 47.0 % robust' in text and 'is 2.0 percentage points lower' in text
-    assert re.search(r'<td[^>]*>alpha</td><td[^>]*>1</td><td[^>]*>2.25</td>', text)
-    assert re.search(r'<td[^>]*>1</td><td[^>]*>2.5</td><td[^>]*>0</td>', text)  # a value of 0 is shown
-    assert text.count('data:image/png') == 3  # curves, shape, parameters
+    assert re.search(r'<td[^>]*>alpha</td><td[^>]*>1.000</td><td[^>]*>2.250</td>', text)
+    assert re.search(r'<td[^>]*>1</td><td[^>]*>2.500</td><td[^>]*>0.0</td>', text)  # a value of 0 is shown
+    assert text.count('<svg') == 7  # loss and accuracy, the activation and two derivatives, alpha and beta
     assert re.search(r'<td[^>]*>synthetic</td><td[^>]*>a b</td>', text)
+
+
+@pytest.mark.parametrize('changes', [{}, {'lr_base': 0.2, 'synthetic': ('generated',), 'epochs': 12, 'hflip': True}])
+def test_settings_that_differ_from_the_defaults(changes):
+    relu = timm.create_model('wrn10_2_relu', in_chans=1)
+    text = page(relu, relu, **{'experiment': None, 'lr': None, **TrainConfig(**changes).to_dict()})
+    _, differing, everything = re.split('<summary>(?:Settings that differ|All settings)', text)
+    given = TrainConfig(**changes)
+    expected = {name for name in vars(given) if getattr(given, name) != getattr(TrainConfig(), name)}
+    # the share of synthetic images follows from the synthetic images, and is 0 rather than unset without them
+    assert {name for name in vars(given) if f'>{name}</td>' in differing} == expected | {'synthetic_fraction'}
+    assert {name for name in vars(given) if f'>{name}</td>' in everything} == vars(given).keys() - {'class_names'}
 
 
 def test_shapes_before_and_after():
@@ -60,7 +73,7 @@ def test_shapes_before_and_after():
 def test_many_activations(sharing):
     model = net(act_sharing=sharing)
     assert 2 <= len(shapes_of(model, model)) <= 7
-    assert page(model, model).count('data:image/png') == 3
+    assert page(model, model).count('<svg') == 7
 
 
 def test_without_matplotlib_the_tables_remain(monkeypatch):
@@ -69,7 +82,7 @@ def test_without_matplotlib_the_tables_remain(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     text = page(net(), net())
-    assert 'data:image/png' not in text and text.count('No figure: ') == 3 and 'The last epoch is' in text
+    assert '<svg' not in text and text.count('No figure: ') == 3 and 'The last epoch is' in text
     assert '<h2>Activation</h2>' in text
     relu = timm.create_model('wrn10_2_relu', in_chans=1)  # no parametric activation
     assert '<h2>Activation</h2>' not in page(relu, relu)

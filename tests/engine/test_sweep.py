@@ -30,7 +30,8 @@ def sweep(tmp_path, grid, head='base: digits\narch: wrn10_2\n'):
     ('- {activation: relu, beta-grad-clip: [null, 0.01]}', [
         'relu,beta_grad_clip=none,seed=0', 'relu,beta_grad_clip=0.01,seed=0']),
     ('- activation: relu\n- {activation: relu, seed: 3}', ['relu,seed=0', 'relu,seed=3']),
-], ids=['one', 'seeds first', 'fixed', 'learned', 'both', 'options', 'unset', 'blocks'])
+    ('- {activation: [relu, silu], settings: {lr: 0.2}}', ['relu,seed=0', 'silu,seed=0']),
+], ids=['one', 'seeds first', 'fixed', 'learned', 'both', 'options', 'unset', 'blocks', 'settings'])
 def test_a_grid_becomes_cells(tmp_path, grid, names):
     assert [cell.name for cell in sweep(tmp_path, grid).cells] == names
 
@@ -44,6 +45,13 @@ def test_a_cell_has_the_settings_of_base_file_and_axes(tmp_path):
     assert (config.epochs, config.weight_decay, config.beta_penalty) == (3, 0, 1)  # those of the file
     assert (config.eps, config.attack_steps, config.momentum) == (base.eps, base.attack_steps, base.momentum)
     assert (config.output, config.experiment, config.resume) == (str(tmp_path), cell.name, 'auto')
+
+
+def test_settings_of_a_block_hold_for_its_cells_alone(tmp_path):
+    grid = '- {activation: relu, settings: {lr: 0.2}, seed: [0, 1]}\n- activation: silu'
+    head = 'base: digits\narch: wrn10_2\nsettings: {lr: 0.3}\n'
+    assert [(cell.activation, cell.config('').lr, cell.options) for cell in sweep(tmp_path, grid, head).cells] == [
+        ('relu', 0.2, {}), ('silu', 0.3, {}), ('relu', 0.2, {})]
 
 
 class Images:
@@ -86,6 +94,8 @@ def test_parameters_are_fixed_or_start_at_the_given_values(tmp_path, arch, activ
     ('arch: nothing\n', '- activation: relu', ['nothing']),
     ('arch: wrn10_2\nsetings: {}\n', '- activation: relu', ["'setings'", 'settings']),
     ('arch: wrn10_2\nsettings: {lrr: 1}\n', '- activation: relu', ["'lrr'"]),
+    ('arch: wrn10_2\n', '- {activation: relu, settings: {lrr: 1}}', ['block 1', "'lrr'"]),
+    ('arch: wrn10_2\n', '- {activation: relu, settings: {model: x}}', ['block 1', "'model'"]),
     ('arch: wrn10_2\nbase: nowhere\n', '- activation: relu', ['nowhere']),
     ('', '- activation: relu', ['arch']), ('arch: wrn10_2\n', '  activation: relu', ['grid']),
 ])
@@ -97,8 +107,9 @@ def test_mistakes_are_named_in_a_line(tmp_path, head, grid, words):
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('sweep_*.yaml')), ids=lambda path: path.stem)
 def test_shipped_grids(path):
-    """Each has the reference ReLU with every seed, and says its command."""
+    """Each has the reference ReLU with every seed and says its command; several seeds, except for rates."""
     found = read_sweep(path.stem)
     seeds = {cell.seed for cell in found.cells}
-    assert seeds == {cell.seed for cell in found.cells if cell.activation == 'relu'} and len(seeds) > 1
+    assert seeds == {cell.seed for cell in found.cells if cell.activation == 'relu'}
+    assert len(seeds) > 1 or path.stem.endswith('_lr')
     assert f'-c {path.stem}' in path.read_text().split('base:')[0]

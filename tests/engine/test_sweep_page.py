@@ -8,7 +8,7 @@ import yaml
 
 from timm_paf import shape
 from timm_paf.engine import sweep_page, sweep_rows, write_table
-from timm_paf.engine.sweep_table import groups_of
+from timm_paf.engine.sweep_table import groups_of, read_groups
 
 
 def accuracy(correct, total=1000):
@@ -24,7 +24,8 @@ def made_up(output, activation, seed, robust, *, learned=False, parameters=None,
         'activation': activation, 'parameters': parameters or {}, 'learned': learned, 'options': options, 'seed': seed,
         'threads': 1, 'machine': 'made up', 'seconds': 60.}))
     (folder / 'args.yaml').write_text(yaml.safe_dump({
-        'device': 'cpu', 'dataset': 'digits', 'model': f'net_{activation}', 'norm': 'linf', 'eps': '0.2'}))
+        'device': 'cpu', 'dataset': 'digits', 'model': f'net_{activation}', 'norm': 'linf', 'eps': '0.2',
+        'lr': 0.1, 'epochs': 2}))
     columns = sorted({f'act_{name}' for point in path for name in point})
     with open(folder / 'summary.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, ['epoch', 'eval_clean', 'eval_robust', *columns])
@@ -90,6 +91,35 @@ def test_the_table_as_csv_and_parquet(tmp_path):
     assert [row['alpha'] for row in table] == [row.get('alpha') for row in rows]
 
 
+def test_the_summary_has_the_values_of_each_seed(tmp_path):
+    for seed in (3, 4):
+        made_up(tmp_path, 'psilu', seed, 400 + seed, learned=True, path=({'alpha': 2.}, {'alpha': 3. + seed}), task='x')
+        made_up(tmp_path, 'relu', seed, 300)
+    write_table(sweep_rows(tmp_path), tmp_path)
+    found = json.loads((tmp_path / 'results.json').read_text())
+    assert (found['runs'], found['seconds'], found['eps']) == (4, 240, '0.2')
+    psilu, relu = found['groups']
+    assert (psilu['seeds'], psilu['options'], psilu['lr']) == ([3, 4], {'task': 'x'}, 0.1)
+    assert psilu['best']['autoattack'] == [40.3, 40.4] and psilu['last']['autoattack'] == [38.3, 38.4]
+    assert psilu['paths'] == [[[1, 2., None], [2, 6., None]], [[1, 2., None], [2, 7., None]]]
+    assert psilu['best']['finite_curvature'] == [shape.describe('psilu', alpha=2.).finite_curvature] * 2
+    assert (relu['paths'], relu['options']) == ([], {})
+    for read, group in zip(read_groups(found), groups_of(sweep_rows(tmp_path), tmp_path), strict=True):
+        assert read.label() == group.label() and read.fact('lr') == group.fact('lr')
+        assert {seed: list(map(tuple, path)) for seed, path in read.paths.items()} == group.paths
+        for column in ('clean', 'pgd', 'autoattack', 'pgd_images', 'alpha', 'negative_mean'):
+            for checkpoint in ('best', 'last'):
+                assert read.values(column, checkpoint) == group.values(column, checkpoint)
+
+
+def test_the_attack_with_the_most_images_compares(tmp_path):
+    for name, robust in (('relu', 300), ('silu', 320)):
+        report = made_up(tmp_path, name, 0, robust) / 'report.json'
+        report.write_text(json.dumps(json.loads(report.read_text()) | {'pgd': accuracy(robust + 100, 9000)}))
+    text = sweep_page([row for row in sweep_rows(tmp_path) if row['checkpoint'] == 'best'], tmp_path, title='x')
+    assert re.search(r'<th[^>]*>seeds for ±1</th><th[^>]*>PGD</th>', text) and 'PGD, 95 % interval' in text
+
+
 def study(output):
     """Three seeds of references, fixed and learned parameters, with one option."""
     for seed in range(3):
@@ -115,14 +145,14 @@ def test_the_report_compares_and_needs_no_other_file(tmp_path):
     (tmp_path / 'elu').mkdir()
     (tmp_path / 'elu' / 'error.txt').write_text('no <memory>\n')
     text = sweep_page(rows, tmp_path, title='a & b', states={'elu': 'failed', 'relu': 'done'})
-    assert not re.search(r'(src|href)="(?!data:)', text) and '<script' not in text
+    assert not re.search(r'(src|href)="(?!data:|#)', text) and '<script' not in text
     assert '<h1>a &amp; b</h1>' in text and 'no &lt;memory&gt;' in text
-    assert text.count('data:image/png') == 9  # two for three parameters, one over shape, three for each option
+    assert text.count('<svg') == 9  # two for three parameters, one over shape, three for each option
     # differences of 20 images of 1000 with every seed
-    assert len(re.findall(r'<td[^>]*>silu</td><td[^>]*>relu</td><td[^>]*>3</td><td[^>]*>\+2.00</td>'
-                          r'<td[^>]*>\+2.00 to \+2.00</td><td[^>]*>2</td>', text)) == 2
+    assert len(re.findall(r'<td[^>]*>silu</td><td[^>]*>relu</td><td[^>]*>3</td><td[^>]*>2</td>'
+                          r'<td[^>]*>\+2.00</td><td[^>]*>\+2.00 to \+2.00</td>', text)) == 2
 
 
 def test_one_run_gives_a_report(tmp_path):
     made_up(tmp_path, 'relu', 0, 300)
-    assert sweep_page(sweep_rows(tmp_path), tmp_path, title='x').count('data:image/png') == 2
+    assert sweep_page(sweep_rows(tmp_path), tmp_path, title='x').count('<svg') == 2

@@ -14,7 +14,6 @@ from timm_paf.engine.train_config import TrainConfig
 from timm_paf.tasks import AdversarialTrainingTask
 
 RECIPES = Path(__file__).resolve().parents[2] / 'recipes'
-DOCS = RECIPES.parent / 'docs'
 CONFIGS = sorted(path for path in (RECIPES / 'configs').glob('*.yaml') if not path.stem.startswith('sweep_'))
 PUBLISHED = [path for path in CONFIGS if path.name != 'digits.yaml']
 
@@ -38,7 +37,7 @@ def test_says_where_it_comes_from_how_it_is_run_and_what_is_expected(path):
     assert re.search(r'arXiv \d{4}\.\d{5}', head)
     assert f'-c recipes/configs/{path.name}' in head
     assert '# Expected: ' in head and 'Not measured here' in head.replace('\n# ', ' ')
-    assert path.name in (DOCS / 'configurations.md').read_text()
+    assert '# Data: ' in head  # docs/configuration_pages.py reads these lines
 
 
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
@@ -94,7 +93,7 @@ def extreme_alphas(*argv, updates=300):
     return found
 
 
-@pytest.mark.parametrize('path', WITH_ALPHA, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in WITH_ALPHA if path.stem != 'digits'], ids=lambda path: path.stem)
 def test_no_gradients_can_take_alpha_out_of_its_range_in_300_updates(path):
     least, most = extreme_alphas('-c', str(path))
     assert 0.2 <= least < 0.9 and 1.1 < most <= 10

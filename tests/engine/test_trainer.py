@@ -41,7 +41,7 @@ def test_four_lines(tmp_path, monkeypatch, capsys):
     report = trainer.evaluate()
     assert report.measurements['clean'].accuracy.total == 360
     assert json.loads((trainer.folder / 'report.json').read_text())['clean']['total'] == 360
-    assert 'epoch 2/2' in capsys.readouterr().out
+    assert ' 2/2 ' in capsys.readouterr().out
 
 
 @pytest.mark.gpu
@@ -202,7 +202,7 @@ def test_callbacks_watch_a_run(tmp_path):
     Trainer(config(tmp_path, val_interval=2, log_interval=5), callbacks=[watch], console=QUIET).fit()
     assert [entry for entry in watch.seen if isinstance(entry, tuple)] == [
         ('start', 0), ('epoch', 0, False), ('epoch', 1, True), ('end', type(None))]
-    assert 'tiny_norm' in watch.seen and 'about' in watch.seen
+    assert 'tiny_norm' in watch.seen
     assert [(epoch, step) for epoch, step, *_ in watch.updates] == [(e, s) for e in range(2) for s in range(6)]
     assert [(step, metrics) for epoch, step, metrics, _ in watch.updates if epoch == 0 and metrics] == [
         (step, ['data_wait', 'images_per_second', 'loss', 'robust']) for step in (0, 5)]

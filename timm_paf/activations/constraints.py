@@ -11,11 +11,14 @@ __all__ = [
     'fix_parameters', 'project_parameters',
 ]
 
-ALPHA_MAX = 1e4  # largest |alpha| inside a sigmoid: above it the sigmoid is a step for every practical x
-PSOFTPLUS_ALPHA_MIN = 1e-3  # psoftplus(0) = log(2)/|alpha| grows without bound as |alpha| -> 0
-BETA_MAX = 0.99  # pssilu divides by 1 - |beta|
-# Training keeps |beta| below this. At |beta| = 1/2 PSSiLU is even, x tanh(|alpha| x / 2), with slopes of -1 and 1.
-# Above it the negative side is steeper: its slope |beta|/(1 - |beta|) has a pole at |beta| = 1.
+#: Largest |alpha| inside a sigmoid. Above it the sigmoid is a step for every practical x.
+ALPHA_MAX = 1e4
+#: Smallest |alpha| of PSoftplus, whose value at 0, log(2)/|alpha|, grows without bound as |alpha| goes to 0.
+PSOFTPLUS_ALPHA_MIN = 1e-3
+#: Largest |beta| of the formulas, which divide by 1 - |beta|.
+BETA_MAX = 0.99
+#: Largest |beta| in training. At |beta| = 1/2 PSSiLU is even, x tanh(|alpha| x / 2), with slopes of -1 and 1.
+#: Above it the negative side is steeper: its slope |beta|/(1 - |beta|) has a pole at |beta| = 1.
 BETA_BOUND = 0.5
 
 

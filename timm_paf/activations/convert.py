@@ -34,6 +34,7 @@ __all__ = [
 
 Function = Callable[[Tensor], Tensor]
 Match = type | tuple[type, ...] | Callable[[nn.Module], bool] | None
+#: What shares one activation: the whole network, a stage, a layer, a channel.
 SHARING = ('network', 'stage', 'layer', 'channel')
 _TRAINABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUANTISED = 'activations on quantised tensors have no parameters; convert the model before it is quantised'

@@ -16,6 +16,7 @@ from timm_paf.activations.sharing import activation_class
 
 __all__ = ['Activation', 'ClosedForm', 'Elementwise', 'elementwise', 'title']
 
+#: What the functions of this module accept as an activation: a registered name, a module or a function of a tensor.
 Activation = str | nn.Module | Callable[[Tensor], Tensor]
 
 

@@ -63,6 +63,8 @@ def _prelu0_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) ->
 def prelu0(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PReLU: x for x > 0, alpha x for x <= 0.
 
+    .. math:: f(x) = \max(x, 0) + \alpha\min(x, 0)
+
     Args:
         x: Floating-point tensor of any shape.
         alpha: Slope on negative inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 0 (ReLU).
@@ -94,6 +96,8 @@ def _preluplus_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool)
 def preluplus(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PReLU+: alpha x for x > 0, 0 otherwise.
 
+    .. math:: f(x) = \alpha\max(x, 0)
+
     Args:
         alpha: Slope on positive inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 1 (ReLU).
 
@@ -119,6 +123,8 @@ def _pelu_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) -> P
 def pelu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PELU: x for x > 0, alpha (exp(x) - 1) otherwise.
 
+    .. math:: f(x) = \max(x, 0) + \alpha\,(e^{\min(x, 0)} - 1)
+
     Args:
         alpha: Depth of the negative side, any finite value; a number, (), (1,) or (C,). The paper starts it at 1 (ELU).
 
@@ -142,6 +148,8 @@ def _peluplus_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) 
 
 def peluplus(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PELU+: alpha x for x > 0, exp(x) - 1 otherwise.
+
+    .. math:: f(x) = \alpha\max(x, 0) + e^{\min(x, 0)} - 1
 
     Args:
         alpha: Slope on positive inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 1 (ELU).
@@ -173,6 +181,8 @@ def _psilu_partials(x: Tensor, a: Tensor, beta: None, need_params: bool) -> Part
 
 def psilu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSiLU: x sigmoid(|alpha| x).
+
+    .. math:: f(x) = x\,\sigma(\lvert\alpha\rvert x)
 
     Args:
         alpha: Sharpness, |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1 (SiLU).
@@ -209,6 +219,8 @@ def _psoftplus_partials(x: Tensor, a: Tensor, beta: None, need_params: bool) -> 
 def psoftplus(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSoftplus: log(1 + exp(|alpha| x)) / |alpha|, which is log(2)/|alpha| at x = 0.
 
+    .. math:: f(x) = \frac{1}{\lvert\alpha\rvert}\log(1 + e^{\lvert\alpha\rvert x})
+
     Args:
         alpha: Sharpness, `PSOFTPLUS_ALPHA_MIN` <= |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts
             it at 1 (Softplus).
@@ -236,6 +248,8 @@ def _reblu_partials(x: Tensor, alpha: Tensor, beta: None, need_params: bool) -> 
 
 def reblu(x: Tensor, alpha: Tensor, channel_dim: int = 1) -> Tensor:
     r"""ReBLU: x + alpha (sqrt(x^2 + 1) - 1) for x > 0, 0 otherwise.
+
+    .. math:: f(x) = x + \alpha\,(\sqrt{x^2 + 1} - 1) \text{ for } x > 0, \quad 0 \text{ otherwise}
 
     Args:
         alpha: Bend on positive inputs, any finite value; a number, (), (1,) or (C,). The paper starts it at 0 (ReLU).
@@ -275,6 +289,8 @@ def _pssilu_partials(x: Tensor, a: Tensor, b: Tensor, need_params: bool) -> Part
 def pssilu(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSSiLU: x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|).
 
+    .. math:: f(x) = x\,\frac{\sigma(\lvert\alpha\rvert x) - \lvert\beta\rvert}{1 - \lvert\beta\rvert}
+
     Args:
         alpha: Sharpness, |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1.
         beta: Shift that makes outputs positive on negative inputs, |beta| <= `BETA_MAX`; as alpha. The published
@@ -294,6 +310,8 @@ def pssilu(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tens
 def pssilu_fixed(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
     r"""PSSiLU with a constant shift: x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|), the same function as `pssilu`.
 
+    .. math:: f(x) = x\,\frac{\sigma(\lvert\alpha\rvert x) - \lvert\beta\rvert}{1 - \lvert\beta\rvert}
+
     Args:
         alpha: Sharpness, |alpha| <= `ALPHA_MAX`; a number, (), (1,) or (C,). The paper starts it at 1.
         beta: Shift, |beta| <= `BETA_MAX`; as alpha. The paper holds it at 0.3.
@@ -306,6 +324,8 @@ def pssilu_fixed(x: Tensor, alpha: Tensor, beta: Tensor, channel_dim: int = 1) -
 
 def ssilu(x: Tensor, beta: Tensor, channel_dim: int = 1) -> Tensor:
     r"""SSiLU, the shifted SiLU: x (sigmoid(x) - |beta|) / (1 - |beta|).
+
+    .. math:: f(x) = x\,\frac{\sigma(x) - \lvert\beta\rvert}{1 - \lvert\beta\rvert}
 
     Args:
         beta: Shift, |beta| <= `BETA_MAX`; a number, (), (1,) or (C,). The paper holds it at 0.3.

@@ -22,9 +22,10 @@ __all__ = [
     'SSiLU', 'PSSiLUFixed', 'PSSiLU', 'Softplus', 'ACTIVATIONS', 'REGISTERED',
 ]
 
-# by registered name; each class adds itself
+#: Classes of the parametric activations by registered name. Each class adds itself.
 ACTIVATIONS: dict[str, type['ParametricActivation']] = {}
-REGISTERED: dict[str, type[nn.Module]] = {}  # the same and what timm lacks to compare with
+#: The classes of `ACTIVATIONS`, and activations without parameters that timm lacks.
+REGISTERED: dict[str, type[nn.Module]] = {}
 
 # For saving: the dictionary that the last state_dict() call wrote a module to, and its first place and key there. For
 # loading: the places seen so far. Both are outside the modules, so that copies and pickles do not contain them.

@@ -6,7 +6,7 @@ properties, for a registered name, a module with learned parameters, or any elem
 """
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ['Activation', 'ActivationShape', 'Break', 'MEAN_RANGE', 'describe', 'plot']
 
-MEAN_RANGE = 8.  # the mean on negative inputs is over [-8, 0], the range of nearly all normalised pre-activations
+#: The mean on negative inputs is over [-8, 0], the range of nearly all normalised pre-activations.
+MEAN_RANGE = 8.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def describe(activation: Activation, *, mean_range: float = MEAN_RANGE, **parame
 
 def plot(
         activations: Activation | Iterable[Activation] | Mapping[str, Activation], *,
-        x_range: tuple[float, float] = (-5., 5.),
+        x_range: tuple[float, float] = (-5., 5.), derivatives: Sequence[int] = (0, 1, 2),
 ) -> 'Figure':
     """Plot activations and their first two derivatives next to each other.
 
@@ -160,6 +161,7 @@ def plot(
     Args:
         activations: One or several activations as for `describe`, without parameters; a mapping gives them labels.
         x_range: Smallest and largest x.
+        derivatives: The panels from left to right: 0 is the activation, 1 and 2 are its derivatives.
 
     Returns:
         A figure that pyplot does not manage; `figure.savefig('shapes.png')` writes it.
@@ -184,8 +186,8 @@ def plot(
     functions = [elementwise(item, {}) for item in (items.values() if isinstance(items, Mapping) else items)]
     if not functions:
         raise ValueError('activations = []: expected at least one activation.')
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
-    panels = figure.subplots(1, 3, sharex=True)
+    figure = Figure(figsize=(11 / 3 * len(derivatives), 4.2), layout='constrained')
+    panels = dict(zip(derivatives, figure.subplots(1, len(derivatives), sharex=True, squeeze=False)[0], strict=True))
     for n, function in enumerate(functions):
         with torch.inference_mode(False), torch.enable_grad():
             curve = Curve(function)
@@ -200,17 +202,17 @@ def plot(
         dashes = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))[n % 5]
         for spot in inside:
             lines[spot.order:, x == spot.x] = math.nan  # lines that do not jump have no gap
-            if spot.order == 1:
+            if spot.order == 1 and 2 in panels:
                 panels[2].axvline(spot.x, color=colour, linestyle=dashes, linewidth=1.2)
         label = labels[n] if labels else title(function.name, function.parameters)
-        for panel, line in zip(panels, lines, strict=True):
-            panel.plot(x, line, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker='os^DvPX*'[n % 8],
-                       markersize=5, markerfacecolor='white', markevery=(0.03 + 0.03 * (n % 4), 0.12))
-    for panel, label in zip(panels, ('$f(x)$', "$f'(x)$", "$f''(x)$"), strict=True):
-        panel.set(xlabel='$x$', ylabel=label, xlim=(low, high), ymargin=0.1)
+        for order, panel in panels.items():
+            panel.plot(x, lines[order], label=label, color=colour, linestyle=dashes, linewidth=1.8, markersize=5,
+                       marker='os^DvPX*'[n % 8], markerfacecolor='white', markevery=(0.03 + 0.03 * (n % 4), 0.12))
+    for order, panel in panels.items():
+        panel.set(xlabel='x', ylabel=('f(x)', 'f′(x)', 'f″(x)')[order], xlim=(low, high), ymargin=0.1)
         for line in (panel.axhline, panel.axvline):
             line(0, color='0.6', linewidth=0.8, zorder=0)
         panel.grid(color='0.92')
-    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(len(functions), 4),
-                  frameon=False)
+    figure.legend(*panel.get_legend_handles_labels(), loc='outside lower center', frameon=False,
+                  ncols=min(len(functions), 4) if len(panels) > 1 or len(functions) < 3 else 1)
     return figure

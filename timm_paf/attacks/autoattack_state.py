@@ -23,6 +23,7 @@ __all__ = [
 _FORMAT = 2
 _HASHES = ('images', 'labels', 'model')
 _VERSIONS = {'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'), 'rand': ('apgd-ce', 'apgd-dlr')}
+#: Names of the parts of AutoAttack.
 COMPONENTS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 _CLASSES = {'apgd-t': 4, 'apgd-dlr': 3}  # the targeted DLR loss compares the four largest logits, DLR the three
 

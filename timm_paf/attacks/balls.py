@@ -151,6 +151,7 @@ def _l1_project(x_adv: Tensor, x: Tensor, eps: Number) -> Tensor:
     return _moved(x, sign, shrunk * (eps / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp_(max=1))
 
 
+#: Balls by the name of their norm.
 BALLS = {
     'linf': Ball(_linf_start, _linf_step, _linf_project, lambda n: 1.),
     'l2': Ball(_l2_start, _l2_step, _l2_project, math.sqrt),

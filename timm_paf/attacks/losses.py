@@ -34,7 +34,9 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """KL(softmax(clean_logits) || softmax(logits)) in nats, both (B, K); values (B,). Gradients flow into both.
+    r"""KL(softmax(clean_logits) || softmax(logits)) in nats, both (B, K); values (B,). Gradients flow into both.
+
+    .. math:: \mathrm{KL}(p\,\Vert\,q) = \sum_k p_k \log\frac{p_k}{q_k}
 
     The gradient is 0 where the two are equal, so an attack with this loss needs a random start.
     """
@@ -66,6 +68,7 @@ def _targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (_of_class(logits, target) - _of_class(logits, y)) / (first - (third + fourth) / 2 + 1e-12)
 
 
+#: Losses that an attack maximises, by name.
 LOSSES: dict[str, Loss] = {
     'ce': _cross_entropy, 'kl': kl_divergence, 'margin': _margin, 'dlr': _dlr,
     'ce-targeted': lambda logits, target: -_cross_entropy(logits, target), 'dlr-targeted': _targeted_dlr}

@@ -25,7 +25,11 @@ Step = tuple[Tensor, ...]  # logits, losses, the next images, and the direction 
 
 
 class PGD:
-    """PGD (Madry et al., arXiv 1706.06083): gradient ascent on the loss, projected onto the ball and [0, 1] each step.
+    r"""PGD (Madry et al., arXiv 1706.06083): gradient ascent on the loss, projected onto the ball and [0, 1] each step.
+
+    .. math::
+        x_{t+1} = \Pi_{B_\varepsilon(x)\,\cap\,[0, 1]^d}\big(x_t + \eta\, d(\nabla_{x_t} L(f(x_t), y))\big),
+        \qquad d(g) = \operatorname{sign} g \text{ for Linf}, \quad g / \lVert g\rVert_2 \text{ for L2}
 
     By default, as in training, the attack returns the images after the last step, and nothing in its loop waits for
     the device. With `restarts`, `early_stop` or a targeted loss without `target`, it returns the best adversarial image

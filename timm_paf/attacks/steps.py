@@ -25,6 +25,7 @@ def _momentum(before: Tensor | None, gradient: Tensor) -> Tensor:
     return gradient if before is None else before + gradient
 
 
+#: Rules for the size and direction of an attack's steps, by name.
 STEP_RULES = {
     'fixed': StepRule(lambda i, n: 1., lambda before, gradient: gradient),
     'cosine': StepRule(lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, lambda before, gradient: gradient),

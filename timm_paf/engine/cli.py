@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from timm_paf.engine.fields import GROUPS, Settings, assignments, flag, read_yaml, setting
+from timm_paf.engine.fields import Settings, assignments, fields_by_group, flag, read_yaml, setting
 
 __all__ = [
-    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting']
+    'RunFailed', 'RunStopped', 'assignments', 'find_config', 'parse_config', 'replace_unencodable', 'run', 'setting',
+    'shown_value']
 
 Config = TypeVar('Config', bound=Settings)
 Prepared = TypeVar('Prepared')
@@ -46,8 +47,8 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)  # flags stay whole
 
 
-def _shown(value: Any, unset: str) -> str:
-    """A default value as --help shows it."""
+def shown_value(value: Any, unset: str) -> str:
+    """The value of a setting as --help and the report show it."""
     if isinstance(value, bool):
         return 'on' if value else 'off'
     if value is None or value == '' or value in ((), []):
@@ -58,23 +59,26 @@ def _shown(value: Any, unset: str) -> str:
 def _add_flags(parser: argparse.ArgumentParser, cls: type[Settings], defaults: Mapping[str, Any]) -> None:
     """One flag for each field, in groups, with the defaults that hold."""
     hints = typing.get_type_hints(cls)
-    fields = dataclasses.fields(cls)
-    names = {field.metadata['group'] for field in fields}
-    order = [name for name in GROUPS if name in names] + sorted(names - set(GROUPS))
-    groups = {name: parser.add_argument_group(name) for name in order}
-    for field in fields:
-        meta, hint = field.metadata, hints[field.name]
-        shown = _shown(defaults.get(field.name, field.default), meta['unset'])
-        choices = [str(choice) for choice in meta['choices'] or () if choice not in (None, '')]
-        options: dict[str, Any] = {'help': f'{meta["help"]} (default: {shown})'.replace('%', '%%'), 'dest': field.name}
-        flags = ('-c', flag(field.name)) if field.name == 'config' else (flag(field.name),)
-        if hint is bool or bool in typing.get_args(hint):
-            groups[meta['group']].add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
-            continue
-        kind = next((arg for arg in typing.get_args(hint) if arg in (int, float, str)), hint)
-        usual = '{' + ','.join(choices) + '}' if choices else {int: 'N', float: 'X'}.get(kind, 'NAME')
-        many = '*' if typing.get_origin(hint) is tuple else None
-        groups[meta['group']].add_argument(*flags, nargs=many, metavar=meta['metavar'] or usual, **options)
+    for name, fields in fields_by_group(cls).items():
+        group = parser.add_argument_group(name)
+        for field in fields:
+            _add_flag(group, field, hints[field.name], defaults.get(field.name, field.default))
+
+
+def _add_flag(group: Any, field: dataclasses.Field, hint: Any, default: Any) -> None:
+    """The flag of a field, with the default that holds."""
+    meta = field.metadata
+    choices = [str(choice) for choice in meta['choices'] or () if choice not in (None, '')]
+    text = f'{meta["help"]} (default: {shown_value(default, meta["unset"])})'
+    options: dict[str, Any] = {'help': text.replace('%', '%%'), 'dest': field.name}
+    flags = ('-c', flag(field.name)) if field.name == 'config' else (flag(field.name),)
+    if hint is bool or bool in typing.get_args(hint):
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+        return
+    kind = next((arg for arg in typing.get_args(hint) if arg in (int, float, str)), hint)
+    usual = '{' + ','.join(choices) + '}' if choices else {int: 'N', float: 'X'}.get(kind, 'NAME')
+    many = '*' if typing.get_origin(hint) is tuple else None
+    group.add_argument(*flags, nargs=many, metavar=meta['metavar'] or usual, **options)
 
 
 def config_folder() -> Path:

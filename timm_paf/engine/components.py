@@ -10,6 +10,7 @@ from rich.console import Console
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_paf.attacks import autoattack_passes
 from timm_paf.attacks.balls import check_radius
 from timm_paf.engine.alpha import AlphaWatch
 from timm_paf.engine.callbacks import Callback
@@ -23,7 +24,7 @@ from timm_paf.engine.execution import with_device_defaults
 from timm_paf.engine.loggers import make_loggers
 from timm_paf.engine.model import make_task, prepare_model, start_task, untrained_model
 from timm_paf.engine.optim import learning_rate, make_optimizer
-from timm_paf.engine.progress import TrainingView, duration
+from timm_paf.engine.progress import TimeLeft, TrainingView
 from timm_paf.engine.resume import RunFinished, find_start
 from timm_paf.engine.schedule import make_schedule
 from timm_paf.engine.step import TrainStep
@@ -90,7 +91,7 @@ class Run:
             self.callbacks: list[Callback] = []
             if processes.is_primary:
                 view = TrainingView(
-                    self.console, epochs=self.epochs, steps=self.updates_per_epoch, device=processes.device)
+                    self.console, steps=self.updates_per_epoch, device=processes.device, time=self.time_left())
                 self.callbacks = [view, *make_loggers(config, self.folder), *callbacks]
             self.progress = Progress.start(processes.device)
             self.alphas = AlphaWatch(unwrap_model(self.model))
@@ -153,19 +154,28 @@ class Run:
             f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}; settings: '
             f'{config.config or "defaults"}')
 
+    def time_left(self) -> TimeLeft:
+        """An estimate of the time of the run, from its settings."""
+        config, world_size, test = self.config, self.processes.world_size, len(self.test or ())
+        steps = 0 if config.task == 'plain' else config.attack_steps
+        chosen = config.autoattack_arguments()
+        costs = [] if chosen['autoattack_version'] is None else autoattack_passes(
+            *chosen.values(), norm=config.norm, classes=self.data.real.num_classes)
+        attacked = min(test, config.n_examples or test)
+        return TimeLeft(
+            epochs=self.epochs, interval=config.val_interval,
+            images=self.updates_per_epoch * config.batch_size / world_size,
+            passes=2 * steps + (4 if config.task in ('trades', 'mart') else 2),
+            validation=(1 + config.model_ema) * len(self.val) * 2 * (
+                config.validation_attack(0).steps + 1) / world_size,
+            measurement=test + min(test, config.n_pgd or test) * (2 * config.pgd_steps + 1),
+            autoattack=(attacked * sum(costs[:1]), attacked * sum(costs[1:])))
+
     def time_estimate(self, seconds_per_image: float) -> str:
         """Time of the rest of the run in words, from the time of one process for one training image."""
-        config, updates = self.config, self.epochs * self.updates_per_epoch - self.progress.update
-        seconds = updates * config.batch_size / self.processes.world_size * seconds_per_image
-        text = f'about {duration(seconds)} of training'
-        images = min(len(self.test or ()), config.n_examples or 10**9)
-        if config.autoattack == 'standard' and images:
-            # An image that stays robust costs AutoAttack 1910 forward and backward passes and 5949 forward passes; a
-            # forward pass costs a third of both together. Most images are broken much earlier.
-            passes = 1 if config.task == 'plain' else config.attack_steps + 1
-            measuring = images * (1910 + 5949 / 3) * seconds_per_image / passes
-            text += f', then up to {duration(measuring)} of AutoAttack on {images} images'
-        return text
+        time = self.time_left()
+        time.seconds_per_pass = seconds_per_image / time.passes
+        return time.words(self.progress.update / self.updates_per_epoch, self.epoch)
 
     def say(self, text: str) -> None:
         """Pass a line to the callbacks, which show it."""

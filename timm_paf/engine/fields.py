@@ -12,9 +12,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-__all__ = ['GROUPS', 'Settings', 'assignments', 'flag', 'known_keys', 'read_yaml', 'setting', 'settings_by_group']
+__all__ = [
+    'Settings', 'assignments', 'fields_by_group', 'flag', 'known_keys', 'range_in_words', 'read_yaml', 'setting',
+    'settings_by_group']
 
-GROUPS = ('data', 'model', 'attack', 'optimisation', 'measurement', 'output')
+GROUPS = (
+    'run', 'data', 'synthetic images', 'augmentation', 'model', 'activation', 'attack', 'loss', 'optimizer', 'schedule',
+    'EMA', 'speed and memory', 'measurement', 'RobustBench entry', 'checkpoints and logs')  # in the order of --help
 
 T = TypeVar('T', bound='Settings')
 
@@ -40,9 +44,17 @@ def setting(
         'bounds': (least, most, above, below)})
 
 
-def settings_by_group() -> list[Callable[..., Any]]:
-    """`setting` for each heading in `GROUPS`."""
-    return [partial(setting, group=group) for group in GROUPS]
+def settings_by_group(*groups: str) -> list[Callable[..., Any]]:
+    """`setting` for each of these headings."""
+    return [partial(setting, group=group) for group in groups]
+
+
+def fields_by_group(cls: type) -> dict[str, list[dataclasses.Field]]:
+    """The fields of a `Settings` class under their headings, in the order of `GROUPS`."""
+    groups: dict[str, list[dataclasses.Field]] = {name: [] for name in GROUPS}
+    for field in dataclasses.fields(cls):
+        groups.setdefault(field.metadata['group'], []).append(field)
+    return {name: fields for name, fields in groups.items() if fields}
 
 
 def flag(name: str) -> str:
@@ -127,11 +139,11 @@ def _check(value: Any, metadata: Mapping[str, Any], name: str) -> None:
         if isinstance(item, (int, float)) and not isinstance(item, bool):
             least, most, above, below = metadata['bounds']
             if not (least <= item <= most and above < item < below):  # NaN is out of every range
-                raise ValueError(f'{name} = {item}: expected {_range(least, most, above, below)}.')
+                raise ValueError(f'{name} = {item}: expected {range_in_words(least, most, above, below)}.')
 
 
-def _range(least: float, most: float, above: float, below: float) -> str:
-    """A range in words."""
+def range_in_words(least: float, most: float, above: float, below: float) -> str:
+    """The range of a setting in words, from its bounds."""
     low = f'of {least:g} or more' if least > -math.inf else f'above {above:g}' if above > -math.inf else ''
     high = f'at most {most:g}' if most < math.inf else f'below {below:g}' if below < math.inf else ''
     return 'a number ' + ' and '.join(filter(None, (low, high))) if low or high else 'a number'

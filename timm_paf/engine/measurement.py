@@ -26,7 +26,7 @@ from timm_paf.engine.distributed import peer_failure, start_processes
 from timm_paf.engine.execution import compile_settings, convolution_precision
 from timm_paf.engine.model import build_model
 from timm_paf.engine.normalization import check_normalization, load_network
-from timm_paf.engine.progress import AttackView
+from timm_paf.engine.progress import AttackView, say
 from timm_paf.engine.rehearsal import rehearse_measurement
 from timm_paf.engine.train_config import DataConfig, TrainConfig
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
@@ -145,14 +145,14 @@ class Measurement:
             RunFailed: If the model cannot be measured.
         """
         config, processes = self.config, self.processes
-        self.console.print(
+        say(self.console, (
             f'{config.model}, {self.weights} of {config.checkpoint}, on {len(self.data)} {config.split} images of '
             f'{config.dataset}, {config.norm} eps {config.eps}, on {processes.device}, convolutions in '
-            f'{convolution_precision(processes.device)}', highlight=False, soft_wrap=True)
+            f'{convolution_precision(processes.device)}'))
         for line in filter(None, (self.note, *self.notes)):
-            self.console.print(line, highlight=False, soft_wrap=True)
+            say(self.console, line)
         for warning in self.warnings:
-            self.console.print(f'warning: {warning}', style='bold red', highlight=False, soft_wrap=True)
+            say(self.console, f'warning: {warning}', style='bold red')
         verdicts = None
         if config.output is not None:
             if processes.is_primary:
@@ -226,7 +226,7 @@ class Measurement:
         if 'autoattack' in report.measurements:
             lines += [f'note: {warning}' for warning in report.measurements['autoattack'].details['warnings']]
         for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
+            say(console, line)
 
     def _check_state(self) -> None:
         """Raise ValueError if --resume finds a measurement with other weights, images or settings."""
@@ -340,6 +340,6 @@ def with_examples(
     threat = config.threat()
     return dataclasses.replace(report, examples=adversarial_examples(
         model, data.images, data.labels, title=f'PGD-{config.pgd_steps} ({threat})', device=device,
-        attack=PGD(
+        n=8, attack=PGD(
             eps=threat.radius, steps=config.pgd_steps, norm=threat.norm, seed=config.seed, capture=config.capture),
         seeds=torch.arange(len(data))))

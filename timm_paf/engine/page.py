@@ -1,4 +1,5 @@
 """report.html of a training run: the report, training curves, the activation before and after, and the settings."""
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -8,6 +9,8 @@ from torch import nn
 
 from timm_paf import activation_summary, shape
 from timm_paf.activations import paf_modules
+from timm_paf.engine.cli import shown_value
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.evaluation import RobustnessReport
 from timm_paf.evaluation.page import Section, figure
 from timm_paf.evaluation.plots import COLOURS, new_figure
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ['shapes_of', 'training_page']
 
 MAX_SHAPES, MAX_ROWS = 6, 20
-COLUMNS = {
-    'epoch': 'epoch', 'train_loss': 'loss', 'train_robust': 'training, attacked, %',
-    'eval_clean': 'validation, clean, %', 'eval_robust': 'validation, attacked, %',
-    'train_images_per_second': 'images/s', 'train_data_wait': 'waiting for data, %', 'lr': 'learning rate'}
+COLUMNS = {  # titles, and formats of numbers
+    'epoch': ('epoch', ''), 'train_loss': ('loss', '#.4g'), 'train_robust': ('training attacked, %', '.1f'),
+    'eval_clean': ('validation clean, %', '.1f'), 'eval_robust': ('validation attacked, %', '.1f'),
+    'train_images_per_second': ('images/s', '.0f')}
 CURVES = {'loss': {'train_loss': 'training loss'}, 'accuracy, %': {
     'train_robust': 'training, attacked', 'eval_clean': 'validation, clean', 'eval_robust': 'validation, attacked'}}
 SHAPE_NOTE = (
@@ -38,25 +41,26 @@ def training_page(
 
     `before` and `after` are the networks before training and of the report. The page needs no other file.
     """
-    sections = [_training(rows, selection)]
+    sections = [*_training(rows, selection), *_settings(settings)]
     if any(paf_modules(after)):
-        first, last = activation_summary(before), activation_summary(after)
-        sections.append(Section(
-            title='Activation', header=('', 'before', 'after'), columns='snn', note=SHAPE_NOTE, figures=[
-                figure('activation and derivatives, before and after training', shape.plot, shapes_of(before, after)),
-                figure('alpha and beta by epoch', _plot, rows, _parameters(rows[-1]))],
-            rows=[(name.replace('_', ' '), first.get(name), value) for name, value in last.items()
-                  if not name.endswith('_grad')]))
-    values = {name: 'unset' if value is None else value for name, value in settings.items()}
-    sections.append(Section(title='Settings', header=('setting', 'value'), columns='sc', rows=[
-        (name, ' '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for name, v in values.items()
-        if name != 'class_names']))
+        sections.insert(0, _activation(before, after, rows))
     return report.page(
         title=f'{report.model} trained on {report.dataset}', sections=sections,
         subtitle=' · '.join(filter(None, (settings.get('experiment'), report.created))))
 
 
-def _training(rows: Sequence[Mapping[str, Any]], selection: Mapping[str, Any]) -> Section:
+def _activation(before: nn.Module, after: nn.Module, rows: Sequence[Mapping[str, Any]]) -> Section:
+    first, last = activation_summary(before), activation_summary(after)
+    path = [{'epoch': -1, **{f'act_{name}': value for name, value in first.items()}}, *rows]
+    return Section(
+        title='Activation', header=('', 'before', 'after'), columns='snn', note=SHAPE_NOTE, figures=[
+            figure('activation and derivatives, before and after training', _shapes, shapes_of(before, after)),
+            figure('alpha and beta by epoch', _plot, path, _parameters(rows[-1]))],
+        rows=[(name.replace('_', ' '), first.get(name), value) for name, value in last.items()
+              if not name.endswith('_grad')])
+
+
+def _training(rows: Sequence[Mapping[str, Any]], selection: Mapping[str, Any]) -> list[Section]:
     shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     step, metric, text = max(1, len(rows) // MAX_ROWS), selection['metric'], []
     kept = [row for row in rows if (row['epoch'] + 1) % step == 0 or row is rows[-1]]
@@ -67,10 +71,26 @@ def _training(rows: Sequence[Mapping[str, Any]], selection: Mapping[str, Any]) -
                 f'Best {words}: epoch {best["epoch"] + 1}, with {best[metric]:.1f} % {metric} accuracy on the '
                 f'validation split. The last epoch is {gap:.1f} percentage points lower. A gap that grows during '
                 'training is a sign of robust overfitting.')
-    return Section(
-        title='Training', text=text, figures=[figure('loss and accuracy by epoch', _plot, rows, CURVES)],
-        header=[COLUMNS[name] for name in shown], columns='n' * len(shown),
-        rows=[[row['epoch'] + 1, *(row.get(name) for name in shown[1:])] for row in kept])
+    return [
+        Section(title='Training', text=text, figures=[figure('loss and accuracy by epoch', _plot, rows, CURVES)]),
+        Section(title='Epochs', folded=True, header=[COLUMNS[n][0] for n in shown], columns='n' * len(shown), rows=[
+            [row['epoch'] + 1, *(format(row[n], COLUMNS[n][1]) if row.get(n) is not None else '' for n in shown[1:])]
+            for row in kept])]
+
+
+def _settings(settings: Mapping[str, Any]) -> list[Section]:
+    """Settings that differ from the defaults, and all of them."""
+    rows, differing = [], []
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in settings.keys() - {'class_names'}:
+            value, default = settings[field.name], field.default
+            rows.append((field.name, shown_value(value, '')))
+            if value != (list(default) if isinstance(default, tuple) else default):
+                differing.append((*rows[-1], shown_value(default, field.metadata['unset'])))
+    return [
+        Section(title='Settings that differ from the defaults', folded=True, columns='sct', rows=differing,
+                header=('setting', 'value', 'default')),
+        Section(title='All settings', folded=True, columns='sc', rows=rows, header=('setting', 'value'))]
 
 
 def shapes_of(before: nn.Module, after: nn.Module) -> dict[str, nn.Module]:
@@ -94,10 +114,15 @@ def _parameters(columns: Iterable[str]) -> dict[str, dict[str, str]]:
     return dict(sorted(panels.items()))
 
 
-def _plot(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]]) -> 'Figure':
-    """Columns of the summary by epoch, in one panel per label of the y axis; non-finite values are left out."""
-    drawn, all_axes = new_figure(4.4 * len(panels), 3.2, panels=len(panels))
-    for axes, (ylabel, names) in zip(all_axes, panels.items(), strict=True):
+def _shapes(shapes: Mapping[str, nn.Module]) -> list['Figure']:
+    return [shape.plot(shapes, derivatives=[order]) for order in range(3)]
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]]) -> list['Figure']:
+    """Columns of the summary by epoch, in one figure per label of the y axis; non-finite values are left out."""
+    figures = []
+    for ylabel, names in panels.items():
+        drawn, (axes,) = new_figure(4.4, 3.2)
         for (name, label), colour, marker in zip(names.items(), cycle(COLOURS), cycle('os^D')):
             values = {row['epoch'] + 1: row.get(name) for row in rows}
             points = [(epoch, value) for epoch, value in values.items() if value is not None and math.isfinite(value)]
@@ -107,5 +132,6 @@ def _plot(rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, s
         axes.locator_params(axis='x', integer=True)
         axes.set(xlabel='epoch', ylabel=ylabel)
         if len(names) > 1:
-            axes.legend(frameon=False, fontsize=8)
-    return drawn
+            drawn.legend(frameon=False, loc='outside upper center')
+        figures.append(drawn)
+    return figures

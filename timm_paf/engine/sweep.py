@@ -16,7 +16,7 @@ from timm_paf.engine.train_config import INCIDENTAL, TrainConfig
 
 __all__ = ['Cell', 'Sweep', 'SweepConfig', 'read_sweep']
 
-_, _model, _, _, _, _output = settings_by_group()
+_run, _speed = settings_by_group('run', 'speed and memory')
 FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 OWN = {'model', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'config', 'device'}  # set by the sweep
 
@@ -24,27 +24,27 @@ OWN = {'model', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', '
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig(Settings):
     """Settings of a sweep."""
-    config: str = _model(
+    config: str = _run(
         'sweep_digits', 'Grid: a YAML file, or the name of a shipped one such as sweep_digits.', metavar='FILE')
-    output: str | None = _output(
+    output: str | None = _run(
         None, 'Folder of the sweep, with one folder per cell.', metavar='DIR', unset='output/NAME-OF-THE-GRID')
-    workers: int | None = _output(
+    workers: int | None = _speed(
         None, 'Number of cells to run at the same time, each in a process of its own.', least=1,
         unset='number of --devices, or 1')
-    devices: tuple[str, ...] = _output(
+    devices: tuple[str, ...] = _speed(
         (), 'Devices that the workers share, such as cuda:0 cuda:1.', unset='cuda if a GPU is available, else cpu')
-    threads: int | None = _output(
+    threads: int | None = _speed(
         None, 'Number of CPU threads per worker. On a CPU the last digits of the weights depend on it.', least=1,
         unset='the cores divided by --workers')
-    time_limit: float | None = _output(
+    time_limit: float | None = _speed(
         None, 'Stop after this number of seconds: running cells write a checkpoint, and the same command continues '
         'them.', above=0, unset='no limit')
-    slurm: tuple[str, ...] = _output(
+    slurm: tuple[str, ...] = _speed(
         (), 'Run as a Slurm array, which needs submitit. The values are parameters of submitit, such as timeout_min=60 '
         'gpus_per_node=1 slurm_partition=gpu; array_size=N is the number of jobs that share the cells.',
         metavar='NAME=VALUE', unset='run here')
-    dry_run: bool = _output(False, 'List the cells and estimate the time of one, then exit. Writes nothing.')
-    report_only: bool = _output(False, 'Only write table and report again, from the runs in --output.')
+    dry_run: bool = _run(False, 'List the cells and estimate the time of one, then exit. Writes nothing.')
+    report_only: bool = _run(False, 'Only write table and report again, from the runs in --output.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,8 @@ def read_sweep(config: str) -> Sweep:
     The file has four keys. `base`: a configuration, shipped or a file. `arch`: the architecture, such as wrn10_2.
     `settings`: fields of `TrainConfig` that hold for all cells. `grid`: a list of blocks; the cells of a block are all
     combinations of its values. A block has the keys `activation`, `fixed` (values of parameters that are not trained,
-    as in {alpha: [1, 2]}), `learned` (values that training starts from), and any field of `TrainConfig`.
+    as in {alpha: [1, 2]}), `learned` (values that training starts from), `settings` (fields of `TrainConfig` for the
+    cells of the block, which do not count as options), and any field of `TrainConfig`.
 
     Args:
         config: A YAML file, or the name of a shipped one.
@@ -102,9 +103,10 @@ def read_sweep(config: str) -> Sweep:
         label = f'sweep {path}, block {number} of grid'
         if not isinstance(block, dict) or 'activation' not in block:
             raise ValueError(f'{label}: expected lines "key: values", one of them with the key activation.')
-        block = known_keys(block, {'activation', 'fixed', 'learned', *FIELDS} - OWN, label)
+        block = known_keys(block, {'activation', 'fixed', 'learned', 'settings', *FIELDS} - OWN, label)
+        settings = base | known_keys(block.pop('settings', None) or {}, FIELDS - OWN, f'{label}, settings')
         try:
-            for cell in _expand(block, base, str(content['arch'])):
+            for cell in _expand(block, settings, str(content['arch'])):
                 if cells.setdefault(cell.name, cell) is not cell:
                     raise ValueError(f'{cell.name} is in the grid twice; expected each cell once.')
         except (TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from timm_paf.engine.sweep_table import ATTACKS, PROPERTIES, VERSIONS, Group, gr
 from timm_paf.evaluation.page import Section, figure, render
 from timm_paf.evaluation.statistics import mean_interval, rank_correlation, runs_needed
 
-__all__ = ['sweep_page']
+__all__ = ['sweep_page', 'sweep_sections']
 
 Row = Mapping[str, Any]
 REFERENCES = ('relu', 'silu')
@@ -28,64 +28,72 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
         title: Heading.
         states: State of each cell, to name those that are not done.
     """
-    attacks = [attack for attack in ATTACKS if all(attack in row for row in rows)]
-    robust = attacks[-1]
-    groups = sorted(groups_of(rows), key=lambda group: -group.mean(robust))
-    sets: dict[str, list[Group]] = defaultdict(list)  # by options
-    for group in groups:
-        sets[group.option_text].append(group)
-    sections = [
-        *(_accuracies(members, attacks) for members in sets.values()),
-        *(_differences(members, groups, robust) for members in sets.values()), _over_parameters(groups, robust),
-        _over_shape(groups, robust), *(_learned(members, output) for members in sets.values()),
-        _missing(states or {}, output), _facts(rows)]
+    sections = [*sweep_sections(groups_of(rows, output)), _missing(states or {}, output), _facts(rows)]
     row = rows[0]
     return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
         f'{len({row["cell"] for row in rows})} runs', row['dataset'], f'{row["norm"]} eps {row["eps"]}',
         max(row['created'] for row in rows))))
 
 
-def _accuracies(groups: Sequence[Group], attacks: Sequence[str]) -> Section:
-    robust = attacks[-1]
+def sweep_sections(groups: Sequence[Group]) -> list[Section]:
+    """Sections on accuracy, differences, parameters and shape."""
+    attacks = [attack for attack in ATTACKS if all(group.values(attack) for group in groups)]
+    robust = max(attacks[1:], key=lambda attack: (groups[0].fact(f'{attack}_images'), attack == 'autoattack'))
+    groups = sorted(groups, key=lambda group: -group.mean(robust))
+    sets: dict[str, list[Group]] = defaultdict(list)  # by options
+    for group in groups:
+        sets[group.option_text].append(group)
+    return list(filter(None, [
+        *(_accuracies(members, attacks, robust) for members in sets.values()),
+        *(_differences(members, groups, attacks, robust) for members in sets.values()),
+        _over_parameters(groups, robust), _over_shape(groups, robust), *map(_learned, sets.values())]))
+
+
+def _accuracies(groups: Sequence[Group], attacks: Sequence[str], robust: str) -> Section:
     rows: list[list[Any]] = []
     for group in groups:
         mean, low, high, _ = mean_interval(list(group.values(robust).values()))
         rows.append([
-            group.label(options=False), len(group.best), *(f'{group.mean(attack):.1f}' for attack in attacks),
-            _range(low, high), f'{group.mean(robust, "last"):.1f}', f'{mean - group.mean(robust, "last"):.1f}',
+            group.label(options=False), len(group.best), *(f'{group.mean(attack):.2f}' for attack in attacks),
+            _range(low, high, '.2f'), f'{group.mean(robust, "last"):.2f}', f'{mean - group.mean(robust, "last"):.2f}',
             *(_some(group.mean(name)) for name in ('alpha', 'beta'))])
     return Section(
         title=_title('Accuracy', groups[0]),
         figures=[figure('robust accuracy of each activation', plot_groups, groups, robust)],
-        header=['activation', 'seeds', *(f'{ATTACKS[attack]}, %' for attack in attacks), '95 % interval', 'last, %',
-                'gap', 'alpha', 'beta'],
+        header=['activation', 'seeds', *(f'{ATTACKS[attack]}, %' for attack in attacks),
+                f'{ATTACKS[robust]}, 95 % interval', 'last, %', 'gap', 'alpha', 'beta'],
         columns='ln' + 'n' * len(attacks) + 'nnnnn', rows=rows,
         note='Means over seeds, of the checkpoint with the best validation accuracy. The interval is the 95 % t '
-             'interval of the mean over seeds of the accuracy in front of it; last is that accuracy at the last epoch, '
-             'and gap is how much lower it is, in percentage points. results.csv has counts and Wilson intervals of '
-             'each run.')
+             f'interval of the mean over seeds of the accuracy under {ATTACKS[robust]}; last is that accuracy at the '
+             'last epoch, and gap is how much lower it is, in percentage points. results.csv has counts and Wilson '
+             'intervals of each run.')
 
 
-def _differences(members: Sequence[Group], groups: Sequence[Group], robust: str) -> Section | None:
+def _differences(
+        members: Sequence[Group], groups: Sequence[Group], attacks: Sequence[str], robust: str) -> Section | None:
+    columns = [robust, *(attack for attack in reversed(attacks) if attack != robust)]
     rows: list[list[Any]] = []
     for reference in REFERENCES:
         for group in members:
-            found = paired_differences(group, groups, reference, robust)
-            if found:
-                mean, low, high, deviation = mean_interval(list(found.values()))
-                clean = mean_interval(list(paired_differences(group, groups, reference, 'clean').values()))
+            found = [list(paired_differences(group, groups, reference, column).values()) for column in columns]
+            if found[0]:
+                intervals = [mean_interval(values) for values in found]
+                deviation = intervals[0][3]
                 needed = runs_needed(deviation, 1.) if math.isfinite(deviation) else None
                 rows.append([
-                    group.label(options=False), reference, len(found), f'{mean:+.2f}', _range(low, high, '+.2f'),
-                    needed, f'{clean[0]:+.2f}', _range(*clean[1:3], '+.2f')])
+                    group.label(options=False), reference, len(found[0]), needed,
+                    *(text for mean, low, high, _ in intervals
+                      for text in (f'{mean:+.2f}', _range(low, high, '+.2f')))])
     return Section(
         title=_title('Differences to ReLU and SiLU', members[0]), header=[
-            'activation', 'minus', 'pairs', ATTACKS[robust], '95 % interval', 'seeds for ±1', 'clean', '95 % interval'],
-        columns='llnnnnnn', rows=rows,
+            'activation', 'minus', 'pairs', 'seeds for ±1', *(
+                title for column in columns for title in (ATTACKS[column], '95 % interval'))],
+        columns='llnn' + 'nn' * len(columns), rows=rows,
         note='Differences between two runs with the same seed and options, in percentage points. The intervals are '
              '95 % t intervals over the pairs. They cover the chance in training, not the choice of test images, and '
-             'are not corrected for the number of comparisons. Seeds for ±1: number of pairs whose interval would have '
-             'one point to each side, with the spread that was measured.') if rows else None
+             'are not corrected for the number of comparisons. Seeds for ±1: number of pairs whose interval for '
+             f'{ATTACKS[robust]} would have one point to each side, with the spread that was measured.',
+    ) if rows else None
 
 
 def _over_parameters(groups: Sequence[Group], robust: str) -> Section | None:
@@ -126,7 +134,7 @@ def _over_shape(groups: Sequence[Group], robust: str) -> Section:
              'robustness.')
 
 
-def _learned(groups: Sequence[Group], output: Path) -> Section | None:
+def _learned(groups: Sequence[Group]) -> Section | None:
     learned = [group for group in groups if group.learned]
     shapes = {}
     for group in learned[:MAX_SHAPES]:
@@ -137,7 +145,7 @@ def _learned(groups: Sequence[Group], output: Path) -> Section | None:
         shapes[group.label(options=False)] = kind(**values)
     return Section(
         title=_title('Learned parameters', groups[0]), header=['activation', 'alpha', 'beta', *PROPERTIES.values()],
-        figures=[figure('alpha and beta by epoch', plot_paths, learned, output),
+        figures=[figure('alpha and beta by epoch', plot_paths, learned),
                  figure('learned activations and their derivatives', shape.plot, shapes)],
         columns='lnnnnn', rows=[[
             group.label(options=False), *(_some(group.mean(name)) for name in ('alpha', 'beta', *PROPERTIES))]

@@ -2,14 +2,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from timm_paf.activations import ACTIVATIONS
 from timm_paf.engine.fields import assignments
-from timm_paf.engine.sweep_table import ATTACKS, PROPERTIES, Group, read_path
+from timm_paf.engine.sweep_table import ATTACKS, PROPERTIES, Group
 from timm_paf.evaluation.plots import COLOURS, new_figure
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def plot_shape(groups: Sequence[Group], robust: str) -> 'Figure':
     return drawn
 
 
-def plot_paths(groups: Sequence[Group], output: Path) -> 'Figure':
+def plot_paths(groups: Sequence[Group]) -> 'Figure':
     """Paths of alpha and beta over the epochs of each learned run; epoch 0 is before training."""
     names = [name for name in ('alpha', 'beta') if any(group.values(name) for group in groups)] or ['alpha']
     drawn, all_axes = new_figure(4.5 * len(names), 3.8, panels=len(names))
@@ -95,9 +94,9 @@ def plot_paths(groups: Sequence[Group], output: Path) -> 'Figure':
             if name not in ACTIVATIONS[group.activation].parameter_specs:
                 continue
             start = getattr(ACTIVATIONS[group.activation](**assignments(tuple(group.given.split()), 'given')), name)
-            for row in group.best.values():
+            for points in group.paths.values():
                 path = [(0, float(start.detach())), *(
-                    (point['epoch'] + 1, point[name]) for point in read_path(output, row['cell']) if name in point)]
+                    (epoch, alpha if name == 'alpha' else beta) for epoch, alpha, beta in points)]
                 label = None if group.activation in labelled else group.activation
                 labelled.add(group.activation)
                 axes.plot(*zip(*path, strict=True), ms=3, linewidth=1, label=label, **style(group.activation))

@@ -12,11 +12,11 @@ import yaml
 
 from timm_paf._files import whole_file
 from timm_paf.activations import ACTIVATIONS, shape
-from timm_paf.engine.checkpoint_files import write_summary
+from timm_paf.engine.checkpoint_files import write_summary, write_text
 
 __all__ = [
-    'ATTACKS', 'PROPERTIES', 'VERSIONS', 'Group', 'groups_of', 'paired_differences', 'read_path', 'sweep_rows',
-    'write_table']
+    'ATTACKS', 'PROPERTIES', 'VERSIONS', 'Group', 'groups_of', 'paired_differences', 'read_groups', 'summarize',
+    'sweep_rows', 'write_table']
 
 Row = Mapping[str, Any]
 ATTACKS = {'clean': 'clean', 'pgd': 'PGD', 'autoattack': 'AutoAttack'}  # names in reports, and titles
@@ -42,8 +42,9 @@ def sweep_rows(output: Path) -> list[dict[str, Any]]:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """Write results.csv, and results.parquet if pyarrow is installed."""
+    """Write results.csv, results.json (see `summarize`), and results.parquet if pyarrow is installed."""
     write_summary(rows, output / 'results.csv')
+    write_text(json.dumps(summarize(rows, output), indent=1) + '\n', output / 'results.json')
     try:
         from pyarrow import Table, parquet
     except ImportError:
@@ -53,21 +54,17 @@ def write_table(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
         parquet.write_table(Table.from_pylist([{name: row.get(name) for name in names} for row in rows]), file)
 
 
-def read_path(output: Path, cell: str) -> list[dict[str, float]]:
-    """`epoch` (from 0), and `alpha` and `beta` (those that there are) after each epoch of a cell."""
-    with open(output / cell / 'summary.csv', newline='') as file:
-        return [{'epoch': int(row['epoch']), **_parameters(row)} for row in csv.DictReader(file)]
-
-
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Cells that differ only in their seed: rows of their best and last checkpoints by seed."""
+    """Cells that differ only in their seed: rows of their best and last checkpoints, and paths, by seed."""
     activation: str
     learned: bool
     given: str
     options: tuple[tuple[str, str], ...]
     best: dict[int, Row] = dataclasses.field(default_factory=dict)
     last: dict[int, Row] = dataclasses.field(default_factory=dict)
+    #: Lists of epoch (from 1), alpha and beta (None if there is none); empty if nothing is learned.
+    paths: dict[int, list[tuple[int, float, float | None]]] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> str:
@@ -90,14 +87,18 @@ class Group:
         rows = self.best if checkpoint == 'best' else self.last
         return {seed: row[column] for seed, row in rows.items() if row.get(column) is not None}
 
+    def fact(self, column: str) -> Any:
+        """A column that is the same for all seeds."""
+        return next(iter(self.best.values())).get(column)
+
     def mean(self, column: str, checkpoint: str = 'best') -> float:
         """Mean of a column over the seeds."""
         values = list(self.values(column, checkpoint).values())
         return sum(values) / len(values) if values else math.nan
 
 
-def groups_of(rows: Iterable[Row]) -> list[Group]:
-    """The groups of the rows of results.csv."""
+def groups_of(rows: Iterable[Row], output: Path | None = None) -> list[Group]:
+    """The groups of the rows of results.csv; with their paths if the folder of the sweep is given."""
     groups: dict[Any, Group] = {}
     for row in rows:
         names = list(row)
@@ -105,7 +106,44 @@ def groups_of(rows: Iterable[Row]) -> list[Group]:
         key = row['activation'], row['learned'], row['given'], options
         group = groups.setdefault(key, Group(*key))
         (group.best if row['checkpoint'] == 'best' else group.last)[row['seed']] = row
+        if output is not None and row['learned']:
+            group.paths[row['seed']] = _path(output / row['cell'])
     return list(groups.values())
+
+
+def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
+    """The content of results.json: facts on the sweep, and one entry per group of cells that differ only in their seed.
+
+    Accuracies are lists of percentages, and alpha and beta lists of numbers, with one entry per seed in the order of
+    `seeds`. `paths` has a list of [epoch, alpha, beta] per seed; the first epoch is 1. `read_groups` reads the groups.
+    """
+    facts = {name: ', '.join(sorted({str(row[name]) for row in rows}))
+             for name in ('dataset', 'norm', 'eps', 'device', 'machine', 'threads')}
+    columns = (
+        *ATTACKS, *(f'{attack}_images' for attack in ATTACKS), 'val_robust', 'epoch', 'alpha', 'beta', 'seconds',
+        *PROPERTIES)
+    cells = {row['cell']: row for row in rows}
+    return {
+        **facts, 'date': max(row['created'] for row in rows)[:10],
+        'versions': {name: rows[0].get(name) for name in VERSIONS},
+        'autoattack_parts': rows[0].get('autoattack_parts'), 'runs': len(cells),
+        'seconds': round(sum(row['seconds'] for row in cells.values())), 'groups': [{
+            **{name: getattr(group, name) for name in ('activation', 'learned', 'given')},
+            'options': dict(group.options), **{name: group.fact(name) for name in ('model', 'lr', 'epochs')},
+            'seeds': list(group.best), **{checkpoint: {
+                name: list(found.values()) for name in columns if (found := group.values(name, checkpoint))}
+                for checkpoint in ('best', 'last')},
+            'paths': list(group.paths.values())} for group in groups_of(rows, output)]}
+
+
+def read_groups(content: Mapping[str, Any]) -> list['Group']:
+    """The groups of results.json."""
+    return [Group(
+        entry['activation'], entry['learned'], entry['given'], tuple(entry['options'].items()),
+        *({seed: {name: values[i] for name, values in entry[checkpoint].items()} | {
+            name: entry[name] for name in ('model', 'lr', 'epochs')} for i, seed in enumerate(entry['seeds'])}
+          for checkpoint in ('best', 'last')),
+        dict(zip(entry['seeds'], entry['paths'], strict=False))) for entry in content['groups']]
 
 
 def paired_differences(group: Group, groups: Sequence[Group], reference: str, column: str) -> dict[int, float]:
@@ -151,9 +189,15 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         rows.append({
             **row, 'seconds': round(cell['seconds'], 1), 'threads': cell['threads'], 'device': args['device'],
             'machine': cell['machine'], 'dataset': args['dataset'], 'model': args['model'], 'norm': args['norm'],
-            'eps': args['eps'], 'created': report['created'],
+            'eps': args['eps'], 'lr': args['lr'], 'epochs': args['epochs'], 'created': report['created'],
             **{name: report['versions'].get(name) for name in VERSIONS}})
     return rows
+
+
+def _path(folder: Path) -> list[tuple[int, float, float | None]]:
+    with open(folder / 'summary.csv', newline='') as file:
+        points = [(int(row['epoch']) + 1, _parameters(row)) for row in csv.DictReader(file)]
+    return [(epoch, point['alpha'], point.get('beta')) for epoch, point in points if 'alpha' in point]
 
 
 def _number(text: str | None) -> float | None:

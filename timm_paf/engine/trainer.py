@@ -54,7 +54,6 @@ class Trainer(Run):
 
     _running = _rehearsed = False
     _saved = 0.  # time of the last checkpoint, or start of the epoch
-    _looks: list[tuple[float, int]] | None = None  # times and numbers of images, until the time is estimated
     _stream: Prefetched | None = None
 
     @property
@@ -99,7 +98,7 @@ class Trainer(Run):
             try:
                 if self.is_primary:
                     self._open_folder()
-                self._running, self._looks = True, []
+                self._running = True
                 for line in (*self.notes, *source_lines(self.data), self.description(), describe_execution(self)):
                     self.say(line)
                 self._notify(lambda callback: callback.on_start(self.progress.rows))
@@ -202,12 +201,6 @@ class Trainer(Run):
             'images_per_second': images / seconds, 'data_wait': 100 * progress.waited / seconds}
         shape = shape_values(self.task.trainable_module)
         self._notify(lambda callback: callback.on_update(self.epoch, step, metrics, shape))
-        if self._looks is not None:
-            self._looks.append((time.monotonic(), images))
-            if len(self._looks) == 2:  # the first update also warms up
-                (since, before), (now, after) = self._looks
-                self.say(self.time_estimate((now - since) / (after - before)))
-                self._looks = None
         if stopped:
             self.stop.received = stopped
             raise RunStopped
@@ -236,7 +229,6 @@ class Trainer(Run):
             'lr': self.optimizer.param_groups[0]['lr']}
         progress.rows.append(row)
         progress.next_epoch()
-        self._looks = None
         if self.schedule is not None:
             self.schedule.step(self.epoch)
         return row

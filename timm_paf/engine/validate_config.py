@@ -11,7 +11,8 @@ __all__ = ['REQUIRED_ENTRY', 'ReportConfig', 'ValidateConfig']
 
 REQUIRED_ENTRY = ('link', 'name', 'authors', 'venue', 'additional_data')  # keys that RobustBench requires
 
-_data, _model, _attack, _, _measure, _output = settings_by_group()
+_run, _data, _model, _act, _attack, _speed, _measure, _entry = settings_by_group(
+    'run', 'data', 'model', 'activation', 'attack', 'speed and memory', 'measurement', 'RobustBench entry')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,21 +25,21 @@ class ReportConfig(Settings):
     n_curve: int = _measure(1000, 'Number of images for --eps-curve, the first ones of the split.', least=1)
     corruptions: str | None = _measure(
         None, 'Folder with files as in CIFAR-10-C: CORRUPTION.npy and labels.npy.', metavar='DIR', unset='not measured')
-    html: bool | None = _output(None, 'Write report.html next to report.json.', unset='on with --output')
-    robustbench_json: str | None = _output(
+    html: bool | None = _run(None, 'Write report.html next to report.json.', unset='on with --output')
+    robustbench_json: str | None = _entry(
         None, 'File for a RobustBench model-info entry. The other --robustbench flags fill it.', metavar='FILE',
         unset='not written')
-    robustbench_link: str | None = _output(None, 'RobustBench entry: web address of the paper.', metavar='URL')
-    robustbench_name: str | None = _output(None, 'RobustBench entry: title of the paper.', metavar='TITLE')
-    robustbench_authors: str | None = _output(None, 'RobustBench entry: authors, separated by commas.')
-    robustbench_venue: str | None = _output(None, "RobustBench entry: venue, such as 'NeurIPS 2025'.")
-    robustbench_additional_data: bool | None = _output(
+    robustbench_link: str | None = _entry(None, 'RobustBench entry: web address of the paper.', metavar='URL')
+    robustbench_name: str | None = _entry(None, 'RobustBench entry: title of the paper.', metavar='TITLE')
+    robustbench_authors: str | None = _entry(None, 'RobustBench entry: authors, separated by commas.')
+    robustbench_venue: str | None = _entry(None, "RobustBench entry: venue, such as 'NeurIPS 2025'.")
+    robustbench_additional_data: bool | None = _entry(
         None, 'RobustBench entry: whether training used data beyond the data set.')
-    robustbench_architecture: str | None = _output(
+    robustbench_architecture: str | None = _entry(
         None, 'RobustBench entry: architecture.', unset='name of the model')
-    robustbench_reported: float | None = _output(
+    robustbench_reported: float | None = _entry(
         None, 'RobustBench entry: robust accuracy that your paper reports, in percent.', unset='the measured one')
-    robustbench_footnote: str | None = _output(
+    robustbench_footnote: str | None = _entry(
         None, 'RobustBench entry: footnote on the leaderboard.', unset='none')
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
     model_kwargs: tuple[str, ...] = _model(
         (), 'Extra arguments of the model, such as drop_path_rate=0.1.', metavar='NAME=VALUE',
         unset='from the checkpoint')
-    act_sharing: str | None = _model(
+    act_sharing: str | None = _act(
         None, 'Part of the network that shares one activation.', choices=('network', 'stage', 'layer', 'channel'),
         unset='from the checkpoint')
     dataset: str = _data(
@@ -80,17 +81,17 @@ class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
         unset='from the checkpoint')
     use_ema: bool | None = _model(
         None, 'Measure the EMA of the weights, not the raw weights.', unset='on if the checkpoint has an EMA')
-    torchcompile: str | None = _measure(
+    torchcompile: str | None = _speed(
         None, 'Compile the attacks with this backend of torch.compile, such as inductor.', metavar='BACKEND',
         unset='not compiled')
-    torchcompile_mode: str | None = _measure(
+    torchcompile_mode: str | None = _speed(
         None, 'Mode of torch.compile, such as reduce-overhead (CUDA graphs).', unset='default of the backend')
-    output: str | None = _output(
+    output: str | None = _run(
         None, 'Folder for report.json, report.html and verdicts.csv.', metavar='DIR', unset='print the tables only')
-    save_adv: str | None = _output(
+    save_adv: str | None = _run(
         None, 'Archive (.npz) for the images that AutoAttack made, with their labels.', metavar='FILE',
         unset='not written')
-    resume: bool = _output(False, 'Resume an interrupted measurement in --output.')
+    resume: bool = _run(False, 'Resume an interrupted measurement in --output.')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -87,6 +87,12 @@ class Example:
     prediction: int  #: Predicted class of the attacked image.
     attack: str  #: Name of the attack, with norm and eps.
 
+    @property
+    def perturbation(self) -> Tensor:
+        """The change of each pixel as an image: grey for none, stretched so that the largest is black or white."""
+        change = self.adversarial - self.original
+        return 0.5 + change / (2 * change.abs().max().clamp(min=1e-12))
+
 
 @torch.no_grad()
 def adversarial_examples(

@@ -20,7 +20,7 @@ from timm_paf.evaluation.correct import map_in_turn, model_device
 __all__ = ['BENCHMARK_CORRUPTIONS', 'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy']
 
 SEVERITIES = 5
-# Hendrycks and Dietterich (arXiv 1903.12261); their archive has four more corruptions, kept for validation
+#: The 15 corruptions of Hendrycks and Dietterich (arXiv 1903.12261). Their archive has four more, for validation.
 BENCHMARK_CORRUPTIONS = (
     'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow',
     'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',

@@ -4,6 +4,7 @@ Styles and images are inside the page; it has no scripts and loads nothing. The 
 """
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,17 +22,18 @@ from timm_paf.evaluation.corruptions import CorruptionReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['Section', 'figure', 'image_uri', 'render']
+__all__ = ['Section', 'figure', 'image_uri', 'number', 'render']
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """A further section of a page, with its parts in this order."""
     title: str  #: The heading.
+    folded: bool = False  #: Whether to place it at the end and show it only when the reader opens it.
     text: Sequence[str] = ()  #: Paragraphs.
     figures: Sequence[Markup] = ()  #: Plots from `figure`.
     header: Sequence[str] = ()  #: Titles of the table's columns.
-    #: Rows; None is an empty cell, floats show four digits. Without rows there is no table.
+    #: Rows, with cells for `number`. Without rows there is no table.
     rows: Sequence[Sequence[str | int | float | None]] = ()
     #: One letter per column: 's' short text, 'l' short text in one line, 't' long text, 'n' number, 'c' code.
     columns: str = ''
@@ -43,19 +45,42 @@ def render(**content: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('timm_paf.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(image_uri=image_uri, settings=_settings, corruption_rows=_corruption_rows)
+    environment.filters.update(
+        image_uri=image_uri, settings=_settings, corruption_rows=_corruption_rows, number=number)
     environment.globals.update(figure=figure, plots=plots, cells=_cells)
     return environment.get_template('report.html.j2').render(content)
 
 
-def figure(alt: str, plot: Callable[..., 'Figure'], *arguments: Any) -> Markup:
-    """The figure `plot(*arguments)` as HTML, described by `alt`; the reason in its place if a package is missing."""
+def number(value: str | float | None) -> str:
+    """A cell of a table: a float with four digits, nothing for None."""
+    if isinstance(value, float):
+        return f'{value:#.4g}'.removesuffix('.')
+    return '' if value is None else str(value)
+
+
+def figure(alt: str, plot: Callable[..., 'Figure | Sequence[Figure]'], *arguments: Any, **more: Any) -> Markup:
+    """The figures of `plot(*arguments, **more)` as HTML, described by `alt`; the reason if a package is missing."""
     try:
-        drawn, stream = plot(*arguments), io.BytesIO()
+        drawn = plot(*arguments, **more)
     except ImportError as error:
         return Markup('<p class="soft">No figure: {}. The table has the same numbers.</p>').format(error)
-    drawn.savefig(stream, format='png', metadata={'Software': None})  # equal figures give equal bytes
-    return Markup('<figure class="plot"><img src="{}" alt="{}"></figure>').format(_data_uri(stream), alt)
+    return Markup('<div class="plots">{}</div>').format(Markup().join(
+        Markup('<figure class="{}" role="img" aria-label="{}">{}</figure>').format(
+            'plot wide' if one.get_figwidth() > 5 else 'plot', alt, Markup(_svg(one)))
+        for one in (drawn if isinstance(drawn, Sequence) else [drawn])))
+
+
+def _svg(drawn: 'Figure') -> str:
+    """A figure as an <svg> element with the colours of the page; equal figures give equal text."""
+    from matplotlib import rc_context
+    stream = io.StringIO()
+    with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'timm_paf'}):
+        drawn.savefig(stream, format='svg', transparent=True, metadata={'Date': None})
+    text = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', '', stream.getvalue(), flags=re.DOTALL)
+    text = re.sub(r'<svg[^>]*(?= viewBox)', '<svg', text[text.index('<svg'):], count=1)
+    for colour, meaning in (('#000000', 'text'), ('#ebebeb', 'line'), ('#ffffff', 'back'), ('#0072b2', 'accent')):
+        text = re.sub(f'(fill|stroke): {colour}', rf'\1: var(--{meaning})', text)
+    return text
 
 
 def image_uri(image: Tensor) -> str:
@@ -72,7 +97,8 @@ def _data_uri(png: io.BytesIO) -> str:
 
 
 def _cells(accuracy: Accuracy) -> list[str]:
-    return [f'{accuracy.percent:.1f} %', accuracy.interval_text, f'{accuracy.correct} / {accuracy.total}']
+    cells = f'{accuracy.percent:.1f} %', accuracy.interval_text, f'{accuracy.correct} / {accuracy.total}'
+    return [re.sub(' (?=[%/])|(?<=/) ', '\N{NO-BREAK SPACE}', cell) for cell in cells]
 
 
 def _corruption_rows(report: CorruptionReport) -> list[list[str]]:

@@ -20,7 +20,7 @@ COLOURS = _BLUE, _ORANGE, _, _ = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
 
 def plot_curve(curve: RobustnessCurve) -> 'Figure':
     """Robust accuracy by eps, with 95 % intervals."""
-    figure, (axes,) = new_figure(7, 3.6)
+    figure, (axes,) = new_figure(4.6, 3.8)
     eps = [point.eps_value for point in curve.points]
     for style, colour, label, name in (
             ('s--', _ORANGE, f'{curve.attack} at this eps only', 'alone'),
@@ -29,14 +29,14 @@ def plot_curve(curve: RobustnessCurve) -> 'Figure':
         axes.plot(eps, percents, style, color=colour, label=label)
         axes.fill_between(eps, *ends, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=f'{curve.norm} eps', ylabel='accuracy, %', ylim=(-2, 102))
-    axes.set_xticks(eps, [point.eps for point in curve.points], rotation=30 if len(eps) > 8 else 0)
-    axes.legend(frameon=False)
+    axes.set_xticks(eps, [point.eps for point in curve.points], rotation=40 if len(eps) > 5 else 0)
+    figure.legend(frameon=False, loc='outside upper center')
     return figure
 
 
 def plot_classes(by_class: Sequence[ClassAccuracy]) -> 'Figure':
     """Clean and robust accuracy per class, with 95 % intervals."""
-    figure, (axes,) = new_figure(7, 3.2)
+    figure, (axes,) = new_figure(4.6, 3.2)
     places = np.arange(len(by_class))
     for offset, colour, label in ((-0.2, _BLUE, 'clean'), (0.2, _ORANGE, 'robust')):
         percents, ends = _percents([getattr(entry, label) for entry in by_class])
@@ -54,10 +54,10 @@ def plot_corruptions(report: CorruptionReport) -> 'Figure':
     """Accuracy by corruption and severity, as a map."""
     names = list(report.accuracies)
     values = np.array([[cell.percent for cell in report.accuracies[name]] for name in names])
-    figure, (axes,) = new_figure(6, 0.9 + 0.28 * len(names))
+    figure, (axes,) = new_figure(4.6, 0.9 + 0.28 * len(names))
     axes.imshow(values, vmin=0, vmax=100, cmap='viridis', aspect='auto')
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, f'{value:.0f}', ha='center', va='center', color='white' if value < 60 else 'black')
+        axes.text(column, row, f'{value:.0f}', ha='center', va='center', color='white' if value < 60 else '0.05')
     axes.set_xticks(range(values.shape[1]), [str(1 + severity) for severity in range(values.shape[1])])
     axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
     axes.set(xlabel='severity')
@@ -71,7 +71,7 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple['Figure', 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib; install it with: pip install 'timm-paf[plot]'") from error
-    figure = Figure(figsize=(width, height), layout='constrained', dpi=150)
+    figure = Figure(figsize=(width, height), layout='constrained')
     all_axes = figure.subplots(1, panels, squeeze=False)[0]
     for axes in all_axes:
         axes.grid(color='0.92')

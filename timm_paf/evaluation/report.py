@@ -59,10 +59,41 @@ class RobustnessReport(Part):
             ('SHA-256 of the checkpoint', self.checkpoint_sha256), ('classes', ', '.join(self.class_names)),
             ('created', self.created), *self.versions.items()]
         provenance = Section(
-            title='Model, data and versions', header=('', ''), columns='sc', rows=[fact for fact in facts if fact[1]])
+            title='Model, data and versions', header=('', ''), columns='sc', rows=[fact for fact in facts if fact[1]],
+            folded=True)
         return render(
             report=self, sections=[*sections, provenance], title=title or f'Robustness of {self.model or "a model"}',
             subtitle=subtitle or ' · '.join(filter(None, (self.dataset, self.split, self.created))))
+
+    @property
+    def headline(self) -> list[Measurement]:
+        """The measurements to show first: clean, PGD, and the strongest attack."""
+        found = [self.measurements[n] for n in ('clean', 'pgd', 'autoattack', 'worst_case') if n in self.measurements]
+        return [*found[:2], *found[2:][-1:]]
+
+    @property
+    def attacks(self) -> str:
+        """Names of the attacks that were run, with norm and eps; empty if none was."""
+        attacks = [m for name, m in self.measurements.items() if m.norm and name != 'worst_case']
+        return ' and '.join(m.attack for m in attacks) + f', {attacks[0].norm} eps {attacks[0].eps}' if attacks else ''
+
+    def verdict(self) -> str:
+        """What was found, in sentences: clean accuracy, accuracy under the strongest attack, trust checks."""
+        clean, strongest, text = self.measurements.get('clean'), self.headline[-1:], ''
+        if clean is not None:
+            images = ' '.join(filter(None, (self.dataset, self.split, 'images')))
+            found = clean.accuracy
+            text = f'{self.model or "The model"} classifies {found.percent:.1f} % of {found.total} {images} correctly. '
+        if self.attacks:
+            found = strongest[0].accuracy
+            text += (
+                f'Under the strongest attack ({self.attacks}), it classifies {found.percent:.1f} % of {found.total} '
+                f'images correctly (95 % interval {found.interval_text} %). ')
+        if self.trust is None:
+            return text + 'Trust checks were not run.'
+        warned, checks = len(self.trust.warnings), len(self.trust.checks)
+        return text + (f'{warned} of {checks} trust checks warn: the accuracy under attack may be too high.' if warned
+                       else f'None of the {checks} trust checks warns.')
 
     def class_title(self, label: int) -> str:
         """Number of a class, with its name if it has one."""

@@ -12,7 +12,7 @@ from timm_paf.kernels import cpu
 if TYPE_CHECKING:
     from timm_paf.kernels.ops import Operators
 
-__all__ = ['choose', 'use']
+__all__ = ['choose', 'obstacle', 'use']
 
 MODES = ('auto', 'reference', 'fused')
 _PLAIN = (Tensor, nn.Parameter)
@@ -87,6 +87,11 @@ def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators'
             f'activations are computed by the slower reference: {reason}. timm_paf.kernels.use("reference") or '
             'TIMM_PAF_KERNELS=reference says that this is meant.', RuntimeWarning, stacklevel=2)
     return None
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why the fused functions do not work on a device; None if they do. May compile the first one for a CPU."""
+    return cpu.available('pssilu', torch.float32) if device.type == 'cpu' else _operators(device)[1]
 
 
 @functools.cache

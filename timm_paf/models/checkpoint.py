@@ -82,7 +82,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike, *, use_ema: bool | None = None) -> str:
-    """Load the weights of a checkpoint into a model, strictly; in our layout or a published one (docs/integrate/checkpoints.md).
+    """Load the weights of a checkpoint into a model, strictly; in our layout or a published one.
 
     Args:
         model: The network, or a wrapper around it; unchanged if the weights do not fit.

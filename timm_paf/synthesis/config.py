@@ -1,22 +1,20 @@
 """Settings for making synthetic images."""
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm_paf.data import LabelledImages
 from timm_paf.data.synthetic import DEFAULT_COMPONENTS, DEFAULT_MIXTURES
-from timm_paf.engine.fields import Settings, flag, setting
+from timm_paf.engine.fields import Settings, flag, settings_by_group
 
 __all__ = ['SAMPLERS', 'TIMESTEPS', 'SyntheticConfig', 'first_difference']
 
 SAMPLERS = {'ddpm': 'DDPMScheduler', 'ddim': 'DDIMScheduler'}
 TIMESTEPS = 1000  # noise levels of the model that --train fits
 
-_data, _mixture, _diffusion, _train, _labels = (
-    partial(setting, group=name) for name in (
-        'data', '--method mixture', '--method diffusion', '--train', 'labels and filters of --method diffusion'))
+_data, _mixture, _diffusion, _train, _labels = settings_by_group(
+    'data', '--method mixture', '--method diffusion', '--train', 'labels and filters of --method diffusion')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

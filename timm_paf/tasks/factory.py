@@ -9,6 +9,7 @@ from timm_paf.tasks.trades import TRADESTask
 
 __all__ = ['TASKS', 'create_task']
 
+#: Classes of the training methods, by name.
 TASKS: dict[str, type[AdversarialTrainingTask]] = {
     'plain': AdversarialTrainingTask, 'pgd-at': AdversarialTrainingTask, 'trades': TRADESTask, 'mart': MARTTask}
 

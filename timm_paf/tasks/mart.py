@@ -15,7 +15,9 @@ __all__ = ['MARTTask', 'boosted_cross_entropy', 'mart_loss']
 
 
 def boosted_cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.) -> Tensor:
-    """BCE of MART, values (B,): -log p_y - log(1 - max_{k != y} p_k), a cross-entropy plus a margin.
+    r"""BCE of MART, values (B,): -log p_y - log(1 - max_{k != y} p_k), a cross-entropy plus a margin.
+
+    .. math:: \mathrm{BCE}(p, y) = -\log p_y - \log\big(1 - \max_{k\ne y} p_k\big)
 
     The second term is finite where p_k rounds to 1; the authors' code adds 1e-4 there instead.
 
@@ -33,7 +35,11 @@ def boosted_cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 
 
 
 def mart_loss(clean: Tensor, adversarial: Tensor, target: Tensor, *, beta: float, smoothing: float = 0.) -> Tensor:
-    """MART: BCE(p_adversarial, target) + beta KL(p_clean || p_adversarial) (1 - p_clean,y), the mean over images.
+    r"""MART: BCE(p_adversarial, target) + beta KL(p_clean || p_adversarial) (1 - p_clean,y), the mean over images.
+
+    .. math::
+        \frac1B\sum_i \mathrm{BCE}\big(p(x_i'), y_i\big)
+        + \beta\,\mathrm{KL}\big(p(x_i)\,\Vert\,p(x_i')\big)\,\big(1 - p_{y_i}(x_i)\big)
 
     Args:
         clean: Logits (B, K) of the images.

@@ -12,7 +12,9 @@ __all__ = ['WeightPerturbation']
 
 
 class WeightPerturbation:
-    """AWP of Wu et al. (arXiv 2004.05884): moves each weight w by gamma ||w|| g/||g||, g the gradient of the loss.
+    r"""AWP of Wu et al. (arXiv 2004.05884): moves each weight w by gamma ||w|| g/||g||, g the gradient of the loss.
+
+    .. math:: w \leftarrow w + \gamma\,\lVert w\rVert\,\frac{g}{\lVert g\rVert}
 
     It perturbs the learnable tensors of rank above 1, in place, and restores them bit for bit when the backward pass of
     the loss ends. A call of the model, its state dict, the next `perturb` and `restore` restore them earlier, so that

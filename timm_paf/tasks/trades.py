@@ -15,7 +15,9 @@ def trades_loss(
         clean: Tensor, adversarial: Tensor, target: Tensor, *, beta: float,
         criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """TRADES: CE(p_clean, target) + beta KL(p_clean || p_adversarial), the mean over images.
+    r"""TRADES: CE(p_clean, target) + beta KL(p_clean || p_adversarial), the mean over images.
+
+    .. math:: \frac1B\sum_i -\log p_{y_i}(x_i) + \beta\,\mathrm{KL}\big(p(x_i)\,\Vert\,p(x_i')\big)
 
     Args:
         clean: Logits (B, K) of the images.
