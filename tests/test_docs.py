@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(page.relative_to(ROOT).with_suffix('')): page.read_text() for page in [
     ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))] if '_build' not in page.parts}
 OPTIONAL = ('lightning',)  # blocks from the first one that imports it are left out where it is missing
-SLOW = {'docs/integrate/compile', 'docs/integrate/export'}  # compilers and exporters
+SLOW = {'docs/integrate/compile'}  # compilers
 CHECKPOINTS = {  # files that commands on a page write, with the network whose weights they hold
     'docs/start/quickstart': ('output/train/first/model_best.pth.tar', 'wrn10_2_pssilu', 1),
     'docs/integrate/checkpoints': ('model_best.pth.tar', 'wrn10_2_pssilu', 3),
