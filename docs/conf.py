@@ -1,4 +1,5 @@
 """Sphinx configuration: `sphinx-build -W -b html docs docs/_build/html`."""
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from command_pages import write_commands
 from configuration_pages import write_configurations
 from figures import draw_figures, write_results
 from reference_pages import escaped, write_reference
+from sphinx.util import logging
 
 import timm_paf
 
@@ -43,6 +45,9 @@ html_css_files = ['reference.css']
 html_favicon = '_static/favicon.svg'
 html_logo = '_static/logo.svg'
 
+LOADED = re.compile(  # what a browser loads by itself, if it is on another machine
+    r'<(?:link|script|img|iframe|source|audio|video|embed)\b[^>]*?\b(?:src|href)="(?:https?:)?//[^"]*"'
+    r'|(?:\burl\(|@import)\s*[\'"]?(?:https?:)?//[^\s)]*')
 HOMES: dict[str, str] = {}  # where a class or function of the package is described
 
 
@@ -77,6 +82,14 @@ def link_to_home(app, env, node, contnode):
     return domain.resolve_xref(env, node['refdoc'], app.builder, 'obj', home, node, contnode)
 
 
+def check_resources(app, exception):
+    """Warn of everything that a page loads from another machine."""
+    if exception is None and app.builder.format == 'html':
+        for path in sorted(Path(app.outdir).rglob('*')):
+            for found in LOADED.findall(path.read_text(encoding='utf-8')) if path.suffix in ('.html', '.css') else ():
+                logging.getLogger(__name__).warning('%s loads from the network: %s', path.name, found)
+
+
 def setup(app):
     """Connect what is above to Sphinx."""
     explorers.setup(app)
@@ -84,3 +97,4 @@ def setup(app):
     app.connect('autodoc-process-docstring', escape_docstring, priority=900)
     app.connect('autodoc-process-signature', shorten_settings)
     app.connect('missing-reference', link_to_home)
+    app.connect('build-finished', check_resources)

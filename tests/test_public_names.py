@@ -57,7 +57,7 @@ PUBLIC = {
     'timm_paf.activations.shape': '''
         Activation ActivationShape Break MEAN_RANGE describe plot''',
     'timm_paf.evaluation.page': '''
-        Section figure image_uri render''',
+        Section figure image_uri number render''',
 }
 
 

@@ -211,7 +211,7 @@ def test_a_run_from_before_a_setting_is_not_continued_in_another_way(tmp_path, c
         state['args'].pop('alpha_grad_clip', None)  # names of one file share its content
         torch.save(state, path)
     assert train(tmp_path, '--resume', 'auto') == 2
-    assert 'alpha_grad_clip: None -> 0.002' in capsys.readouterr().err
+    assert 'alpha_grad_clip: None -> 0.01' in capsys.readouterr().err
     assert train(tmp_path, '--resume', 'auto', '--alpha-grad-clip', 'none') == 0
 
 

@@ -136,14 +136,16 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
             'paths': list(group.paths.values())} for group in groups_of(rows, output)]}
 
 
-def read_groups(content: Mapping[str, Any]) -> list['Group']:
+def read_groups(content: Mapping[str, Any]) -> list[Group]:
     """The groups of results.json."""
+    def rows(entry: Mapping[str, Any], checkpoint: str) -> dict[int, Row]:
+        facts = {name: entry[name] for name in ('model', 'lr', 'epochs')}
+        return {seed: {name: values[i] for name, values in entry[checkpoint].items()} | facts
+                for i, seed in enumerate(entry['seeds'])}
+
     return [Group(
-        entry['activation'], entry['learned'], entry['given'], tuple(entry['options'].items()),
-        *({seed: {name: values[i] for name, values in entry[checkpoint].items()} | {
-            name: entry[name] for name in ('model', 'lr', 'epochs')} for i, seed in enumerate(entry['seeds'])}
-          for checkpoint in ('best', 'last')),
-        dict(zip(entry['seeds'], entry['paths'], strict=False))) for entry in content['groups']]
+        entry['activation'], entry['learned'], entry['given'], tuple(entry['options'].items()), rows(entry, 'best'),
+        rows(entry, 'last'), dict(zip(entry['seeds'], entry['paths'], strict=False))) for entry in content['groups']]
 
 
 def paired_differences(group: Group, groups: Sequence[Group], reference: str, column: str) -> dict[int, float]:
