@@ -28,6 +28,7 @@ autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 autodoc_typehints_format = 'short'
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # an overridden method without a docstring is not listed
 maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 add_module_names = False

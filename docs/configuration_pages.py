@@ -20,6 +20,7 @@ def read_header(text: str) -> Header:
     lines = re.match(r'(#.*\n)+', text)[0].splitlines()
     command = [re.sub(r'(?<=\S) {4,}', '  # ', line[4:]) for line in lines if line.startswith('#   ')]
     words = ' '.join(line.strip('# ') for line in lines if not line.startswith('#   '))
+    words = re.sub(r'(--[a-z][a-z-]*[a-z])', r'`\1`', words)
     title, *parts = re.split(r'\b(Data|Expected|Time): ', words)
     found = {key: value.strip() for key, value in zip(parts[::2], parts[1::2], strict=True)}
     return Header(

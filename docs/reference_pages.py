@@ -86,7 +86,7 @@ def description(thing: Any, home: str, comments: dict[str, str]) -> list[str]:
         lines = [f'.. {kind}:: {home}']
         if not issubclass(thing, timm_paf.engine.fields.Settings):
             lines += ['   :members:', f'   :inherited-members: {", ".join(skipped)}']
-            if inspect.getdoc(thing.__dict__.get('__call__')):
+            if getattr(thing.__dict__.get('__call__'), '__doc__', None):
                 lines += ['   :special-members: __call__']
         return [*lines, '']
     if is_code(thing):
