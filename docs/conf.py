@@ -68,10 +68,10 @@ def escape_docstring(app, what, name, obj, options, lines):
 
 
 def shorten_settings(app, what, name, obj, options, signature, annotation):
-    """A class of settings takes the flags of a command, which the pages of the commands list."""
+    """A class of settings takes the flags of a command, which have pages of their own; others keep their arguments."""
     if what == 'class' and issubclass(obj, timm_paf.engine.fields.Settings):
         return '(**settings)', None
-    return None
+    return signature and signature.replace('<factory>', '...'), annotation  # <factory> is no Python, and is not parsed
 
 
 def link_to_home(app, env, node, contnode):

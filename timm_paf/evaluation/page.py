@@ -35,7 +35,7 @@ class Section:
     header: Sequence[str] = ()  #: Titles of the table's columns.
     #: Rows, with cells for `number`. Without rows there is no table.
     rows: Sequence[Sequence[str | int | float | None]] = ()
-    #: One letter per column: 's' short text, 'l' short text in one line, 't' long text, 'n' number, 'c' code.
+    #: One letter per column, 's' short text, 'l' short text in one line, 't' long text, 'n' number, 'c' code.
     columns: str = ''
     note: str = ''  #: A paragraph in small print.
 

@@ -24,7 +24,7 @@ __all__ = ['RobustnessReport']
 @dataclass(frozen=True, kw_only=True)
 class RobustnessReport(Part):
     """Result of `evaluate_robustness`, with further measurements if they were made."""
-    measurements: dict[str, Measurement]  #: By name: 'clean', 'pgd', 'autoattack', 'worst_case'.
+    measurements: dict[str, Measurement]  #: Those called 'clean', 'pgd', 'autoattack', 'worst_case'.
     model: str | None = None  #: Name of the model.
     dataset: str | None = None  #: Name of the data set.
     split: str | None = None  #: Split of the data set.
