@@ -13,6 +13,7 @@ import torch
 
 from timm_paf.activations import ACTIVATIONS, functional, shape
 
+pytest.importorskip('sphinx', reason="needs the extra 'docs'")
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 _spec = importlib.util.spec_from_file_location('explorers', DOCS / 'explorers.py')
 explorers = importlib.util.module_from_spec(_spec)
