@@ -10,6 +10,7 @@ from timm_paf import shape
 from timm_paf.activations import ACTIVATIONS
 from timm_paf.engine.sweep_page import sweep_sections
 from timm_paf.engine.sweep_table import read_groups
+from timm_paf.evaluation.page import number
 
 # page -> activations to draw: the initial value, one that training goes to or passes, and what it extends
 FIGURES = {
@@ -65,9 +66,10 @@ def write_results(folder: Path) -> None:
         pages = folder / file.stem
         pages.mkdir(parents=True, exist_ok=True)
         for section in sweep_sections(read_groups(content)):
-            lines = [cell for cells in (section.header, ['---'] * len(section.header), *section.rows) for cell in [
-                f'| {" | ".join("" if cell is None else str(cell) for cell in cells)} |']] if section.rows else []
-            text = '\n\n'.join([*section.text, *map(str, section.figures), '\n'.join(lines), section.note])
+            rows = [section.header, ['---'] * len(section.header), *section.rows] if section.rows else []
+            table = [f'| {" | ".join(map(number, row))} |' for row in rows]
+            figures = [re.sub(r'\n\s*\n', '\n', text) for text in section.figures]  # a blank line would end the HTML
+            text = '\n\n'.join([*section.text, *figures, '\n'.join(table), section.note])
             (pages / f'{re.sub("[^a-z0-9.]+", "-", section.title.lower())}.md').write_text(text + '\n')
         (pages / 'runs.md').write_text(
             f'{content["runs"]} runs, which took {content["seconds"] / 3600:.1f} hours if added up, with '
