@@ -120,6 +120,26 @@ def test_the_attack_with_the_most_images_compares(tmp_path):
     assert re.search(r'<th[^>]*>seeds for ±1</th><th[^>]*>PGD</th>', text) and 'PGD, 95 % interval' in text
 
 
+def test_a_column_that_some_runs_lack_stays_empty(tmp_path):
+    for name, seed, robust in (
+            ('relu', 0, 300), ('relu', 1, 300), ('silu', 0, 320), ('silu', 1, 320), ('elu', 0, 310)):
+        report = made_up(tmp_path, name, seed, robust) / 'report.json'
+        if name == 'elu' or (name, seed) == ('silu', 1):
+            report.write_text(json.dumps({k: v for k, v in json.loads(report.read_text()).items() if k != 'autoattack'}))
+    rows = sweep_rows(tmp_path)
+    text = sweep_page(rows, tmp_path, title='x')
+    assert 'nan' not in text
+    assert 'PGD, 95 % interval' in text and 'AutoAttack, 95 % interval' not in text  # compared under what all have
+    cells = [re.findall(r'<td[^>]*>([^<]*)</td>', line) for line in re.findall('<tr>.*?</tr>', text, re.S)]
+    assert {row[0]: row[1:5] for row in cells if len(row) == 10 and row[1].isdigit()} == {
+        'silu': ['2', '89.50', '33.50', '32.00'], 'elu': ['1', '90.00', '32.50', ''],
+        'relu': ['2', '89.50', '31.50', '30.00']}
+    write_table(rows, tmp_path)
+    silu = next(group for group in read_groups(json.loads((tmp_path / 'results.json').read_text()))
+                if group.activation == 'silu')
+    assert silu.values('autoattack') == {0: 32.} and silu.values('pgd') == {0: 33.5, 1: 33.5}
+
+
 def study(output):
     """Three seeds of references, fixed and learned parameters, with one option."""
     for seed in range(3):

@@ -37,8 +37,9 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
 
 def sweep_sections(groups: Sequence[Group]) -> list[Section]:
     """Sections on accuracy, differences, parameters and shape."""
-    attacks = [attack for attack in ATTACKS if all(group.values(attack) for group in groups)]
-    robust = max(attacks[1:], key=lambda attack: (groups[0].fact(f'{attack}_images'), attack == 'autoattack'))
+    attacks = [attack for attack in ATTACKS if any(group.values(attack) for group in groups)]
+    robust = max((attack for attack in attacks[1:] if all(group.values(attack) for group in groups)),
+                 key=lambda attack: (groups[0].fact(f'{attack}_images'), attack == 'autoattack'))
     groups = sorted(groups, key=lambda group: -group.mean(robust))
     sets: dict[str, list[Group]] = defaultdict(list)  # by options
     for group in groups:
@@ -54,7 +55,7 @@ def _accuracies(groups: Sequence[Group], attacks: Sequence[str], robust: str) ->
     for group in groups:
         mean, low, high, _ = mean_interval(list(group.values(robust).values()))
         rows.append([
-            group.label(options=False), len(group.best), *(f'{group.mean(attack):.2f}' for attack in attacks),
+            group.label(options=False), len(group.best), *(_some(group.mean(attack), '.2f') for attack in attacks),
             _range(low, high, '.2f'), f'{group.mean(robust, "last"):.2f}', f'{mean - group.mean(robust, "last"):.2f}',
             *(_some(group.mean(name)) for name in ('alpha', 'beta'))])
     return Section(
@@ -77,13 +78,13 @@ def _differences(
         for group in members:
             found = [list(paired_differences(group, groups, reference, column).values()) for column in columns]
             if found[0]:
-                intervals = [mean_interval(values) for values in found]
+                intervals = [mean_interval(values or [math.nan]) for values in found]
                 deviation = intervals[0][3]
                 needed = runs_needed(deviation, 1.) if math.isfinite(deviation) else None
                 rows.append([
                     group.label(options=False), reference, len(found[0]), needed,
                     *(text for mean, low, high, _ in intervals
-                      for text in (f'{mean:+.2f}', _range(low, high, '+.2f')))])
+                      for text in (_some(mean, '+.2f'), _range(low, high, '+.2f')))])
     return Section(
         title=_title('Differences to ReLU and SiLU', members[0]), header=[
             'activation', 'minus', 'pairs', 'seeds for ±1', *(
@@ -173,7 +174,7 @@ def _facts(rows: Sequence[Row]) -> Section:
                'machine': 'machine', 'threads': 'threads per run', **{name: name for name in VERSIONS}}
     return Section(title='Runs', header=['', ''], columns='st', rows=[
         ['runs', len(cells)], ['time of all runs', duration(sum(row['seconds'] for row in cells.values()))],
-        *([words, ', '.join(sorted({str(row[name]) for row in rows if row.get(name) is not None}))]
+        *([words, ', '.join(sorted({str(row[name]) for row in rows if row.get(name)}))]
           for name, words in columns.items())])
 
 
@@ -181,8 +182,8 @@ def _title(text: str, group: Group) -> str:
     return ', '.join(filter(None, (text, group.option_text)))
 
 
-def _some(value: float) -> str | None:
-    return None if math.isnan(value) else f'{value:.3g}'
+def _some(value: float, style: str = '.3g') -> str | None:
+    return None if math.isnan(value) else f'{value:{style}}'
 
 
 def _range(low: float, high: float, style: str = '.1f') -> str | None:

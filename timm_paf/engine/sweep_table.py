@@ -115,7 +115,7 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     """The content of results.json: facts on the sweep, and one entry per group of cells that differ only in their seed.
 
     Accuracies are lists of percentages, and alpha and beta lists of numbers, with one entry per seed in the order of
-    `seeds`. `paths` has a list of [epoch, alpha, beta] per seed; the first epoch is 1. `read_groups` reads the groups.
+    `seeds`, null where a run lacks it. `paths` has a list of [epoch, alpha, beta] per seed; the first epoch is 1. `read_groups` reads the groups.
     """
     facts = {name: ', '.join(sorted({str(row[name]) for row in rows}))
              for name in ('dataset', 'norm', 'eps', 'device', 'machine', 'threads')}
@@ -126,12 +126,13 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     return {
         **facts, 'date': max(row['created'] for row in rows)[:10],
         'versions': {name: rows[0].get(name) for name in VERSIONS},
-        'autoattack_parts': rows[0].get('autoattack_parts'), 'runs': len(cells),
+        'autoattack_parts': max(row['autoattack_parts'] for row in rows), 'runs': len(cells),
         'seconds': round(sum(row['seconds'] for row in cells.values())), 'groups': [{
             **{name: getattr(group, name) for name in ('activation', 'learned', 'given')},
             'options': dict(group.options), **{name: group.fact(name) for name in ('model', 'lr', 'epochs')},
             'seeds': list(group.best), **{checkpoint: {
-                name: list(found.values()) for name in columns if (found := group.values(name, checkpoint))}
+                name: [found.get(seed) for seed in group.best]
+                for name in columns if (found := group.values(name, checkpoint))}
                 for checkpoint in ('best', 'last')},
             'paths': list(group.paths.values())} for group in groups_of(rows, output)]}
 
