@@ -125,7 +125,9 @@ def test_a_column_that_some_runs_lack_stays_empty(tmp_path):
             ('relu', 0, 300), ('relu', 1, 300), ('silu', 0, 320), ('silu', 1, 320), ('elu', 0, 310)):
         report = made_up(tmp_path, name, seed, robust) / 'report.json'
         if name == 'elu' or (name, seed) == ('silu', 1):
-            report.write_text(json.dumps({k: v for k, v in json.loads(report.read_text()).items() if k != 'autoattack'}))
+            content = json.loads(report.read_text())
+            content.pop('autoattack')
+            report.write_text(json.dumps(content))
     rows = sweep_rows(tmp_path)
     text = sweep_page(rows, tmp_path, title='x')
     assert 'nan' not in text

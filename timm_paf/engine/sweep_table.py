@@ -115,7 +115,8 @@ def summarize(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     """The content of results.json: facts on the sweep, and one entry per group of cells that differ only in their seed.
 
     Accuracies are lists of percentages, and alpha and beta lists of numbers, with one entry per seed in the order of
-    `seeds`, null where a run lacks it. `paths` has a list of [epoch, alpha, beta] per seed; the first epoch is 1. `read_groups` reads the groups.
+    `seeds`, null where a run lacks it. `paths` has a list of [epoch, alpha, beta] per seed; the first epoch is 1.
+    `read_groups` reads the groups.
     """
     facts = {name: ', '.join(sorted({str(row[name]) for row in rows}))
              for name in ('dataset', 'norm', 'eps', 'device', 'machine', 'threads')}
