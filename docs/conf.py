@@ -56,7 +56,7 @@ def write_pages(app):
     """Make what is made from the package: figures, reference."""
     source = Path(app.srcdir)
     draw_figures(source / '_build' / 'figures')
-    write_results(source / '_build' / 'results')
+    write_results(source / 'results', source / '_build' / 'results')
     write_commands(source / 'command-line')
     write_configurations(source / '_build' / 'configurations.md')
     HOMES.update(write_reference(source / 'reference'))

@@ -59,18 +59,19 @@ def draw_figures(folder: Path) -> None:
     (folder / 'describe.txt').write_text('\n'.join(line.rstrip() for line in text.splitlines()) + '\n')
 
 
-def write_results(folder: Path) -> None:
-    """Write each section of a sweep's report as FOLDER/NAME-of-the-json/title-of-the-section.md."""
-    for file in Path(__file__).parent.glob('results/*.json'):
+def write_results(results: Path, folder: Path) -> None:
+    """Write each section of the report of each RESULTS/NAME.json as FOLDER/NAME/title-of-the-section.md."""
+    for file in results.glob('*.json'):
         content = json.loads(file.read_text())
         pages = folder / file.stem
         pages.mkdir(parents=True, exist_ok=True)
         for section in sweep_sections(read_groups(content)):
-            rows = [section.header, ['---'] * len(section.header), *section.rows] if section.rows else []
+            line = ['---:' if kind == 'n' else '---' for kind in section.columns]
+            rows = [section.header, line, *section.rows] if section.rows else []
             table = [f'| {" | ".join(map(number, row))} |' for row in rows]
             figures = [re.sub(r'\n\s*\n', '\n', text) for text in section.figures]  # a blank line would end the HTML
             text = '\n\n'.join([*section.text, *figures, '\n'.join(table), section.note])
-            (pages / f'{re.sub("[^a-z0-9.]+", "-", section.title.lower())}.md').write_text(text + '\n')
+            (pages / f'{re.sub("[^a-z0-9.]+", "-", section.title.lower()).strip("-")}.md').write_text(text + '\n')
         (pages / 'runs.md').write_text(
             f'{content["runs"]} runs, which took {content["seconds"] / 3600:.1f} hours if added up, with '
             f'{content["threads"]} thread each; {content["machine"]}, {content["date"]}; ' + ', '.join(

@@ -1,9 +1,10 @@
-"""The explorers of the documentation: data at build time, and in a browser numbers, links, filters and CSV."""
+"""Results in the documentation: pages; and the explorers, in a browser: numbers, links, filters and CSV."""
 import csv
 import importlib.util
 import itertools
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,16 @@ from timm_paf.activations import ACTIVATIONS, functional, shape
 
 pytest.importorskip('sphinx', reason="needs the extra 'docs'")
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-_spec = importlib.util.spec_from_file_location('explorers', DOCS / 'explorers.py')
-explorers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(explorers)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+explorers, figures = load('explorers'), load('figures')
 
 OTHERS = {
     'relu': torch.relu, 'leaky_relu': torch.nn.functional.leaky_relu, 'elu': torch.nn.functional.elu,
@@ -247,3 +255,22 @@ def test_infinite_limits_become_null():
     data = explorers.activations_data(Path('nowhere'))
     assert data['activations']['prelu0']['alpha']['greatest'] is None and data['paths'] == []
     assert data['activations']['psilu']['alpha']['greatest'] == functional.ALPHA_MAX < math.inf
+
+
+def test_pages_of_results_hold_the_numbers_of_the_json(results, tmp_path):
+    figures.write_results(results, tmp_path / 'pages')
+    pages = {file.stem: file.read_text() for file in (tmp_path / 'pages' / 'sweep_digits').iterdir()}
+    assert set(pages) == {
+        'accuracy-lr-0.1-task-a-b', 'differences-to-relu-and-silu-lr-0.1-task-a-b', 'robustness-over-the-parameter',
+        'robustness-over-the-shape', 'learned-parameters-lr-0.1-task-a-b', 'runs'}
+    lines = pages['accuracy-lr-0.1-task-a-b'].splitlines()
+    table = [line.strip('| ').split(' | ') for line in lines if line.startswith('|')]
+    assert table[1][:3] == ['---', '---:', '---:']
+    assert [row[:4] for row in table[2:]] == [  # sorted by robust accuracy
+        ['pssilu, learned', '3', '80.00', '44.50'], ['psilu, fixed alpha=2', '3', '91.50', '43.00'],
+        ['relu', '3', '90.00', '40.00'], ['gelu', '3', '70.00', '30.00']]
+    assert '| pssilu, learned | relu | 3 |' in pages['differences-to-relu-and-silu-lr-0.1-task-a-b']
+    assert pages['runs'].startswith('12 runs') and '2026-01-01' in pages['runs']
+    drawn = [svg for page in pages.values() for svg in re.findall('<svg.*?</svg>', page, re.DOTALL)]
+    assert len(drawn) == 5
+    assert not any(re.search(r'\n[ \t]*\n', svg) for svg in drawn)  # a blank line ends an HTML block in Markdown
