@@ -4,10 +4,13 @@ import json
 import re
 
 import pytest
+import torch
 import yaml
 
 from timm_paf import shape
+from timm_paf.activations import ACTIVATIONS
 from timm_paf.engine import sweep_page, sweep_rows, write_table
+from timm_paf.engine.sweep_plots import EQUAL, plot_parameters
 from timm_paf.engine.sweep_table import groups_of, read_groups
 
 
@@ -173,6 +176,25 @@ def test_the_report_compares_and_needs_no_other_file(tmp_path):
     # differences of 20 images of 1000 with every seed
     assert len(re.findall(r'<td[^>]*>silu</td><td[^>]*>relu</td><td[^>]*>3</td><td[^>]*>2</td>'
                           r'<td[^>]*>\+2.00</td><td[^>]*>\+2.00 to \+2.00</td>', text)) == 2
+
+
+@pytest.mark.parametrize('name', EQUAL)
+def test_activations_without_parameters_that_are_equal(name):
+    other, values = EQUAL[name]
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+    torch.testing.assert_close(
+        ACTIVATIONS[name](**values).double()(x), getattr(torch.nn.functional, other)(x), rtol=0, atol=1e-14)
+
+
+def test_the_figure_over_a_parameter_has_the_activation_that_is_equal(tmp_path):
+    for name, parameters in (('silu', {}), ('psilu', {'alpha': 2.}), ('psilu', {'alpha': 4.}),
+                             ('pssilu', {'alpha': 2., 'beta': 0.1}), ('pssilu', {'alpha': 2., 'beta': 0.2})):
+        made_up(tmp_path, name, 0, 300, parameters=parameters, path=(parameters,) * 2)
+    groups = groups_of(sweep_rows(tmp_path))
+    items = {name: [g for g in groups if g.activation == name] for name in ('psilu', 'pssilu')}
+    first, second = plot_parameters(items, groups, 'pgd').axes
+    assert list(first.lines[-1].get_xdata()) == [1., 2., 4.]
+    assert list(second.lines[-1].get_xdata()) == [0.1, 0.2]  # SiLU has another alpha
 
 
 def test_one_run_gives_a_report(tmp_path):

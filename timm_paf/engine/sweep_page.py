@@ -105,8 +105,9 @@ def _over_parameters(groups: Sequence[Group], robust: str) -> Section | None:
     items = sorted(by_activation.items())
     return Section(
         title='Robustness over the parameter', text=[
-            'Each point is a run whose parameters are fixed. The line joins the means over seeds; the dashed line is '
-            'the mean of ReLU.'],
+            'Each point is a run whose parameters are fixed. Empty markers: the activation without parameters that is '
+            'the same at this value, such as SiLU. The line joins the means over seeds; the dashed line is the mean '
+            'of ReLU.'],
         figures=[figure('robust accuracy over fixed parameters', plot_parameters, dict(items[i:i + 2]), groups, robust)
                  for i in range(0, len(items), 2)]) if items else None
 

@@ -14,6 +14,12 @@ from timm_paf.evaluation.plots import COLOURS, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# activation -> the activation without parameters that it is equal to at these values
+EQUAL = {
+    'prelu0': ('relu', {'alpha': 0.}), 'preluplus': ('relu', {'alpha': 1.}), 'pelu': ('elu', {'alpha': 1.}),
+    'peluplus': ('elu', {'alpha': 1.}), 'psilu': ('silu', {'alpha': 1.}), 'psoftplus': ('softplus', {'alpha': 1.}),
+    'reblu': ('relu', {'alpha': 0.}), 'ssilu': ('silu', {'beta': 0.}), 'pssilu': ('silu', {'alpha': 1., 'beta': 0.})}
+
 __all__ = ['plot_groups', 'plot_parameters', 'plot_paths', 'plot_shape']
 
 
@@ -46,14 +52,21 @@ def plot_parameters(items: Mapping[str, Sequence[Group]], groups: Sequence[Group
     reference = [group.mean(robust) for group in groups if group.activation == 'relu']
     for axes, (activation, members) in zip(all_axes, items.items(), strict=False):
         lines: dict[str, list[tuple[float, Group]]] = defaultdict(list)
-        varied = next((name for name in ('alpha', 'beta') if len({g.mean(name) for g in members}) > 1), 'alpha')
+        names = list(ACTIVATIONS[activation].parameter_specs)
+        varied = next((name for name in names if len({g.mean(name) for g in members}) > 1), names[0])
         for group in members:
             lines[group.option_text].append((group.mean(varied), group))
+        equal, at = EQUAL.get(activation, ('', {}))
+        if all(g.mean(name) == value for g in members for name, value in at.items() if name != varied):
+            for group in groups:
+                if group.activation == equal and group.option_text in lines:
+                    lines[group.option_text].append((at[varied], group))
         for (label, line), colour, marker in zip(sorted(lines.items()), cycle(COLOURS), cycle('os^D')):
             line.sort(key=lambda item: item[0])
             for x, group in line:
                 values = list(group.values(robust).values())
-                axes.plot([x] * len(values), values, marker, color=colour, ms=4, alpha=0.5)
+                axes.plot([x] * len(values), values, marker, color=colour, ms=4, alpha=0.5,
+                          markerfacecolor=colour if group.given else 'white')
             axes.plot([x for x, _ in line], [g.mean(robust) for _, g in line], color=colour, label=label or None)
         if reference:
             axes.axhline(float(np.mean(reference)), color='0.4', linestyle='--', linewidth=1)
