@@ -47,6 +47,28 @@ def test_report_counts_every_attack(ramp, tmp_path):
         assert (entry['label'], entry['clean']['total']) == (label, int((y == label).sum()))
 
 
+def test_an_image_that_is_wrong_without_attack_is_not_attacked_and_counts_as_wrong():
+    class Valley(torch.nn.Module):
+        """Class 1 where the pixel is further than 0.1 from 0.5."""
+
+        def forward(self, x):
+            seen.append(len(x))
+            height = (x.flatten(1)[:, :1] - 0.5).abs() - 0.1
+            return torch.cat([-height, height], 1)
+
+    # one long step from 0.58, which is wrong, ends on the other side, which is right
+    x, y, seen = torch.tensor([0.58, 0.05, 0.58, 0.95, 0.6]).view(5, 1, 1, 1), torch.tensor([1, 1, 1, 1, 0]), []
+    attack = PGD(eps=0.3, steps=1, random_start=False)
+    assert accuracy_under_attack(Valley(), x[:1], y[:1], attack=attack).correct == 1
+    report = evaluate_robustness(Valley(), x, y, threat=ThreatModel(eps=0.3), pgd_steps=1, autoattack_version=None)
+    counts = {name: part.accuracy for name, part in report.measurements.items()}
+    assert counts == {'clean': Accuracy(2, 5), 'pgd': Accuracy(2, 5)}
+    assert seen[-1] == 2 and report.by_class[1].robust == Accuracy(2, 4)
+    nothing = evaluate_robustness(
+        Valley(), x[::2], y[::2], threat=ThreatModel(eps=0.3), pgd_steps=1, autoattack_version=None)
+    assert nothing.measurements['pgd'].accuracy == Accuracy(0, 3)
+
+
 def test_a_report_at_chance_says_so_everywhere(ramp, capsys):
     model, x, y, _ = ramp
     for network, count in ((model, 0), (Normalized(model, [-0.6], [1.]), 1)):  # the second one sees bright images only

@@ -40,14 +40,17 @@ def correct_mask(
         model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack | None = None, batch_size: int,
         device: torch.device | None = None, seeds: Tensor | None = None, processes: Processes | None = None,
         progress: Callable[[int, int, float], None] | None = None, folder: Path | None = None, part: int = 0,
+        rows: Tensor | None = None,
 ) -> Tensor:
     """Which images the model classifies correctly, clean or attacked, in eval mode: (N,) bool on the CPU.
 
     Arguments and errors are those of `accuracy_under_attack`. `processes` share the images and receive the whole mask.
     Batches, and with them rounding, do not depend on the number of processes. After each batch, `progress` gets the
     numbers of images done and of correct ones, and the seconds spent, of this process. `folder` keeps finished batches
-    under the number `part`, and an interrupted call resumes from them.
+    under the number `part`, and an interrupted call resumes from them. If `rows` are given, only these images are
+    attacked, and the others count as wrong.
     """
+    rows = torch.arange(len(x)) if rows is None else rows
     device, done, right, seconds = device or model_device(model, x.device), 0, 0, 0.
 
     def correct_of(numbers: tuple[int, Tensor]) -> Tensor:
@@ -60,10 +63,10 @@ def correct_mask(
         return correct
 
     def compute(numbers: Tensor) -> BatchResult:
-        rows, started = slice(int(numbers[0]), int(numbers[-1]) + 1), time.monotonic()
-        images, labels = x[rows].to(device), y[rows].to(device)
+        started = time.monotonic()
+        images, labels = x[numbers].to(device), y[numbers].to(device)
         if attack is not None:
-            images = attack(model, images, labels, **({} if seeds is None else {'seeds': seeds[rows].to(device)}))
+            images = attack(model, images, labels, **({} if seeds is None else {'seeds': seeds[numbers].to(device)}))
             if not images.isfinite().all():
                 raise ValueError(
                     'the attack returned images with NaN, because gradients of the model are NaN; check_trust counts '
@@ -72,9 +75,13 @@ def correct_mask(
         return BatchResult(
             attacked=numbers, broken=wrong, images=torch.empty(0), seconds=time.monotonic() - started)
 
-    batches = list(enumerate(torch.arange(len(x)).split(batch_size)))
+    mask = torch.zeros(len(x), dtype=torch.bool)
+    batches = list(enumerate(rows.split(batch_size))) if len(rows) else []
     with eval_mode(model):
-        return torch.cat(map_in_turn(processes or Processes(device), batches, correct_of))
+        found = map_in_turn(processes or Processes(device), batches, correct_of)
+    for (_, numbers), correct in zip(batches, found, strict=True):
+        mask[numbers] = correct
+    return mask
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ def evaluate_robustness(
         capture: CUDA graphs for the attacks, see `timm_paf.attacks.PGD`.
 
     Returns:
-        The report, with measurements 'clean' and 'pgd'. With AutoAttack, also 'autoattack' and 'worst_case': accuracy
+        The report, with measurements 'clean' and 'pgd'. PGD attacks the images that are classified correctly; as in
+        AutoAttack, the others count as wrong. With AutoAttack, also 'autoattack' and 'worst_case': accuracy
         under both attacks, on the images that AutoAttack attacked. If PGD attacks fewer, AutoAttack alone counts for
         the rest. Accuracies per class are of the images that were attacked.
 
@@ -141,13 +142,15 @@ def evaluate_robustness(
             processes.broadcast_object(lambda: open_run(folder, identity))
         shared: dict[str, Any] = dict(batch_size=batch_size, device=device, processes=processes, folder=folder)
         view = _Progress(
-            progress, classes=classes, images=len(x[:n_pgd]), steps=pgd_steps, processes=world_size, norm=threat.norm,
+            progress, classes=classes, steps=pgd_steps, processes=world_size, norm=threat.norm,
             autoattack=(autoattack_version, attacks), attacked=len(x[:n_examples]))
         clean = correct_mask(network, x, y, progress=partial(view.clean, len(x)), part=0, **shared)
-        attacked = time.monotonic()
+        attacked, right = time.monotonic(), clean[:n_pgd].nonzero().flatten()
+        view.images = len(right)
         pgd = PGD(eps=threat.radius, steps=pgd_steps, norm=threat.norm, seed=seed, compile=compiled, capture=capture)
         under_pgd = correct_mask(
-            network, x[:n_pgd], y[:n_pgd], attack=pgd, seeds=torch.arange(len(x)), progress=view.pgd, part=1, **shared)
+            network, x[:n_pgd], y[:n_pgd], attack=pgd, seeds=torch.arange(len(x)), progress=view.pgd, part=1,
+            rows=right, **shared)
     robust = clean.clone()
     robust[:len(under_pgd)] &= under_pgd
     attacked_images = max(len(under_pgd), 0 if autoattack_version is None else len(y[:n_examples]))
@@ -208,17 +211,19 @@ def _pgd_identity(
     """JSON values that have to be equal to resume clean accuracy and PGD; of the images, a sample is compared."""
     shared = AutoAttackSettings(eps=threat.radius, norm=threat.norm, **settings)
     sample = x[::max(1, len(x) // 256)].float().cpu()  # images that are decoded from files take long to read
-    return shared.identity((f'PGD-{pgd_steps} on {"all" if n_pgd is None else n_pgd} images',), model, sample, y)
+    attack = f'PGD-{pgd_steps} on the correct ones of {"all" if n_pgd is None else n_pgd} images'
+    return shared.identity((attack,), model, sample, y)
 
 
 class _Progress:
     """Reports the progress of clean accuracy and PGD, with an estimate of the time left that counts AutoAttack in."""
 
     def __init__(
-            self, progress: Callable[[str, int, int, int, float], None] | None, *, images: int, attacked: int,
-            steps: int, processes: int, autoattack: tuple[str | None, Sequence[str] | None], norm: str, classes: int,
+            self, progress: Callable[[str, int, int, int, float], None] | None, *, attacked: int, steps: int,
+            processes: int, autoattack: tuple[str | None, Sequence[str] | None], norm: str, classes: int,
     ) -> None:
-        self.progress, self.images, self.attacked, self.processes = progress, images, attacked, processes
+        self.progress, self.attacked, self.processes = progress, attacked, processes
+        self.images = 0  # that PGD attacks
         self.name, self.passes = f'PGD-{steps}', 2 * steps + 1
         version, attacks = autoattack
         self.costs = [] if version is None else autoattack_passes(version, attacks, norm=norm, classes=classes)
@@ -234,8 +239,7 @@ class _Progress:
     def pgd(self, done: int, robust: int, seconds: float) -> None:
         """Report PGD."""
         images, speed = -(-self.images // self.processes), seconds / (done * self.passes)
-        share = robust / done / max(self.share, 1e-9)
-        self.expected = Expected(min(share, 1.), seconds, done * self.passes)
+        self.expected = Expected(robust / done, seconds, done * self.passes)
         left = (images - done) * self.passes * speed
         if self.costs:
             robust_passes = self.share * (self.costs[0] + self.expected.robust * sum(self.costs[1:]))
