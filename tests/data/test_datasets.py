@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,7 +173,12 @@ def missing(**settings):
 BAD = {
     'unknown': ('imagenet', missing(), ValueError, 'no such data set; expected digits, torch/cifar10'),
     'no folder given': ('torch/cifar10', lambda _: DatasetOptions(), ValueError, 'torch/cifar10: give data_dir'),
-    'folder empty': ('folder', missing(), FileNotFoundError, "no folder 'train' in it"),
+    'folder empty': (
+        'folder', lambda root: DatasetOptions(data_dir=root), FileNotFoundError, "no folder 'train' in it"),
+    'folder missing': (
+        'folder', lambda root: DatasetOptions(data_dir=root / 'x'), FileNotFoundError, 'there is no such folder'),
+    'folder as archive': (
+        str(Path(__file__).parent), lambda _: DatasetOptions(), ValueError, "the data set is 'folder'"),
     'unknown to torchvision': ('torch/cifar11', missing(), FileNotFoundError, 'Unknown torchvision dataset cifar11'),
     'archive not there': ('nowhere.npz', missing(num_classes=9, test_data=['x.npz']), FileNotFoundError, 'nowhere.npz'),
     'archive without test': ('nowhere.npz', missing(num_classes=10), ValueError, 'give test_data'),
@@ -197,7 +203,7 @@ def test_what_cannot_be_opened_is_an_error_of_one_line(case, tmp_path):
      'do not have its class Class 1, but class0, class1, class2'),
     (lambda root: (root / 'train').rename(root / 'training images'), 6, FileNotFoundError,
      "no folder 'train' in it, but training images, val"),
-    (lambda root: None, 36, ValueError, 'held-out size'),
+    (lambda root: None, 36, ValueError, 'val_size = 36: expected 1 to 35'),
     (lambda root: (root / 'val' / 'class1' / '2.png').write_bytes(b'text'), 6, ValueError, r'2\.png: the image cannot'),
     (lambda root: (root / 'val').rename(root / 'holdout'), 6, FileNotFoundError, "no folder 'validation' in it"),
 ], ids=['empty class', 'one class', 'foreign class', 'training split missing', 'no training images left',

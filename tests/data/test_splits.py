@@ -72,3 +72,8 @@ def test_sizes_that_do_not_fit():
     for size in 0, 10:
         with pytest.raises(ValueError, match='expected 1 to 9'):
             held_out(torch.arange(10) % 2, size, seed=0)
+
+
+@pytest.mark.parametrize('images, size', [(5, 1), (40, 4), (10_000, 1000), (50_000, 1024)])
+def test_a_tenth_is_held_out_by_default(images, size):
+    assert len(held_out(torch.zeros(images, dtype=torch.int64), None, seed=0)) == size

@@ -1,6 +1,7 @@
 """Images of a run: flags of both commands by what they open, own images, and what is shown while they are opened."""
 import contextlib
 import io
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,7 +186,10 @@ class Pairs(torch.utils.data.Dataset):
 OWN = {
     'tensors': lambda: (torch.arange(40.)[:, None, None, None].expand(40, 1, 8, 8) / 255, torch.arange(40) % 4),
     'float64 arrays': lambda: (np.full((40, 1, 8, 8), np.arange(40)[:, None, None, None] / 255), np.arange(40) % 4),
+    'channels last': lambda: (np.full((40, 8, 8, 1), np.arange(40)[:, None, None, None], np.uint8), np.arange(40) % 4),
     'data set of PIL images': lambda: Pairs(Image.fromarray),
+    'data set of arrays': lambda: Pairs(lambda pixels: pixels[:, :, None]),
+    'data set of arrays, channels first': lambda: Pairs(lambda pixels: pixels[None]),
     'data set of tensors': lambda: Pairs(lambda pixels: torch.from_numpy(pixels)[None] / 255),
 }
 
@@ -206,3 +210,21 @@ def test_own_images_become_a_source_and_its_splits(images):
 def test_own_images_that_are_not_as_expected(images, message):
     with pytest.raises(ValueError, match=message):
         as_source(images)
+
+
+def test_colours_of_own_images_stay_in_place():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+    for images in (pixels, pixels.transpose(0, 3, 1, 2)):
+        assert torch.equal(as_source((images, np.arange(6))).take(torch.arange(6))[0],
+                           torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    spectral = np.zeros((6, 16, 8, 8), np.uint8)  # sixteen channels
+    assert as_source((spectral, np.arange(6))).image_shape == (16, 8, 8)
+
+
+def test_messages_name_flags(tmp_path):
+    for name, config, flag in (
+            ('folder', DataConfig(data_dir=str(tmp_path / 'x')), 'check --data-dir'),
+            (str(tmp_path), DataConfig(), 'give --test-data'), ('torch/cifar10', DataConfig(), 'give --data-dir')):
+        with pytest.raises((ValueError, FileNotFoundError), match=flag) as caught:
+            open_splits(name, config)
+        assert not re.search('data_dir|test_data', str(caught.value))

@@ -4,6 +4,7 @@ import torch
 from tiny_run import open_trainer, prepared, updated
 
 import timm_paf
+from timm_paf.engine.model import build_model
 from timm_paf.engine.step import batches_from
 
 CHANGES = [  # flags, after those that both runs have
@@ -42,6 +43,14 @@ def unchanged(tmp_path_factory):
             assert torch.equal(known[base], after(folder, *base))
         return known[base]
     return weights
+
+
+def test_weights_that_cannot_be_downloaded_name_the_model(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError('no network\nmore')
+    monkeypatch.setattr('timm.create_model', fail)
+    with pytest.raises(OSError, match=r'resnet18: its pretrained weights cannot be read \(no network\)\. Check'):
+        build_model('resnet18', num_classes=2, in_chans=3, pretrained=True)
 
 
 @pytest.mark.parametrize('flags', CHANGES)

@@ -7,7 +7,7 @@ import torch
 from tiny_run import prepared, rows_of, train, updated
 
 from timm_paf._distributed import Processes
-from timm_paf.engine.validation import selection, validate
+from timm_paf.engine.validation import selection, selection_lines, validate
 
 
 def test_validation_now_and_then_and_at_the_end(tmp_path):
@@ -68,8 +68,13 @@ def test_best_of_raw_and_averaged_weights_and_the_gap(tmp_path):
 
 def test_gap_between_best_and_last():
     rows = [{'epoch': e, 'eval_robust': v} for e, v in enumerate([10., 50., 50., None, 42.])]
-    assert selection(rows, metric='robust', averaged=False) == {'metric': 'robust', 'selected': 'raw', 'raw': {
+    found = selection(rows, metric='robust', averaged=False)
+    assert found == {'metric': 'robust', 'selected': 'raw', 'raw': {
         'best': {'epoch': 1, 'robust': 50.}, 'last': {'epoch': 4, 'robust': 42.}, 'gap': 8.}}
+    (line,) = selection_lines(found, 'under PGD-2')
+    assert line.endswith('epoch 2, 50.0 % under PGD-2; the last epoch is 8.0 points below')
+    found = selection(rows[:2], metric='robust', averaged=False)
+    assert selection_lines(found, 'under PGD-2')[0].endswith('epoch 2, 50.0 % under PGD-2; it is the last one')
 
 
 def test_best_checkpoints_are_kept_by_number(tmp_path):

@@ -83,7 +83,7 @@ class ConversionReport(NamedTuple):
     def table(self) -> 'Table':
         """Format the report as a table for a terminal."""
         from rich.table import Table
-        title = f'{len(self.replaced)} places now {self.activation}, {self.modules} modules ({self.sharing})'
+        title = f'{len(self.replaced)} places now {self.activation}, modules: {self.modules} ({self.sharing})'
         table = Table('place', 'was', 'now', 'deviation', title=title)
         for item in self.replaced:
             values = ', '.join(f'{name}={value:.4g}' for name, value in item.values.items())

@@ -51,7 +51,8 @@ class DatasetOptions:
         num_classes: Number of classes; required for archives without class names and for streams.
         test_data: Archives with the test images, if the data set is an archive.
         test_labels: Labels of `test_data`, if that is a `.npy` or `.bin` whose name does not show them.
-        val_size: Number of training images held out for validation; the digits have a fixed split instead.
+        val_size: Number of training images held out for validation, see `held_out`; the digits have a fixed split
+            instead.
         split_seed: Seed of the train/validation split. It is not the seed of a run, so that runs are compared on the
             same images.
         train_split: Name of the training split.
@@ -69,7 +70,7 @@ class DatasetOptions:
     num_classes: int | None = None
     test_data: Sequence[str | os.PathLike[str]] = ()
     test_labels: str | os.PathLike[str] | None = None
-    val_size: int = 1024
+    val_size: int | None = None
     split_seed: int = 0
     train_split: str = 'train'
     val_split: str | None = None
@@ -176,7 +177,9 @@ def _cifar(name: str, options: DatasetOptions) -> DataSplits:
 
 def _archive(name: str, options: DatasetOptions) -> DataSplits:
     if not options.test_data:
-        raise ValueError(f'{name}: an archive holds training images; give test_data, an archive with test images')
+        hint = (f"; for a folder with image files, the data set is 'folder', and data_dir is {name}"
+                if Path(name).is_dir() else '')
+        raise ValueError(f'{name}: an archive holds training images; give test_data, an archive of test images{hint}')
     shared: dict[str, Any] = dict(
         channels=options.decoding.channels, progress=options.progress, decoding=options.decoding)
     source = open_archives([name], num_classes=options.num_classes, **shared)
@@ -265,6 +268,8 @@ def _split_folder(root: Path, split: str) -> Path:
     for folder in (split, *same):
         if (root / folder).is_dir():
             return root / folder
+    if not root.is_dir():
+        raise FileNotFoundError(f'{root}: there is no such folder; check data_dir')
     there = sorted(entry.name for entry in root.glob('*') if entry.is_dir() and not is_hidden(entry.name))
     # timm opens the whole tree, and training would see the test images
     raise FileNotFoundError(
@@ -287,16 +292,15 @@ def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any
             '' if name in _FOLDERS else name, root, split=split, download=options.download, **extra)
 
 
-def _check_columns(name: str, root: str, split: str, options: DatasetOptions) -> None:
+def _check_columns(name: str, root: str | None, split: str, options: DatasetOptions) -> None:
     """Raise ValueError if a Hugging Face data set does not have the columns."""
     import datasets
 
     columns = datasets.load_dataset(name.partition('/')[2], split=split, cache_dir=root).column_names
-    for flag, column in ('input-key', options.input_key or 'image'), ('target-key', options.target_key or 'label'):
+    for key, column in ('input_key', options.input_key or 'image'), ('target_key', options.target_key or 'label'):
         if missing := [part for part in column.split(',') if part.split('.')[0] not in columns]:
             raise BadArchive(
-                f'{name}: no column {missing[0]!r}, but {", ".join(columns)}; choose one with {flag.replace("-", "_")} '
-                f'(--{flag})')
+                f'{name}: no column {missing[0]!r}, but {", ".join(columns)}; choose one with {key}')
 
 
 def _tell(options: DatasetOptions, *sources: ImageSource) -> None:
@@ -333,11 +337,11 @@ def _measured(source: Any, indices: Tensor, *, name: str) -> ImageSource:
 
 
 @contextmanager
-def _opening(name: str, options: DatasetOptions) -> Iterator[str]:
+def _opening(name: str, options: DatasetOptions) -> Iterator[str | None]:
     """The folder of a data set; the libraries' many kinds of errors become two, with messages of one line."""
-    if options.data_dir is None:
+    if options.data_dir is None and not name.startswith('hfds/'):  # Hugging Face has a folder for downloads
         raise ValueError(f'{name}: give data_dir, the folder of the data set or of its download')
-    root = os.fspath(options.data_dir)
+    root = None if options.data_dir is None else os.fspath(options.data_dir)
     try:
         yield root
     except BadArchive:
@@ -346,5 +350,6 @@ def _opening(name: str, options: DatasetOptions) -> Iterator[str]:
         raise ValueError(f'{name}: needs a package that is not installed ({first_line(error)[:200]})') from error
     except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
-            f'{name}: cannot be opened in {root} ({first_line(error)[:200]}); check data_dir, or allow the download'
+            f'{name}: cannot be opened{f" in {root}" if root else ""} ({first_line(error)[:200]}); check data_dir, or '
+            'allow the download'
         ) from error

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Decoding:
             device.
         crop_pct: For evaluation, images are resized to size / crop_pct, and the centre is cropped; above 0 to 1. None
             for 0.875, or no change if the images have this size.
-        workers: Number of processes that decode training images, and of threads that decode for evaluation.
+        workers: Number of processes that decode training images, and of threads that decode for evaluation; the number
+            of cores, at most 4, by default.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -54,7 +55,7 @@ class Decoding:
     size: int | tuple[int, int] | None = None
     train_crop_mode: str | None = None
     crop_pct: float | None = None
-    workers: int = 4
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
     def __post_init__(self) -> None:
         sizes = self.size if isinstance(self.size, tuple) else (self.size or 1,) if self.size != 0 else (0,)

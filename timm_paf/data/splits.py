@@ -33,7 +33,7 @@ def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tupl
     return tuple(parts)
 
 
-def held_out(labels: Tensor, size: int, *, seed: int) -> Tensor:
+def held_out(labels: Tensor, size: int | None, *, seed: int) -> Tensor:
     """Choose a stratified sample of a large data set: indices (size,) int64 in shuffled order, each once.
 
     Each class contributes a proportional share, rounded as in `stratified_split`. The result depends on labels, size
@@ -41,11 +41,13 @@ def held_out(labels: Tensor, size: int, *, seed: int) -> Tensor:
 
     Args:
         labels: (N,) int64 class numbers, at least 0.
-        size: Size of the sample, 1 to N - 1; raises ValueError otherwise.
+        size: Size of the sample, 1 to N - 1; raises ValueError otherwise. If None, a tenth of N, at most 1024.
         seed: Any integer.
     """
+    if size is None:
+        size = max(1, min(1024, len(labels) // 10))
     if not 1 <= size < len(labels):
-        raise ValueError(f'got a held-out size of {size} for {len(labels)} images, expected 1 to {len(labels) - 1}')
+        raise ValueError(f'val_size = {size}: expected 1 to {len(labels) - 1}, as there are {len(labels)} images')
     counts = {label: count for label, count in enumerate(torch.bincount(labels).tolist()) if count}
     chosen = [
         (labels == label).nonzero()[:, 0][

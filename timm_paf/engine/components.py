@@ -149,10 +149,11 @@ class Run:
         attack = 'no attack' if config.task == 'plain' else f'PGD-{config.attack_steps} at eps {config.eps}'
         several = f', {self.processes.world_size} processes' if self.processes.is_distributed else ''
         return (
-            f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images, '
-            f'{data.synthetic_per_batch} of {config.batch_size} images per batch synthetic, {self.epochs} epochs of '
-            f'{self.updates_per_epoch} updates, {attack}, on {self.processes.device}{several}; settings: '
-            f'{config.config or "defaults"}')
+            f'{config.model} ({parameters:,} parameters) on {config.dataset}: {len(data.real):,} real images '
+            f'({"x".join(map(str, data.real.image_shape))}), {len(self.val):,} more for validation, '
+            f'{data.synthetic_per_batch} of {config.batch_size} images per batch synthetic, {self.epochs} '
+            f'epoch{"s" * (self.epochs > 1)} of {self.updates_per_epoch} updates, {attack}, on '
+            f'{self.processes.device}{several}; settings: {config.config or "defaults"}')
 
     def time_left(self) -> TimeLeft:
         """An estimate of the time of the run, from its settings."""

@@ -3,7 +3,7 @@ import contextlib
 import dataclasses
 import glob
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from timm_paf._distributed import Processes
 from timm_paf.data import (
     Augment,
+    DatasetOptions,
     DataSplits,
     EvaluationImages,
     ImageSource,
@@ -62,6 +63,7 @@ def open_dataset(name: str, config: DataConfig | None = None, *, console: Consol
         ValueError: If there is no such data set, or it is not as expected.
         FileNotFoundError: If its files are missing.
     """
+    names = {field.name for field in dataclasses.fields(DatasetOptions)}
     try:
         with reading_bar(console) as progress:
             options = (config or DataConfig()).dataset_options(progress)
@@ -69,19 +71,24 @@ def open_dataset(name: str, config: DataConfig | None = None, *, console: Consol
                 options = dataclasses.replace(options, notify=lambda line: console.print(line, highlight=False))
             train, val, test = open_splits(name, options)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'{error}; see --data-dir and --dataset-download.') from error
+        raise FileNotFoundError(f'{_with_flags(str(error), names)} See --data-dir and --dataset-download.') from error
     except ValueError as error:
-        end = '' if str(error)[-1:] in '.?' else '.'
-        raise ValueError(f'--dataset = {name!r}: {error}{end}') from error
+        raise ValueError(f'--dataset = {name!r}: {_with_flags(str(error), names)}') from error
     return DataSplits(train, EvaluationImages(val), EvaluationImages(test))
+
+
+def _with_flags(text: str, names: Set[str]) -> str:
+    """A sentence whose names of arguments, such as data_dir, are flags, such as --data-dir."""
+    end = '' if text[-1:] in '.?' else '.'
+    return re.sub(r'\b[a-z]+_[a-z]+\b', lambda m: f'--{m[0].replace("_", "-")}' if m[0] in names else m[0], text) + end
 
 
 class DatasetImages:
     """A map-style `torch.utils.data.Dataset` as an image source; each batch reads its items when it needs them.
 
     Args:
-        dataset: Gives pairs (image, label) for indices 0 to len - 1. An image is a tensor (C, H, W) in [0, 1] or
-            uint8, or a PIL image; a label is a class number.
+        dataset: Gives pairs (image, label) for indices 0 to len - 1. An image is a tensor or array (C, H, W) in [0, 1]
+            or uint8, or a PIL image; a label is a class number.
         num_classes: Number of classes, if `dataset.classes` does not name them; by default the largest label + 1.
         name: Name for messages.
 
@@ -132,10 +139,17 @@ def dataset_names(dataset: Any, name: str) -> tuple[str, ...] | None:
 
 def _pixels(image: Any) -> Tensor:
     """Pixels (C, H, W) of a tensor, an array or a PIL image."""
-    if isinstance(image, Tensor):
-        return image if image.dtype == torch.uint8 else image.float()
+    if isinstance(image, Tensor | np.ndarray):
+        pixels = channels_first(torch.as_tensor(image))
+        return pixels if pixels.dtype == torch.uint8 else pixels.float()
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """Pixels (…, C, H, W); as in archives, those whose last axis alone has 1 or 3 entries are (…, H, W, C)."""
+    last = pixels.ndim > 2 and pixels.shape[-1] in (1, 3) and pixels.shape[-3] not in (1, 3)
+    return pixels.movedim(-1, -3) if last else pixels
 
 
 def as_source(images: Images, *, num_classes: int | None = None, name: str = 'own data') -> ImageSource:
@@ -143,7 +157,8 @@ def as_source(images: Images, *, num_classes: int | None = None, name: str = 'ow
 
     Args:
         images: An image source, arrays (images, labels), or a map-style data set. Arrays of images are
-            (N, C, H, W), uint8 or float in [0, 1]; labels are class numbers (N,) or probabilities (N, K).
+            (N, C, H, W), or (N, H, W, C) with 1 or 3 channels, uint8 or float in [0, 1]; labels are class numbers (N,)
+            or probabilities (N, K).
         num_classes: Number of classes; by default as in the data, or the largest label + 1.
         name: Name for messages.
 
@@ -157,8 +172,7 @@ def as_source(images: Images, *, num_classes: int | None = None, name: str = 'ow
     if len(images) != 2:
         raise ValueError(f'{name}: got a tuple of {len(images)}; expected (images, labels).')
     pixels, labels = (torch.as_tensor(values) for values in images)
-    if pixels.is_floating_point():
-        pixels = pixels.float()
+    pixels = channels_first(pixels.float() if pixels.is_floating_point() else pixels)
     labels = labels.float() if labels.ndim == 2 else labels.long()
     classes = num_classes or (labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)
     return LabelledImages(pixels, labels, classes, name)

@@ -15,6 +15,7 @@ from timm_paf._distributed import Processes
 from timm_paf.activations import fix_parameters
 from timm_paf.attacks import PGD
 from timm_paf.data import ImageSource, derive_seed
+from timm_paf.data.errors import first_line
 from timm_paf.engine.cli import assignments
 from timm_paf.engine.execution import compile_settings
 from timm_paf.engine.normalization import inner_model, load_network, set_normalization
@@ -30,6 +31,7 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
 
     Raises:
         ValueError: If timm knows no such model (the message names similar ones), or it takes no such argument.
+        OSError: If pretrained weights cannot be downloaded or read.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -41,6 +43,12 @@ def build_model(name: str, *, num_classes: int, in_chans: int, **kwargs: Any) ->
         if not kwargs:
             raise
         raise ValueError(f'--model-kwargs {kwargs}: {name} does not take them ({error}).') from None
+    except OSError as error:
+        if not kwargs.get('pretrained'):
+            raise
+        raise OSError(
+            f'--model {name}: its pretrained weights cannot be read ({first_line(error)}). Check the network, or name '
+            'a file with --model-kwargs "pretrained_cfg_overlay={file: FILE}".') from error
 
 
 def untrained_model(

@@ -48,9 +48,9 @@ class DataConfig(Settings):
     target_key: str | None = _data(
         None, 'Name of the column with the labels, for a data set of Hugging Face or WebDataset.', metavar='NAME',
         unset="timm's default, 'label' for hfds")
-    val_size: int = _data(
-        1024, 'Number of training images that are held out for validation, the same share of every class. '
-        'The digits have a fixed validation split instead.', least=1)
+    val_size: int | None = _data(
+        None, 'Number of training images that are held out for validation, the same share of every class. '
+        'The digits have a fixed validation split instead.', least=1, unset='a tenth of them, at most 1024')
     split_seed: int = _data(0, 'Seed of the train/validation split.')
     train_split: str = _data('train', 'Name that the data set gives to its training split.')
     val_split: str | None = _data(
@@ -67,15 +67,16 @@ class DataConfig(Settings):
     crop_pct: float | None = _data(
         None, 'Share of a resized image file that the centre crop of evaluation keeps.', above=0, most=1,
         unset='no resizing if all images have the right size, else 0.875')
-    workers: int = _speed(
-        4, 'Number of processes that decode training images from files, and of threads that decode the others. Data '
-        'sets that are stored as arrays, such as digits and archives, need none.', least=0)
+    workers: int | None = _speed(
+        None, 'Number of processes that decode training images from files, and of threads that decode the others. Data '
+        'sets that are stored as arrays, such as digits and archives, need none.', least=0,
+        unset='the number of cores, at most 4')
 
     def dataset_options(self, progress: Callable[[str, int, int], None] | None = None) -> DatasetOptions:
         """The arguments of `timm_paf.data.open_dataset`."""
         decoding = Decoding(
             channels=self.in_chans, size=self.img_size, train_crop_mode=self.train_crop_mode, crop_pct=self.crop_pct,
-            workers=self.workers)
+            **({} if self.workers is None else {'workers': self.workers}))
         return DatasetOptions(
             data_dir=self.data_dir, download=self.dataset_download, num_classes=self.num_classes,
             test_data=self.test_data, test_labels=self.test_labels, input_key=self.input_key,

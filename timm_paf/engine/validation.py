@@ -108,5 +108,6 @@ def selection_lines(found: Mapping[str, Any], measured: str) -> list[str]:
     words = {'ema': ', averaged weights', 'raw': ', raw weights' if 'ema' in found else ''}
     return [
         f'best on the validation split{words[weights]}: epoch {found[weights]["best"]["epoch"] + 1}, '
-        f'{found[weights]["best"][found["metric"]]:.1f} % {measured}; the last epoch is {found[weights]["gap"]:.1f} '
-        f'points below' for weights in words if weights in found]
+        f'{found[weights]["best"][found["metric"]]:.1f} % {measured}; ' + (
+            'it is the last one' if found[weights]['best'] == found[weights]['last'] else
+            f'the last epoch is {found[weights]["gap"]:.1f} points below') for weights in words if weights in found]

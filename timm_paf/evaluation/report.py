@@ -90,10 +90,16 @@ class RobustnessReport(Part):
                 f'Under the strongest attack ({self.attacks}), it classifies {found.percent:.1f} % of {found.total} '
                 f'images correctly (95 % interval {found.interval_text} %). ')
         if self.trust is None:
-            return text + 'Trust checks were not run.'
+            return text + 'Trust checks were not run; the command validate runs them.'
         warned, checks = len(self.trust.warnings), len(self.trust.checks)
         return text + (f'{warned} of {checks} trust checks warn: the accuracy under attack may be too high.' if warned
                        else f'None of the {checks} trust checks warns.')
+
+    @property
+    def counts_note(self) -> str:
+        """A sentence if the accuracies are of different numbers of images."""
+        return 'Rows with fewer images are of the first ones; compare rows with the same number of images.' if (
+            len({m.accuracy.total for m in self.measurements.values()}) > 1) else ''
 
     def class_title(self, label: int) -> str:
         """Number of a class, with its name if it has one."""
@@ -126,9 +132,9 @@ class RobustnessReport(Part):
         for attack, eps, found in rows:
             table.add_row(
                 attack, eps, f'{found.percent:.1f} %', found.interval_text, f'{found.correct} / {found.total}')
-        if self.warnings:
-            table.caption = Text('\n'.join(f'warning: {text}' for text in self.warnings), style='bold red')
-            table.caption_justify = 'left'
+        warnings = '\n'.join(f'warning: {text}' for text in self.warnings)
+        table.caption = Text('\n').join(filter(None, (Text(self.counts_note), Text(warnings, style='bold red'))))
+        table.caption_justify = 'left'
         return table
 
     def trust_table(self) -> Table | None:
