@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -274,3 +275,12 @@ def test_pages_of_results_hold_the_numbers_of_the_json(results, tmp_path):
     drawn = [svg for page in pages.values() for svg in re.findall('<svg.*?</svg>', page, re.DOTALL)]
     assert len(drawn) == 5
     assert not any(re.search(r'\n[ \t]*\n', svg) for svg in drawn)  # a blank line ends an HTML block in Markdown
+
+
+def test_the_table_of_the_readme_is_that_of_the_runs():
+    content = json.loads((DOCS / 'results' / 'sweep_digits_full.json').read_text())
+    assert figures.readme_table(explorers.read_groups(content)) in (DOCS.parent / 'README.md').read_text()
+    assert len(figures.draw_digits(explorers.read_groups(content)).axes) == 2
+    (relu,) = (group for group in content['groups'] if group['activation'] == 'relu' and not group['options'])
+    pgd = np.array(relu['best']['pgd'])
+    assert f'| {pgd.mean():.1f} ± {pgd.std(ddof=1):.1f} |' in (DOCS.parent / 'README.md').read_text()
