@@ -28,9 +28,10 @@ COLUMNS = {  # titles, and formats of numbers
 CURVES = {'loss': {'train_loss': 'training loss'}, 'accuracy, %': {
     'train_robust': 'training, attacked', 'eval_clean': 'validation, clean', 'eval_robust': 'validation, attacked'}}
 SHAPE_NOTE = (
-    'Finite curvature: the largest curvature away from kinks. Negative mean and min: mean and smallest output on '
-    'negative inputs. Slope left: slope at minus infinity. According to the paper (arXiv 2110.05626), positive outputs '
-    'on negative inputs and high finite curvature improve robustness.')
+    'Finite curvature: the largest second derivative away from kinks. Negative mean and min: mean and smallest output '
+    'on negative inputs. Slope left: slope at minus infinity. According to the paper (arXiv 2110.05626), positive '
+    'outputs on negative inputs and high finite curvature improve robustness. The beta of PSSiLU starts at 1e-8, and '
+    'a penalty (--beta-penalty) keeps it near 0.')
 
 
 def training_page(
