@@ -130,8 +130,9 @@ def readme_table(groups: Sequence[Group]) -> str:
     images = [f'{first.fact(f"{attack}_images"):.0f}' for attack in ATTACKS]
     lines = [f'| WRN-10-2 with | clean ({images[0]}) | PGD-20 ({images[1]}) | AutoAttack ({images[2]}) | alpha |',
              '| --- | ---: | ---: | ---: | ---: |']
-    for group in groups:
-        name = {'relu': 'ReLU', 'silu': 'SiLU', 'psoftplus': 'PSoftplus', 'pssilu': 'PSSiLU'}[group.activation]
+    names = {'relu': 'ReLU', 'silu': 'SiLU', 'psoftplus': 'PSoftplus', 'pssilu': 'PSSiLU'}
+    for group in sorted(groups, key=lambda group: (bool(group.options), [*names].index(group.activation))):
+        name = names[group.activation]
         cells = [list(group.values(attack).values()) for attack in ATTACKS]
         alpha = f'{group.mean("alpha"):.2f}' if group.learned else ''
         lines.append(' | '.join((
