@@ -32,6 +32,8 @@ SCRIPTS = {
     'activations': ('explorer.js', 'activation-math.js', 'explorer-activations.js'),
     'models': ('explorer.js', 'explorer-models.js')}
 
+# names of archives in our runs; the images were saved as JPEG, see results.md
+DATASETS = {'data/cifar10_16/train.npz': 'CIFAR-10 (JPEG), 16x16', 'data/cifar10/train.npz': 'CIFAR-10 (JPEG)'}
 CONFIGS = Path(__file__).resolve().parents[1] / 'recipes' / 'configs'
 
 
@@ -78,18 +80,23 @@ def _arch(group: Group) -> str:
     return model.removesuffix(own) if model.endswith(own) else model.removesuffix('_relu')  # the sweep's two names
 
 
+def _dataset(content: Mapping[str, Any]) -> str:
+    return DATASETS.get(content['dataset'], content['dataset'])
+
+
 def _row(group: Group, file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """A group of runs that differ only in their seed: means and the t intervals of the report, best checkpoints."""
     row = {
         'activation': group.activation, 'setting': ', '.join(filter(None, (group.parameters, group.option_text))),
-        'arch': _arch(group), 'dataset': content['dataset'], 'seeds': len(group.best), 'epochs': group.fact('epochs'),
+        'arch': _arch(group), 'dataset': _dataset(content), 'seeds': len(group.best), 'epochs': group.fact('epochs'),
         'hours': group.mean('seconds') / 3600, 'date': content['date'], 'machine': content['machine'],
         'source': file.stem, 'command': f'python recipes/shape_sweep.py -c {file.stem}'
         if (CONFIGS / f'{file.stem}.yaml').exists() else None}
     measured = [f'{content["norm"]} eps {content["eps"]}']
     for attack, title in ATTACKS.items():
         if values := list(group.values(attack).values()):
-            row[attack], row[f'{attack}_low'], row[f'{attack}_high'], _ = mean_interval(values)
+            row[attack], low, high, _ = mean_interval(values)
+            row |= {f'{attack}_low': max(low, 0.), f'{attack}_high': min(high, 100.)}
             parts = f' ({content["autoattack_parts"]})' if attack == 'autoattack' else ''
             measured.append(f'{title}{parts} on {group.mean(f"{attack}_images"):.0f} images')
     row['measured'] = ', '.join(measured)
@@ -111,7 +118,7 @@ def _paths(results: Path) -> Iterator[dict[str, Any]]:
                         epochs.append({'epoch': epoch, **{name: specs[name].clamp(v) for name, v in point.items()}})
                 if epochs:
                     yield {'label': f'{group.label()}, seed {seed}, {file.stem}', 'activation': group.activation,
-                           'arch': _arch(group), 'dataset': content['dataset'], 'epochs': epochs}
+                           'arch': _arch(group), 'dataset': _dataset(content), 'epochs': epochs}
 
 
 def _architectures() -> Iterator[str]:

@@ -74,6 +74,9 @@ def test_every_page_is_whole(browser, site, address, width):
         broken = page.evaluate('[...document.images].filter(image => !image.naturalWidth).map(image => image.src)')
         if page.evaluate('document.documentElement.scrollWidth') > width:
             broken.append('wider than the window')
+        if page.evaluate('[...document.querySelectorAll(".explorer .plot svg")].some('
+                         'svg => svg.getBoundingClientRect().width != svg.getAttribute("width"))'):
+            broken.append('a chart of another size than it was drawn for')
         found |= {name: [*wrong, *broken]} if wrong or broken else {}
         wrong.clear()
     context.close()

@@ -8,7 +8,7 @@
   const {architectures, activations} = page.data;
   const ATTACKS = {clean: 'clean, %', pgd: 'PGD, %', autoattack: 'AutoAttack, %'};
   const COLUMNS = { // name: title
-    activation: 'activation', setting: 'settings', ...ATTACKS, arch: 'architecture', dataset: 'data set',
+    activation: 'activation', setting: 'settings', dataset: 'data set', ...ATTACKS, arch: 'architecture',
     parameters: 'parameters', multiply_adds: 'multiply-adds', input: 'input', epochs: 'epochs', hours: 'hours',
     seeds: 'seeds', measured: 'how measured',
   };
@@ -143,6 +143,7 @@
       range: explorer.around(points.flatMap(row => ends(row, name)), log(name))});
     const {picture, group, place} = explorer.axes(
       plot, `Chart of ${COLUMNS[y]} against ${COLUMNS[x]}. The table has the numbers.`, side(x), side(y), 340);
+    const named = []; // places of names, which must not overlap
     const drawn = points.map(row => {
       const [cx, cy] = place(row[x], row[y]), label = [row.activation, row.setting].filter(Boolean).join(', ');
       for (const name of [x, y]) {
@@ -151,7 +152,10 @@
       }
       if (points.length <= 8 || (among.length > good[y]?.size && good[y].size <= 8 && good[y].has(row))) { // where there is room
         const right = cx > plot.clientWidth / 2;
-        group.append(svg('text', {x: cx + (right ? -8 : 8), y: cy - 6, 'text-anchor': right ? 'end' : 'start'}, label));
+        if (named.every(other => Math.abs(other.cx - cx) > 110 || Math.abs(other.cy - cy) > 13)) {
+          named.push({cx, cy});
+          group.append(svg('text', {x: cx + (right ? -8 : 8), y: cy - 6, 'text-anchor': right ? 'end' : 'start'}, label));
+        }
       }
       const dot = svg('circle', {class: good[y]?.has(row) ? 'dot slot-0' : 'ring slot-0', cx, cy, r: 5});
       return {dot, cx, cy, said: `${[label, row.arch, row.dataset].filter(Boolean).join(', ')}: ${COLUMNS[x]} ` +
