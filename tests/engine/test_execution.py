@@ -34,7 +34,7 @@ def test_a_run_resumes_elsewhere_with_another_precision_only_if_asked(tmp_path, 
             dataclasses.replace(config, amp=True, channels_last=True), device))
         stop_at(patch, 2)
         assert train(tmp_path) == 3
-        assert 'bfloat16; channels_last' in capsys.readouterr().out
+        assert 'bfloat16; memory format channels_last' in capsys.readouterr().out
     settings = yaml.safe_load((tmp_path / 'run' / 'args.yaml').read_text())
     assert settings['amp'] is True and settings['channels_last'] is True
     assert train(tmp_path, '--resume', 'auto') == 2

@@ -29,8 +29,8 @@ def describe_execution(run: 'Run') -> str:
     """Precision, memory format, capture, compilation and optimizer of a run in one line."""
     config, device = run.config, run.processes.device
     parts = [
-        f'mixed precision with {config.amp_dtype}' if config.amp else 'float32',
-        'channels_last' if config.channels_last else 'contiguous']
+        f'computes in {f"mixed precision with {config.amp_dtype}" if config.amp else "float32"}',
+        f'memory format {"channels_last" if config.channels_last else "contiguous"}']
     if device.type == 'cuda':
         parts.append(f'float32 convolutions, as in the final measurement, in {convolution_precision(device)}')
         graphs = config.capture == 'auto' and config.torchcompile is None
