@@ -143,7 +143,7 @@
       range: explorer.around(points.flatMap(row => ends(row, name)), log(name))});
     const {picture, group, place} = explorer.axes(
       plot, `Chart of ${COLUMNS[y]} against ${COLUMNS[x]}. The table has the numbers.`, side(x), side(y), 340);
-    const named = []; // places of names, which must not overlap
+    const named = []; // places of names; a name that would overlap another is left out
     const drawn = points.map(row => {
       const [cx, cy] = place(row[x], row[y]), label = [row.activation, row.setting].filter(Boolean).join(', ');
       for (const name of [x, y]) {

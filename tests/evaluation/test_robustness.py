@@ -38,6 +38,7 @@ def test_report_counts_every_attack(ramp, tmp_path):
     for name, correct, total in (('clean', 41, 41), ('pgd', robust.sum(), 41), ('autoattack', robust[:8].sum(), 8)):
         assert (content[name]['correct'], content[name]['total']) == (int(correct), total)
     assert [content['pgd'][name] for name in ('eps', 'norm', 'steps', 'seed')] == ['0.055', 'linf', 5, 4]
+    assert 'the same number of images' in report.counts_note and report.counts_note in report.page()
     assert content['checkpoint_sha256'] == hashlib.sha256(b'some weights').hexdigest()
     assert content['versions']['torch'] == torch.__version__.split('+')[0]
     assert [content[name] for name in ('model', 'dataset', 'split')] == ['threshold', 'ramp', 'test']
@@ -62,7 +63,7 @@ def test_an_image_that_is_wrong_without_attack_is_not_attacked_and_counts_as_wro
     assert accuracy_under_attack(Valley(), x[:1], y[:1], attack=attack).correct == 1
     report = evaluate_robustness(Valley(), x, y, threat=ThreatModel(eps=0.3), pgd_steps=1, autoattack_version=None)
     counts = {name: part.accuracy for name, part in report.measurements.items()}
-    assert counts == {'clean': Accuracy(2, 5), 'pgd': Accuracy(2, 5)}
+    assert counts == {'clean': Accuracy(2, 5), 'pgd': Accuracy(2, 5)} and report.counts_note == ''
     assert seen[-1] == 2 and report.by_class[1].robust == Accuracy(2, 4)
     nothing = evaluate_robustness(
         Valley(), x[::2], y[::2], threat=ThreatModel(eps=0.3), pgd_steps=1, autoattack_version=None)

@@ -52,10 +52,8 @@ def test_import_is_cheap():
     # processor time, which other programs do not lengthen
     program = 'import timm, time; start = time.process_time(); import timm_paf; print(time.process_time() - start)'
     command = [sys.executable, '-c', program]
-    seconds = []
-    while len(seconds) < 10 and min(seconds, default=1) >= 0.1:  # a busy core counts its waits for memory as well
-        seconds.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    assert min(seconds) < 0.1
+    seconds = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+    assert min(seconds) < 0.1  # the smallest, since a busy core counts its waits for memory as processor time
 
 
 @pytest.mark.parametrize('arch, act', [

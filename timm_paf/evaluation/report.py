@@ -98,7 +98,7 @@ class RobustnessReport(Part):
     @property
     def counts_note(self) -> str:
         """A sentence if the accuracies are of different numbers of images."""
-        return 'Rows with fewer images are of the first ones; compare rows with the same number of images.' if (
+        return 'Some accuracies are of the first images only; compare those of the same number of images.' if (
             len({m.accuracy.total for m in self.measurements.values()}) > 1) else ''
 
     def class_title(self, label: int) -> str:
