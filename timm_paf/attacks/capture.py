@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf._dtypes import compute_dtype, uses_tf32
-from timm_paf.attacks.cast_weights import autocast_dtype, autocast_weights, call_with, is_compiled
+from timm_paf.attacks.compiled import CompiledModel, fitted, is_channels_last
 from timm_paf.attacks.recorder import CudaRecorder, Results
 
 __all__ = ['ModelGraphs', 'graphs_of', 'release_graphs']
@@ -107,51 +107,36 @@ class ModelGraphs:
         self._begins = False  # whether the next batch is the first one of an attack
         self._state: Hashable = None
         self._places: list[Any] = []
-        self._halves: dict[torch.dtype, dict[str, Tensor]] = {}  # weights in the dtypes of autocast
         self._warned = False
 
     def begin_attack(self, model: nn.Module) -> None:
         """Prepare for the steps of one attack on the model, in the mode in which it is attacked.
 
-        Drops the graphs if a weight or a layer was replaced, and casts the weights to the dtype of autocast, once for
-        all steps.
+        Drops the graphs if a weight or a layer was replaced.
         """
         modules, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
         places = [tensor.data_ptr() for tensor in tensors] + [(id(module), type(module)) for module in modules]
         if places != self._places or len(self._graphs) > MOST_GRAPHS:
             self._graphs.clear()
-            self._halves.clear()
             self._places = places
-        half = autocast_dtype(model)
         self._state = (
-            half, tuple(module.training for module in modules),
+            _autocast_dtype(model), tuple(module.training for module in modules),
             tuple(getattr(module, 'track_running_stats', None) for module in modules),
             tuple(p.requires_grad for p in model.parameters()), uses_tf32(), torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled())
         self._begins = True
-        self._cast_weights(model, half)
-
-    @torch.no_grad()
-    def _cast_weights(self, model: nn.Module, half: torch.dtype | None) -> None:
-        if half is None:
-            return
-        weights = dict(autocast_weights(model))
-        if half not in self._halves:  # graphs read this memory, so it stays as long as they do
-            self._halves[half] = {name: torch.empty_like(weight, dtype=half) for name, weight in weights.items()}
-        if weights:
-            torch._foreach_copy_(list(self._halves[half].values()), list(weights.values()))
 
     def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """The model as a function, with the weights that `begin_attack` has cast."""
-        dtype = autocast_dtype(model)
+        """The model as a function that can be recorded under autocast."""
+        dtype = _autocast_dtype(model)
         if dtype is None:
             return model
-        call, device = call_with(model, self._halves[dtype]), next(model.parameters()).device.type
+        device = next(model.parameters()).device.type
 
         def forward(x: Tensor) -> Tensor:
             # autocast's cache of cast weights belongs to the eager pass that made it, and must not enter a graph
             with torch.autocast(device, dtype=dtype, cache_enabled=False):
-                return call(x)
+                return model(x)
         return forward
 
     def run(
@@ -172,7 +157,7 @@ class ModelGraphs:
         assert isinstance(images, Tensor)
         rows = len(images)
         family = key, self._state, tuple(
-            (v.shape[1:], v.dtype, v.device, _layout(v)) if isinstance(v, Tensor) else v is None for v in values)
+            (v.shape[1:], v.dtype, v.device, is_channels_last(v)) if isinstance(v, Tensor) else v is None for v in values)
         size = self._size(family, rows, independent=independent)
         if size is not None and (family, size) not in self._graphs:
             self._graphs[family, size] = self._recorded(model, function, values, size)
@@ -184,7 +169,7 @@ class ModelGraphs:
         forward = self.forward(model)
         if not (x.requires_grad and torch.is_grad_enabled()):
             return self.run('logits', model, lambda x: (forward(x),), [x], independent=True)[0]
-        family = 'gradient', self._state, x.shape[1:], x.dtype, x.device, _layout(x)
+        family = 'gradient', self._state, x.shape[1:], x.dtype, x.device, is_channels_last(x)
         size = self._size(family, len(x), independent=True)
         if (family, size) not in self._graphs:
             padded = cast(Tensor, _padded(x.detach(), size))
@@ -262,7 +247,7 @@ def graphs_of(model: nn.Module, x: Tensor) -> ModelGraphs | None:
             or torch.cuda.is_current_stream_capturing()
             or torch.cuda.current_stream(x.device) != torch.cuda.default_stream(x.device)
             or any(p.device != x.device for p in model.parameters())
-            or any(module._forward_hooks or module._forward_pre_hooks or is_compiled(module)
+            or any(module._forward_hooks or module._forward_pre_hooks or _is_compiled(module)
                    or isinstance(module, nn.DataParallel) for module in model.modules())):
         return None
     recorder = _recorder(x.device)
@@ -280,6 +265,18 @@ def release_graphs(model: nn.Module | None = None) -> None:
         _models.pop(model, None)
 
 
+def _autocast_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype of autocast on the model's device; None without autocast."""
+    device = next(model.parameters(), torch.empty(0)).device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled by torch; its parts may be although it is not."""
+    return isinstance(module, CompiledModel) or '_orig_mod' in module._modules or (
+        module._compiled_call_impl is not None)
+
+
 def _compare(found: Results, expected: Results, images: Tensor) -> None:
     """Raise RuntimeError if results of a graph are not those of the function that it replaces.
 
@@ -292,11 +289,6 @@ def _compare(found: Results, expected: Results, images: Tensor) -> None:
             raise RuntimeError('its results differ from those of the same steps without a graph')
 
 
-def _layout(tensor: Tensor) -> bool:
-    """Whether a tensor is in channels_last only."""
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 def _as_tensors(values: Values) -> list[Tensor | None]:
     images = values[0]
     assert isinstance(images, Tensor)
@@ -307,11 +299,5 @@ def _as_tensors(values: Values) -> list[Tensor | None]:
 
 
 def _padded(tensor: Tensor | None, size: int) -> Tensor | None:
-    """A copy with `size` rows, the last one repeated; numbers keep their form."""
-    if tensor is None or not tensor.dim():
-        return tensor
-    layout = torch.channels_last if _layout(tensor) else torch.contiguous_format
-    copy = torch.empty((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=layout)
-    copy[:len(tensor)] = tensor
-    copy[len(tensor):] = tensor[-1:]
-    return copy
+    """A copy with `size` rows; numbers keep their form."""
+    return tensor if tensor is None or not tensor.dim() else fitted(tensor, size).clone()

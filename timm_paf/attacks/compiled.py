@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
 
-__all__ = ['Compile', 'CompileSettings', 'CompiledModel']
+__all__ = ['Compile', 'CompileSettings', 'CompiledModel', 'fitted', 'is_channels_last']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class CompiledModel(nn.Module):
                 # torch reads .grad of images that are not leaves, and warns about that itself
                 warnings.filterwarnings('ignore', message='The .grad attribute of a Tensor', category=UserWarning)
                 torch.compiler.cudagraph_mark_step_begin()
-                logits = _compiled(settings.backend, settings.mode)(self.model, _fitted(x, size))[:len(x)]
+                logits = _compiled(settings.backend, settings.mode)(self.model, fitted(x, size))[:len(x)]
                 if logits.requires_grad and (size, kind) not in known:  # the backward pass is compiled only now
                     torch.autograd.grad(logits, x, torch.zeros_like(logits), retain_graph=True)
                     known[size, kind] = size
@@ -119,11 +119,15 @@ class CompiledModel(nn.Module):
             return logits
 
 
-def _fitted(x: Tensor, size: int) -> Tensor:
-    """The images padded to `size`, with the strides that torch's guards expect."""
-    only_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a tensor is in channels_last only."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def fitted(x: Tensor, size: int) -> Tensor:
+    """The images padded to `size` with copies of the last one, with the strides that torch's guards expect."""
+    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     if missing := size - len(x):
         x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
-    layout = torch.channels_last if only_last else torch.contiguous_format
     strides = torch.empty(x.shape, device='meta', memory_format=layout).stride()
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)

@@ -10,7 +10,6 @@ from timm_paf._dtypes import compute_dtype
 from timm_paf.attacks.balls import BALLS, Number, check_radius
 from timm_paf.attacks.best import AttackState, BestAdversarial, logits_without_autocast
 from timm_paf.attacks.capture import graphs_of
-from timm_paf.attacks.cast_weights import with_cast_weights
 from timm_paf.attacks.checks import PixelCheck, check_batch, check_integers, check_logits, choose
 from timm_paf.attacks.compiled import Compile, CompiledModel, CompileSettings
 from timm_paf.attacks.losses import Loss, find_loss
@@ -222,7 +221,7 @@ class PGD:
         """What runs a step: a CUDA graph on a GPU, or Python."""
         graphs = graphs_of(model, state.x) if self.capture == 'auto' else None
         if graphs is None:
-            return functools.partial(self._step, with_cast_weights(model))
+            return functools.partial(self._step, model)
         graphs.begin_attack(model)
         key = self.mode, self.norm, self.step_rule, self._value
         step = functools.partial(self._step, graphs.forward(model))
