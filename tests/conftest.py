@@ -3,6 +3,7 @@ import shutil
 
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch: waiting threads are costly on a busy machine
 
+import pyautoattack
 import pytest
 import torch
 
@@ -25,6 +26,19 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shorten_autoattack(monkeypatch):
+    """A function that takes a change of pyautoattack's AutoAttack, which then holds for each new one."""
+    build = pyautoattack.AutoAttack.__init__
+
+    def shorten(change):
+        def shortened(self, *args, **kwargs):
+            build(self, *args, **kwargs)
+            change(self)
+        monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
+    return shorten
 
 
 @pytest.fixture

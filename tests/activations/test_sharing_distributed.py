@@ -1,17 +1,13 @@
 """A shared activation in two processes: equal on both, and equal to one process with the whole batch."""
-import copy
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
-from timm.layers import set_reentrant_ckpt
 from torch import multiprocessing
 from torch.nn import functional as F
 
 from timm_paf import paf_parameters, shared
-from timm_paf.attacks import PGD
-from timm_paf.tasks import AdversarialTrainingTask
 
 NETWORKS = {
     'ours': lambda: timm.create_model('wrn10_2_pssilu', in_chans=1),
@@ -58,31 +54,11 @@ def fully_sharded(rank, folder, name, checkpointing):
         torch.save(state, folder / 'state.pt')
 
 
-def reentrant(rank, folder, name, checkpointing):
-    set_reentrant_ckpt(True)
-    model = network(name, checkpointing)
-    task = AdversarialTrainingTask(model, PGD(eps=0.1, steps=1), verbose=False)
-    try:
-        task.prepare_distributed()
-        said = ''
-    except ValueError as error:
-        said = str(error)
-    failed = ''
-    wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    x, y = (t.chunk(2)[rank] for t in batch())
-    try:
-        steps(wrapped, x.requires_grad_(), y)
-    except RuntimeError as error:
-        failed = str(error)
-    torch.save({'said': said, 'failed': failed}, folder / f'{rank}.pt')
-
-
 WORK = {
     'ours': (data_parallel, 'ours', False), 'ours, checkpointing': (data_parallel, 'ours', True),
     'stock, checkpointing': (data_parallel, 'stock', True)}
 if torch.__version__ >= '2.7':  # torch 2.6 shards on GPUs only
     WORK['sharded'] = (fully_sharded, 'ours', False)
-WORK['reentrant'] = (reentrant, 'ours', True)  # last, since it fails on purpose
 
 
 def process(rank, folder):
@@ -125,26 +101,3 @@ def test_sharded_network(folder):
     assert list(state) == list(alone.state_dict())
     for key, value in alone.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
-
-
-def test_reentrant_checkpointing_is_refused(folder):
-    """And rightly: without the refusal it fails inside of DistributedDataParallel."""
-    for rank in range(2):
-        found = torch.load(folder / 'reentrant' / f'{rank}.pt', weights_only=True)
-        assert 'set_reentrant_ckpt(False)' in found['said'] and '\n' not in found['said']
-        assert 'ready only once' in found['failed']
-
-
-@pytest.mark.parametrize('share, checkpointing, kind', [
-    (True, True, False), (True, False, True), (False, True, True)], ids=['other kind', 'none', 'not shared'])
-def test_what_works_is_not_refused(share, checkpointing, kind, monkeypatch):
-    prepared = []
-    monkeypatch.setattr('torch.nn.parallel.DistributedDataParallel', lambda m, **kwargs: prepared.append(m) or m)
-    model = copy.deepcopy(network('ours')) if share else timm.create_model('wrn10_2_relu', act_layer='pssilu')
-    model.set_grad_checkpointing(checkpointing)
-    set_reentrant_ckpt(kind)
-    try:
-        AdversarialTrainingTask(model, PGD(eps=0.1, steps=1), verbose=False).prepare_distributed()
-    finally:
-        set_reentrant_ckpt(False)
-    assert prepared == [model]

@@ -1,4 +1,3 @@
-import pyautoattack
 import pytest
 import torch
 from torch import nn
@@ -31,12 +30,9 @@ def trained():
 
 
 @pytest.fixture
-def short(monkeypatch):
+def short(shorten_autoattack):
     """The package with a tenth of its iterations."""
-    original = pyautoattack.AutoAttack.__init__
-
-    def shortened(self, *args, **kwargs):
-        original(self, *args, **kwargs)
+    def change(self):
         for apgd in (self.apgd, self.apgd_targeted):
             apgd.n_iter = apgd.n_iter_orig = 8
             apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = 2, 1, 1
@@ -45,4 +41,4 @@ def short(monkeypatch):
         self.square.n_queries = 50
         self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 4
 
-    monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
+    shorten_autoattack(change)

@@ -1,5 +1,3 @@
-import copy
-import pickle
 
 import pytest
 import timm
@@ -46,17 +44,14 @@ def test_rounding_is_no_error_in_training():
         net, x.clamp(0, 1), torch.arange(4)))
 
 
-def test_a_check_can_be_copied_and_compiled():
+def test_a_check_can_be_compiled():
     check = PixelCheck()
-    for again in (copy.deepcopy(check), pickle.loads(pickle.dumps(check))):
-        with pytest.raises(ValueError, match='255'):
-            again(IMAGES['0 to 255'])
     step = torch.compile(lambda x: (check(x), x + 1)[1], backend='eager', fullgraph=True)
     assert torch.equal(step(GOOD), GOOD + 1)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_no_call_after_the_first_ones_waits():
+def test_on_a_gpu_one_of_sixteen_calls_waits():
     good, bad, check = GOOD.cuda(), IMAGES['normalised'].cuda(), PixelCheck()
     with pytest.raises(ValueError, match='expected'):
         PixelCheck()(bad)
@@ -64,25 +59,21 @@ def test_on_a_gpu_no_call_after_the_first_ones_waits():
         check(good)
     torch.cuda.set_sync_debug_mode('error')
     try:
-        for _ in range(100):
+        for _ in range(PixelCheck.first + 1, PixelCheck.every):
             check(good)
-        with pytest.raises(ValueError, match='expected'):
-            for _ in range(100):
-                check(bad)
-                torch.cuda._sleep(1_000_000)
     finally:
         torch.cuda.set_sync_debug_mode('default')
+    with pytest.raises(ValueError, match='expected'):
+        check(bad)
 
 
 @pytest.mark.parametrize('x, y, message', [
-    (torch.full((2, 1, 4, 4), 1.5), torch.zeros(2).long(), r'\[1.5, 1.5\]'),
-    (torch.full((2, 1, 4, 4), float('nan')), torch.zeros(2).long(), 'nan'),
     (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2).long(), 'x is a torch.uint8'),
     (torch.zeros(2, 1, 4, 4), torch.zeros(3).long(), r'y has shape \(3,\)'),
     (torch.zeros(2, 1, 4, 4), torch.tensor([0, 3]), 'from 0 to 3; expected 0 to 2'),
     (torch.zeros(2, 1, 4, 4), torch.zeros(2), 'y is a torch.float32'),
     (torch.zeros(0, 1, 4, 4), torch.zeros(0).long(), 'no images'),
-], ids=['range', 'nan', 'uint8', 'count', 'label', 'label dtype', 'none'])
+], ids=['uint8', 'count', 'label', 'label dtype', 'none'])
 def test_bad_input_is_named(x, y, message):
     with pytest.raises(ValueError, match=message):
         check_images(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), x, y, device=torch.device('cpu'))

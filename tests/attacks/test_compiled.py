@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import timm_paf
-from timm_paf.attacks import PGD, CompiledModel, CompileSettings, autoattack, eval_mode
+from timm_paf.attacks import PGD, CompiledModel, CompileSettings, eval_mode
 
 TRACED = CompileSettings(backend='aot_eager')
 
@@ -158,14 +158,6 @@ def test_gradients_are_available_repeatedly(made):
         with torch.no_grad():
             torch.testing.assert_close(compiled(x[:n]), model(x[:n]), rtol=0, atol=1e-12)
     assert made() == 2 * 3
-
-
-def test_autoattack_is_the_same(made):
-    model, (x, y) = network(torch.float32).eval(), batch(12, torch.float32)
-    settings = {'eps': 0.02, 'version': 'custom', 'attacks': ['apgd-ce', 'fab-t'], 'batch_size': 8}
-    expected, found = (autoattack(model, x, y, **settings, compile=compile) for compile in (False, TRACED))
-    assert torch.equal(found.robust, expected.robust) and 0 < found.robust.sum() < 12
-    assert 2 <= made() <= 8
 
 
 def test_training_mode_and_training_are_those_of_the_model():

@@ -44,17 +44,13 @@ def validate(checkpoint, *more):
 
 
 @pytest.fixture
-def short(monkeypatch):
+def short(shorten_autoattack):
     """AutoAttack with few steps."""
-    import pyautoattack
-    original = pyautoattack.AutoAttack.__init__
-
-    def shortened(self, *args, **kwargs):
-        original(self, *args, **kwargs)
+    def change(self):
         self.apgd.n_iter = self.apgd.n_iter_orig = 4
         self.apgd.eot_iter = 1
 
-    monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
+    shorten_autoattack(change)
 
 
 def test_attack_pgd_leaves_autoattack_out(checkpoint, tmp_path):

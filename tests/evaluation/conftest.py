@@ -1,5 +1,4 @@
 """Small networks for digits, trained in seconds, and a linear model whose robustness is known exactly."""
-import pyautoattack
 import pytest
 import torch
 from torch import nn
@@ -35,17 +34,14 @@ def train(steps, eps):
 
 
 @pytest.fixture
-def short_autoattack(monkeypatch):
+def short_autoattack(shorten_autoattack):
     """AutoAttack's components with a tenth of their iterations."""
-    build = pyautoattack.AutoAttack.__init__
-
-    def shortened(self, *args, **kwargs):
-        build(self, *args, **kwargs)
+    def change(self):
         self.square.n_queries = 500
         for apgd in (self.apgd, self.apgd_targeted):
             apgd.n_iter = apgd.n_iter_orig = 10
 
-    monkeypatch.setattr(pyautoattack.AutoAttack, '__init__', shortened)
+    shorten_autoattack(change)
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,6 @@
 """The report as a file and as tables."""
 import os
 
-import pytest
 from rich.console import Console
 
 from timm_paf.evaluation import Accuracy, Measurement, RobustnessReport, TrustCheck, TrustReport
@@ -34,12 +33,3 @@ def test_trust_table_explains_warnings():
     assert 'odd means' in text and 'fine means' not in text and '[bold]fine found[/]' in text  # rich markup is not run
     assert '3 forward and backward passes and 2 forward passes each' in text
     assert RobustnessReport(measurements={}).trust_table() is None
-
-
-def test_failed_save_leaves_the_old_report(tmp_path):
-    path = tmp_path / 'report.json'
-    path.write_text('old')
-    broken = Measurement(accuracy=Accuracy(1, 2), attack='x', details={'object': object()})
-    with pytest.raises(TypeError):
-        RobustnessReport(measurements={'clean': broken}).save(path)
-    assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]

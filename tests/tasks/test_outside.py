@@ -6,11 +6,9 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import CheckpointSaver, NativeScaler
 
-import timm_paf
 from timm_paf.attacks import PGD
 from timm_paf.data import digits_splits
-from timm_paf.evaluation import accuracy_under_attack, clean_accuracy
-from timm_paf.tasks import TaskOptions, create_task, paf_parameter_groups, trades_loss
+from timm_paf.tasks import TaskOptions, create_task
 
 EPS = 0.1
 
@@ -18,27 +16,6 @@ EPS = 0.1
 def digits(count):
     train = digits_splits().train
     return train.images[:count], train.labels[:count]
-
-
-def test_a_plain_loop():
-    """Twenty lines of PyTorch with an attack, a loss and a projection."""
-    x, y = digits(384)
-    model = timm.create_model('wrn10_2_pssilu', in_chans=1)
-    groups = paf_parameter_groups(model, weight_decay=5e-4, paf_lr=0.02)
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-    attack = PGD(eps=EPS, steps=3, loss='kl')
-    for _ in range(3):
-        for idx in torch.randperm(len(x)).split(32):
-            x_adv = attack(model, x[idx], y[idx])
-            clean, adversarial = model(torch.cat([x[idx], x_adv])).chunk(2)
-            loss = trades_loss(clean, adversarial, y[idx], beta=2.)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            timm_paf.project_parameters(model)
-    accuracy = accuracy_under_attack(model, x, y, attack=PGD(eps=EPS, steps=5))
-    assert accuracy.correct > 0.5 * len(x) > 0.5 * clean_accuracy(model, x, y).correct
-    assert timm_paf.activation_summary(model)['alpha'] != 1
 
 
 @pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.slow)])

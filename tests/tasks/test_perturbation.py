@@ -5,7 +5,6 @@ import io
 import pytest
 import timm
 import torch
-from timm.layers import set_reentrant_ckpt
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -155,19 +154,6 @@ def test_autocast_computes_with_the_perturbed_weights(dtype, network, batch):
     exact = make(network(), name='plain', gamma=0.5)(*batch)['loss'].item()
     assert losses[0.5] > losses[0.] + 0.03
     assert losses[0.5] == pytest.approx(exact, rel=0.002)
-
-
-def test_reentrant_recomputation_is_refused(batch):
-    """It hides the weights of its blocks from autograd.grad, so that they would not be perturbed."""
-    model = timm.create_model('wrn10_2_pssilu', in_chans=1)
-    model.set_grad_checkpointing()
-    task = make(model, name='plain')
-    set_reentrant_ckpt(True)
-    try:
-        with pytest.raises(ValueError, match='reentrant gradient checkpointing'):
-            task(*batch)
-    finally:
-        set_reentrant_ckpt(False)
 
 
 def test_a_weight_without_a_gradient_stays(network, batch):

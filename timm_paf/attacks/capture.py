@@ -157,7 +157,8 @@ class ModelGraphs:
         assert isinstance(images, Tensor)
         rows = len(images)
         family = key, self._state, tuple(
-            (v.shape[1:], v.dtype, v.device, is_channels_last(v)) if isinstance(v, Tensor) else v is None for v in values)
+            (v.shape[1:], v.dtype, v.device, is_channels_last(v)) if isinstance(v, Tensor) else v is None
+            for v in values)
         size = self._size(family, rows, independent=independent)
         if size is not None and (family, size) not in self._graphs:
             self._graphs[family, size] = self._recorded(model, function, values, size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timm_paf.attacks import LOSSES, ThreatModel, check_images
+from timm_paf.attacks.balls import BALLS
 from timm_paf.evaluation.accuracy import Accuracy, Part
 from timm_paf.evaluation.correct import model_device
 from timm_paf.evaluation.trust_probe import Probe
@@ -188,8 +189,8 @@ def random_noise(probe: Probe) -> TrustCheck:
 
 def unbounded_attack(probe: Probe) -> TrustCheck:
     """Run PGD with a radius that allows every image."""
-    norm, size = probe.threat.norm, probe.x[0].numel()
-    eps = {'linf': 1., 'l2': size ** 0.5, 'l1': float(size)}[norm]
+    norm = probe.threat.norm
+    eps = BALLS[norm].largest(probe.x[0].numel())
     left = int(probe.robust(probe.pgd(LARGE_STEPS, eps=eps)).sum())
     return _result(
         'unbounded attack', left > 0.01 * len(probe),

@@ -3,7 +3,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from timm.layers import use_reentrant_ckpt
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,7 +13,6 @@ from timm_paf.activations import (
     paf_modules,
     paf_parameters,
     project_parameters,
-    shared_activations,
 )
 from timm_paf.attacks import PGD, PixelCheck
 from timm_paf.tasks.options import TaskOptions
@@ -122,19 +120,6 @@ class AdversarialTrainingTask(ClassificationTask):
         module = self.trainable_module
         return module.module if isinstance(module, DistributedDataParallel) else module
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'AdversarialTrainingTask':
-        """As `timm.task.ClassificationTask`; ValueError for a shared activation with reentrant gradient checkpointing.
-
-        Each block would report a gradient of the activation, but DistributedDataParallel expects one report per step.
-        """
-        shared = any(list(module.parameters()) for module in shared_activations(self.trainable_module).values())
-        if shared and self._recomputes_reentrantly():
-            raise ValueError(
-                'a shared activation cannot be trained under DistributedDataParallel with reentrant gradient '
-                'checkpointing; call timm.layers.set_reentrant_ckpt(False), or turn gradient checkpointing off.')
-        super().prepare_distributed(device_ids, **ddp_kwargs)
-        return self
-
     def begin_update(self, update: int) -> None:
         """Set the attack's strength during warm-up, and whether weights are perturbed.
 
@@ -208,8 +193,7 @@ class AdversarialTrainingTask(ClassificationTask):
 
         Raises:
             RuntimeError: If an option depends on the number of the update and `begin_update` was not called.
-            ValueError: If images are not in [0, 1] (see `timm_paf.attacks.PixelCheck`), or weights are perturbed with
-                reentrant gradient checkpointing, which hides some of them.
+            ValueError: If images are not in [0, 1] (see `timm_paf.attacks.PixelCheck`).
         """
         if self.training:
             self._project_if_changed()
@@ -249,11 +233,4 @@ class AdversarialTrainingTask(ClassificationTask):
                 raise RuntimeError(
                     f'{name} = {value} needs the number of the update: call task.begin_update(k) before update '
                     'k = 0, 1, ….')
-        if gamma and self._recomputes_reentrantly():
-            raise ValueError(
-                f'awp_gamma = {gamma} does not work with reentrant gradient checkpointing; call '
-                'timm.layers.set_reentrant_ckpt(False).')
         return gamma > 0 and (self._update or 0) >= start
-
-    def _recomputes_reentrantly(self) -> bool:
-        return use_reentrant_ckpt() and any(getattr(m, 'grad_checkpointing', False) for m in self.modules())
