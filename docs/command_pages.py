@@ -60,6 +60,7 @@ EXAMPLES: dict[type[Settings], dict[str, str]] = {
     },
     SyntheticConfig: {
         'data': f'{SYNTHETIC} digits_synth.npz --num-images 10000 --seed 0',
+        'speed and memory': f'{DIFFUSION} --generator ddpm --dataset folder --data-dir ~/photos --workers 8',
         '--method mixture': f'{SYNTHETIC} digits_synth.npz --components 20 --mixtures 3 --overwrite',
         '--method diffusion': f'{DIFFUSION} --generator ddpm --sampler ddim --sampling-steps 50',
         '--train': f'{DIFFUSION} --train --train-steps 2000 --train-width 32',
@@ -190,7 +191,7 @@ def write_commands(folder: Path) -> None:
     texts = {name: [title, '=' * len(title), '', text, '', f'.. program:: {name}', '', *flags_of_settings(cls)]
              for name, (title, text, cls) in pages.items()}
     benchmarks = [path for path in sorted((RECIPES / 'benchmarks').glob('[a-z]*.py'))
-                  if path.stem not in ('gpu_table', 'first_light')]  # which make tables from runs
+                  if path.stem != 'gpu_table']  # which makes a table from runs
     for name, title, scripts in (
             ('tools', 'Other recipes', [RECIPES / 'convert_pickle.py', RECIPES / 'survey_act_layers.py']),
             ('benchmarks', 'Benchmarks', benchmarks)):

@@ -23,15 +23,8 @@ A killed run resumes with `--resume auto` and reaches the same weights, bit for 
 Exit status: 0 finished; 1 failed; 2 wrong settings or files, nothing was written; 3 stopped by SIGTERM or SIGINT after
 writing a checkpoint; 130 stopped at once by a second SIGINT.
 """
-import os
 import sys
 from collections.abc import Sequence
-
-# Before torch is imported: OpenMP threads that wait release the core early. By default they keep it busy, and training
-# on a CPU that other programs also use is then up to 40 times slower.
-if 'OMP_WAIT_POLICY' not in os.environ:
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
-    os.environ.setdefault('KMP_BLOCKTIME', '1')
 
 from timm_paf.engine import Trainer, dry_run, open_run, parse_train_config, run
 

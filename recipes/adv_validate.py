@@ -6,13 +6,8 @@
 Model, data set and eps are those of the training run unless flags override them. With `--output` an interrupted
 AutoAttack resumes with `--resume`, in any number of processes. `python -m timm_paf validate` is the same command.
 """
-import os
 import sys
 from collections.abc import Sequence
-
-if 'OMP_WAIT_POLICY' not in os.environ:  # spinning OpenMP threads make training on a busy CPU up to 40 times slower
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
-    os.environ.setdefault('KMP_BLOCKTIME', '1')
 
 from timm_paf.engine import Measurement, parse_validate_config, run
 

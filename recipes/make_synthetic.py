@@ -5,25 +5,24 @@ r"""Make labelled synthetic images from the training split of a data set.
 This writes one archive from a Gaussian mixture per class, in the form that --synthetic of adv_train.py reads.
 
     python recipes/make_synthetic.py --method diffusion --train --num-images 2000 --output FOLDER
-    torchrun --nproc-per-node 8 recipes/make_synthetic.py --method diffusion --generator DDPM_FOLDER \
-        --labeller-checkpoint model_best.pth.tar --min-confidence 0.9 --num-images 1000000 --output FOLDER
+    torchrun --nproc-per-node 8 recipes/make_synthetic.py --method diffusion --dataset torch/cifar10 --data-dir DIR \
+        --generator DDPM_FOLDER --labeller-checkpoint model_best.pth.tar --num-images 1000000 --output FOLDER
 
 These write parts of the same form and manifest.json. The same command resumes an interrupted run.
 """
 import contextlib
-import os
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-if 'OMP_WAIT_POLICY' not in os.environ:  # before torch, as in adv_train.py
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
-
+from timm_paf import synthesis  # isort: skip  # before torch, which reads what the package sets for OpenMP
+import torch
 from rich.progress import Progress
 
-from timm_paf import synthesis
-from timm_paf.data import LabelledImages, sample_synthetic, save_archive
+from timm_paf.data import LabelledImages, all_labels, free_bytes, place_on_device, sample_synthetic, save_archive
+from timm_paf.engine.classes import match_training
 from timm_paf.engine.cli import RunFailed, parse_config, run
 from timm_paf.engine.data import open_dataset
 from timm_paf.engine.distributed import Processes, peer_failure, start_processes
@@ -33,22 +32,32 @@ from timm_paf.synthesis import Labeller, PartMaker, SyntheticConfig
 def prepare(argv: list[str] | None = None) -> Callable[[], None]:
     """Read the settings and open the inputs; return the work to be done."""
     config = parse_config(SyntheticConfig, argv, description=(__doc__ or '').splitlines()[0])
-    train = open_dataset(config.dataset).train
-    assert isinstance(train, LabelledImages)  # as the digits are, the only choice of --dataset
     if config.method == 'mixture':
-        line = make_mixture(config, train)
+        line = make_mixture(config, open_images(config))
         return lambda: print(line)
     synthesis.import_diffusers()
     processes = start_processes(config.device)
     with peer_failure(processes, ''):
+        fits = config.train and not config.generator_folder.exists()
+        if fits and processes.is_distributed:
+            raise ValueError('--train runs in one process; run it once without torchrun.')
+        with processes.rank_zero_first():
+            train = open_images(config)
         labeller = synthesis.load_labeller(config, train, processes.device)
-        if not config.train or config.generator_folder.exists():
+        if not fits:
             maker = open_generator(config, train, labeller, processes)
             return lambda: make_parts(maker, processes)
-        if processes.is_distributed:
-            raise ValueError('--train runs in one process; run it once without torchrun.')
         synthesis.check_folder(Path(config.output), None)
     return lambda: train_and_make_parts(config, train, labeller, processes)
+
+
+def open_images(config: SyntheticConfig) -> LabelledImages:
+    """Read the training split into memory, with class numbers as labels."""
+    cpu, source = torch.device('cpu'), open_dataset(config.dataset, config).train
+    source, _ = match_training(source, config.class_names, num_classes=config.num_classes)
+    (images,) = place_on_device([source], cpu, budget=free_bytes(cpu), required=True)
+    assert isinstance(images, LabelledImages)  # because they are in memory
+    return dataclasses.replace(images, labels=all_labels(images))
 
 
 def make_mixture(config: SyntheticConfig, train: LabelledImages) -> str:

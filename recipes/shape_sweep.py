@@ -18,15 +18,10 @@ The folder --output receives:
 Exit status: 0 all cells are done; 1 some failed; 2 wrong settings or files; 3 cells are left: the time is over, a
 signal stopped the command, or other calls run them.
 """
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-if 'OMP_WAIT_POLICY' not in os.environ:  # before torch, as in adv_train.py
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
-    os.environ.setdefault('KMP_BLOCKTIME', '1')
 
 from timm_paf.engine import (
     RunFailed,

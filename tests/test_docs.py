@@ -1,7 +1,6 @@
 """The pages of the documentation and the README: Python blocks run as they stand, command lines are parsed."""
 import argparse
 import importlib.util
-import itertools
 import os
 import re
 import runpy
@@ -22,7 +21,7 @@ from timm_paf.synthesis import SyntheticConfig
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(page.relative_to(ROOT).with_suffix('')): page.read_text() for page in [
     ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))] if '_build' not in page.parts}
-OPTIONAL = ('lightning',)  # blocks from the first one that imports it are left out where it is missing
+OPTIONAL = ('lightning',)  # pages that import it are left out where it is missing
 SLOW = {'docs/integrate/compile'}  # compilers
 CHECKPOINTS = {  # files that commands on a page write, with the network whose weights they hold
     'docs/start/quickstart': ('output/train/first/model_best.pth.tar', 'wrn10_2_pssilu', 1),
@@ -68,21 +67,11 @@ def python_blocks(text):
     return re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
 
 
-def optional_modules(block):
-    return [name for name in OPTIONAL if re.search(rf'^\s*(import|from) {name}\b', block, re.MULTILINE)]
-
-
 def python_pages():
-    """Each page up to its first block that needs an optional module; and again as a whole."""
     for name, text in PAGES.items():
-        blocks = python_blocks(text)
-        needed = sorted({module for block in blocks for module in optional_modules(block)})
-        plain = list(itertools.takewhile(lambda block: not optional_modules(block), blocks))
-        marks = [pytest.mark.slow] if name in SLOW else []
-        if plain:
-            yield pytest.param(name, plain, [], id=name, marks=marks)
-        if needed:
-            yield pytest.param(name, blocks, needed, id=f'{name}-{"-".join(needed)}', marks=marks)
+        if blocks := python_blocks(text):
+            needed = [module for module in OPTIONAL if f'import {module}' in text]
+            yield pytest.param(name, blocks, needed, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
 @pytest.fixture(scope='module')

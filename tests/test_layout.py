@@ -1,15 +1,10 @@
 """The rules of the house that a program can check."""
 import ast
-import importlib
-import inspect
-import pkgutil
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
-
-import timm_paf
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'timm_paf'
@@ -114,30 +109,6 @@ def test_recipes_are_short_and_use_public_names(path):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
             [f'{node.module}.{alias.name}' for alias in node.names] if isinstance(node, ast.ImportFrom) else [])
         assert not any(part.startswith('_') for module in modules for part in module.split('.')), modules
-
-
-def public_objects():
-    for info in pkgutil.walk_packages(timm_paf.__path__, 'timm_paf.'):
-        if info.name.startswith('timm_paf.configs') or info.name == 'timm_paf.__main__':
-            continue
-        try:
-            module = importlib.import_module(info.name)
-        except ModuleNotFoundError as error:
-            if error.name != 'triton':  # which comes with torch on some platforms only
-                raise
-            continue
-        for name in getattr(module, '__all__', ()):
-            thing = getattr(module, name)
-            if inspect.isclass(thing) or inspect.isfunction(thing):
-                yield pytest.param(thing, id=f'{info.name}.{name}')
-
-
-@pytest.mark.parametrize('thing', list(public_objects()))
-def test_public_names_have_a_docstring(thing):
-    doc = inspect.getdoc(thing) or ''
-    assert doc and doc != inspect.getdoc(type(thing))
-    if inspect.isclass(thing):
-        assert thing.__doc__, f'{thing} only inherits its docstring'
 
 
 def test_top_level_holds_what_it_should():

@@ -16,9 +16,10 @@ class Spy(importlib.abc.MetaPathFinder):
         if name == 'torch':
             sys.exit(' '.join(os.environ.get(key, '-') for key in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')))
 sys.meta_path.insert(0, Spy())
-if sys.argv[1].startswith('recipes/'):
-    runpy.run_path(sys.argv[1])
-sys.orig_argv = ['python', *sys.argv[1:]]
+sys.argv = sys.argv[1:]
+sys.orig_argv = ['python', *sys.argv]
+if sys.argv[0].startswith('recipes/'):
+    runpy.run_path(sys.argv[0])
 import timm_paf
 """
 
@@ -27,7 +28,8 @@ import timm_paf
     ('-u -m timm_paf train', {}, '1000 1'), ('-m timm_paf', {'GOMP_SPINCOUNT': '5'}, '5 1'),
     ('-m timm_paf', {'OMP_WAIT_POLICY': 'ACTIVE'}, '- -'), ('my_script.py', {}, '- -'), ('-m timm', {}, '- -'),
     ('recipes/adv_train.py', {}, '1000 1'), ('recipes/adv_validate.py', {'GOMP_SPINCOUNT': '5'}, '5 1'),
-    ('recipes/adv_train.py', {'OMP_WAIT_POLICY': 'ACTIVE'}, '- -'), ('recipes/make_synthetic.py', {}, '1000 -'),
+    ('recipes/adv_train.py', {'OMP_WAIT_POLICY': 'ACTIVE'}, '- -'), ('recipes/make_synthetic.py', {}, '1000 1'),
+    ('recipes/shape_sweep.py', {}, '1000 1'),
 ])
 def test_set_before_torch_is_imported_and_for_the_commands_alone(argv, given, expected):
     environment = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, 'OMP_WAIT_POLICY')}

@@ -7,7 +7,7 @@ import torch
 
 import timm_paf
 from timm_paf import __main__ as commands
-from timm_paf._versions import device_names, library_versions
+from timm_paf._versions import library_versions
 
 
 def test_versions_are_those_in_use():
@@ -16,10 +16,6 @@ def test_versions_are_those_in_use():
     assert versions['python'] == platform.python_version() and versions['timm-paf'] == timm_paf.__version__
     assert versions['torch'].split('+')[0] == torch.__version__.split('+')[0]
     assert {'torchvision', 'timm', 'pyautoattack', 'numpy'} <= set(versions) and 'no-such-package' not in versions
-
-
-def test_each_gpu_is_named():
-    assert len(device_names()) >= 1 + torch.cuda.device_count()
 
 
 def test_the_environment_says_what_a_bug_report_needs(monkeypatch, capsys):
@@ -31,8 +27,8 @@ def test_the_environment_says_what_a_bug_report_needs(monkeypatch, capsys):
     assert commands.main([]) == 0
     rows = [line.split('  ', 1) for line in capsys.readouterr().out.splitlines()]
     facts = {name.strip(): fact.strip() for name, fact in rows}
-    assert facts['torch'] == library_versions()['torch'] and platform.machine() in facts['cpu']
-    assert facts['gpu 0'] == 'Card, sm_90, 80 GiB'
+    assert facts['torch'] == library_versions()['torch'] and platform.machine() in facts['devices']
+    assert facts['devices'].endswith('; Card (sm_90, 80 GiB)')
     assert facts['kernels, cpu'] == 'available' and facts['kernels, cuda'] == 'not available: no driver'
     assert 'TIMM_PAF_KERNELS=reference' in facts['variables'].split()
     activations = facts['activations'].split(': ')[1].split(', ')

@@ -13,7 +13,7 @@ import timm
 import torch
 
 from timm_paf._files import cache_dir
-from timm_paf._versions import library_versions
+from timm_paf._versions import device_names, library_versions
 from timm_paf.activations import ACTIVATIONS
 from timm_paf.kernels.choice import obstacle
 
@@ -28,18 +28,11 @@ def environment() -> dict[str, str]:
     """
     facts = library_versions()
     facts |= {'timm-paf': f'{facts["timm-paf"]} in {Path(__file__).parent}', 'system': platform.platform()}
-    facts['cpu'] = (f'{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, '
-                    f'{torch.get_num_threads()} threads of torch')
+    facts['devices'] = '; '.join(device_names())
+    facts['cpu threads'] = f'{torch.get_num_threads()} of torch, {torch.backends.cpu.get_cpu_capability()}'
     cuda = torch.version.cuda and f'built for CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}'
     facts['gpu support'] = cuda or (torch.version.hip and f'built for ROCm {torch.version.hip}') or 'not in this torch'
-    devices = [torch.device('cuda', index) for index in range(torch.cuda.device_count())]
-    for device in devices:
-        found = torch.cuda.get_device_properties(device)
-        size = f'{found.total_memory / 2**30:.0f} GiB'
-        facts[f'gpu {device.index}'] = f'{found.name}, sm_{found.major}{found.minor}, {size}'
-    if not devices:
-        facts['gpu'] = 'Apple GPU (mps)' if torch.backends.mps.is_available() else 'none'
-    for device in (torch.device('cpu'), *devices[:1]):
+    for device in map(torch.device, ('cpu', 'cuda:0') if torch.cuda.device_count() else ('cpu',)):
         reason = obstacle(device)
         facts[f'kernels, {device.type}'] = 'available' if reason is None else f'not available: {reason}'
     models = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('timm_paf.')]

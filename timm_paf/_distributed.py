@@ -81,14 +81,6 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
-    def gather_object(self, value: T) -> list[T]:
-        """The values of all processes by rank, in process 0; an empty list in the others."""
-        if not self.is_distributed:
-            return [value]
-        values: list[Any] | None = [None] * self.world_size if self.is_primary else None
-        distributed.gather_object(value, values, group=self.group)
-        return values or []
-
     def all_gather_object(self, value: T) -> list[T]:
         """The values of all processes by rank, in every process."""
         if not self.is_distributed:
@@ -112,30 +104,23 @@ class Processes:
             raise outcome[1]
         return outcome[0]
 
-    def raise_together(self, error: ValueError | OSError | None) -> None:
-        """Raise in every process if any process has an error, so that none waits for one that has left.
-
-        Args:
-            error: The error of this process; None if it has none.
+    def run_together(self, work: Callable[[], T]) -> T:
+        """Call `work` in every process; an error in any of them is raised in all, so that none waits for another.
 
         Raises:
             ValueError: Or OSError: this process's error, or the message of another process's error.
         """
+        error: ValueError | OSError | None = None
+        try:
+            result = work()
+        except (ValueError, OSError) as caught:
+            error = caught
         messages = self.all_gather_object(None if error is None else str(error))
         if error is not None:
             raise error
         for rank, message in enumerate(messages):
             if message is not None:
                 raise ValueError(f'rank {rank}: {message}')
-
-    def run_together(self, work: Callable[[], T]) -> T:
-        """Call `work` in every process; see `raise_together` for its errors."""
-        error: ValueError | OSError | None = None
-        try:
-            result = work()
-        except (ValueError, OSError) as caught:
-            error = caught
-        self.raise_together(error)
         return result
 
     def share(self, count: int) -> slice:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ['cache_dir', 'file_sha256', 'whole_file']
+__all__ = ['cache_dir', 'file_sha256', 'whole_file', 'write_text']
 
 
 @contextmanager
@@ -32,6 +32,12 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Write a text file as UTF-8; it appears complete or not at all, see `whole_file`."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def file_sha256(path: str | os.PathLike) -> str:

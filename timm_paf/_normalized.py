@@ -1,11 +1,22 @@
 """Input normalisation: as the first layer of a network, and as a wrapper of a model of normalised images."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['InputNormalization', 'Normalized']
+__all__ = ['InputNormalization', 'Normalized', 'is_identity', 'normalization_of']
+
+
+def is_identity(mean: Iterable[Any], std: Iterable[Any]) -> bool:
+    """Whether (x - mean) / std is x: zeros and ones are no normalisation."""
+    return not any(mean) and all(value == 1 for value in std)
+
+
+def normalization_of(model: nn.Module) -> 'InputNormalization | None':
+    """What normalises the input of a model: its first layer, or `Normalized` around it; None if nothing does."""
+    layer = model if isinstance(model, Normalized) else getattr(model, 'normalize', None)
+    return layer if isinstance(layer, InputNormalization) else None
 
 
 class InputNormalization(nn.Module):
@@ -73,8 +84,7 @@ class Normalized(InputNormalization):
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        first = model if isinstance(model, Normalized) else getattr(model, 'normalize', None)
-        if isinstance(first, InputNormalization):
+        if (first := normalization_of(model)) is not None:
             raise ValueError(f'the model normalises already: {first.extra_repr()}; use it as it is.')
         device = next((p.device for p in model.parameters()), None)
         super().__init__(mean, std, device=device, dtype=torch.float32)

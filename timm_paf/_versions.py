@@ -31,9 +31,11 @@ def library_versions(*more: str) -> dict[str, str]:
 
 
 def device_names() -> list[str]:
-    """Names of the GPUs that torch sees, after the CPU's architecture and number of cores."""
+    """The CPU, then the GPUs that torch sees: architecture and cores; name, compute capability and memory."""
     names = [f'CPU ({platform.machine()}, {os.cpu_count()} cores)']
-    names += [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        names.append(f'{found.name} (sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB)')
     if torch.backends.mps.is_available():
         names.append('Apple GPU (mps)')
     return names

@@ -107,10 +107,10 @@ def pass_flops(name: str, channels: int, size: int) -> tuple[float, float]:
     return counts[0], counts[1]
 
 
-def update_flops(name: str, x: Tensor, steps: int, learning: float = 1.) -> float:
-    """Operations for one image, like those in x, in an update with PGD and `learning` passes to the weights."""
+def update_flops(name: str, x: Tensor, steps: int) -> float:
+    """Operations for one image, like those in x, in an update with PGD and one pass to the weights."""
     attack, weights = pass_flops(name, x.shape[1], x.shape[-1])
-    return steps * attack + learning * weights
+    return steps * attack + weights
 
 
 def step_size(eps: float, steps: int) -> float:

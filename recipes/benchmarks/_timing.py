@@ -100,6 +100,11 @@ def kept_bytes(forward: Callable[[], Tensor], own: Sequence[Tensor]) -> int:
     return sum(size for number, size in sizes.items() if number not in known)
 
 
+def number(value: float) -> str:
+    """A figure as the tables show it: three digits, or all those before the point."""
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
+
+
 @dataclasses.dataclass
 class Table:
     """Figures in rows and columns, under a title that says what is measured and how."""
@@ -116,9 +121,7 @@ class Table:
         columns = {column: f'{column}, {unit}' if unit else column for _, column, unit, _ in self.figures}
         rows = {row: dict.fromkeys(columns, '') for row, *_ in self.figures}
         for row, column, _, values in self.figures:
-            median, low, high = (
-                f'{f(values):,.0f}' if abs(f(values)) >= 1000 else f'{f(values):.3g}'
-                for f in (statistics.median, min, max))
+            median, low, high = (number(f(values)) for f in (statistics.median, min, max))
             rows[row][column] = median if len(values) == 1 else f'{median} ({low} … {high})'
         lines = [f'| | {" | ".join(columns.values())} |', f'| --- |{" ---: |" * len(columns)}',
                  *(f'| {row} | {" | ".join(cells.values())} |' for row, cells in rows.items())]

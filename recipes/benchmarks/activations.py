@@ -175,13 +175,12 @@ def as_on_a_gpu() -> Iterator[None]:
     """Context in which tensors on the CPU are computed as on a GPU, by kernels whose launches do nothing."""
     from triton import JITFunction
 
-    from timm_paf.kernels import choice, gpu, ops
+    from timm_paf.kernels import choice, gpu
     launches = {name: Nothing() for name, value in vars(gpu).items() if isinstance(value, JITFunction)}
-    operators = ops.Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients, gpu.NAMES)
     with (
             mock.patch.dict(vars(gpu), launches), mock.patch.dict(gpu._compiled, clear=True),
             mock.patch.object(choice.cpu, 'available', lambda name, dtype: None),
-            mock.patch.object(choice, '_operators', lambda device: (operators, None))):
+            mock.patch.object(choice, '_implementation', lambda device: (gpu, None))):
         yield
 
 

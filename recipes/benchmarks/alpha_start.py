@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch is imported, as in adv_train.py
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # before torch is imported
 
 import torch
 from rich.console import Console

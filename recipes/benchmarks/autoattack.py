@@ -61,9 +61,11 @@ class Limited(nn.Module):
 def measure(args: argparse.Namespace) -> Iterator[Table]:
     if args.n_examples < 1:
         raise ValueError(f'--n-examples {args.n_examples}: expected 1 or more.')
+    if args.archive is not None and args.checkpoint is None:
+        raise ValueError(f'--archive {args.archive}: it belongs to --checkpoint.')
     if args.network:
         title, model, images, labels, (*_, radius) = cifar(args.device)
-    elif args.archive is not None and args.checkpoint is not None:
+    elif args.archive is not None:
         title, model, images, labels, (radius,) = archive(args.device, args.checkpoint, args.archive)
     else:
         title, model, images, labels, _ = digits(

@@ -5,8 +5,8 @@
 #   DATA=FOLDER recipes/benchmarks/gpu.sh            trains on train.npz and test.npz there, CIFAR-10 as image (N, 32,
 #                                                    32, 3), uint8, and label (N,), int64; else on handwritten digits
 #   PARTS='kernels tests' recipes/benchmarks/gpu.sh  only some parts; the table keeps the figures of earlier calls
-#   WHEELS=FOLDER recipes/benchmarks/gpu.sh          takes packages from wheels, on a machine without network:
-#                                                    pip download --no-deps -d FOLDER timm pyautoattack rich
+#   PYTHONPATH=/FOLDER recipes/benchmarks/gpu.sh     with packages of a folder, on a machine without network:
+#                                                    pip install --no-deps --target /FOLDER timm pyautoattack rich
 #                                                    markdown-it-py mdurl pygments
 #   DEVICE=cpu QUICK=1 recipes/benchmarks/gpu.sh     rehearsal with tiny networks, a few minutes; targets are not judged
 #
@@ -16,17 +16,17 @@
 # attacks the network of the last train part.
 set -uo pipefail
 DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} PYTHON=${PYTHON:-python} PARTS=${PARTS:-}
-DATA=${DATA:+$(realpath "$DATA")} WHEELS=${WHEELS:+$(realpath "$WHEELS")}
+DATA=${DATA:+$(realpath "$DATA")}
 cd "$(dirname "$0")/../.." || exit 2
 OUTPUT=$(realpath -m "${OUTPUT:-output/gpu}") && mkdir -p "$OUTPUT" || exit 2
-for wheel in ${WHEELS:+"$WHEELS"/*.whl}; do "$PYTHON" -m zipfile -e "$wheel" "$OUTPUT/packages" || exit 2; done
-export PYTHONPATH="$PWD:$OUTPUT/packages${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 "$PYTHON" - << 'PYTHON' || exit 2
 import importlib.util, sys
 missing = [name for name in ('torch', 'torchvision', 'timm', 'safetensors', 'huggingface_hub', 'pyautoattack', 'rich',
                              'yaml', 'jinja2', 'scipy', 'sklearn', 'pytest')
            if importlib.util.find_spec(name) is None]
-sys.exit(f'these modules are missing: {", ".join(missing)}; give their wheels with WHEELS=FOLDER' if missing else 0)
+if missing:
+    sys.exit(f'these modules are missing: {", ".join(missing)}; install them, or set PYTHONPATH to a folder with them')
 PYTHON
 failed=0
 

@@ -1,4 +1,4 @@
-"""Table of what the parts of gpu.sh have measured, with the targets, and hours per recipe.
+"""Table of what the parts of gpu.sh have measured, with the targets.
 
     python recipes/benchmarks/gpu_table.py output/gpu
 
@@ -6,19 +6,14 @@ Reads the JSON files of a folder; of a figure that was measured several times, t
 activations or ways, the worst activation and the best way count.
 """
 import json
-import math
 import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import yaml
-from _networks import update_flops
+from _timing import number
 
 Figure = dict[str, Any]
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-REAL_IMAGES, PIXELS = {'torch/cifar10': 50_000, 'torch/cifar100': 50_000}, torch.empty(1, 3, 32, 32, device='meta')
 
 
 class Target(NamedTuple):
@@ -57,7 +52,7 @@ TARGETS = (
     Target('AutoAttack, time over pyautoattack called directly', 'autoattack', 'time', 'here ÷ package.*', '<= 0.5'),
     Target('… images with another result', 'autoattack', 'results that differ', 'images', '<= 0'),
     Target('batches of 256 from an archive, per second', 'data', 'timm_paf, archive, batches/s', 'value'),
-    Target('waiting for images, % of an update', 'data', '.*: waiting for images.*', 'value'),
+    Target('waiting for images, % of an update', 'data', '.*: waiting for images.*', 'value', worst=True),
     Target('largest products of matrices in bf16, TFLOP/s', '(narrow|wide)', 'largest products', 'rate'),
 )
 
@@ -76,7 +71,8 @@ def chosen(target: Target, figures: dict[tuple[str, str, str], Figure]) -> Figur
     """The figure that counts for a target; None if there is none."""
     patterns = target.file, target.row, target.column
     fitting = [figure for key, figure in figures.items() if all(map(re.fullmatch, patterns, key))]
-    largest = target.worst == (not target.bound.startswith('>='))
+    less_is_better = target.bound.startswith('<=') or (target.worst and not target.bound)  # as of all times over others
+    largest = target.worst == less_is_better
     return (max if largest else min)(fitting, key=lambda figure: figure['median'], default=None)
 
 
@@ -91,41 +87,8 @@ def verdict(target: Target, figure: Figure) -> str:
     return 'not decided' if figure['column'].endswith('at most') else 'missed'
 
 
-def number(value: float) -> str:
-    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
-
-
-def hours(figures: dict[tuple[str, str, str], Figure]) -> list[str]:
-    """Rows of training times: updates x images, by the speed of the same network or, in proportion to the number of
-    operations, by that of the most similar one that was measured.
-    """
-    speeds = {
-        row.removesuffix(', captured'): figure['median'] for (file, row, column), figure in figures.items()
-        if file in ('narrow', 'wide') and column == 'speed' and row.endswith(', captured')}
-    rows = []
-    for path in sorted(CONFIGS.glob('*.yaml')):
-        config = yaml.safe_load(path.read_text())
-        if path.stem.startswith('sweep_'):  # a grid
-            continue
-        name, steps = config['model'], config['attack_steps']
-        like = name if name in speeds else 'wrn28_10_pssilu' if name.startswith('wrn') else 'resnet18_pssilu'
-        if config['dataset'] not in REAL_IMAGES or like not in speeds or not re.search('resnet18|wrn', name):
-            continue
-        learning = 7 / 3 if config['task'] == 'trades' else 1.  # clean and attacked images, and clean logits
-        work = [update_flops(other, PIXELS, steps, passes) for other, passes in ((like, 1.), (name, learning))]
-        speed = speeds[like] * work[0] / work[1]
-        real = round(config['batch_size'] * (1 - config.get('synthetic_fraction', 0)))
-        images = REAL_IMAGES[config['dataset']] - config.get('val_size', 1024)
-        updates = config['epochs'] * config.get('updates_per_epoch', math.ceil(images / real))
-        rows.append(
-            f'| `{path.stem}` | `{name}` | {updates:,} of {config["batch_size"]} images '
-            f'| {"" if work[0] == work[1] and name == like else "about "}{number(speed)} '
-            f'| {number(updates * config["batch_size"] / speed / 3600)} |')
-    return rows
-
-
 def table(folder: Path) -> str:
-    """The tables as Markdown, with devices, dates and versions."""
+    """The table as Markdown, with devices, dates and versions."""
     figures = read(folder)
     lines = ['| what | target | median (range) | |', '| --- | ---: | --- | --- |']
     used = []
@@ -140,9 +103,6 @@ def table(folder: Path) -> str:
             cells = [f'{limit}{value}; {figure["row"]}', verdict(target, figure)]
         lines.append(f'| {" | ".join((target.what, target.bound.replace("<=", "≤").replace(">=", "≥"), *cells))} |')
     lines.append('')
-    if rows := hours(figures):
-        lines += ['| configuration | network | updates | images/s | hours of training |',
-                  '| --- | --- | ---: | ---: | ---: |', *rows, '']
     states = {(figure['device'], figure['started'][:10], json.dumps(figure['versions'])) for figure in used}
     for device, date, versions in sorted(states):
         listed = ', '.join(f'{name} {version}' for name, version in json.loads(versions).items())

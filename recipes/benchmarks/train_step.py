@@ -40,18 +40,12 @@ TOLERANCE = {'fp32': (0.02, 0.01), 'tf32': (0.1, 0.1), 'bf16': (0.1, 0.3)}
 
 def make_trainer(args: argparse.Namespace, folder: str, model: str, way: str) -> Trainer:
     """Trainer of the engine, with an epoch that does not end during the benchmark."""
-    trainer = open_trainer(args, folder, model, way)
-    cast(PGD, trainer.task.attack).capture = 'auto' if way == 'captured' else 'none'
-    return trainer
-
-
-def open_trainer(args: argparse.Namespace, folder: str, model: str, way: str) -> Trainer:
     config = TrainConfig(
         model=model, model_kwargs=tuple(args.model_kwargs), batch_size=args.batch_size, device=args.device,
         attack_steps=STEPS, eps=str(EPS), attack_step_size=str(STEP_SIZE), updates_per_epoch=10**6, epochs=1,
         amp=args.precision == 'bf16', torchcompile=args.backend if way == 'compiled' else None, crop_padding=1,
-        channels_last=args.channels_last, opt_fused=args.opt_fused, output=folder, autoattack='none',
-        synthetic=('generated',), synthetic_fraction=0.5)
+        capture='auto' if way == 'captured' else 'none', channels_last=args.channels_last, opt_fused=args.opt_fused,
+        output=folder, autoattack='none', synthetic=('generated',), synthetic_fraction=0.5)
     if not args.image_size:
         return Trainer(config, console=Console(quiet=True))
     size, splits = (args.image_size, args.image_size), digits_splits()

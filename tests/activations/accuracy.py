@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timm_paf._dtypes import compute_dtype
 from timm_paf.activations import functional
 
 LIMIT = 1e4  # largest |x|
@@ -89,6 +90,10 @@ FORMULAS: dict[str, tuple[Callable, tuple[tuple[float, ...], ...]]] = {
     'pssilu': (_pssilu, ((1., 1e-8), (2.3, 0.05), (-0.4, -0.3), (1., 0.), (0., 0.3), (1e4, 0.3), (1., 0.99))),
 }
 
+SMOOTH = {  # parameters away from every kink and edge
+    'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
+    'reblu': (0.6,), 'ssilu': (0.3,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
+
 # bounds of value, d/dx and the derivatives by the parameters in float32 and float64: the worst error that was measured,
 # and some room for the exp of another machine
 STATED: dict[str, tuple[float, ...]] = {
@@ -123,11 +128,6 @@ def stated(name: str, dtype: torch.dtype) -> dict[str, float]:
     """Bound of each quantity."""
     bounds = dict(zip(quantities(name), STATED[name], strict=True))
     return {**bounds, 'value': STATED_HALF, 'd/dx': STATED_HALF} if torch.finfo(dtype).bits == 16 else bounds
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of alpha, beta and their gradients."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def spacing(magnitude: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -265,4 +265,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     'contiguous': lambda x: x,
     'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last),
     'sliced': lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    'transposed': lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
+    'expanded': lambda x: x[:1, :, :, :1].expand(x.shape),
+    'one pixel': lambda x: x[:, :, :1, :1].contiguous(),
 }

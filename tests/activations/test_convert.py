@@ -167,7 +167,6 @@ def distributed():
     (hooked, ['pssilu'], ValueError, '1 = .* has hooks'),
     (distributed, ['pssilu'], TypeError, 'before it is wrapped'),
 ], ids=['nothing', 'gates only', 'no container', 'name', 'reference', 'script', 'function', 'hooks', 'DDP'])
-@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
 def test_what_cannot_be_converted_says_so(model, arguments, error, message):
     with pytest.raises(error, match=message):
         convert_activations(model(), *arguments)
@@ -232,7 +231,6 @@ def test_padded_tokens_pass_torchs_encoder():
         torch.testing.assert_close(model(x, src_key_padding_mask=padding)[~padding], before[~padding])
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'test_vit'])
 def test_converted_network_is_a_network(name):
     """State dict, copy, script and compile, with a value that only the shared parameter has."""

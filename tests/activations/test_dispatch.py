@@ -1,6 +1,4 @@
 """Activations that the kernels do not know run by their formula, on every device."""
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -31,18 +29,3 @@ def test_a_new_activation_needs_no_kernel(new_activation, mode, dtype, device):
         y = apply(new_activation, x, alpha, None, 1)
         grad_x, grad_alpha = torch.autograd.grad(y.sum(), [x, alpha])
     assert y.tolist() == [-0.5, 0.625, 4.] and grad_x.tolist() == [0., 1.5, 3.] and grad_alpha.tolist() == [5.25]
-
-
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_kernels_are_chosen_by_name(device, monkeypatch):
-    """With a stand-in for a tensor on a GPU and for its kernels."""
-    operators = SimpleNamespace(names={'pssilu'})
-    monkeypatch.setattr(choice, '_PLAIN', (SimpleNamespace,))
-    monkeypatch.setattr(choice, '_operators', lambda device: (operators, None))
-    monkeypatch.setattr(choice.cpu, 'available', lambda name, dtype: None)
-    x = SimpleNamespace(
-        device=torch.device(device), layout=torch.strided, dtype=torch.float32, numel=lambda: 3, is_cpu=device == 'cpu',
-        is_cuda=device != 'cpu')
-    with kernels.use('fused'):
-        assert choice.choose('pssilu', x) is operators
-        assert choice.choose('parabola', x) is None

@@ -1,4 +1,4 @@
-"""Values and gradients against formulas written down a second time, in arbitrary precision."""
+"""Edges, shapes, dtypes and derivatives of the functions; test_accuracy.py has their values and gradients."""
 import math
 from types import SimpleNamespace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.activations.accuracy import SMOOTH
 from timm_paf import kernels
 from timm_paf.activations import functional
 
@@ -60,19 +61,6 @@ def evaluate(name, x, parameters, dtype=torch.float64, x_grad=True):
     x = torch.tensor(x, dtype=dtype, requires_grad=x_grad)
     parameters = [torch.tensor([p], dtype=torch.float64, requires_grad=True) for p in parameters]
     return getattr(functional, name)(x, *parameters), x, parameters
-
-
-@pytest.mark.parametrize('name, parameters', CASES)
-def test_values_and_gradients_equal_the_formula(name, parameters):
-    for x in GRID:
-        y, x_tensor, tensors = evaluate(name, x, parameters)
-        assert y.item() == pytest.approx(float(exact(name, x, parameters)), rel=1e-12, abs=1e-14), x
-        y.backward()
-        for index, tensor in enumerate([x_tensor, *tensors]):
-            if index and parameters[index - 1] == 0 and name == 'psilu':
-                continue  # |alpha| has no derivative there; see test_absolute_value_has_a_slope_at_zero
-            expected = float(exact_partial(name, x, parameters, index))
-            assert tensor.grad.item() == pytest.approx(expected, rel=1e-9, abs=1e-12), (x, index)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -195,13 +183,6 @@ def test_wrong_arguments_are_named(call, error, message):
         call()
 
 
-SMOOTH = {  # parameters away from every kink and edge
-    'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (0.3,), 'psilu': (1.3,), 'psoftplus': (0.7,),
-    'reblu': (0.6,), 'ssilu': (0.3,), 'pssilu_fixed': (0.8, 0.3), 'pssilu': (1.3, 0.2)}
-forward_mode = pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')  # torch's own, on the way in
-
-
-@forward_mode
 @pytest.mark.parametrize('name', REFERENCE)
 def test_first_and_second_derivatives_are_consistent(name):
     """By finite differences, which must cross neither the kink at x = 0 nor that of |p|, nor an edge."""
@@ -217,7 +198,6 @@ def plain(name, *arguments):
     return REFERENCE[name][0](torch, *arguments)
 
 
-@forward_mode
 @pytest.mark.parametrize('name, inner, outer', [
     *((name, 'jacrev', 'jacfwd') for name in REFERENCE),
     *((name, inner, 'jacrev') for name in ('prelu0', 'pssilu') for inner in ('jacrev', 'jacfwd')),
@@ -234,7 +214,6 @@ def test_forward_and_reverse_mode_in_any_order(name, inner, outer):
     torch.testing.assert_close(ours, expected)
 
 
-@forward_mode
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('name', REFERENCE)
 def test_tangents_of_some_arguments_in_the_dtype_of_x(name, dtype):
@@ -248,6 +227,18 @@ def test_tangents_of_some_arguments_in_the_dtype_of_x(name, dtype):
     _, tangent = torch.func.jvp(lambda p: function(x, p, *rest), (first,), (torch.ones(1),))
     _, expected = torch.func.jvp(lambda p: plain(name, x.float(), p, *rest), (first,), (torch.ones(1),))
     torch.testing.assert_close(tangent.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize('name, parameters', CASES)
+def test_tangents_at_infinity_are_the_gradients(name, parameters):
+    arguments = [torch.tensor([INF, -INF]), *(torch.full((2,), p) for p in parameters)]
+    for index, argument in enumerate(arguments):
+        def function(changed, index=index):
+            return getattr(functional, name)(*arguments[:index], changed, *arguments[index + 1:], 0)
+
+        _, tangent = torch.func.jvp(function, (argument,), (torch.ones(2),))
+        leaf = argument.clone().requires_grad_()
+        torch.testing.assert_close(tangent, torch.autograd.grad(function(leaf).sum(), leaf)[0])
 
 
 @pytest.mark.parametrize('name', REFERENCE)
@@ -275,8 +266,6 @@ def test_tensors_without_data(name):
         assert fake.grad.shape == (2, 3)
 
 
-@pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')
-@pytest.mark.filterwarnings('ignore:.*torch.jit.script.* is deprecated')
 @pytest.mark.parametrize('name', REFERENCE)
 def test_scripted_functions_have_the_same_gradients(name):
     """TorchScript differentiates the value itself, also at the kink."""
@@ -327,8 +316,6 @@ def test_half_precision_gradient_is_multiplied_before_it_is_rounded():
     assert torch.autograd.grad(y, alpha, large)[0].item() == pytest.approx(4e6, rel=1e-3)
 
 
-@pytest.mark.filterwarnings('ignore:`torch.jit.trace:FutureWarning')
-@pytest.mark.filterwarnings('ignore:.*torch.jit.trace.* is deprecated')
 @pytest.mark.parametrize('name', REFERENCE)
 def test_tracing_records_operations_of_torch_without_a_warning(name):
     parameters = [torch.tensor([p]) for p in SMOOTH[name]]

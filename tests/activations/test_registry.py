@@ -35,7 +35,6 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
 @pytest.mark.parametrize('inplace', [True, False, None], ids=str)
 @pytest.mark.parametrize('name', [*REGISTERED, *shared_layers()])
 def test_a_name_behaves_as_the_names_of_timm_do(name, inplace):

@@ -26,7 +26,7 @@ def maps(extractor, x):
 
 @pytest.mark.parametrize('name, extractor, settings', [
     *((name, extractor, {}) for extractor in EXTRACTORS
-      for name in ('resnet18', 'test_efficientnet', 'test_convnext', 'resnet18_relu', 'wrn10_2_relu')),
+      for name in ('resnet18', 'test_efficientnet', 'test_convnext')),
     *(('resnet18', extractor, dict(act_layer='pssilu')) for extractor in ('hook', 'fx'))], ids=str)
 def test_extractors_give_the_values_of_forward_intermediates(name, extractor, settings):
     x = torch.rand(1, 3, 32, 32)

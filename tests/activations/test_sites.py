@@ -38,7 +38,6 @@ def test_traced_graphs_name_their_calls():
     assert any('gelu' in item.old for item in report.left)
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning', 'ignore:.*torch.jit.script:FutureWarning')
 def test_activations_out_of_reach_are_named():
     model = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Sequential(nn.ReLU())))
     model.kept = [nn.Linear(2, 2), nn.SiLU()]

@@ -24,6 +24,7 @@ from timm_paf.data import (
 NAMES = ('cat', 'dog', 'eel')
 BYTES = torch.arange(6 * 48, dtype=torch.uint8).reshape(6, 3, 4, 4)
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
+E, E2 = 'b\u00e9', 'be\u0301'  # the same text, composed and decomposed
 
 
 def images(names=NAMES, labels=LABELS):
@@ -80,6 +81,8 @@ MATCHES = {
     'some are missing': (NAMES, ('ant', 'cat', 'dog', 'eel', 'fox'), [1, 2, 3]),
     'numbers as text and as numbers': (('1', '10', '2'), ('1', '2', '10'), [0, 2, 1]),
     'leading zeros': (('01', '02', '10'), ('1', '2', '10'), [0, 1, 2]),
+    'composed and decomposed': (('a', E2, 'c'), ('a', E, 'c'), [0, 1, 2]),
+    'both forms are classes': ((E2, E, 'c'), (E, E2, 'c'), [1, 0, 2]),
     'numbers for others without names': (('0', '2', '4'), 5, [0, 2, 4]),
     'no names': (None, NAMES, [0, 1, 2]),
     'others without names': (NAMES, 3, [0, 1, 2]),

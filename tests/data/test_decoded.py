@@ -37,28 +37,6 @@ def numbers(images):
     return (images[:, 0].float().mean((1, 2)) * (1 if images.dtype == torch.uint8 else 255) / 8).round().long()
 
 
-def test_take_gives_the_images_asked_for(folder):
-    wanted = torch.tensor([29, 0, 14, 0])
-    images, labels = opened(folder).take(wanted)
-    assert images.shape == (4, 3, SIZE, SIZE) and images.dtype == torch.uint8
-    assert numbers(images).tolist() == wanted.tolist() and labels.tolist() == [2, 0, 1, 0]
-    subset = opened(folder).subset(torch.tensor([5, 20]), name='two')
-    images, labels = subset.take(torch.tensor([1, 0]))
-    assert numbers(images).tolist() == [20, 5] and labels.tolist() == [2, 0] and len(subset) == 2
-
-
-def test_evaluation_looks_at_the_middle_as_timm_does(folder):
-    source = opened(folder)
-    image = Image.open(folder / 'class1' / '14.png')
-    height, width = 32, 40
-    scale = int(SIZE / 0.875) / min(height, width)
-    resized = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
-    top, left = (resized.height - SIZE) // 2, (resized.width - SIZE) // 2
-    expected = np.array(resized.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
-    got = source.take(torch.tensor([14]))[0][0].numpy()
-    assert np.abs(got.astype(int) - expected).max() <= 16  # one column of the green ramp: rounding of the crop's place
-
-
 def mixed(source, **settings):
     synthetic = LabelledImages(torch.full((40, 3, SIZE, SIZE), 255, dtype=torch.uint8), torch.zeros(40).long(), 3, 'w')
     return MixedBatches(source, synthetic, batch_size=12, synthetic_fraction=1 / 3, seed=0, **settings)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from timm_paf.data import ConcatenatedImages, all_labels, disk, open_archive, open_archives
-from timm_paf.data.errors import DataChanged
 from timm_paf.data.stored import StoredArray
 
 COUNT = 300
@@ -41,15 +40,6 @@ def test_only_what_is_asked_for_is_read(parts, monkeypatch):
     for index in (-1, COUNT):
         with pytest.raises(IndexError, match=r'part0\.npz: index -?\d+ is out of range; there are 300'):
             whole.parts[0].take(torch.tensor([0, index]))
-
-
-def test_a_part_that_changes_stops_the_run(parts):
-    whole = open_archives(parts[:2], num_classes=3, mapped=True)
-    whole.take(torch.tensor([0, 300]))
-    np.savez(parts[1], image=NHWC[:299], label=LABEL[:299])
-    whole.take(torch.tensor([0, 1]))
-    with pytest.raises(DataChanged, match=r'part1\.npz: changed since it was opened'):
-        whole.take(torch.tensor([0, 300]))
 
 
 def resident():

@@ -65,6 +65,7 @@ SEEN = {
     'black and white': ('png', Image.fromarray(GRAY).point(lambda v: 255 * (v > 99), '1'), {}, 1,
                         (255 * (GRAY > 99))[..., None], 0),
     '16 bits': ('png', DEEP, {}, 1, np.rint(DEEP / 257)[..., None], 0),
+    '16 bits as PGM': ('pgm', DEEP, {}, 1, np.rint(DEEP / 257)[..., None], 0),
     '16 bits as RGB': ('tif', DEEP, {}, 3, np.dstack([np.rint(DEEP / 257)] * 3), 0),
     'palette': ('png', palette(False), {}, 3, checkers((10, 20, 30), (200, 100, 50)), 0),
     'palette with a transparent colour': ('png', palette(True), {'transparency': 1}, 3,
@@ -287,7 +288,7 @@ CHANGES = {
     'a hard link': (lambda path: os.link(path, path.with_name('link')), None),
     'another mode': (lambda path: path.chmod(0o600), None),
     'the same file again': (lambda path: replace_by(PIXELS[2], path), None),
-    'another time, same content': (touch, None),
+    'another time': (touch, r'2\.png: changed since its folder'),
 }
 
 
@@ -360,13 +361,13 @@ def test_crop_of_the_test_images_is_the_one_asked_for(tmp_path):
     for place in ('train/a', 'train/b', 'val/a', 'val/b'):
         for number in range(3):
             save(tmp_path / place / f'{number}.png', ramp)
-    for crop_pct in (1., 0.5, 0.25):
+    for crop_pct in (None, 1., 0.5, 0.25):
         for val_split in (None, 'val'):
             splits = open_dataset('folder', DatasetOptions(
                 data_dir=tmp_path, val_size=2, val_split=val_split,
                 decoding=Decoding(channels=1, workers=0, size=16, crop_pct=crop_pct)))
             for split in (splits.val, splits.test):
                 seen = split.take(torch.arange(2))[0][0, 0, 0].tolist()
-                width = 64 * crop_pct
+                width = 64 * (crop_pct or 0.875)
                 assert seen[0] == pytest.approx(4 * (32 - width / 2 + width / 32), abs=6)
                 assert seen[-1] == pytest.approx(4 * (32 + width / 2 - width / 32), abs=6)

@@ -53,9 +53,6 @@ def bare(folder, images, labels=LABEL):
 
 GOOD = {
     'npy NHWC': (lambda f: npy(f, NHWC), {}),
-    'npy NCHW': (lambda f: npy(f, NCHW), {}),
-    'npy HWCN': (lambda f: npy(f, NHWC.transpose(1, 2, 3, 0)), {}),
-    'npy Fortran order': (lambda f: npy(f, np.asfortranarray(NHWC)), {}),
     'folder': (lambda f: npy(f, NHWC).parent, {}),
     'bin': (lambda f: bare(f, NHWC), {}),
     'bin NCHW': (lambda f: bare(f, NCHW), {'layout': 'NCHW'}),

@@ -1,42 +1,17 @@
-"""Stratified splits of any labels."""
+"""Stratified samples of any labels; the splits of the digits."""
 
 import pytest
 import torch
 
-from timm_paf.data.splits import held_out, stratified_split
-
-CASES = {
-    'balanced': (torch.arange(100) % 10, [30, 20, 50]),
-    'skewed': (torch.tensor([0] * 70 + [1] * 20 + [2] * 7), [10, 40, 47]),
-    'sorted, a class of one': (torch.tensor([0] * 9 + [1]), [5, 5]),
-    'gaps in the class numbers': (torch.tensor([4, 4, 9, 9, 9, 9]), [3, 3]),
-    'one part': (torch.arange(7) % 2, [7]),
-}
+from timm_paf.data import digits_splits
+from timm_paf.data.splits import held_out
 
 
-@pytest.mark.parametrize('case', CASES)
-def test_parts_are_complete_disjoint_and_stratified(case):
-    labels, sizes = CASES[case]
-    split = stratified_split(labels, sizes, seed=0)
-    assert [len(part) for part in split] == sizes
-    assert torch.cat(split).sort().values.tolist() == list(range(len(labels)))
-    left = torch.bincount(labels).double()
-    for part, size in zip(split, sizes, strict=True):
-        counts = torch.bincount(labels[part], minlength=len(left)).double()
-        assert ((counts - size * left / left.sum()).abs() < 1).all()
-        left -= counts
-
-
-def test_every_prefix_is_nearly_balanced_but_in_no_fixed_cycle():
-    labels = torch.arange(600) // 60
-    part, _ = stratified_split(labels, [300, 300], seed=0)
-    counts = torch.nn.functional.one_hot(labels[part], 10).cumsum(0)
-    share = torch.arange(1, 301)[:, None] / 10
-    assert (counts - share).abs().max() < 2
-    assert torch.equal(part, stratified_split(labels, [300, 300], seed=0)[0])
-    assert abs(len(set(part.tolist()) & set(stratified_split(labels, [300, 300], seed=1)[0].tolist())) - 150) < 45
-    rounds = labels[part].reshape(30, 10)
-    assert len({tuple(row.tolist()) for row in rounds}) > 20
+def test_every_prefix_of_the_digits_is_nearly_balanced():
+    for part in digits_splits():
+        counts = torch.nn.functional.one_hot(part.labels, 10).cumsum(0)
+        share = torch.arange(1, len(part) + 1)[:, None] * part.labels.bincount() / len(part)
+        assert (counts - share).abs().max() < 2
 
 
 HELD_OUT = {
@@ -66,9 +41,6 @@ def test_held_out_sample_is_another_one_for_another_seed_and_not_the_first_ones(
 
 
 def test_sizes_that_do_not_fit():
-    for sizes in [5, 4], [5, 6], [10, 0], []:
-        with pytest.raises(ValueError, match='add up'):
-            stratified_split(torch.arange(10), sizes, seed=0)
     for size in 0, 10:
         with pytest.raises(ValueError, match='expected 1 to 9'):
             held_out(torch.arange(10) % 2, size, seed=0)

@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -101,13 +100,3 @@ def test_threads_read_for_themselves(array):
     with ThreadPoolExecutor(4) as pool:
         for order, rows in zip(orders, pool.map(array.rows, orders), strict=True):
             assert np.array_equal(rows, ROWS[order])
-
-
-def test_checksum(array):
-    content = bytearray(array.path.read_bytes())
-    crc = zlib.crc32(content[3:-7]), zlib.crc32(content[3:OFFSET])
-    list(replace(array, crc=crc).chunks())
-    content[30000] ^= 1
-    array.path.write_bytes(content)
-    with pytest.raises(DataChanged, match=r"'rows' is damaged .*CRC-32"):
-        list(replace(array, crc=crc, stamp=stamp(os.stat(array.path))).chunks())

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from timm_paf.data import DataChanged, ImagesWithout, LabelledImages, disk, open_archive, open_archives
+from timm_paf.data.splits import SelectedImages
 from timm_paf.data.verify import verify_archive
 
 COUNT = 900
@@ -64,7 +65,10 @@ def test_flipped_bits(tmp_path, flip, key):
     with_flipped_byte(tmp_path / 'c.npz', flip)
     source = open_archive(tmp_path / 'c.npz', num_classes=3, mapped=True)
     whole = open_archives([tmp_path / f'{name}.npz' for name in 'abc'], num_classes=3, mapped=True)
-    for one in (source, whole, ImagesWithout(source, torch.tensor([3, 5]), name='train')):
+    parts = [ImagesWithout(source, torch.tensor([3, 5]), name='train')]
+    if key == 'image':  # labels are read on opening
+        parts.append(SelectedImages(source, torch.tensor([3, 5]), name='val'))
+    for one in (source, whole, *parts):
         with pytest.raises(ValueError, match=rf"c\.npz: '{key}' is damaged .*CRC-32"):
             verify_archive(one)
 

@@ -2,7 +2,6 @@
 import contextlib
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from timm_paf._distributed import Processes
 from timm_paf.data import LabelledImages, open_archive
 from timm_paf.engine import Measurement, TrainConfig, Trainer, ValidateConfig, validate
+from timm_paf.engine import train as train_command
 from timm_paf.engine.classes import check_same_classes
 
 # each class has its own level of gray, so that a label can be told from a pixel
@@ -170,42 +170,6 @@ def test_flags_give_names_to_archives(tmp_path):
 
 def tensor_folder(root, **more):
     return ImageFolder(root, lambda image: torch.from_numpy(np.array(image)[..., 0])[None], **more)
-
-
-TWELVE = [str(number) for number in range(12)]
-
-
-def test_numbered_folders_in_two_orders(tmp_path, monkeypatch):
-    """ImageFolder orders names as text, 10 before 2; timm and this package as numbers."""
-    monkeypatch.setattr(sys.modules[__name__], 'GRAY', {name: 20 * int(name) for name in TWELVE})
-    root = folder(folder(tmp_path / 'train', TWELVE).parent / 'synthetic', TWELVE[3:]).parent
-    config = TrainConfig(
-        model='tiny_smooth', output=str(tmp_path / 'out'), val_size=12, batch_size=6, device='cpu',
-        synthetic=(str(root / 'synthetic'),), synthetic_fraction=0.5)
-    trainer = Trainer(config, train=tensor_folder(root / 'train'), test=tensor_folder(root / 'synthetic'))
-    names = trainer.config.class_names
-    assert names == tuple(sorted(TWELVE))
-    assert numbers(trainer.data.real) == by_name(names)
-    for source in (trainer.test, *trainer.data.synthetic):
-        assert numbers(source) == {20 * int(name): {names.index(name)} for name in TWELVE[3:]}
-
-
-E, E2 = 'b\u00e9', 'be\u0301'  # the same text, composed and decomposed
-
-
-@pytest.mark.parametrize('first, second, expected', [
-    (['a', E, 'c'], [E2, 'c'], {90: {1}, 150: {2}}), ([E, E2, 'c'], [E2, 'c', E], {120: {1}, 150: {2}, 90: {0}}),
-], ids=['one class', 'two classes'])
-def test_names_that_file_systems_write_in_two_ways(tmp_path, first, second, expected):
-    paths = []
-    for number, names in enumerate((first, second)):
-        gray = {'a': 30, E: 90, E2: 90 if first[0] == 'a' else 120, 'c': 150}
-        np.savez(tmp_path / f'{number}.npz', image=np.repeat([gray[name] for name in names], 4 * 64).astype(
-            np.uint8).reshape(-1, 8, 8, 1), label=np.arange(len(names)).repeat(4), class_names=np.array(names))
-        paths.append(tmp_path / f'{number}.npz')
-    trainer = opened(
-        tmp_path, '--dataset', paths[0], '--test-data', paths[1], '--in-chans', '1', '--synthetic-fraction', '0')
-    assert numbers(trainer.test) == expected
 
 
 def test_names_that_reports_cannot_hold_are_refused(tmp_path):
@@ -366,28 +330,11 @@ def test_a_resumed_run(tmp_path, capsys, case, way):
     (tmp_path / 'run' / 'report.json').unlink()
     change(data)
     capsys.readouterr()
-    status = train(tmp_path, *argv, '--resume', 'auto') if way == 'auto' else engine_train(
-        '--resume', str(tmp_path / 'run'))
+    status = train(tmp_path, *argv, '--resume', 'auto') if way == 'auto' else train_command(
+        ['--resume', str(tmp_path / 'run')])
     error = capsys.readouterr().err
     assert status == (2 if name else 0) and error.count('\n') == bool(name)
     assert f'class {name}' in error or f'with {name}' in error if name else len(rows_of(tmp_path / 'run')) == 2
-
-
-def engine_train(*argv):
-    from timm_paf.engine import train as command
-    return command(list(argv))
-
-
-def test_checkpoints_from_before_class_names_are_resumed(tmp_path):
-    data = tree(tmp_path / 'data', 'abc', 'ab')
-    argv = [*FOLDER, '--data-dir', str(data), *SHORT[:-1], '2']
-    assert train(tmp_path, *argv) == 0
-    (tmp_path / 'run' / 'report.json').unlink()
-    for path in (tmp_path / 'run').glob('*.pth.tar'):
-        state = torch.load(path, weights_only=True)
-        state['args'].pop('class_names', None)  # two of the files are one
-        torch.save(state, path)
-    assert train(tmp_path, *argv, '--resume', 'auto') == 0
 
 
 @pytest.mark.parametrize('names, size, message', [

@@ -1,7 +1,9 @@
 import dataclasses
 
 import pytest
+import yaml
 
+from timm_paf.data import DataChanged
 from timm_paf.engine.cli import RunFailed, find_config, parse_config, run
 from timm_paf.engine.fields import Settings, assignments, setting
 
@@ -89,8 +91,9 @@ def fail(error):
 @pytest.mark.parametrize('prepare, execute, status, message', [
     (dict, lambda _: None, 0, ''), (fail(ValueError('bad\nvalue')), None, 2, 'error: bad value\n'),
     (fail(FileNotFoundError('gone')), None, 2, 'error: gone\n'), (dict, fail(RunFailed('NaN')), 1, 'stopped: NaN\n'),
-    (dict, fail(KeyboardInterrupt()), 130, 'interrupted\n'),
-], ids=['fine', 'value', 'file', 'failed', 'interrupt'])
+    (dict, fail(KeyboardInterrupt()), 130, 'interrupted\n'), (fail(DataChanged('new')), None, 2, 'error: new\n'),
+    (dict, fail(DataChanged('new')), 1, 'stopped: new\n'),
+], ids=['fine', 'value', 'file', 'failed', 'interrupt', 'data changed on opening', 'data changed'])
 def test_exit_status(capsys, prepare, execute, status, message):
     assert run(prepare, execute) == status
     assert capsys.readouterr().err == message
@@ -126,7 +129,7 @@ def test_a_value_in_python_is_converted_and_checked():
 
 def test_yaml_round_trip(tmp_path):
     config = Config(eps='0.1', paths=(), rate=None, average=False)
-    config.save_yaml(tmp_path / 'a.yaml')
+    (tmp_path / 'a.yaml').write_text(yaml.safe_dump(config.to_dict()))
     assert Config.from_yaml(tmp_path / 'a.yaml') == config
     assert Config.from_yaml(tmp_path / 'a.yaml', steps=3) == dataclasses.replace(config, steps=3)
 

@@ -13,10 +13,14 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from tiny_run import FAST, open_measurement, open_trainer
 
-from timm_paf.data import MixedBatches, open_archive, to_unit_range
+from timm_paf._distributed import Processes
+from timm_paf.data import Decoding, MixedBatches, open_archive, to_unit_range
+from timm_paf.data.decoded import folder_images
+from timm_paf.data.streamed import StreamedImages
+from timm_paf.engine import Trainer, parse_train_config
 from timm_paf.engine.data import as_source, own_splits, reading_bar, source_lines
 from timm_paf.engine.data import open_dataset as open_splits
-from timm_paf.engine.train_config import DataConfig
+from timm_paf.engine.shared_config import DataConfig
 
 # images of each class in the splits of the folder
 SPLITS = {'train': 10, 'validation': 4, 'practice': 8, 'holdout': 2, 'exam': 3}
@@ -140,16 +144,26 @@ def test_archives_are_those_named(opened, command):
 
 @pytest.mark.parametrize('command', ['train', 'validate'])
 def test_a_data_set_is_downloaded_only_when_asked_for(opened, command, monkeypatch):
-    asked = []
+    asked, first = [], []
+
+    @contextlib.contextmanager
+    def rank_zero_first(self):
+        first.append(self)
+        try:
+            yield
+        finally:
+            first.pop()
 
     def cifar(root, *, train, download):
         asked.append(download)
+        assert first  # of several processes one downloads
         if not download:
             raise RuntimeError('Dataset not found')
         return SimpleNamespace(
             data=np.zeros((40, 32, 32, 3), np.uint8), targets=[n % 10 for n in range(40)], classes=list(range(10)))
 
     monkeypatch.setattr(torchvision.datasets, 'CIFAR10', cifar)
+    monkeypatch.setattr(Processes, 'rank_zero_first', rank_zero_first)
     argv = [*MODEL, '--dataset', 'torch/cifar10', '--data-dir', 'FILES', '--val-size', '10']
     for flags, downloads in (([], False), (['--dataset-download'], True), (['--no-dataset-download'], False)):
         asked.clear()
@@ -199,7 +213,7 @@ def test_own_images_become_a_source_and_its_splits(images):
     source, val, test = own_splits(images(), None, images(), DataConfig(val_size=8))
     assert (len(source), len(val), len(test), source.num_classes, source.image_shape) == (32, 8, 40, 4, (1, 8, 8))
     assert val.images.dtype == test.images.dtype == torch.float32
-    held_out, trained = val.images[:, 0, 0, 0], to_unit_range(source.take(torch.arange(32))[0])[:, 0, 0, 0]
+    held_out, trained = val.images.float()[:, 0, 0, 0], to_unit_range(source.take(torch.arange(32))[0])[:, 0, 0, 0]
     assert torch.allclose(torch.cat([held_out, trained]).sort().values, torch.arange(40.) / 255)  # disjoint, complete
     assert torch.equal((held_out * 255).round().long() % 4, val.labels)
 
@@ -217,6 +231,9 @@ def test_colours_of_own_images_stay_in_place():
     for images in (pixels, pixels.transpose(0, 3, 1, 2)):
         assert torch.equal(as_source((images, np.arange(6))).take(torch.arange(6))[0],
                            torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    palette = as_source(Pairs(lambda pixels: Image.fromarray(pixels + 9).convert('RGB').quantize(4)))
+    images, _ = palette.take(torch.arange(40))
+    assert images.shape == (40, 3, 8, 8) and images[:, :, 0, 0].tolist() == [[n + 9] * 3 for n in range(40)]
     spectral = np.zeros((6, 16, 8, 8), np.uint8)  # sixteen channels
     assert as_source((spectral, np.arange(6))).image_shape == (16, 8, 8)
 
@@ -228,3 +245,61 @@ def test_messages_name_flags(tmp_path):
         with pytest.raises((ValueError, FileNotFoundError), match=flag) as caught:
             open_splits(name, config)
         assert not re.search('data_dir|test_data', str(caught.value))
+
+
+def test_own_image_files_keep_crops_and_report_when_some_are_held_out(files):
+    source = folder_images(files / 'digits' / 'train', decoding=Decoding(channels=1, size=8, train_crop_mode='rrc'))
+    train, val, _ = own_splits(source.opened(), None, None, DataConfig(val_size=6))
+    assert train.changes_images and hasattr(train, 'prefetch') and (len(train), len(val)) == (24, 6)
+
+
+def test_a_large_archive_reports_the_images_that_are_left(files, monkeypatch):
+    archive = open_archive(files / 'train.npz', num_classes=3, channels=1, mapped=True)
+    monkeypatch.setattr('timm_paf.data.datasets.IN_MEMORY', 0)
+    train, val, _ = own_splits(archive, None, None, DataConfig(val_size=9))
+    assert not isinstance(val.images, torch.Tensor)  # nothing is read into memory
+    (line,) = source_lines(MixedBatches(train, batch_size=4, synthetic_fraction=0, seed=0))
+    rest = train.class_numbers().bincount().tolist()
+    assert line.startswith('training images: train.npz/train: 31 images 1x8x8 uint8') and sum(rest) == 31
+    assert f'in all labels, the rarest of 3 classes has {100 * min(rest) / 31:.1f} %' in line
+
+
+def test_verification_also_checks_the_archives_of_test_images(tmp_path):
+    """A flipped bit of a pixel, which only the checksum of the archive shows."""
+    pixels = np.random.default_rng(0).integers(0, 256, (70_000, 16, 16, 1), dtype=np.uint8)  # more than 16 MiB
+    np.savez(tmp_path / 'test.npz', image=pixels, label=np.arange(70_000) % 3)
+    np.savez(tmp_path / 'train.npz', image=pixels[:40], label=np.arange(40) % 3)
+    content = bytearray((tmp_path / 'test.npz').read_bytes())
+    content[content.find(pixels[50_000].tobytes())] ^= 1
+    (tmp_path / 'test.npz').write_bytes(content)
+    argv = [*FAST, *MODEL, '--synthetic-fraction', '0', '--output', str(tmp_path), '--dataset',
+            str(tmp_path / 'train.npz'), '--test-data', str(tmp_path / 'test.npz'), '--num-classes', '3',
+            '--in-chans', '1', '--val-size', '6']
+    open_trainer(argv)
+    with pytest.raises(ValueError, match=r"test\.npz: 'image' is damaged"):
+        open_trainer([*argv, '--verify-data'])
+
+
+class FrontToBack(torch.utils.data.IterableDataset):
+    """What timm's iterable data sets are to a caller: 60 images of three classes, of other pixels each."""
+
+    def __len__(self):
+        return 60
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __iter__(self):
+        for number in range(60):
+            yield self.transform(Image.new('L', (8, 8), number * 4)), number % 3
+
+
+def test_a_run_on_a_stream(tmp_path):
+    stream = StreamedImages(
+        FrontToBack(), name='stream', num_classes=3, decoding=Decoding(channels=1, size=8, workers=0))
+    val = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
+    config = parse_train_config([
+        *FAST, '--model', 'tiny_norm', '--synthetic-fraction', '0', '--output', str(tmp_path), '--num-classes', '3'])
+    trainer = Trainer(config, train=stream, val=val, console=Console(quiet=True))
+    trainer.fit()
+    assert trainer.progress.update == 12 and all(np.isfinite(row['train_loss']) for row in trainer.progress.rows)

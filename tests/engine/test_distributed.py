@@ -4,13 +4,11 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from tiny_run import FAST, RECIPES, assert_same_result, launch, rows_of, wait_for, weights_of
+from tiny_run import FAST, assert_same_result, ended, launch, rows_of, wait_for, weights_of
 
 from timm_paf.engine import train as train_command
 from timm_paf.engine.distributed import StopSignals
@@ -38,11 +36,6 @@ def together():
     for process in started:
         process.kill()
         process.communicate()
-
-
-def ended(processes, timeout=120):
-    """Outputs and errors once all have ended."""
-    return [process.communicate(timeout=timeout) for process in processes]
 
 
 def test_two_processes_are_one_up_to_the_order_of_sums(tmp_path, together):
@@ -118,18 +111,6 @@ def test_two_processes_go_on_exactly(tmp_path, together, mode, number):
         assert [process.returncode for process in processes] == [0, 0], outputs
         results.append(folder / 'run')
     assert_same_result(*results)
-
-
-@pytest.mark.slow
-def test_torchrun(tmp_path):
-    command = [
-        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-        str(RECIPES / 'adv_train.py'), *FAST, '--model', 'wrn10_2_pssilu', '--output', str(tmp_path), '--experiment',
-        'run']
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert '2 processes' in result.stdout and (tmp_path / 'run' / 'report.json').exists()
 
 
 @pytest.mark.parametrize('enabled', [True, False])

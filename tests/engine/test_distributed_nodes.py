@@ -9,7 +9,7 @@ import timm
 import tiny_run
 import torch
 from test_distributed import free_port
-from tiny_run import FAST, RECIPES, assert_same_result, wait_for
+from tiny_run import FAST, RECIPES, assert_same_result, ended, wait_for
 
 from timm_paf.engine.distributed import StopSignals, signal_name
 
@@ -47,11 +47,6 @@ def nodes():
         except ProcessLookupError:
             continue
         agent.communicate()
-
-
-def ended(agents, timeout=120):
-    """Outputs and errors, once the agents and what they started have ended."""
-    return [agent.communicate(timeout=timeout) for agent in agents]
 
 
 def test_the_end_of_torchrun_counts_as_a_signal(monkeypatch):

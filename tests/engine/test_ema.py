@@ -1,19 +1,9 @@
 """The average of the weights."""
-import pytest
 import torch
-from tiny_run import prepared, trained
+from tiny_run import prepared
 from torch import nn
 
-from timm_paf.engine import EMA
 from timm_paf.engine.step import batches_from
-
-
-def test_average_without_decay_is_the_weights(tmp_path):
-    flags = ['--model-ema', '--model-ema-decay']
-    for model in ('tiny_smooth', 'tiny_norm'):
-        raw = trained(tmp_path, *flags, '0', model=model)
-        assert torch.equal(raw, trained(tmp_path, *flags, '0', key='state_dict_ema', model=model))
-    assert not torch.equal(raw, trained(tmp_path, *flags, '0.5', key='state_dict_ema', model='tiny_norm'))
 
 
 def test_average_follows_its_rule_and_copies_buffers(tmp_path):
@@ -36,13 +26,3 @@ def test_average_follows_its_rule_and_copies_buffers(tmp_path):
     for name, value in average.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
     assert torch.equal(average['norm.running_mean'], trainer.task.trainable_module.norm.running_mean)
-
-
-@pytest.mark.parametrize('n, expected', [(0, 0.1), (1, 2 / 11), (80, 0.9), (2000, 0.995)])
-def test_decay_of_the_average(n, expected):
-    class Task:
-        def setup_ema(self, **kwargs):
-            return None
-
-    assert EMA(Task(), decay=0.995, warmup=True, copied=7).decay_at(7 + n) == pytest.approx(expected)
-    assert EMA(Task(), decay=0.995, warmup=True, copied=7).decay_at(6) == 0

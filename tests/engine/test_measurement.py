@@ -9,7 +9,9 @@ import torch
 from timm_paf._files import file_sha256
 from timm_paf.attacks import ThreatModel
 from timm_paf.data import digits_splits
+from timm_paf.engine import ValidateConfig
 from timm_paf.engine import validate as validate_command
+from timm_paf.engine.measurement import with_training_settings
 
 ENTRY = ['--robustbench-link', 'https://arxiv.org/abs/2110.05626', '--robustbench-name', 'A title',
          '--robustbench-authors', 'A B, C D', '--robustbench-venue', 'arXiv, Oct 2021',
@@ -116,6 +118,7 @@ def test_robustbench_entry_with_what_is_in_its_way(checkpoint, tmp_path, capsys)
     (['--output', 'PAGE'], 'report.html exists already'),
     (['--output', 'TAKEN'], 'is a file; expected a folder'),
     (['--checkpoint', 'PAGE'], 'is a folder; give a file in it'), (['--checkpoint', 'TORN'], 'cannot be read'),
+    (['--norm', 'l2'], 'was trained in linf; give --eps for l2'),
     (['--eps', '128', '--norm', 'l2'], '128/255'), (['--model', 'resnet18_relu'], 'does not fit CifarResNet'),
     (['--device', 'abacus'], 'not available'),
 ], ids=lambda value: ' '.join(value[:2]) if isinstance(value, list) else '')
@@ -135,6 +138,15 @@ def test_mistakes_are_told_before_anything_is_measured(checkpoint, tmp_path, cap
     assert message in error and error.count('\n') == 1
     assert (tmp_path / 'taken.json').read_text() == (tmp_path / 'page' / 'report.html').read_text() == 'mine'
     assert not (tmp_path / 'page' / 'report.json').exists()
+
+
+@pytest.mark.parametrize('norm, eps, given', [
+    ('l1', '8', {'eps': '12'}), ('l2', '0.5', {'eps': '1.5'}), ('l1', '8', {}), ('l1', '8', {'norm': 'l1'}),
+    ('linf', '8/255', {'eps': '1.5', 'norm': 'l2'})], ids=str)
+def test_the_radius_belongs_to_the_norm(norm, eps, given):
+    trained = {'model': 'wrn10_2_relu', 'dataset': 'digits', 'eps': eps, 'norm': norm}
+    config = with_training_settings(ValidateConfig(checkpoint='x', **given), trained)
+    assert config.threat() == ThreatModel(**{'eps': eps, 'norm': norm, **given})
 
 
 @pytest.mark.parametrize('change, message', [

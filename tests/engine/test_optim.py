@@ -1,9 +1,8 @@
 """The optimizer of the settings."""
 import pytest
-import torch
 from tiny_run import prepared
 
-from timm_paf.engine.optim import fused_optimizer, make_optimizer
+from timm_paf.engine.optim import fused_optimizer
 
 
 def test_optimizer_options(tmp_path):
@@ -26,6 +25,7 @@ def test_groups_of_ones_own_exclude_layer_decay(tmp_path, flags):
 
 @pytest.mark.parametrize('flags, decays', [
     ('', {0.1: 'all'}), ('--norm-weight-decay 0.2', {0.1: 'rest', 0.2: 'norm'}),
+    ('--filter-bias-and-bn', {0.1: 'matrices', 0.: 'rest'}),
     ('--norm-weight-decay 0 --paf-weight-decay 0.3 --filter-bias-and-bn', {0.1: 'matrices', 0.: 'rest', 0.3: 'paf'}),
 ], ids=str)
 def test_weight_decay_of_each_parameter(tmp_path, flags, decays):
@@ -47,20 +47,3 @@ def test_fused_where_it_can_be(tmp_path, flags, expected):
     trainer = prepared(tmp_path, *flags)
     assert fused_optimizer(trainer.config) is expected
     assert trainer.optimizer.param_groups[0].get('fused') in (expected, expected or None)
-
-
-@pytest.mark.parametrize('opt', ['sgd', 'adamw'])
-def test_fused_step_is_the_plain_one(tmp_path, opt):
-    """In float64 against torch's loop over tensors."""
-    results = []
-    for flag in ('--opt-fused', '--no-opt-fused'):
-        trainer = prepared(tmp_path, '--opt', opt, flag, '--weight-decay', '0.1')
-        model = trainer.task.trainable_module.double()
-        optimizer = make_optimizer(trainer.config, model)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(3):
-            for parameter in model.parameters():
-                parameter.grad = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-            optimizer.step()
-        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

@@ -146,11 +146,6 @@ def test_the_command_refuses_and_writes_nothing(tmp_path, refused):
     refused(train(tmp_path, '--grad-accum-steps', '32', model='tiny_flat'), '--grad-accum-steps 32')
 
 
-def test_no_space_for_checkpoints(tmp_path, refused, monkeypatch):
-    monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), {'free': 10_000}))
-    refused(train(tmp_path), f'--output {tmp_path}')
-
-
 @pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'cp1252', 'utf-8'])
 def test_output_in_any_encoding(tmp_path, monkeypatch, encoding):
     output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)

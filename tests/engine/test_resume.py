@@ -43,9 +43,9 @@ def test_stopped_run_goes_on_to_the_same_result(whole, tmp_path, capsys, update,
     assert_same_result(whole, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('part', ['clean', 'PGD-2'])
-def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part):
-    """It stops at the next batch, and resumes after the last one."""
+@pytest.mark.parametrize('part, changed', [('clean', []), ('PGD-2', []), ('PGD-2', ['--pgd-steps', '3'])], ids=str)
+def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part, changed):
+    """It stops at the next batch, and resumes after the last one; a measurement with other settings starts again."""
     original, seen, signals = AttackView.progress, [], []
 
     def progress(self, name, done, total, *more):
@@ -62,6 +62,10 @@ def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part):
         ends = seen[-1]
         assert ends in ((part, 20), (part, 30))
         seen.clear()
+        if changed:
+            assert train(tmp_path, '--resume', 'auto', '--resume-changed', *changed) == 0
+            assert json.loads((tmp_path / 'run' / 'report.json').read_text())['pgd']['steps'] == 3
+            return
         assert train(tmp_path, '--eval-batch-size', '10', '--resume', 'auto') == 0  # PGD attacks about 40 images
     assert sorted({name for name, _ in seen}) == ['PGD-2', 'clean']
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (whole, tmp_path / 'run')]
@@ -228,6 +232,16 @@ def test_changed_settings_hold_when_allowed(tmp_path):
     assert torch.equal(weights_of(folder / 'last.pth.tar')['fc.weight'], before['fc.weight'])
 
 
+def test_changed_settings_are_allowed_for_one_command(tmp_path, capsys):
+    folder = interrupted(tmp_path)
+    assert train_command(['--resume', str(folder), '--resume-changed', '--momentum', '0.5']) == 0
+    assert train_command(['--resume', str(folder)]) == 0
+    assert 'is finished; nothing to do' in ' '.join(capsys.readouterr().out.split())
+    (folder / 'report.json').unlink()
+    assert train_command(['--resume', str(folder), '--momentum', '0.4']) == 2
+    assert 'momentum: 0.5 -> 0.4' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('update', [8, 11], ids=['in an epoch', 'at its end'])
 def test_other_number_of_processes(whole, tmp_path, capsys, update):
     """The sums of the epoch are those of all processes before; here of two that did the same."""
@@ -245,7 +259,8 @@ def test_other_number_of_processes(whole, tmp_path, capsys, update):
 
 def test_how_a_run_is_done_may_change(whole, tmp_path):
     interrupted(tmp_path)
-    flags = ['--log-interval', '3', '--checkpoint-hist', '2', '--data-on-device', 'yes', '--prefetch']
+    flags = ['--log-interval', '3', '--checkpoint-hist', '2', '--data-on-device', 'yes', '--prefetch', '--data-dir',
+             'elsewhere']
     assert train(tmp_path, '--resume', 'auto', *flags) == 0
     assert_same_result(whole, tmp_path / 'run')
 
@@ -272,12 +287,22 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path, monkeypatch, capsys, argv,
 def test_full_disk_keeps_the_checkpoint_before(whole, tmp_path, capsys, monkeypatch):
     original, calls = torch.save, []
 
-    def save(*arguments):
+    class Full:
+        """A file on a disk with space for some parts of a checkpoint."""
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            if self.file.tell() > 3000:
+                raise OSError(28, 'No space left on device')
+            return self.file.write(content)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    def save(state, file):
         calls.append(0)
-        if len(calls) == 2:
-            arguments[1].write(b'part of it')
-            raise OSError(28, 'No space left on device')
-        original(*arguments)
+        original(state, Full(file) if len(calls) == 2 else file)
 
     monkeypatch.setattr('torch.save', save)
     assert train(tmp_path, '--no-model-ema') == 1

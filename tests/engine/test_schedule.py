@@ -2,12 +2,9 @@
 import math
 
 import pytest
-import torch
 from tiny_run import prepared, updated
-from torch import nn
 
 from timm_paf.activations import paf_parameters
-from timm_paf.engine.schedule import OneCycle
 from timm_paf.engine.step import batches_from
 
 
@@ -81,17 +78,3 @@ def test_rate_of_alpha_and_beta_is_a_share_at_any_time(tmp_path, flags, resumed)
     assert own == pytest.approx([0.05 * rate for rate in others]) and max(others) > 0
     ids = {id(p) for p in trainer.optimizer.param_groups[-1]['params']}
     assert ids == {id(p) for p in paf_parameters(trainer.model).values()}
-
-
-def test_onecycle_can_be_entered_anywhere():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4, momentum=0.9)
-    cycle = OneCycle(
-        optimizer, total=50, on_updates=True, pct_start=0.1, div_factor=25, final_div_factor=1e4,
-        momentum=(0.85, 0.95))
-    along = []
-    for update in range(51):
-        cycle.step_update(update)
-        along.append((optimizer.param_groups[0]['lr'], optimizer.param_groups[0]['momentum']))
-    for update in (30, 3, 50, 0):
-        cycle.step_update(update)
-        assert (optimizer.param_groups[0]['lr'], optimizer.param_groups[0]['momentum']) == along[update]

@@ -113,17 +113,6 @@ def test_channels_last_reaches_images_and_weights(tmp_path):
     assert seen == [True]
 
 
-@pytest.mark.slow
-def test_compiled_model_trains_alike_and_saves_plain_names(tmp_path):
-    plain = trained(tmp_path, '--model-ema')
-    trainer = prepared(tmp_path, '--torchcompile', 'eager')
-    assert hasattr(trainer.task.trainable_module, '_orig_mod')
-    torch.testing.assert_close(trained(tmp_path, '--model-ema', '--torchcompile', 'eager'), plain)
-    folder = sorted(tmp_path.glob('run*'))[-1]
-    assert 'fc.weight' in weights_of(folder / 'last.pth.tar') and 'fc.weight' in weights_of(
-        folder / 'last.pth.tar', 'state_dict_ema')
-
-
 def test_checkpointed_gradients_recompute(tmp_path):
     counts = {}
     for flags in ([], ['--grad-checkpointing']):

@@ -1,4 +1,5 @@
 """Grid files and their cells."""
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from timm_paf.activations import paf_parameters
 from timm_paf.engine import TrainConfig, read_sweep
 from timm_paf.engine.model import untrained_model
+from timm_paf.engine.optim import learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'recipes' / 'configs'
 
@@ -54,6 +56,23 @@ def test_settings_of_a_block_hold_for_its_cells_alone(tmp_path):
         ('relu', 0.2, {}), ('silu', 0.3, {}), ('relu', 0.2, {})]
 
 
+@pytest.mark.parametrize('before, now, names', [
+    ('clip_grad: 1', 'clip_grad: null', ['clip_grad']), ('act_fixed: [alpha=2]', 'act_fixed: []', ['act_fixed']),
+    ('lr: 0.2', 'lr: null', ['lr']), ('lr: null', 'lr: null', []), ('workers: 3', 'workers: 0', []),
+    ('class_names: [a, b]', 'class_names: []', []), ('class_names: [a, b]', 'class_names: [b, a]', ['class_names']),
+    ('val_size: 1024', 'val_size: null', []), ('val_size: 5000', 'val_size: null', ['val_size']),
+    ('amp: true', 'amp: null', []), ('amp: true', 'amp: false', ['amp']),
+], ids=str)
+def test_settings_that_differ_from_those_of_a_run(tmp_path, before, now, names):
+    old, new = (sweep(tmp_path, '- activation: psilu', f'arch: wrn10_2\nsettings: {{{settings}}}\n').cells[0]
+                for settings in (before, now))
+    trained = old.config('', device='cpu')
+    trained = dataclasses.replace(trained, lr=learning_rate(trained), channels_last=False).to_dict()  # as in args.yaml
+    assert new.differences(trained) == names
+    del trained['momentum']  # a run of a version that did not have this setting
+    assert new.differences(trained) == names
+
+
 class Images:
     num_classes, image_shape = 10, (1, 8, 8)
 
@@ -97,6 +116,7 @@ def test_parameters_are_fixed_or_start_at_the_given_values(tmp_path, arch, activ
     ('arch: wrn10_2\n', '- {activation: relu, settings: {lrr: 1}}', ['block 1', "'lrr'"]),
     ('arch: wrn10_2\n', '- {activation: relu, settings: {model: x}}', ['block 1', "'model'"]),
     ('arch: wrn10_2\nbase: nowhere\n', '- activation: relu', ['nowhere']),
+    ('arch: wrn10_2\n', '- {activation: relu, autoattack: [none, standard]}', ['block 1', 'autoattack', 'settings']),
     ('', '- activation: relu', ['arch']), ('arch: wrn10_2\n', '  activation: relu', ['grid']),
 ])
 def test_mistakes_are_named_in_a_line(tmp_path, head, grid, words):

@@ -145,6 +145,17 @@ def test_a_column_that_some_runs_lack_stays_empty(tmp_path):
     assert silu.values('autoattack') == {0: 32.} and silu.values('pgd') == {0: 33.5, 1: 33.5}
 
 
+def test_a_first_seed_without_autoattack(tmp_path):
+    """As in a folder with a cell of an older grid."""
+    for seed in (0, 1):
+        report = made_up(tmp_path, 'relu', seed, 300) / 'report.json'
+        if seed == 0:
+            content = json.loads(report.read_text())
+            content.pop('autoattack')
+            report.write_text(json.dumps(content))
+    assert 'AutoAttack, 95 % interval' in sweep_page(sweep_rows(tmp_path), tmp_path, title='x')
+
+
 def study(output):
     """Three seeds of references, fixed and learned parameters, with one option."""
     for seed in range(3):

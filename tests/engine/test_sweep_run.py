@@ -165,6 +165,25 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+def test_threads_are_the_cores_that_the_process_may_use(tmp_path, monkeypatch):
+    """As in a Slurm job; a worker that is not started shows what it would get."""
+    class Started(Exception):
+        pass
+
+    class Context:
+        def Process(self, target, args):
+            raise Started(args[-1])
+
+    monkeypatch.setattr('os.cpu_count', lambda: 64)
+    monkeypatch.setattr('os.sched_getaffinity', lambda pid: {3, 5, 7, 9}, raising=False)
+    monkeypatch.setattr('multiprocessing.get_context', lambda kind: Context())
+    sweep = read_sweep(grid_file(tmp_path, '- activation: relu'))
+    for workers, threads in ((1, 4), (2, 2), (8, 1)):
+        with pytest.raises(Started) as started:
+            run_sweep(sweep, tmp_path / 'out', workers=workers)
+        assert started.value.args == (threads,)
+
+
 def row(activation, seed, pgd, **options):
     learned = options.pop('learned', False)
     return {'activation': activation, 'learned': learned, 'given': '', 'seed': seed, **options, 'checkpoint': 'best',

@@ -1,8 +1,9 @@
-"""Trainer: a run from four lines, own data, networks and steps, callbacks; flags that change how a run is done."""
+"""Trainer: own data, networks and steps, callbacks; flags that change how a run is done."""
 import copy
 import dataclasses
-import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -30,18 +31,6 @@ def whole(tmp_path_factory):
     trainer.fit()
     trainer.evaluate()
     return trainer.folder
-
-
-def test_four_lines(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    trainer = Trainer(TrainConfig(
-        model='tiny_smooth', dataset='digits', epochs=2, updates_per_epoch=3, attack_steps=1, autoattack='none'))
-    assert not list(tmp_path.iterdir())  # nothing is written before it starts
-    trainer.fit()
-    report = trainer.evaluate()
-    assert report.measurements['clean'].accuracy.total == 360
-    assert json.loads((trainer.folder / 'report.json').read_text())['clean']['total'] == 360
-    assert ' 2/2 ' in capsys.readouterr().out
 
 
 @pytest.mark.gpu
@@ -211,6 +200,27 @@ def test_callbacks_watch_a_run(tmp_path):
 
 
 
+def test_metrics_of_several_processes(tmp_path, monkeypatch):
+    """One of two processes, of which the other has losses of 0 and as many images, all classified correctly."""
+    seen = []
+
+    class Watch(Callback):
+        def on_update(self, epoch, step, metrics, shape):
+            seen.append(metrics)
+
+    for name, others in (('alone', 0), ('both', 1)):
+        trainer = Trainer(config(tmp_path, experiment=name, log_interval=1), callbacks=[Watch()], console=QUIET)
+        monkeypatch.setattr(
+            Processes, 'all_reduce_sum',
+            lambda self, sums, others=others: sums + others * torch.stack([0 * sums[0], sums[2], sums[2]]))
+        trainer.train_step(next(stream := trainer.batches()))
+        next(stream)
+        stream.close()
+    alone, both = seen
+    assert both['loss'] == pytest.approx(alone['loss'] / 2)
+    assert both['robust'] == pytest.approx((alone['robust'] + 100) / 2)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """No final measurement."""
@@ -278,3 +288,13 @@ def test_running_statistics_of_several_processes(tmp_path, monkeypatch, mode, ex
     trainer.processes = dataclasses.replace(trainer.processes, world_size=2)
     trainer.validate()
     assert asked == expected
+
+
+def test_every_random_number_has_the_seed(tmp_path):
+    """As a data set or a transform of one's own may use any of the generators."""
+    found = []
+    for seed in ('7', '7', '8'):
+        prepared(tmp_path, '--seed', seed)
+        found.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert found[0] == found[1]
+    assert all(one != other for one, other in zip(found[0], found[2], strict=True))

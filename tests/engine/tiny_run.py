@@ -108,6 +108,11 @@ def wait_for(process, text, timeout=120):
     raise AssertionError(f'the process ended with {process.wait()}: {process.stderr.read()}')
 
 
+def ended(processes, timeout=120):
+    """Outputs and errors, once the processes and what they have started have ended."""
+    return [process.communicate(timeout=timeout) for process in processes]
+
+
 def stop_at(monkeypatch, update, number=signal.SIGTERM):
     """Send this process a signal just after an update of the run that trains in it."""
     original = Trainer.record

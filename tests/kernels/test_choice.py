@@ -2,18 +2,18 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.profiler import ProfilerActivity, profile
 
 import timm_paf
 from timm_paf import kernels
 from timm_paf.activations import functional
-from timm_paf.kernels import choice
+from timm_paf.kernels import choice, cpu
 
 PARAMETERS = (torch.tensor([1.3]), torch.tensor([0.2]))
 
@@ -23,10 +23,15 @@ def pssilu(x):
 
 
 def is_fused(function):
-    """Whether an operator of this package runs."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    """Whether a compiled function runs."""
+    with mock.patch.object(cpu, '_run', wraps=cpu._run) as run:
         function()
-    return any(event.key.startswith('timm_paf::') for event in record.key_averages())
+    return run.called
+
+
+def slope_of_alpha():
+    alpha = PARAMETERS[0].clone().requires_grad_()
+    return torch.autograd.grad(functional.pssilu(X, alpha, PARAMETERS[1]).sum(), alpha)
 
 
 class Subclass(torch.Tensor):
@@ -46,7 +51,6 @@ def under_mode(mode, function):
 X = torch.randn(3, 4)
 
 
-@pytest.mark.filterwarnings('ignore:`torch.jit.*:FutureWarning', 'ignore:.*torch.jit.*is deprecated')
 @pytest.mark.parametrize('function, fused', [
     (lambda: pssilu(X), True),
     (lambda: under_mode(torch.no_grad(), lambda: pssilu(X)), True),
@@ -56,14 +60,17 @@ X = torch.randn(3, 4)
     (lambda: under_mode(kernels.use('reference'), lambda: pssilu(X)), False),
     (lambda: pssilu(X.as_subclass(Subclass)), False),
     (lambda: pssilu(X.to('meta')), False),
+    (lambda: pssilu(torch.view_as_complex(torch.stack([X, X], -1)).conj().imag), False),
+    (lambda: pssilu(torch._efficientzerotensor((3, 4))), False),
+    (lambda: under_mode(torch.device('meta'), slope_of_alpha), True),
     (lambda: torch.func.vmap(pssilu)(X), False),
     (lambda: torch.func.grad(lambda x: pssilu(x).sum())(X), False),
     (lambda: torch.func.jvp(pssilu, (X,), (X,)), False),
     (lambda: make_fx(pssilu)(X), False),
     (lambda: torch.jit.trace(pssilu, X, check_trace=False), False),
     (lambda: torch.compile(pssilu, backend='aot_eager', fullgraph=True)(X), False),
-], ids=['eager', 'no-grad', 'function-mode', 'parameter', 'module', 'asked', 'subclass', 'meta', 'vmap',
-        'func-grad', 'jvp', 'make_fx', 'jit-trace', 'compile'])
+], ids=['eager', 'no-grad', 'function-mode', 'parameter', 'module', 'asked', 'subclass', 'meta', 'negative-bit',
+        'zeros-without-memory', 'device-mode', 'vmap', 'func-grad', 'jvp', 'make_fx', 'jit-trace', 'compile'])
 def test_where_the_fused_functions_run(function, fused):
     torch._dynamo.reset()
     with kernels.use('fused'):

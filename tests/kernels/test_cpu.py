@@ -1,32 +1,21 @@
 """The compiled functions against the formulas in float64, in arbitrary precision and under torch's own checks."""
 import copy
 import math
+from unittest import mock
 
 import pytest
 import timm
 import torch
 from torch.autograd import forward_ad
-from torch.profiler import ProfilerActivity, profile
 
 from tests.activations import accuracy
+from tests.activations.accuracy import LAYOUTS, SMOOTH
 from timm_paf import kernels
 from timm_paf.activations import functional
 from timm_paf.kernels import cpu
 
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-PARAMETERS = {
-    'prelu0': (0.25,), 'preluplus': (0.4,), 'pelu': (0.3,), 'peluplus': (-0.3,), 'psilu': (1.3,), 'psoftplus': (-0.7,),
-    'reblu': (0.6,), 'ssilu': (0.3,), 'pssilu_fixed': (-0.8, 0.3), 'pssilu': (1.3, -0.2)}
-LAYOUTS = {
-    'contiguous': lambda x: x,
-    'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last),
-    'transposed': lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
-    'sliced': lambda x: x.repeat_interleave(2, -1)[..., ::2],
-    'expanded': lambda x: x[:1, :, :, :1].expand(x.shape),
-    'one pixel': lambda x: x[:, :, :1, :1].contiguous(),
-}
-
 
 @pytest.fixture(autouse=True)
 def only_fused():
@@ -38,7 +27,7 @@ def only_fused():
 
 
 def tensors(name, dtype=torch.float64, channels=None):
-    parameters = PARAMETERS[name]
+    parameters = SMOOTH[name]
     if channels is None:
         return [torch.tensor([p], dtype=dtype, requires_grad=True) for p in parameters]
     return [torch.linspace(p, p + 0.2, channels, dtype=dtype).requires_grad_() for p in parameters]
@@ -49,13 +38,6 @@ def value_and_gradients(name, x, parameters, grad, channel_dim=1):
     parameters = [p.detach().clone().requires_grad_() for p in parameters]
     y = getattr(functional, name)(x, *parameters, channel_dim)
     return [y.detach(), *torch.autograd.grad(y, [x, *parameters], grad)]
-
-
-def operators(function):
-    """Names of this package's operators that a function calls."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
-        function()
-    return {event.key.removeprefix('timm_paf::') for event in record.key_averages() if 'timm_paf' in event.key}
 
 
 def assert_close_to_reference(name, x, parameters, grad, channel_dim=1):
@@ -74,7 +56,7 @@ def assert_close_to_reference(name, x, parameters, grad, channel_dim=1):
 
 
 ALL = [(name, layout, per_channel, dtype)
-       for name in PARAMETERS for layout in LAYOUTS for per_channel in (False, True) for dtype in DTYPES]
+       for name in SMOOTH for layout in LAYOUTS for per_channel in (False, True) for dtype in DTYPES]
 
 
 # every layout with PSSiLU in float32, every pair of name and dtype; the whole product in the slow run
@@ -113,9 +95,9 @@ def test_errors_stay_within_what_is_stated(name, dtype):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize('layout', accuracy.LAYOUTS)
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
 def test_sums_of_four_million_elements_are_those_of_float32_or_better(dtype, layout):
-    assert accuracy.sum_error(dtype, accuracy.LAYOUTS[layout]) <= accuracy.STATED_SUM
+    assert accuracy.sum_error(dtype, LAYOUTS[layout]) <= accuracy.STATED_SUM
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
@@ -146,7 +128,7 @@ def test_sixteen_bits_are_read_and_rounded_as_torch_does(dtype):
         torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize('name', PARAMETERS)
+@pytest.mark.parametrize('name', SMOOTH)
 def test_any_shape(name):
     for shape in ((), (0,), (2, 0, 3), (0, 4), (1,), (17,), (4097,)):
         x = torch.randn(shape, dtype=torch.float64)
@@ -167,8 +149,7 @@ def test_sums_do_not_depend_on_the_number_of_threads(layout, channels):
     assert all(map(torch.equal, alone, shared))
 
 
-@pytest.mark.filterwarnings('ignore:`torch.jit.script`:FutureWarning')  # torch's own, on the way into forward mode
-@pytest.mark.parametrize('name', PARAMETERS)
+@pytest.mark.parametrize('name', SMOOTH)
 def test_derivatives_are_consistent_to_second_order_and_in_forward_mode(name):
     x = torch.tensor([-30., -3., -0.7, 0.4, 2., 25.], dtype=torch.float64, requires_grad=True)
     parameters = tensors(name)
@@ -181,27 +162,26 @@ def test_derivatives_are_consistent_to_second_order_and_in_forward_mode(name):
     torch.testing.assert_close(tangent, torch.autograd.grad(function(x, *parameters).sum(), x)[0])
 
 
-@pytest.mark.parametrize('beta', [torch.tensor([0.2]), None], ids=['pssilu', 'psilu'])
-@pytest.mark.parametrize('operator', ['value', 'input_gradient', 'gradients'])
-def test_operators_are_what_torch_expects_of_one(operator, beta):
-    x, alpha = torch.randn(2, 3, 4).transpose(0, 2), torch.tensor([1.3])
-    gradients = () if operator == 'value' else (torch.randn(x.shape),)
-    arguments = (*gradients, x, alpha, beta, 'psilu' if beta is None else 'pssilu', 1)
-    torch.library.opcheck(
-        getattr(torch.ops.timm_paf, operator).default, arguments,
-        test_utils=['test_schema', 'test_faketensor', 'test_aot_dispatch_dynamic'])
-
-
-@pytest.mark.parametrize('asked, operator', [
-    (lambda y, x, p: torch.autograd.grad(y.sum(), x), 'input_gradient'),
-    (lambda y, x, p: y.sum().backward(inputs=[x]), 'input_gradient'),
-    (lambda y, x, p: torch.autograd.grad(y.sum(), p), 'gradients'),
-    (lambda y, x, p: torch.autograd.grad(y.sum(), [x, p[1]]), 'gradients'),
-    (lambda y, x, p: y.sum().backward(), 'gradients'),
+@pytest.mark.parametrize('asked, sums', [
+    (lambda y, x, p: torch.autograd.grad(y.sum(), x), False),
+    (lambda y, x, p: y.sum().backward(inputs=[x]), False),
+    (lambda y, x, p: torch.autograd.grad(y.sum(), p), True),
+    (lambda y, x, p: torch.autograd.grad(y.sum(), [x, p[1]]), True),
+    (lambda y, x, p: y.sum().backward(), True),
 ], ids=['grad-x', 'backward-x', 'grad-parameters', 'grad-x-and-beta', 'backward'])
-def test_sums_are_made_only_when_they_are_asked_for(asked, operator):
+def test_sums_are_made_only_when_they_are_asked_for(asked, sums):
     x, parameters = torch.randn(8, requires_grad=True), tensors('pssilu', torch.float32)
-    assert operators(lambda: asked(functional.pssilu(x, *parameters), x, parameters)) == {'value', operator}
+    with mock.patch.object(cpu, 'gradients', wraps=cpu.gradients) as gradients:
+        asked(functional.pssilu(x, *parameters), x, parameters)
+    assert [call.args[-1] for call in gradients.call_args_list] == [sums]
+
+
+def test_gradients_of_several_outputs_at_once():
+    x, parameters = torch.randn(4, requires_grad=True), tensors('pssilu', torch.float32)
+    y = functional.pssilu(x, *parameters)
+    rows = torch.autograd.grad(y, [x, *parameters], torch.eye(4), is_grads_batched=True, retain_graph=True)
+    for each, row in zip(torch.eye(4), zip(*rows, strict=True), strict=True):
+        torch.testing.assert_close(row, torch.autograd.grad(y, [x, *parameters], each, retain_graph=True))
 
 
 def test_gradients_of_some_inputs_are_right():

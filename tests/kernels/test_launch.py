@@ -1,8 +1,10 @@
 """The launch of compiled kernels, with a driver that notes launches instead of a GPU."""
+import runpy
 from collections import defaultdict
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 triton = pytest.importorskip('triton')
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -10,7 +12,8 @@ from triton.runtime import driver  # noqa: E402
 
 from timm_paf.kernels import gpu  # noqa: E402
 
-pytestmark = pytest.mark.skipif(triton.__version__ < '3.4', reason='compiled kernels take other arguments')
+pytestmark = pytest.mark.skipif(
+    TorchVersion(triton.__version__) < '3.4', reason='compiled kernels take other arguments')
 
 
 ALPHA, BETA, X, LARGER = torch.tensor([1.3]), torch.tensor([0.2]), torch.randn(2, 8, 4, 4), torch.randn(32, 16, 16, 16)
@@ -62,9 +65,9 @@ def recorded(monkeypatch):
 
 
 CALLS = {
-    'value': lambda x: (gpu.triton_value(x, ALPHA, BETA, 'pssilu', 1),),
-    'gradient of x': lambda x: (gpu.triton_input_gradient(x, x, ALPHA, BETA, 'pssilu', 1),),
-    'gradients': lambda x: gpu.triton_gradients(x, x, ALPHA, BETA, 'pssilu', 1),
+    'value': lambda x: (gpu.value('pssilu', x, ALPHA, BETA, 1),),
+    'gradient of x': lambda x: gpu.gradients('pssilu', x, x, ALPHA, BETA, 1, False),
+    'gradients': lambda x: gpu.gradients('pssilu', x, x, ALPHA, BETA, 1, True),
 }
 
 
@@ -81,6 +84,12 @@ def test_later_calls_launch_the_compiled_kernel_with_the_same_arguments(call, re
     call(X), call(LARGER)
     assert recorded.searches == 3 * kernels and recorded.launches == direct
     assert direct[kernels][0] == LARGER.numel() // gpu._BLOCK  # programs
+
+
+@pytest.mark.parametrize('version, direct', [('3.3.1', False), ('3.4.0', True), ('3.10.0', True)])
+def test_versions_of_triton_are_compared_by_number(version, direct, monkeypatch):
+    monkeypatch.setattr(triton, '__version__', version)
+    assert runpy.run_path(gpu.__file__)['_DIRECT'] is direct
 
 
 @pytest.mark.parametrize('first, other', [

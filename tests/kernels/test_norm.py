@@ -155,6 +155,15 @@ def test_unusual_modules_are_called(change, norms_called):
     torch.testing.assert_close(found, everything(plain, x))
 
 
+@pytest.mark.parametrize('norm', [nn.Identity(), nn.Dropout().eval()], ids=['identity', 'dropout'])
+def test_a_norm_that_returns_its_input_leaves_it_unchanged(norm):
+    x, shortcut = images().requires_grad_(), images()
+    before = x.detach().clone()
+    y = batch_norm_act(x, norm, nn.ReLU(), shortcut)
+    torch.testing.assert_close(y, (before + shortcut).relu())
+    assert torch.equal(x, before)
+
+
 def test_a_hook_on_all_modules_sees_them():
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, x, y: seen.append(type(module)))
@@ -192,8 +201,7 @@ SITUATIONS = {
 }
 
 
-@pytest.mark.filterwarnings(
-    'ignore:`torch.jit.*:FutureWarning', 'ignore:.*torch.jit.*is deprecated', 'ignore::torch.jit.TracerWarning')
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize('run', SITUATIONS.values(), ids=SITUATIONS)
 def test_unusual_situations_call_the_modules(run, norms_called):
     torch._dynamo.reset()
@@ -225,8 +233,8 @@ def test_derivatives_of_derivatives(shortcut):
 
 
 def test_sums_for_alpha_are_not_computed_for_an_attack(monkeypatch):
-    asked, gradients = [], kernels.ops.Operators.gradients
-    monkeypatch.setattr(kernels.ops.Operators, 'gradients', lambda *args: (asked.append(args[-1]), gradients(*args))[1])
+    asked, gradients = [], kernels.cpu.gradients
+    monkeypatch.setattr(kernels.cpu, 'gradients', lambda *args: (asked.append(args[-1]), gradients(*args))[1])
     block, x = Block(pssilu()), images().requires_grad_()
     torch.autograd.grad(block(x).sum(), x)
     block(x).sum().backward()

@@ -3,6 +3,7 @@ import re
 from collections import Counter
 
 import pytest
+from torch.torch_version import TorchVersion
 
 triton = pytest.importorskip('triton')
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -10,7 +11,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from timm_paf.kernels import gpu, gpu_norm  # noqa: E402
 
-pytestmark = pytest.mark.skipif(triton.__version__ < '3.3', reason='its compiler takes other arguments')
+pytestmark = pytest.mark.skipif(TorchVersion(triton.__version__) < '3.3', reason='its compiler takes other arguments')
 
 SPECIAL = ('ex2', 'rcp', 'rsqrt', 'sqrt', 'lg2', 'sin', 'cos', 'tanh', 'div')
 # operations and special functions per element for which memory is the limit, with room to spare

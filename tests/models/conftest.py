@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
+from torch import nn
 
 import timm_paf  # noqa: F401
 
@@ -16,6 +18,33 @@ LARGE = [
     name.removesuffix('_relu')
     for module in ('cifar_resnet', 'preact_resnet', 'wide_resnet', 'cifar_vgg', 'imagenet_resnet')
     for name in timm.list_models('*_relu', module=module) if name.removesuffix('_relu') not in SMALL]
+CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
+
+
+def randomised(model):
+    """Moves every tensor from its initial value, so that a swapped, missing or misplaced one is detected."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 2.)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name == 'alpha':
+                nn.init.uniform_(tensor, 0.6, 1.8)
+            elif name == 'beta':
+                nn.init.uniform_(tensor, -0.4, -0.1)
+    return model.eval()
+
+
+def assert_same_logits(model, other, *, size=32, rtol=1e-5):
+    x = torch.rand(3, getattr(model, 'in_chans', 3), size, size)
+    with torch.no_grad():
+        ours, theirs = model(x), other(x)
+    assert (ours - theirs).abs().max() <= rtol * theirs.abs().max()
+    assert theirs.std() > 1e-3  # logits that say something
 
 
 @pytest.fixture(params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])

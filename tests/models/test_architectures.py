@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.models.conftest import randomised
 from timm_paf import paf_parameters, shared
 from timm_paf.activations import functional
 
@@ -17,17 +18,6 @@ from timm_paf.activations import functional
 def create(name, **kwargs):
     torch.manual_seed(0)
     return timm.create_model(name, **kwargs).eval()
-
-
-def disturb_norms(model):
-    """Statistics and scales as training leaves them, so that a norm in the wrong place shows."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(std=0.2)
-    return model
 
 
 def conv(kernel, *channels):
@@ -67,7 +57,7 @@ def test_number_of_parameters(arch):
 
 @pytest.mark.parametrize('name', ['vgg11', 'vgg13_bn'])
 def test_vgg_is_torchvisions_up_to_the_head(name):
-    model, other = disturb_norms(create(f'{name}_relu')), torchvision.models.get_model(name).eval().features
+    model, other = randomised(create(f'{name}_relu')), torchvision.models.get_model(name).eval().features
     own = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     theirs = [m for m in other if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     for a, b in zip(own, theirs, strict=True):
@@ -79,7 +69,7 @@ def test_vgg_is_torchvisions_up_to_the_head(name):
 
 @pytest.mark.parametrize('name, act', [('resnet18', 'relu'), ('resnet50', 'pssilu')])
 def test_resnet_at_224_is_timms(name, act):
-    model = disturb_norms(create(f'{name}_224_{act}'))
+    model = randomised(create(f'{name}_224_{act}'))
     other = timm.create_model(name, act_layer=act if act == 'relu' else shared(act)).eval()
     other.load_state_dict(model.state_dict())
     assert list(other.state_dict()) == list(model.state_dict())
@@ -109,7 +99,7 @@ def preact_resnet(state, x, act, layers):
 @pytest.mark.parametrize('name, layers', [
     ('preact_resnet18', (2, 2, 2, 2)), ('wrn10_2', (1, 1, 1))])
 def test_preactivation_networks_against_a_plain_function(name, layers):
-    model = disturb_norms(create(f'{name}_pssilu', act_kwargs=dict(alpha=2., beta=0.2)))
+    model = randomised(create(f'{name}_pssilu', act_kwargs=dict(alpha=2., beta=0.2)))
     alpha, beta = paf_parameters(model).values()
     x = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
@@ -118,7 +108,7 @@ def test_preactivation_networks_against_a_plain_function(name, layers):
 
 
 def test_cifar_resnet_is_timms_with_a_small_stem():
-    model = disturb_norms(create('resnet18_relu'))
+    model = randomised(create('resnet18_relu'))
     other = timm.create_model('resnet18', num_classes=10).eval()
     other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     other.load_state_dict(model.state_dict())
@@ -133,7 +123,7 @@ def test_cifar_resnet_is_timms_with_a_small_stem():
         ('resnet18', (2,)), ('resnet50', (2,)), ('preact_resnet18', (4, 2)), ('resnet18_224', (8,))])])
 def test_dilated_network_holds_the_strided_one(name, strides):
     # convolutions that are dilated instead of strided compute the same at the pixels that the strided ones have
-    plain = disturb_norms(create(f'{name}_pssilu')).double()
+    plain = randomised(create(f'{name}_pssilu')).double()
     x = torch.rand(1, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         expected = plain.forward_features(x)

@@ -5,32 +5,16 @@ import pytest
 import timm
 import torch
 
+from tests.models.conftest import CIFAR10, assert_same_logits, randomised
 from timm_paf.activations import ParametricActivation, convert_activations
 from timm_paf.attacks import Normalized
 from timm_paf.models import model_card, save_for_hf
 
-CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
 REPORT = {
     'clean': {'correct': 354, 'total': 360, 'attack': 'none'},
     'pgd': {'correct': 275, 'total': 360, 'attack': 'PGD-20', 'norm': 'Linf', 'eps': '8/255', 'steps': 20},
     'autoattack': {'correct': 87, 'total': 128, 'attack': 'AutoAttack', 'norm': 'Linf', 'eps': '8/255'},
     'dataset': 'digits', 'split': 'test', 'model': 'wrn10_2_pssilu'}
-
-
-def trained(name, **kwargs):
-    """A model whose every tensor differs from those of a fresh one."""
-    model = timm.create_model(name, **kwargs)
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.mul_(1.05).add_(0.01)
-    return model.eval()
-
-
-def assert_same_logits(model, other, size=16):
-    x = torch.rand(2, model.in_chans, size, size)
-    with torch.no_grad():
-        assert torch.equal(model(x), other.eval()(x))
 
 
 def loaded(source, path):
@@ -42,7 +26,7 @@ def loaded(source, path):
 
 @pytest.mark.parametrize('names', [None, ['cat', 'dog', 'emu']], ids=str)
 def test_class_names_of_the_report_stay_with_the_model(tmp_path, names):
-    model = trained('wrn10_2_relu', num_classes=3)
+    model = randomised(timm.create_model('wrn10_2_relu', num_classes=3))
     report = REPORT if names is None else {**REPORT, 'class_names': names}
     folder = save_for_hf(model, tmp_path / 'model', training_data='animals', report=report)
     assert json.loads((folder / 'config.json').read_text()).get('label_names') == names
@@ -67,12 +51,12 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize('case', ROUND_TRIPS)
 def test_round_trip(tmp_path, case):
     kwargs = dict(ROUND_TRIPS[case])
-    model = trained(kwargs.pop('name'), **kwargs)
+    model = randomised(timm.create_model(kwargs.pop('name'), **kwargs))
     recorded = {k: v for k, v in kwargs.items() if k in ('act_layer', 'act_kwargs')}  # timm before 1.0.29 records none
     folder = save_for_hf(model, tmp_path / 'model', training_data='digits', model_args=recorded)
     assert sorted(path.name for path in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
-    other = timm.create_model(f'local-dir:{folder}', pretrained=True)
-    assert_same_logits(model, other)
+    other = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert_same_logits(model, other, rtol=0)
     learns = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, other)]
     assert learns[0] == learns[1]
 
@@ -114,6 +98,13 @@ def test_converted_model_loads_by_the_command_on_its_card(tmp_path, case):
     assert other(example).shape == (1, 3)
 
 
+@pytest.mark.parametrize('missing', ['layer1.0.act9', 'layer9.0.act1'])
+def test_a_place_that_another_release_of_timm_does_not_have_is_named(missing):
+    activations = [dict(name='psilu', places=['act1', missing])]
+    with pytest.raises(ValueError, match=f"resnet18: ResNet has no place '{missing}'.*release of timm"):
+        timm.create_model('paf_converted', base='resnet18', activations=activations)
+
+
 def test_a_model_that_timm_cannot_build_again_is_not_saved(tmp_path):
     model = timm.create_model('resnet18', num_classes=10)
     model.layer4 = torch.nn.Identity()
@@ -123,13 +114,14 @@ def test_a_model_that_timm_cannot_build_again_is_not_saved(tmp_path):
 
 
 def test_round_trip_with_timms_own_function(tmp_path):
-    source = trained('wrn10_2_pssilu', pad_type='same', **CIFAR10)
+    source = randomised(timm.create_model('wrn10_2_pssilu', pad_type='same', **CIFAR10))
     timm.models.save_for_hf(loaded(source, tmp_path / 'published.pt'), str(tmp_path / 'hub'), safe_serialization=True)
-    assert_same_logits(source, timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True))
+    other = timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True).eval()
+    assert_same_logits(source, other, rtol=0)
 
 
 def test_folder_describes_what_came_with_the_weights(tmp_path):
-    source = trained('wrn10_2_pssilu', pad_type='same', **CIFAR10)
+    source = randomised(timm.create_model('wrn10_2_pssilu', pad_type='same', **CIFAR10))
     folder = save_for_hf(loaded(source, tmp_path / 'published.pt'), tmp_path / 'hub', training_data='CIFAR-10')
     args = json.loads((folder / 'config.json').read_text())['model_args']
     assert args['pad_type'] == 'same' and len(args['input_mean']) == len(args['input_std']) == 3

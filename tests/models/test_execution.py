@@ -1,4 +1,4 @@
-"""Training steps, feature extraction, tracing, scripting, compilation and half precision of every network.
+"""Feature extraction, tracing, scripting, compilation and half precision of every network.
 
 alpha and beta are far from their initial values, so that a missing activation is detected.
 """
@@ -9,18 +9,10 @@ import pytest
 import timm
 import torch
 from timm.layers import set_scriptable
-from timm.optim import create_optimizer_v2
-from torch.nn import functional as F
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from tests.models.conftest import SMALL
-from timm_paf import paf_parameters
-from timm_paf.activations import ACTIVATIONS
-from timm_paf.data import digits_splits
-
-deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning', 'ignore:.*torch.jit.*:FutureWarning')
-VARIANTS = ['relu', 'elu', 'silu', 'softplus', *ACTIVATIONS]
 
 
 def create(name, **kwargs):
@@ -46,40 +38,6 @@ def gradients(model, x):
     model.zero_grad()
     model(x).square().mean().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-@pytest.mark.parametrize('name', [
-    *(f'wrn10_2_{act}' for act in VARIANTS),
-    *(pytest.param(f'{name}_{act}', marks=pytest.mark.slow)
-      for name in SMALL if name not in ('wrn10_2', 'resnet50') for act in VARIANTS)])
-def test_every_activation_runs_forward_and_backward(name):
-    model = create(name, num_classes=7)
-    logits = model(images())
-    assert logits.shape == (2, 7) and logits.isfinite().all()
-    logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize('name, steps', [
-    # without normalisation the first steps change little
-    ('wrn10_2_psoftplus', 12), pytest.param('vgg11_prelu0', 40, marks=pytest.mark.slow),
-    *(pytest.param(name, 12, marks=pytest.mark.slow) for name in (
-        'resnet18_psilu', 'preact_resnet18_pssilu', 'vgg11_bn_pssilu', 'resnet18_224_reblu'))])
-def test_loss_falls_on_digits_and_the_activation_learns(name, steps):
-    train = digits_splits().train
-    model = timm.create_model(name, in_chans=1, num_classes=10)
-    start = {key: p.item() for key, p in paf_parameters(model).items()}
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=1e-3, weight_decay=0.)
-    losses = []
-    for step in range(steps):
-        x, y = train.take(torch.arange(64 * step, 64 * step + 64) % len(train))
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-3:]) < 0.85 * sum(losses[:3])
-    assert all(p.item() != start[key] for key, p in paf_parameters(model).items())
 
 
 def test_any_resolution(arch):
@@ -151,7 +109,6 @@ def test_traced_network_computes_the_same(small, act):
         assert_close(graph.eval()(x)['y'], model.eval()(x))
 
 
-@deprecated
 @pytest.mark.usefixtures('reference')
 def test_scripted_network_computes_the_same(small, act):
     with set_scriptable(True):

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from tests.models.conftest import CIFAR10
 from tests.models.test_published import authors
 from timm_paf.attacks import Normalized
 from timm_paf.models import checkpoint_normalization, load_weights, published_normalization
@@ -64,12 +65,9 @@ def test_every_network_of_robustbench_that_normalises(robustbench, dataset, num_
     assert checked > 15
 
 
-CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-
-
 @pytest.mark.parametrize('file, given, expected, warns', [
-    ('Rice2020Overfitting.pt', None, CIFAR10, True),
-    ('Engstrom2019Robustness.pt', None, (CIFAR10[0], (0.2023, 0.1994, 0.201)), True),
+    ('Rice2020Overfitting.pt', None, tuple(CIFAR10.values()), True),
+    ('Engstrom2019Robustness.pt', None, (CIFAR10['input_mean'], (0.2023, 0.1994, 0.201)), True),
     ('Rice2020Overfitting.pt', ((0.5,) * 3, (0.25,) * 3), ((0.5,) * 3, (0.25,) * 3), False),
     ('Rice2020Overfitting.pt', ((0.,) * 3, (1.,) * 3), ((0.,) * 3, (1.,) * 3), False),
     ('Carmon2019Unlabeled.pt', None, None, False), ('best.pt', None, None, True),

@@ -7,30 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.models.conftest import CIFAR10, assert_same_logits, randomised
 from timm_paf.models import load_weights
 from timm_paf.models.options import has_same_padding
 from timm_paf.models.state_dict import fit_state_dict
 
 ARCHITECTURES = 'model_zoo/architectures'
-CIFAR10 = dict(input_mean=(0.4914, 0.4822, 0.4465), input_std=(0.2471, 0.2435, 0.2616))
-
-
-def randomised(model):
-    """Moves every tensor from its initial value, so that a swapped or missing tensor is detected."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            module.running_mean.normal_(std=0.3)
-            module.running_var.uniform_(0.5, 2.)
-        elif isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.normal_(module.bias)
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == 'alpha':
-                nn.init.uniform_(parameter, 0.6, 1.8)
-            elif name == 'beta':
-                nn.init.uniform_(parameter, -0.4, -0.1)
-    return model.eval()
 
 
 def replace_relu(model, activation):
@@ -50,14 +32,6 @@ def fitted(name, weights, **kwargs):
     model = timm.create_model(name, **kwargs).eval()
     model.load_state_dict(fit_state_dict(weights, model))
     return model
-
-
-def assert_same_logits(model, original, size=32):
-    x = torch.rand(3, 3, size, size)
-    with torch.no_grad():
-        ours, theirs = model(x), original(x)
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
-    assert theirs.std() > 1e-3  # logits that say something
 
 
 def paf_wrn(robustbench, depth=10, widen_factor=2, **kwargs):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from tests.models.conftest import CIFAR10, randomised
 from timm_paf import convert_activations
 from timm_paf.attacks import Normalized
 from timm_paf.engine import TrainConfig, Trainer, ValidateConfig, measure
@@ -16,17 +17,10 @@ from timm_paf.models.published import PIXELS
 from timm_paf.models.state_dict import fit_state_dict
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
-CIFAR10 = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2471, 0.2435, 0.2616])
 
 
 def network(name='wrn10_2_pssilu', **kwargs):
-    """Every tensor is away from its initial value."""
-    model = timm.create_model(name, **kwargs).eval()
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.mul_(1.1).add_(0.01)
-    return model
+    return randomised(timm.create_model(name, **kwargs))
 
 
 def under(weights, *prefixes):
@@ -54,7 +48,8 @@ LAYOUTS = {  # file -> the normalisation in it
     'DM-Improves-AT': (lambda w: {
         'model_state_dict': under(w, 'module.0.'), 'unaveraged_model_state_dict': under(w, 'module.0.')}, None),
     'DM-Improves-AT, normalised': (lambda w: {
-        'model_state_dict': under(w, 'module.1.'), 'unaveraged_model_state_dict': under(w, 'module.1.')}, CIFAR10),
+        'model_state_dict': under(w, 'module.1.'), 'unaveraged_model_state_dict': under(w, 'module.1.')},
+        tuple(CIFAR10.values())),
     'Sequential': (lambda w: {'state_dict': {**under(w, '1.'), **BUFFERS}}, (MEAN, STD)),
     'Sequential, DataParallel, Lightning': (
         lambda w: {'state_dict': under({**under(w, '1.'), **BUFFERS}, 'model.module.')}, (MEAN, STD)),

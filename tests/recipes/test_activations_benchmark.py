@@ -1,7 +1,6 @@
 """Benchmark of the activations."""
 import argparse
 import importlib.util
-import json
 
 import pytest
 import torch
@@ -9,12 +8,9 @@ import torch
 from recipes.benchmarks import activations as benchmark
 
 
-def test_time_and_memory_of_every_way_and_pass(tmp_path, monkeypatch):
+def test_time_and_memory_of_every_way_and_pass(figures, monkeypatch):
     monkeypatch.setattr(benchmark, 'CACHES', {'cpu': 1})
-    path = tmp_path / 'a.json'
-    assert benchmark.main([
-        '--shape', '8', '4', '16', '16', '--rounds', '1', '--activations', 'pssilu', '--json', str(path)]) == 0
-    found = {(f['row'], f['column']): f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
+    found = figures(benchmark.main, '--shape', '8', '4', '16', '16', '--rounds', '1', '--activations', 'pssilu')
     for way in ('fused', 'reference', 'formula'):
         assert all(found[f'pssilu, {way}: {which}', '÷ SiLU'] > 0 for which in benchmark.PASSES)
     assert found['silu, torch: forward', '÷ SiLU'] == 1
@@ -30,8 +26,8 @@ def test_time_and_memory_of_every_way_and_pass(tmp_path, monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='needs Triton')
 def test_host_time_is_that_of_the_functions_for_a_gpu(monkeypatch):
     from timm_paf.kernels import gpu
-    called, value = [], gpu.triton_value
-    monkeypatch.setattr(gpu, 'triton_value', lambda *args: called.append(1) or value(*args))
+    called, value = [], gpu.value
+    monkeypatch.setattr(gpu, 'value', lambda *args: called.append(1) or value(*args))
     args = argparse.Namespace(device='cpu', activations=['pssilu'], rounds=2, until=float('inf'))
     table = benchmark.host_table(args, calls=3)
     figures = {(row, column): values for row, column, _, values in table.figures}

@@ -1,6 +1,4 @@
 """Comparison of attacks: counts, checks and the floor."""
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -49,13 +47,11 @@ def test_wrong_attacks_are_not_timed(network, monkeypatch, change, message, caps
     assert message in capsys.readouterr().err
 
 
-def test_robust_images_are_counted_and_only_the_first_network_is_timed(tmp_path, monkeypatch, network):
+def test_robust_images_are_counted_and_only_the_first_network_is_timed(figures, monkeypatch, network):
     assert len(network.x) == 3  # the last one is misclassified without an attack
     monkeypatch.setattr(benchmark, 'cifar', lambda device: network)
     monkeypatch.setattr(benchmark, 'digits', lambda device: network._replace(eps=['0.3']))
-    path = tmp_path / 'a.json'
-    assert benchmark.main(['--subjects', 'cifar', 'digits', '--steps', '5', '--rounds', '1', '--json', str(path)]) == 0
-    found = {(f['row'], f['column']): f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
+    found = figures(benchmark.main, '--subjects', 'cifar', 'digits', '--steps', '5', '--rounds', '1')
     for name in ('timm_paf', 'timm_paf, early_stop'):
         assert [found[name, f'eps {eps}'] for eps in ('0.1', '1/5', '0.3')] == [2, 1, 1]
         assert found[name, '÷ floor'] > 0

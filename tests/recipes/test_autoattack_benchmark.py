@@ -1,6 +1,4 @@
 """Benchmark of AutoAttack: same results or no time, and its figures."""
-import json
-
 import numpy as np
 import pytest
 import timm
@@ -24,13 +22,11 @@ def network(monkeypatch):
     monkeypatch.setattr(benchmark, 'cifar', lambda device: ('pixels', model, x, torch.full((5,), 3), ['0.3']))
 
 
-def test_rounds_take_the_next_images_and_compare_with_the_package(tmp_path, capsys):
-    path = tmp_path / 'a.json'
-    assert benchmark.main([*FAST, '--rounds', '2', '--json', str(path)]) == 0
+def test_rounds_take_the_next_images_and_compare_with_the_package(figures, capsys):
+    found = figures(benchmark.main, *FAST, '--rounds', '2')
     # two of the first three images are robust, one of the next three
     assert '2 rounds of 3 images, linf 0.3 (pixels), 3 robust, 0 results differ' in capsys.readouterr().out
-    figures = {f['column']: f for f in json.loads(path.read_text())['runs'][0]['figures']}
-    assert figures['here ÷ package']['rounds'] == 2 and figures['package']['median'] > 0
+    assert found['time', 'here ÷ package'] > 0 and found['time', 'package'] > 0
 
 
 @pytest.mark.parametrize('allowed, status', [('0', 2), ('1', 0)])
@@ -45,18 +41,16 @@ def test_other_verdicts_are_an_error(monkeypatch, capsys, allowed, status):
         assert '1 results differ' in printed.out
 
 
-def test_the_package_is_stopped_at_the_end_of_the_time(tmp_path, monkeypatch, capsys):
+def test_the_package_is_stopped_at_the_end_of_the_time(figures, monkeypatch, capsys):
     def package(model, x, *_):
         model.until = 0.
         return model(x)
 
     monkeypatch.setattr(benchmark, 'SIDES', {'here': lambda *_: torch.ones(3, dtype=torch.bool), 'package': package})
-    path = tmp_path / 'a.json'
-    assert benchmark.main([*FAST, '--rounds', '3', '--json', str(path)]) == 0
+    found = figures(benchmark.main, *FAST, '--rounds', '3')
     assert '1 rounds of 3 images' in capsys.readouterr().out
-    figures = {f['column']: f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
-    assert figures['here ÷ package, at most'] == figures['here'] / figures['package']
-    assert 'here ÷ package' not in figures and 'images' not in figures
+    assert found['time', 'here ÷ package, at most'] == found['time', 'here'] / found['time', 'package']
+    assert ('time', 'here ÷ package') not in found and ('results that differ', 'images') not in found
 
 
 def test_a_checkpoint_with_an_archive(tmp_path):
@@ -69,6 +63,12 @@ def test_a_checkpoint_with_an_archive(tmp_path):
     torch.testing.assert_close(network.x[2, :, 1, 3], torch.from_numpy(images[2, 1, 3]) / 255)
     assert network.y.tolist() == [0, 1, 2, 0, 1, 2, 0] and network.eps == ['1/255']
     torch.testing.assert_close(network.model(network.x), model.eval()(network.x))
+
+
+@pytest.mark.parametrize('source', [['--trained', 'wrn10_2_relu'], ['--network']], ids=' '.join)
+def test_an_archive_belongs_to_a_checkpoint(source, capsys):
+    assert benchmark.main([*source, '--archive', 'test.npz']) == 2
+    assert capsys.readouterr().err == 'error: --archive test.npz: it belongs to --checkpoint.\n'
 
 
 def test_a_model_that_is_trained_first(monkeypatch, capsys):

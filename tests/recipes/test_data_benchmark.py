@@ -1,6 +1,5 @@
 """Benchmark of the data on a small archive: what it makes, reads and prints."""
 import itertools
-import json
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
@@ -28,15 +27,14 @@ def test_the_archive_is_sorted_and_every_reader_gives_augmented_batches(tmp_path
         assert (x[:, :, 0] == 0).all(2).all(1).any()  # padding of a shifted image
 
 
-def test_every_measure_and_the_ratios(tmp_path, monkeypatch, capsys):
+def test_every_measure_and_the_ratios(tmp_path, figures, monkeypatch, capsys):
     context = SimpleNamespace(Pool=lambda *args, **kwargs: ThreadPool(1))  # measures in this process
     monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda kind: context)
-    path = tmp_path / 'data.json'
-    assert benchmark.main([
-        '--archive', str(tmp_path / 'a.npz'), '--images', '400', '--batches', '3', '--batch-size', '8',
+    found = figures(
+        benchmark.main, '--archive', str(tmp_path / 'a.npz'), '--images', '400', '--batches', '3', '--batch-size', '8',
         '--folder-images', '30', '--model', 'wrn10_2_relu', '--train-batch-size', '4', '--train-steps', '1',
-        '--json', str(path), '--rounds', '1']) == 0
-    values = {f['row']: f['median'] for f in json.loads(path.read_text())['runs'][0]['figures']}
+        '--rounds', '1')
+    values = {row: value for (row, _), value in found.items()}
     assert all(value > 0 for name, value in values.items() if 'growth' not in name)
     assert values['timm_paf, archive ÷ DataLoader, memmap'] == pytest.approx(
         values['timm_paf, archive, batches/s'] / values['DataLoader, memmap, batches/s'])

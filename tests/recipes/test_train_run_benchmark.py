@@ -1,6 +1,4 @@
 """Benchmark of a run of adv_train.py: its figures, also of a run that is stopped."""
-import json
-
 import pytest
 
 from recipes.benchmarks import train_run as benchmark
@@ -12,11 +10,9 @@ ALL = {*FIRST, 'speed', 'under attack', 'alpha', 'beta', 'share of the bf16 peak
 
 
 @pytest.mark.parametrize('limit, columns', [('inf', ALL), ('0', FIRST)], ids=['whole', 'stopped'])
-def test_figures_of_a_run(tmp_path, limit, columns):
-    path = tmp_path / 'a.json'
-    assert benchmark.main(['--json', str(path), '--limit', limit, *FLAGS, '--output', str(tmp_path)]) == 0
-    (run,) = json.loads(path.read_text())['runs']
-    found = {figure['column']: figure['median'] for figure in run['figures']}
+def test_figures_of_a_run(tmp_path, figures, limit, columns):
+    measured = figures(benchmark.main, '--limit', limit, *FLAGS, '--output', str(tmp_path))
+    found = {column: value for (_, column), value in measured.items()}
     assert columns <= set(found) and ('speed' in found) == (columns == ALL)
-    assert all(figure['row'] == 'wrn10_2_pssilu, batch 4' for figure in run['figures'])
+    assert all(row == 'wrn10_2_pssilu, batch 4' for row, _ in measured)
     assert found['start to first update'] > 0.5 and (columns == FIRST or abs(found['alpha'] - 1) < 0.5)

@@ -197,10 +197,18 @@ def convert_activations(
 
 
 def put_activations(model: nn.Module, modules: Mapping[str, ParametricActivation]) -> None:
-    """Put activations at the places with these names, in place of modules or of functions kept as attributes."""
+    """Put activations at the places with these names, in place of modules or of functions kept as attributes.
+
+    Raises:
+        AttributeError: If the model has no place of such a name.
+    """
     for name, module in modules.items():
         parent_name, _, attribute = name.rpartition('.')
-        parent = model.get_submodule(parent_name)
+        try:
+            parent = model.get_submodule(parent_name)
+            getattr(parent, attribute)
+        except AttributeError:
+            raise AttributeError(f'{type(model).__name__} has no place {name!r}.') from None
         if attribute in parent._modules:
             parent._modules[attribute] = module
         else:

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from timm_paf._dtypes import compute_dtype
+
 __all__ = [
-    'FORMULAS', 'Formula', 'ForwardModeActivation', 'TracedActivation', 'absolute', 'align', 'compute_dtype',
-    'evaluate', 'gradients', 'widen',
+    'FORMULAS', 'Formula', 'ForwardModeActivation', 'TracedActivation', 'absolute', 'align', 'evaluate',
+    'gradients', 'widen',
 ]
 
 Transform = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,19 +40,14 @@ class Formula(NamedTuple):
 FORMULAS: dict[str, Formula] = {}  # by name; `functional` adds one for each activation
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Dtype in which the formulas are computed: float32 for half precision, else x's own."""
-    return torch.float32 if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x.dtype
-
-
 def widen(x: Tensor) -> Tensor:
     """Convert x to the dtype of the computation."""
-    return x.to(compute_dtype(x))
+    return x.to(compute_dtype(x.dtype))
 
 
 def align(parameter: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     """Convert a parameter to the dtype of the computation and x's device, in a shape that broadcasts against x."""
-    parameter = parameter.to(device=x.device, dtype=compute_dtype(x))
+    parameter = parameter.to(device=x.device, dtype=compute_dtype(x.dtype))
     if parameter.numel() == 1:
         return parameter.reshape(())
     shape = [1] * x.dim()
@@ -145,6 +142,11 @@ class ForwardModeActivation(TracedActivation):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedActivation.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:3])
+        ctx.set_materialize_grads(False)  # a tangent of zeros times an infinite slope would be NaN
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None,) * 5 if grad_output is None else TracedActivation.backward(ctx, grad_output)
 
     @staticmethod
     def jvp(

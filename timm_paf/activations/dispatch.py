@@ -9,10 +9,10 @@ from torch import Tensor
 from torch._functorch import eager_transforms  # the only place with the nesting depth of forward mode
 from torch.autograd import forward_ad
 
+from timm_paf._dtypes import compute_dtype
 from timm_paf.activations.differentiation import (
     ForwardModeActivation,
     TracedActivation,
-    compute_dtype,
     evaluate,
     gradients,
 )
@@ -77,7 +77,7 @@ def _inner(parameter: Tensor | None) -> Tensor | None:
 
 
 class _FusedActivation(torch.autograd.Function):
-    """Autograd function for installed kernels, in the form that is fastest to call; not for torch.func."""
+    """Autograd function for installed kernels, as fast to call as possible; not for forward mode and torch.func."""
 
     @staticmethod
     def forward(
@@ -85,8 +85,6 @@ class _FusedActivation(torch.autograd.Function):
     ) -> Tensor:
         ctx.name, ctx.channel_dim = name, channel_dim
         ctx.save_for_backward(x, alpha, beta)
-        if forward_ad._current_level >= 0:
-            ctx.save_for_forward(x, alpha, beta)
         return kernels.value(name, x, alpha, beta, channel_dim)
 
     @staticmethod
@@ -105,16 +103,11 @@ class _FusedActivation(torch.autograd.Function):
             grad_beta.to(beta.dtype) if needs[2] and grad_beta is not None else None,
             None, None, None)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        return ForwardModeActivation.jvp(ctx, *tangents)
-
-
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
     """Convert a parameter to a tensor and check that it fits x."""
     if not isinstance(parameter, Tensor):
         try:  # created on x's device: a copy would wait for the device
-            dtype = compute_dtype(x)
+            dtype = compute_dtype(x.dtype)
             parameter = (
                 torch.full((), parameter, dtype=dtype, device=x.device) if isinstance(parameter, (int, float))
                 else torch.as_tensor(parameter, dtype=dtype))
@@ -168,9 +161,9 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim:
         if _OLD_COMPILER and _inside_torch_func():
             return evaluate(name, x, alpha, beta, channel_dim)
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)
-    kernels = _choose_kernels(name, x, alpha, beta)
-    if kernels is not None and not torch.is_grad_enabled() and forward_ad._current_level < 0:
+    kernels = _choose_kernels(name, x, alpha, beta) if forward_ad._current_level < 0 else None
+    if kernels is None:
+        return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)
+    if not torch.is_grad_enabled():
         return kernels.value(name, x, alpha, beta, channel_dim)
-    if kernels is not None:
-        return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)
-    return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)
+    return _FusedActivation.apply(x, _inner(alpha), _inner(beta), name, channel_dim, kernels)

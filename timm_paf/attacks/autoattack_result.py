@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_paf._files import whole_file
+from timm_paf._files import whole_file, write_text
 
 __all__ = ['AutoAttackResult', 'ComponentRun', 'pointwise_worst_case', 'write_verdicts']
 
@@ -87,5 +87,4 @@ def write_verdicts(path: str | os.PathLike, y: Tensor, correct: Mapping[str, Ten
     writer.writerow(['image', 'label', *correct, *columns])
     writer.writerows(zip(
         range(len(y)), y.tolist(), *(mask.int().tolist() for mask in correct.values()), *columns.values(), strict=True))
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode())
+    write_text(text.getvalue(), path)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timm_paf._files import whole_file
+from timm_paf._files import whole_file, write_text
 from timm_paf.attacks.checks import check_integers, choose
 from timm_paf.attacks.compiled import Compile, CompileSettings
 from timm_paf.attacks.threat import ThreatModel
@@ -154,8 +154,7 @@ def open_run(path: Path, identity: dict[str, Any]) -> None:
             unfinished.unlink()
         return
     path.mkdir(parents=True, exist_ok=True)
-    with whole_file(path / 'run.json') as file:
-        file.write(json.dumps(identity, indent=2).encode())
+    write_text(json.dumps(identity, indent=2), path / 'run.json')
 
 
 def load_or_compute(

@@ -75,7 +75,7 @@ def match_classes(
         names = tuple(map(str, range(num_classes)))
     if own and names and all(map(_is_number, own)) and not all(map(_is_number, names)):  # they are not names then
         matched = match_classes(source, None, num_classes=len(names), other=other)
-        if hasattr(type(matched), '__dataclass_fields__'):  # keeps what a source that decodes has in addition
+        if dataclasses.is_dataclass(type(matched)):  # keeps what a source that decodes has in addition
             return dataclasses.replace(matched, class_names=None)
         return RenumberedImages(matched, torch.arange(len(names)), None)
     if own is None or names is None:

@@ -19,7 +19,7 @@ from timm_paf.data.errors import BadArchive, errors_on_opening, first_line
 from timm_paf.data.folders import is_hidden
 from timm_paf.data.order import IndexPermutation
 from timm_paf.data.report import source_notes
-from timm_paf.data.splits import held_out
+from timm_paf.data.splits import ImagesWithout, SelectedImages, held_out
 from timm_paf.data.stored import Progress
 from timm_paf.data.streamed import READ_TOGETHER, StreamedImages
 
@@ -31,6 +31,7 @@ _SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'eval
 _STREAMS = ('hfids', 'wds', 'tfds')
 _BY_TIMM = ('torch', 'hfds', *_STREAMS)
 _CHUNK = 256
+_GIVE_DATA_DIR = 'give data_dir, the folder of the data set or of its download'
 
 
 class DataSplits(NamedTuple):
@@ -116,52 +117,6 @@ def open_dataset(name: str, options: DatasetOptions | None = None) -> DataSplits
         '(torch/…, hfds/…, wds/…) or an archive')
 
 
-class SelectedImages:
-    """The images of a source at `indices` (M,) int64, with class numbers as labels, read when they are asked for."""
-
-    soft = False
-
-    def __init__(self, source: ImageSource, indices: Tensor, *, name: str) -> None:
-        self.source, self.indices, self.name = source, indices, name
-        self.num_classes, self.image_shape = source.num_classes, source.image_shape
-        self.class_names = class_names(source)
-        self.labels = all_labels(source)[indices]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As the source's, for indices (B,) int64 into the selection."""
-        return self.source.take(self.indices[indices.cpu()])[0], self.labels[indices.cpu()]
-
-
-class ImagesWithout:
-    """The images of a source without those at `left_out` (M,) int64, each once; only these take memory."""
-
-    def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
-        self.source, self.name, self.soft = source, name, has_soft_labels(source)
-        self.num_classes, self.image_shape = source.num_classes, source.image_shape
-        self.class_names = class_names(source)
-        # image i of the rest comes after every left-out j with j - (number left out before j) <= i
-        self._thresholds = left_out.sort().values - torch.arange(len(left_out))
-
-    def __len__(self) -> int:
-        """Number of remaining images."""
-        return len(self.source) - len(self._thresholds)
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As the source's, for indices (B,) int64 in 0..len-1 of the remaining images."""
-        return self.source.take(self._places(indices.cpu()))
-
-    def class_numbers(self) -> Tensor:
-        """Class numbers (N,) int64 of the remaining images."""
-        return all_labels(self.source)[self._places(torch.arange(len(self)))]
-
-    def _places(self, indices: Tensor) -> Tensor:
-        return indices + torch.bucketize(indices, self._thresholds, right=True)
-
-
 def _cifar(name: str, options: DatasetOptions) -> DataSplits:
     import torchvision.datasets
 
@@ -206,13 +161,21 @@ def _streams(name: str, options: DatasetOptions) -> DataSplits:
         source = StreamedImages(
             _create(name, split, options, is_training=train is None, **settings), name=f'{name}/{split}',
             num_classes=options.num_classes, decoding=options.decoding)
-        source = source.fitted(_create(name, split, options, **settings), like=train)
+        if train is not None:
+            _not_shared(source.dataset)
+        source = source.fitted(_not_shared(_create(name, split, options, **settings)), like=train)
         train = source if train is None else train
         measured.append(source)
     val, test = (
         match_classes(part.loaded(name=f'{name}/{kind}'), train.class_names, num_classes=train.num_classes)
         for part, kind in zip(measured[1:], ('val', 'test'), strict=True))
     return DataSplits(train, val, test)
+
+
+def _not_shared(dataset: Any) -> Any:
+    """The stream, read whole by every process: timm's readers take a share, but evaluation shares images by itself."""
+    dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
+    return dataset
 
 
 def _files(name: str, options: DatasetOptions) -> DataSplits:
@@ -238,7 +201,9 @@ def _files(name: str, options: DatasetOptions) -> DataSplits:
 
 def _decoded(name: str, split: str, options: DatasetOptions) -> DecodedImages:
     title, root = f'{name}/{split}', Path(options.data_dir or '')
-    if name in _FOLDERS and options.data_dir is not None and root.suffix != '.tar':
+    if name in _FOLDERS:
+        if options.data_dir is None:
+            raise BadArchive(f'{name}: {_GIVE_DATA_DIR}')
         folder = _split_folder(root, split)
         if split == options.test_split and folder == _split_folder(root, options.train_split):
             raise BadArchive(f'{folder}: is named for training and for test; name two splits')
@@ -269,7 +234,8 @@ def _split_folder(root: Path, split: str) -> Path:
         if (root / folder).is_dir():
             return root / folder
     if not root.is_dir():
-        raise FileNotFoundError(f'{root}: there is no such folder; check data_dir')
+        raise FileNotFoundError(
+            f'{root}: there is no such folder; check data_dir{", or unpack the file" if root.exists() else ""}')
     there = sorted(entry.name for entry in root.glob('*') if entry.is_dir() and not is_hidden(entry.name))
     # timm opens the whole tree, and training would see the test images
     raise FileNotFoundError(
@@ -289,7 +255,7 @@ def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any
         if kind == 'hfds':
             _check_columns(name, root, split, options)
         return create_dataset(
-            '' if name in _FOLDERS else name, root, split=split, download=options.download, **extra)
+            name, root, split=split, download=options.download, **extra)
 
 
 def _check_columns(name: str, root: str | None, split: str, options: DatasetOptions) -> None:
@@ -314,10 +280,19 @@ def _test_order(test: ImageSource) -> Tensor:
 
 
 def _with_validation(source: Any, name: str, options: DatasetOptions) -> tuple[Any, ImageSource]:
+    return hold_out(source, size=options.val_size, seed=options.split_seed, name=name)
+
+
+def hold_out(source: Any, *, size: int | None, seed: int, name: str) -> tuple[Any, ImageSource]:
+    """Training images, and `held_out` images for validation, of one source; they are called name/train and name/val.
+
+    Raises ValueError if a class has no images, or `size` is out of range.
+    """
     check_classes(source)
-    chosen = held_out(all_labels(source), options.val_size, seed=options.split_seed)
+    chosen = held_out(all_labels(source), size, seed=seed)
     val = _measured(source, chosen, name=f'{name}/val')
-    if not hasattr(source, 'subset'):
+    copied = isinstance(source, LabelledImages) and source.images.nbytes > IN_MEMORY
+    if copied or not hasattr(source, 'subset'):
         return ImagesWithout(source, chosen, name=f'{name}/train'), val
     left = torch.ones(len(source), dtype=torch.bool)
     left[chosen] = False
@@ -340,7 +315,7 @@ def _measured(source: Any, indices: Tensor, *, name: str) -> ImageSource:
 def _opening(name: str, options: DatasetOptions) -> Iterator[str | None]:
     """The folder of a data set; the libraries' many kinds of errors become two, with messages of one line."""
     if options.data_dir is None and not name.startswith('hfds/'):  # Hugging Face has a folder for downloads
-        raise ValueError(f'{name}: give data_dir, the folder of the data set or of its download')
+        raise ValueError(f'{name}: {_GIVE_DATA_DIR}')
     root = None if options.data_dir is None else os.fspath(options.data_dir)
     try:
         yield root

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_paf.data.arrays import checked_indices
 from timm_paf.data.errors import UNDECODABLE, DataChanged, errors_on_opening, first_line
-from timm_paf.data.folders import ImageFolder, seen_size, to_mode
+from timm_paf.data.folders import ImageFolder, own_channels, seen_size, to_mode
 from timm_paf.data.order import derive_seed
 from timm_paf.data.report import SampleReport, sample_indices
 
@@ -232,7 +232,7 @@ def folder_images(
     if decoding is None:
         if channels is None:
             with errors_on_opening(), _open(dataset, name, 0) as image:
-                channels = 1 if image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;') else 3
+                channels = own_channels(image)
         decoding = Decoding(channels=channels, workers=0)
     return DecodedImages(
         dataset, name, len(dataset.class_names), torch.from_numpy(dataset.labels), decoding,

@@ -1,6 +1,5 @@
 """Images for evaluation: float32 in [0, 1] batch by batch, from a source that holds bytes or files."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -39,10 +38,10 @@ class EvaluationImages:
 class RowsOnDemand:
     """The images of a source in the place of a tensor (N, C, H, W) float32 in [0, 1].
 
-    Indexing selects rows and reads nothing. `to`, `float`, `cpu` and `contiguous` read the selected rows.
+    Indexing selects rows and reads nothing. `to` and `float` read the selected rows.
     """
 
-    dtype, device, requires_grad = torch.float32, torch.device('cpu'), False
+    dtype, device = torch.float32, torch.device('cpu')
 
     def __init__(self, source: ImageSource, rows: Tensor | None = None) -> None:
         self.source, self.rows = source, torch.arange(len(source)) if rows is None else rows
@@ -57,11 +56,9 @@ class RowsOnDemand:
         return len(self.rows)
 
     def __getitem__(self, rows: Any) -> Any:
-        """The images at these rows: a slice, indices (M,) int64 or a mask (N,) bool; one image or pixels are read."""
+        """The images at these rows: a slice, indices (M,) int64 or a mask (N,) bool; one image is read."""
         if isinstance(rows, int):
             return RowsOnDemand(self.source, self.rows[rows][None]).float()[0]
-        if isinstance(rows, tuple):
-            return self.float()[rows] if isinstance(rows[0], slice) else self[rows[0]].float()[rows[1:]]
         return RowsOnDemand(self.source, self.rows[rows.cpu() if isinstance(rows, Tensor) else rows])
 
     def float(self) -> Tensor:
@@ -75,21 +72,9 @@ class RowsOnDemand:
         """As `Tensor.to`."""
         return self.float().to(*args, **kwargs)
 
-    def cpu(self) -> Tensor:
-        """As `float`."""
-        return self.float()
-
-    def contiguous(self) -> Tensor:
-        """As `float`."""
-        return self.float()
-
     def detach(self) -> 'RowsOnDemand':
         """Itself."""
         return self
-
-    def split(self, size: int) -> Sequence['RowsOnDemand']:
-        """Consecutive parts of `size` images."""
-        return [RowsOnDemand(self.source, rows) for rows in self.rows.split(size)]
 
     def dim(self) -> int:
         """4."""

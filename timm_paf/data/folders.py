@@ -2,7 +2,6 @@
 
 import io
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,32 +65,26 @@ class ImageFolder:
         files = [file for name in self.class_names for file in found[name]]
         self._names = np.array([os.fsencode(name) for name, _ in files])
         self._stamps = np.array([known for _, known in files], np.int64)
-        self._sums = np.full(len(files), -1)  # CRC-32 of the files that this process has read
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
-        """The content of one file, and its class number; raises `DataChanged` if it is another file now."""
+        """The content of one file, and its class number; raises `DataChanged` if its size or time is another one."""
         path = self.path(index)
         with open(path, 'rb') as file:
             known, content = stamp(os.fstat(file.fileno())), file.read()
-        if self._sums[index] < 0:
-            self._sums[index] = zlib.crc32(content) if known == tuple(self._stamps[index]) else -2
         if known != tuple(self._stamps[index]):
-            if zlib.crc32(content) != self._sums[index]:
-                raise DataChanged(f'{path}: changed since its folder was opened; do not modify data during a run')
-            self._stamps[index] = known
+            raise DataChanged(f'{path}: changed since its folder was opened; do not modify data during a run')
         return io.BytesIO(content), int(self.labels[index])
 
     def path(self, index: int) -> Path:
         """The file of one image."""
         return self.root / os.fsdecode(self._names[index])
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        """The file of one image, as timm's readers name it."""
-        path = self.path(index)
-        return path.name if basename else str(path if absolute else path.relative_to(self.root))
+    def filename(self, index: int, *, absolute: bool = True) -> str:
+        """The file of one image, with its folder, as timm's readers name it."""
+        return str(self.path(index))
 
     @property
     def notes(self) -> list[str]:
@@ -146,8 +139,8 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     frames = getattr(image, 'n_frames', 1)
     if frames > 1 and image.format != 'MPO':  # MPO is a JPEG with a preview or a second view
         raise ValueError(f'it is an animation or a file of {frames} images, expected one image; take it apart')
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BITS or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+    form, image = image.format, ImageOps.exif_transpose(image)  # a turned copy has no format
+    if image.mode in _SIXTEEN_BITS or (image.mode == 'I' and form in ('PNG', 'PPM')):
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
     if image.mode in ('I', 'F') or image.mode.startswith('I;'):
         raise ValueError(f'it is of mode {image.mode}, whose range is unknown, expected 8 or 16 bits; convert it')
@@ -155,6 +148,11 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image.convert('L' if channels == 1 else 'RGB')
+
+
+def own_channels(image: Image.Image) -> int:
+    """1 for an image in black and white or gray, else 3."""
+    return 1 if image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;') else 3
 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:

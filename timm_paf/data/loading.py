@@ -54,7 +54,8 @@ def place_on_device(
             continue
         decoded = hasattr(source, 'prefetch') and getattr(source, 'changes_images', True)
         if required and decoded:
-            raise ValueError(f'{source.name}: images that are cropped at random cannot be kept on the device')
+            raise ValueError(
+                f'{source.name}: images that are cropped at random, or come from a stream, cannot be kept in memory')
         if decoded or (device.type == 'cpu' and not required):
             continue
         needed = stored_bytes(source)

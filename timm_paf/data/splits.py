@@ -1,11 +1,16 @@
 """Stratified splits that never change: the order comes from a hash, not from the random numbers of a library."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from timm_paf.data.arrays import ImageSource, has_soft_labels
+from timm_paf.data.classes import all_labels, class_names
 from timm_paf.data.order import IndexPermutation, derive_seed
+from timm_paf.data.report import SampleReport, sample_report
 
 
 def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, ...]:
@@ -14,11 +19,9 @@ def stratified_split(labels: Tensor, sizes: Sequence[int], *, seed: int) -> tupl
     Each part takes a proportional share of the images per class that the parts before it left, rounded down or up
     (largest remainders, smaller class number first for equal ones). The order in a part is shuffled such that any
     prefix has nearly the class frequencies of the part: with classes of equal size, each count is within 2 images of
-    its share. The result depends on the labels (N,), the sizes and the seed alone. It is one (size,) int64 tensor of
-    indices per part. Raises ValueError if the sizes do not add up to N or one is below 1.
+    its share. The result depends on the labels (N,), the sizes, which add up to N, and the seed alone. It is one
+    (size,) int64 tensor of indices per part.
     """
-    if any(size < 1 for size in sizes) or sum(sizes) != len(labels):
-        raise ValueError(f'got sizes {list(sizes)}, expected sizes of at least 1 that add up to {len(labels)} labels')
     ranks = [derive_seed('split', seed, index) for index in range(len(labels))]
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels.tolist()):
@@ -72,3 +75,76 @@ def _interleaved(classes: list[list[int]], ranks: list[int]) -> list[int]:
         ((place + ranks[index] / 2**63) / len(members), index)
         for members in classes for place, index in enumerate(members)]
     return [index for _, index in sorted(places)]
+
+
+class PartOfImages(ABC):
+    """Some images of a source, read when they are asked for."""
+
+    def __init__(self, source: ImageSource, *, name: str) -> None:
+        self.source, self.name, self.soft = source, name, has_soft_labels(source)
+        self.num_classes, self.image_shape = source.num_classes, source.image_shape
+        self.class_names = class_names(source)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def _places(self, indices: Tensor) -> Tensor:
+        """Indices (B,) int64 in the source."""
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As the source's, for indices (B,) int64 in 0..len-1 of these images."""
+        return self.source.take(self._places(indices.cpu()))
+
+    def class_numbers(self) -> Tensor:
+        """Class numbers (N,) int64 of these images."""
+        return all_labels(self.source)[self._places(torch.arange(len(self)))]
+
+    @property
+    def report(self) -> SampleReport | None:
+        """That of the source, with the number of these images, and with their labels if it counts all labels."""
+        report = sample_report(self.source)
+        if report is None or report.sampled < report.images:
+            return report and replace(report, images=len(self))
+        counts = torch.bincount(self.class_numbers(), minlength=self.num_classes).tolist()
+        return replace(report, images=len(self), sampled=len(self), class_counts=tuple(counts))
+
+
+class SelectedImages(PartOfImages):
+    """The images of a source at `indices` (M,) int64, with class numbers as labels."""
+
+    def __init__(self, source: ImageSource, indices: Tensor, *, name: str) -> None:
+        super().__init__(source, name=name)
+        self.soft, self.indices, self.labels = False, indices, all_labels(source)[indices]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As the source's, for indices (B,) int64 into the selection, with class numbers."""
+        return super().take(indices)[0], self.labels[indices.cpu()]
+
+    def class_numbers(self) -> Tensor:
+        """Class numbers (M,) int64."""
+        return self.labels
+
+    def _places(self, indices: Tensor) -> Tensor:
+        return self.indices[indices]
+
+
+class ImagesWithout(PartOfImages):
+    """The images of a source without those at `left_out` (M,) int64, each once; only these take memory."""
+
+    def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
+        super().__init__(source, name=name)
+        # image i of the rest comes after every left-out j with j - (number left out before j) <= i
+        self._thresholds = left_out.sort().values - torch.arange(len(left_out))
+
+    def __len__(self) -> int:
+        """Number of remaining images."""
+        return len(self.source) - len(self._thresholds)
+
+    def _places(self, indices: Tensor) -> Tensor:
+        return indices + torch.bucketize(indices, self._thresholds, right=True)

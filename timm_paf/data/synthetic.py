@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from timm_paf._files import cache_dir as default_cache_dir
-from timm_paf.data.archives import open_archive, save_archive
+from timm_paf.data.archives import save_archive
 from timm_paf.data.arrays import ImageSource, LabelledImages, to_unit_range
 from timm_paf.data.digits import digits_splits
 from timm_paf.data.order import derive_seed
-from timm_paf.data.unpack import only_process
 
 DEFAULT_COMPONENTS = 20
 DEFAULT_MIXTURES = 4
@@ -106,9 +105,9 @@ def cached_synthetic_digits(
     """Return the path of an archive of n >= 10 synthetic digits, made from the training split of `digits_splits`.
 
     The first call makes it. Its name holds a hash of everything that determines its content (settings, revision of this
-    generator, versions of scikit-learn and NumPy, the training images), so an outdated file is never used. A damaged
-    file is replaced. Several processes may call it at once. `cache_dir` is created if it does not exist; None is
-    `default_cache_dir()`. Raises OSError if the cache cannot be written.
+    generator, versions of scikit-learn and NumPy, the training images), so an outdated file is never used. Several
+    processes may call it at once. `cache_dir` is created if it does not exist; None is `default_cache_dir()`. Raises
+    OSError if the cache cannot be written.
     """
     import sklearn
 
@@ -120,23 +119,13 @@ def cached_synthetic_digits(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / f'digits-synthetic-n{n}-seed{seed}-{key}.npz'
-    if _is_intact(path, train, n):
+    if path.exists():
         return path
     data = sample_synthetic(train, n, seed=seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_process(path, path, None):
-            if not _is_intact(path, train, n):  # otherwise another process has made it, and may be reading it
-                save_archive(path, data)
+        save_archive(path, data)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f'cannot write to the cache {folder} ({reason}); set TIMM_PAF_CACHE to another folder') from error
     return path
-
-
-def _is_intact(path: Path, train: LabelledImages, n: int) -> bool:
-    try:
-        data = open_archive(path, num_classes=train.num_classes, channels=train.image_shape[0], mapped=False)
-    except (FileNotFoundError, ValueError):
-        return False
-    return len(data) == n and data.image_shape == train.image_shape

@@ -4,11 +4,10 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -21,13 +20,7 @@ from timm_paf.data.errors import BadArchive, name_in_errors
 from timm_paf.data.headers import zip_headers
 from timm_paf.data.stored import CHUNK, Progress, StoredArray
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may both unpack; the copy that is complete first is used
-    fcntl = None  # type: ignore[assignment]
-
 _FORMAT = 2  # of the cache; increase it with any change of what is written
-_SPARE = 1 << 24  # bytes that stay free on the disk
 _BLOCK = 1 << 25  # bytes of images transposed at a time
 
 
@@ -52,8 +45,8 @@ def unpacked(
     copy = cache / f'{source.stem[:64]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz'
     if not (found := _find(copy, needed)):
         failed = f'{source}: cannot be unpacked into the cache {cache}'
-        with name_in_errors(failed, 'set TIMM_PAF_CACHE to another folder'):
-            _make(copy, source, needed, progress)
+        with name_in_errors(failed, 'free some space, or set TIMM_PAF_CACHE to another folder'):
+            _make(copy, needed, progress)
         found = _find(copy, needed)
     return {**arrays, **found}
 
@@ -75,26 +68,17 @@ def _copied_shape(array: StoredArray) -> tuple[int, ...]:
     return tuple(array.shape[array.axes.index(axis)] for axis in 'N' + array.axes.replace('N', ''))
 
 
-def _make(copy: Path, source: Path, arrays: Mapping[str, StoredArray], progress: Progress | None) -> None:
+def _make(copy: Path, arrays: Mapping[str, StoredArray], progress: Progress | None) -> None:
     cache = copy.parent
     cache.mkdir(parents=True, exist_ok=True)
-    with only_process(copy, source, progress) as alone:
+    with only_process(copy) as alone:
         if _find(copy, arrays):  # another process has made it in the meantime
             return
         if alone:
             for remains in cache.glob(f'.{glob.escape(copy.name)}.*.tmp'):  # of a process that was killed
                 remains.unlink()
-        # a compressed array with the image axis last is written twice
-        needed = sum(array.nbytes * (1 + (array.axes[0] != 'N' and array.compressed)) for array in arrays.values())
-        free = shutil.disk_usage(cache).free
-        if free < needed + _SPARE:
-            raise BadArchive(
-                f'{source}: needs {needed / 1e6:.1f} MB uncompressed, the cache {cache} has {free / 1e6:.1f} MB left; '
-                f'free some space, set TIMM_PAF_CACHE to another folder, or save the archive uncompressed')
-        with suppress(FileExistsError), whole_file(copy) as file:
+        with whole_file(copy) as file:
             _write(file, arrays, progress)
-            if _find(copy, arrays):
-                raise FileExistsError  # another process was faster, without a lock: keep its copy
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, StoredArray], progress: Progress | None) -> None:
@@ -142,17 +126,14 @@ def _transposed(array: StoredArray, progress: Progress | None, folder: Path) -> 
 
 
 @contextmanager
-def only_process(path: Path, source: Path, progress: Progress | None) -> Iterator[bool]:
-    """Wait until no other process makes `path` from `source`; yields False if the file system has no locks."""
+def only_process(path: Path) -> Iterator[bool]:
+    """Wait until no other process makes `path`; yields False if there are no locks, so that several may make it."""
     with open(path.with_name(f'.{path.name}.lock'), 'ab') as lock:
-        alone = fcntl is not None
         try:
-            if alone:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                progress(f'waiting for another process to unpack {source.name}', 0, 1)
+            import fcntl
+
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            alone = False
-        yield alone
+        except (ImportError, OSError):  # Windows; a file system without locks
+            yield False
+        else:
+            yield True

@@ -8,9 +8,9 @@ import torch
 from timm_paf.data.archives import open_archive
 from timm_paf.data.arrays import ConcatenatedImages, ImageSource, LabelledImages
 from timm_paf.data.classes import RenumberedImages
-from timm_paf.data.datasets import ImagesWithout
 from timm_paf.data.disk import DiskImages
 from timm_paf.data.errors import BadArchive, errors_on_opening, first_line
+from timm_paf.data.splits import PartOfImages
 from timm_paf.data.stored import Progress
 
 _BATCH = 256  # images per call of `take`
@@ -38,7 +38,7 @@ def _verify(source: ImageSource, progress: Progress | None) -> None:
     if isinstance(source, ConcatenatedImages):
         for part in source.parts:
             _verify(part, progress)
-    elif isinstance(source, ImagesWithout | RenumberedImages):  # a checksum covers the whole file, not a part of it
+    elif isinstance(source, PartOfImages | RenumberedImages):  # a checksum covers the whole file, not a part of it
         _verify(source.source, progress)
     elif isinstance(source, DiskImages):
         source.verify(progress)

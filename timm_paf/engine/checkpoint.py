@@ -76,7 +76,7 @@ class Progress:
 def run_state(run: 'Run') -> dict[str, Any]:
     """The content of a checkpoint; every process has to call it, and all but process 0 get an empty one."""
     config, task, progress = run.config, run.task, run.progress
-    ranks = run.processes.gather_object(rank_state(run))
+    ranks = run.processes.all_gather_object(rank_state(run))
     if not run.is_primary:
         return {}
     value = progress.rows[-1].get(run.files.metric) if progress.rows else None
@@ -224,16 +224,16 @@ def changed_settings(run: 'Run', state: Mapping[str, Any]) -> str:
     """
     old, new = ({**values, 'device': str(values.get('device')).split(':')[0]}  # another GPU has the same result
                 for values in ({**TrainConfig().to_dict(), **BEFORE, **state['args']}, run.config.to_dict()))
-    names = new.pop('class_names')  # a checkpoint from before class names was trained by numbers
+    names = new.pop('class_names')
     changed = [
         f'{name}: {old[name]} -> {value}' for name, value in new.items()
         if (name not in INCIDENTAL or name == 'device') and old[name] != value]
-    if difference := names_difference(state['args'].get('class_names', names), names):
+    if difference := names_difference(old['class_names'], names):
         changed.append(f'classes: {difference}')
     changed += [
         f'{name} images: {state["run"]["data"][name]} -> {count}' for name, count in data_sizes(run).items()
         if state['run']['data'][name] != count]
-    before = state['run'].get('updates_per_epoch', run.updates_per_epoch)
+    before = state['run']['updates_per_epoch']
     if before != run.updates_per_epoch and not changed:  # as another number of processes may leave out a last batch
         changed.append(f'updates per epoch: {before} -> {run.updates_per_epoch}; set --updates-per-epoch {before}')
     return '; '.join(changed)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from timm_paf._files import whole_file
+from timm_paf._files import whole_file, write_text
 from timm_paf.models import read_checkpoint
 
 __all__ = [
     'CheckpointFiles', 'best_epoch', 'check_writable', 'existing_folder', 'find_checkpoint', 'newest_checkpoint',
-    'read_run', 'write_summary', 'write_text']
+    'read_run', 'write_summary']
 
 NEWEST, BEFORE = 'last.pth.tar', 'previous.pth.tar'
 BEST, BEST_RAW = 'model_best.pth.tar', 'model_best_raw.pth.tar'
@@ -97,8 +97,7 @@ class CheckpointFiles:
     def save(self, state: Mapping[str, Any], rows: Sequence[Row], *, epoch_ended: bool) -> None:
         """Write a checkpoint; `epoch_ended`: it is from the end of the last epoch in `rows`."""
         new = self.folder / '.new.pth.tar'
-        with whole_file(new) as file:
-            torch.save(dict(state), file)
+        save_state(dict(state), new)
         kept = self._best(rows)
         if epoch_ended and (epoch := int(rows[-1]['epoch'])) in kept:
             link(new, self._of_epoch(epoch))
@@ -141,11 +140,22 @@ class CheckpointFiles:
             if read_checkpoint(self.folder / BEST_RAW)['epoch'] == raw:
                 return
         state = read_checkpoint(self._of_epoch(raw))
-        with whole_file(self.folder / BEST_RAW) as file:
-            torch.save({name: state[name] for name in ('state_dict', 'epoch', 'arch', 'args', 'version')}, file)
+        save_state({name: state[name] for name in ('state_dict', 'epoch', 'arch', 'args', 'version')},
+                   self.folder / BEST_RAW)
 
     def _of_epoch(self, epoch: int) -> Path:
         return self.folder / f'checkpoint-{epoch}.pth.tar'
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint that appears complete or not at all."""
+    with whole_file(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the file's own error, which torch replaces
+                raise error.__context__ from None
+            raise
 
 
 def link(source: Path, target: Path) -> None:
@@ -158,12 +168,6 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, partial)
     os.replace(partial, target)
     partial.unlink(missing_ok=True)  # replacing does nothing if both names already are the same file
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file that appears complete or not at all."""
-    with whole_file(path) as file:
-        file.write(text.encode())
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from timm_paf.data import DataChanged
 from timm_paf.engine.fields import Settings, assignments, fields_by_group, flag, read_yaml, setting
 
 __all__ = [
@@ -152,20 +153,20 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
 
     Args:
         prepare: Reads settings, opens files, builds what is needed. Its errors are the user's mistakes: status 2.
-        execute: Does the work. RunFailed gives status 1, RunStopped 3, an interrupt 130; any other error is a defect of
-            the program and keeps its traceback. If it gets an object with `StopSignals` as `stop`, these are noted from
-            its first line to its last.
+        execute: Does the work. RunFailed and DataChanged give status 1, RunStopped 3, an interrupt 130; any other error
+            is a defect of the program and keeps its traceback. If it gets an object with `StopSignals` as `stop`, these
+            are noted from its first line to its last.
     """
     replace_unencodable()
     try:
         try:
             prepared = prepare()
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, DataChanged) as error:
             print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
             return 2
         with getattr(prepared, 'stop', None) or contextlib.nullcontext():
             execute(prepared)
-    except RunFailed as error:
+    except (RunFailed, DataChanged) as error:
         print(f'stopped: {" ".join(str(error).split())}', file=sys.stderr)
         return 1
     except RunStopped as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from timm.utils import unwrap_model
+from timm.utils import random_seed, unwrap_model
 from torch import nn
 
 from timm_paf.attacks import autoattack_passes
@@ -67,7 +67,7 @@ class Run:
             self.config = config = dataclasses.replace(config, class_names=names)
             check_radius(config.threat().radius, config.norm, torch.empty(1, *self.data.real.image_shape))
             self.updates_per_epoch = config.updates_per_epoch or len(self.data)
-            torch.manual_seed(config.seed)
+            random_seed(config.seed, 0)
             self._untrained = copy.deepcopy(model)
             model, self.notes = untrained_model(config, model, self.data.real)
             model = prepare_model(config, model, processes)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.status import Status
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision.transforms.functional import pil_to_tensor
 
 from timm_paf._distributed import Processes
 from timm_paf.data import (
@@ -22,15 +23,11 @@ from timm_paf.data import (
     DataSplits,
     EvaluationImages,
     ImageSource,
-    ImagesWithout,
     LabelledImages,
     MixedBatches,
-    all_labels,
     cached_synthetic_digits,
     check_classes,
-    class_names,
     free_bytes,
-    held_out,
     match_classes,
     names_of_classes,
     open_archives,
@@ -39,9 +36,12 @@ from timm_paf.data import (
     verify_archive,
 )
 from timm_paf.data import open_dataset as open_splits
-from timm_paf.data.decoded import DecodedImages
+from timm_paf.data.datasets import hold_out
+from timm_paf.data.folders import own_channels, to_mode
+from timm_paf.data.streamed import StreamedImages
 from timm_paf.engine.classes import by_number, check_same_classes, match_training, names_difference
-from timm_paf.engine.train_config import DataConfig, TrainConfig
+from timm_paf.engine.shared_config import DataConfig
+from timm_paf.engine.train_config import TrainConfig
 
 __all__ = [
     'DatasetImages', 'Images', 'as_source', 'memory_budget', 'open_dataset', 'open_training_data',
@@ -142,8 +142,7 @@ def _pixels(image: Any) -> Tensor:
     if isinstance(image, Tensor | np.ndarray):
         pixels = channels_first(torch.as_tensor(image))
         return pixels if pixels.dtype == torch.uint8 else pixels.float()
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return pil_to_tensor(to_mode(image, own_channels(image)))
 
 
 def channels_first(pixels: Tensor) -> Tensor:
@@ -186,8 +185,8 @@ def own_splits(
     Raises:
         ValueError: If the images are not as expected.
     """
-    source = as_source(train, num_classes=config.num_classes or len(config.class_names), name='own training images')
-    if val is None or hasattr(source, 'labels') or hasattr(source, 'class_numbers'):  # else it would read all images
+    source = as_source(train, num_classes=config.num_classes or len(config.class_names), name='own images')
+    if val is not None and (hasattr(source, 'labels') or hasattr(source, 'class_numbers')):  # reads no image
         check_classes(source)
 
     def measured(images: Images, name: str) -> EvaluationImages:
@@ -196,9 +195,7 @@ def own_splits(
     tested = None if test is None else measured(test, 'own test images')
     if val is not None:
         return source, measured(val, 'own validation images'), tested
-    chosen = held_out(all_labels(source), config.val_size, seed=config.split_seed)
-    rest = ImagesWithout(source, chosen, name=source.name)
-    held = LabelledImages(*source.take(chosen), source.num_classes, 'held-out images', class_names(source))
+    rest, held = hold_out(source, size=config.val_size, seed=config.split_seed, name=source.name)
     return rest, EvaluationImages(held), tested
 
 
@@ -246,9 +243,14 @@ def open_training_data(
     others |= {f'synthetic images {source.name}': source for source in synthetic}
     lines = by_number(names, others, whose='the training split')
     if config.verify_data and processes.is_primary:
-        files = Path(config.dataset).exists() or isinstance(real, DecodedImages)
-        measured = [images.source for images in (checked, tested) if images is not None]
-        for source in [*([real] if files else []), *synthetic, *(s for s in measured if isinstance(s, DecodedImages))]:
+        every = [*([] if isinstance(real, StreamedImages) else [real]), *synthetic, checked.source]
+        if train is None and test is None and config.test_data:  # opened again: a copy in memory has no checksums
+            every.append(open_archives(
+                config.test_data, num_classes=real.num_classes, class_names=names or None, labels=config.test_labels,
+                channels=config.in_chans, decoding=config.dataset_options().decoding))
+        elif tested is not None:
+            every.append(tested.source)
+        for source in every:
             with console.status(f'checking {source.name}') as status:
                 def progress(what: str, done: int, total: int, status: Status = status) -> None:
                     status.update(f'checking {what}: {done}/{total}')

@@ -94,10 +94,6 @@ class Settings:
         """
         return cls(**{**read_yaml(Path(path), [field.name for field in dataclasses.fields(cls)]), **changes})
 
-    def save_yaml(self, path: str | Path) -> None:
-        """Write all settings to a YAML file that `from_yaml` reads."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding='utf-8')
-
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
     """A value from Python, YAML or the command line in the type of its field."""
@@ -145,7 +141,7 @@ def _check(value: Any, metadata: Mapping[str, Any], name: str) -> None:
 def range_in_words(least: float, most: float, above: float, below: float) -> str:
     """The range of a setting in words, from its bounds."""
     low = f'of {least:g} or more' if least > -math.inf else f'above {above:g}' if above > -math.inf else ''
-    high = f'at most {most:g}' if most < math.inf else f'below {below:g}' if below < math.inf else ''
+    high = f'at most {most:.10g}' if most < math.inf else f'below {below:g}' if below < math.inf else ''
     return 'a number ' + ' and '.join(filter(None, (low, high))) if low or high else 'a number'
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from timm_paf._files import write_text
 from timm_paf.engine.callbacks import Callback, Row
-from timm_paf.engine.checkpoint_files import write_text
 from timm_paf.engine.train_config import TrainConfig
 
 __all__ = ['Logger', 'TensorBoardLogger', 'WandbLogger', 'make_loggers']

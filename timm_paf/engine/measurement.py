@@ -14,11 +14,11 @@ from rich.console import Console
 from torch import distributed, nn
 
 from timm_paf._distributed import Processes
-from timm_paf._files import file_sha256
+from timm_paf._files import file_sha256, write_text
 from timm_paf.attacks import PGD, check_images
 from timm_paf.attacks.balls import check_radius
 from timm_paf.data import EvaluationImages, LabelledImages, match_classes
-from timm_paf.engine.checkpoint_files import check_writable, existing_folder, write_text
+from timm_paf.engine.checkpoint_files import check_writable, existing_folder
 from timm_paf.engine.classes import by_number, label_names, names_difference
 from timm_paf.engine.cli import RunFailed, replace_unencodable
 from timm_paf.engine.data import Images, as_source, matched, open_dataset
@@ -28,7 +28,8 @@ from timm_paf.engine.model import build_model
 from timm_paf.engine.normalization import check_normalization, load_network
 from timm_paf.engine.progress import AttackView, say
 from timm_paf.engine.rehearsal import rehearse_measurement
-from timm_paf.engine.train_config import DataConfig, TrainConfig
+from timm_paf.engine.shared_config import DataConfig
+from timm_paf.engine.train_config import TrainConfig
 from timm_paf.engine.validate_config import REQUIRED_ENTRY, ValidateConfig
 from timm_paf.evaluation import (
     Accuracy,
@@ -100,8 +101,9 @@ class Measurement:
             if not isinstance(trained, dict) or 'class_names' not in trained:
                 names = names or label_names(model)
             self.config = config = dataclasses.replace(config, class_names=names)
-            source = getattr(open_dataset(config.dataset, config, console=self.console), config.split) if (
-                data is None) else as_source(data, num_classes=config.num_classes or len(names))
+            with processes.rank_zero_first():
+                source = getattr(open_dataset(config.dataset, config, console=self.console), config.split) if (
+                    data is None) else as_source(data, num_classes=config.num_classes or len(names))
             if hasattr(source, 'dataset') and not hasattr(source, 'labels'):
                 raise ValueError(
                     f'--split {config.split}: these images of {config.dataset} are a stream, which is read while '
@@ -231,7 +233,7 @@ class Measurement:
     def _check_state(self) -> None:
         """Raise ValueError if --resume finds a measurement with other weights, images or settings."""
         config = self.config
-        if config.state is not None:
+        if config.resume and config.state is not None:
             check_state(
                 config.state, self.model, self.data.images, self.data.labels, device=self.processes.device,
                 compile=compile_settings(config), **config.evaluation())
@@ -248,7 +250,11 @@ def with_training_settings(config: ValidateConfig, trained: dict[str, Any]) -> V
     if config.model == '':  # the arguments belong to the model
         filled['model_kwargs'] = config.model_kwargs or tuple(trained.get('model_kwargs') or ())
         filled['act_sharing'] = config.act_sharing or trained.get('act_sharing')
-    filled['norm'] = config.norm or str(trained.get('norm') or 'linf')
+    norm = str(trained.get('norm') or 'linf')
+    filled['norm'] = config.norm or norm
+    if 'eps' in filled and filled['norm'] != norm:
+        raise ValueError(
+            f'--norm {config.norm}: {config.checkpoint} was trained in {norm}; give --eps for {config.norm}.')
     filled['class_names'] = names = tuple(trained.get('class_names') or config.class_names)
     if config.class_names and (difference := names_difference(names, config.class_names)):
         raise ValueError(f'--class-names: {difference}, compared with {config.checkpoint}; leave out --class-names.')

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from timm_paf._normalized import InputNormalization, Normalized
-from timm_paf.engine.train_config import EvaluationConfig
+from timm_paf._normalized import InputNormalization, Normalized, is_identity, normalization_of
+from timm_paf.engine.shared_config import EvaluationConfig
 from timm_paf.evaluation import clean_accuracy
 from timm_paf.models import checkpoint_normalization, load_weights
 from timm_paf.models.options import input_normalization
@@ -34,8 +34,7 @@ class LoadedNetwork(NamedTuple):
 
 def statistics(model: nn.Module) -> tuple[list[float], list[float]] | None:
     """Mean and std with which a network normalises inside; None if it does not."""
-    layer = model if isinstance(model, Normalized) else getattr(model, 'normalize', None)
-    if not isinstance(layer, InputNormalization):
+    if (layer := normalization_of(model)) is None:
         return None
     return layer.mean.flatten().tolist(), layer.std.flatten().tolist()
 
@@ -50,7 +49,7 @@ def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
 
     Networks of this package with a layer `normalize` are changed in place. Others are wrapped in `Normalized`.
     """
-    if any(mean) or any(value != 1 for value in std):
+    if not is_identity(mean, std):
         return _set(model, mean, std)
     inner = inner_model(model)
     if _has_layer(inner):
@@ -167,7 +166,7 @@ def _described(model: nn.Module) -> nn.Module:
 
 
 def _line(mean: Sequence[float], std: Sequence[float], source: str) -> str:
-    if not any(mean) and all(value == 1 for value in std):
+    if is_identity(mean, std):
         return f'no input normalisation ({source})'
     shown = (', '.join(f'{value:.4g}' for value in values) for values in (mean, std))
     return 'input normalisation inside the model: mean {}, std {} ({})'.format(*shown, source)
@@ -183,7 +182,7 @@ def _from_cfg(model: nn.Module, name: str) -> _Found | None:
     """Mean and std in timm's `pretrained_cfg`, if it says that the model takes normalised images."""
     cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
     mean, std = cfg.get('mean'), cfg.get('std')
-    if not mean or not std or (not any(mean) and all(value == 1 for value in std)):
+    if not mean or not std or is_identity(mean, std):
         return None
     if getattr(model, 'in_chans', len(mean)) != len(mean):  # timm adds up the weights of the channels
         mean, std = ([sum(values) / len(values)] for values in (mean, std))

@@ -1,7 +1,6 @@
 """A rehearsal: what training and the final measurement need is tried on a few images before training."""
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,12 @@ from timm_paf._distributed import Processes
 from timm_paf.attacks import PGD, check_images, eval_mode, rehearse_autoattack
 from timm_paf.data import Batch, ImageSource, all_labels, to_unit_range
 from timm_paf.data.arrays import label_distribution
+from timm_paf.data.streamed import StreamedImages
 from timm_paf.engine.checkpoint import random_state, set_random_state
-from timm_paf.engine.checkpoint_files import existing_folder
 from timm_paf.engine.model import make_task
 from timm_paf.engine.optim import make_optimizer
+from timm_paf.engine.shared_config import EvaluationConfig
 from timm_paf.engine.step import TrainStep, micro_batch_sizes
-from timm_paf.engine.train_config import EvaluationConfig
 
 if TYPE_CHECKING:
     from timm_paf.engine.components import Run
@@ -44,11 +43,10 @@ def rehearse_run(run: 'Run', *, training: bool = True) -> None:
     state = random_state(device)
     try:
         model = run.fresh_model().to(device)
-        check_outputs(model, run.data.real, device)
+        check_outputs(model, readable(run), device)
         rehearse_measurement(model, run.val if run.test is None else run.test, config, device)
         if training:
-            optimizer = rehearse_update(run, model)
-            check_space(run, model, optimizer)
+            rehearse_update(run, model)
     finally:
         set_random_state(state, device)
 
@@ -90,9 +88,9 @@ def rehearse_measurement(model: nn.Module, data: ImageSource, config: Evaluation
             attacks=chosen['attacks'], seed=config.seed, capture='none')
 
 
-def rehearse_update(run: 'Run', model: nn.Module) -> torch.optim.Optimizer:
+def rehearse_update(run: 'Run', model: nn.Module) -> None:
     """Make one update of the model with as many images as the smallest micro-batch of the run has."""
-    config, real, processes, device = run.config, run.data.real, run.processes, run.processes.device
+    config, real, processes, device = run.config, readable(run), run.processes, run.processes.device
     shares = run.data.shares()
     size = min(min(micro_batch_sizes(share, config.grad_accum_steps, max(shares))) for share in shares)
     x, y = (tensor.to(device) for tensor in images_of(real, size))
@@ -114,19 +112,11 @@ def rehearse_update(run: 'Run', model: nn.Module) -> torch.optim.Optimizer:
         step = TrainStep(
             alone, task=task, optimizer=optimizer, schedule=None, ema=None, processes=Processes(device))
         step(Batch(x, y, torch.zeros(len(x), dtype=torch.bool), target, len(x)), last)
-    return optimizer
 
 
-def check_space(run: 'Run', model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if the disk has no space for the first checkpoints."""
-    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
-    weights = [*model.parameters(), *model.buffers()]
-    size = sum(t.numel() * t.element_size() for t in [*weights, *state, *(weights if run.config.model_ema else ())])
-    free, count = shutil.disk_usage(existing_folder(run.folder)).free, 1 if run.progress.rows else 3
-    if free < count * size:
-        raise ValueError(
-            f'--output {run.config.output}: {free / 2**30:.2f} GiB are free, but a checkpoint takes '
-            f'{size / 2**30:.2f} GiB, and at least {count} have to fit; make space, or choose another folder.')
+def readable(run: 'Run') -> ImageSource:
+    """The training images; the validation images if those are a stream, which cannot be read at an index."""
+    return run.val if isinstance(run.data.real, StreamedImages) else run.data.real
 
 
 def images_of(data: ImageSource, count: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,8 @@ def settings_of_run(given: dict[str, Any]) -> dict[str, Any] | None:
             '--resume PATH resumes in the folder of PATH; leave out --output and --experiment, or start another run '
             'with --initial-checkpoint.')
     args = read_run(find_checkpoint(Path(path))).get('args')
-    return None if not isinstance(args, dict) else {**args, 'output': 'output/train', 'experiment': None}
+    return None if not isinstance(args, dict) else {
+        **args, 'output': 'output/train', 'experiment': None, 'resume_changed': False}
 
 
 def find_start(config: TrainConfig) -> Start:

@@ -10,8 +10,10 @@ import timm
 from timm.layers import get_act_layer
 
 from timm_paf.activations import ACTIVATIONS
+from timm_paf.engine.checkpoint import BEFORE
 from timm_paf.engine.cli import find_config
 from timm_paf.engine.fields import Settings, known_keys, read_yaml, settings_by_group
+from timm_paf.engine.optim import learning_rate
 from timm_paf.engine.train_config import INCIDENTAL, TrainConfig
 
 __all__ = ['Cell', 'Sweep', 'SweepConfig', 'read_sweep']
@@ -19,6 +21,7 @@ __all__ = ['Cell', 'Sweep', 'SweepConfig', 'read_sweep']
 _run, _speed = settings_by_group('run', 'speed and memory')
 FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 OWN = {'model', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'config', 'device'}  # set by the sweep
+RESOLVED = {'amp', 'channels_last', 'class_names'}  # the run fills them in where they are not set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class SweepConfig(Settings):
         (), 'Devices that the workers share, such as cuda:0 cuda:1.', unset='cuda if a GPU is available, else cpu')
     threads: int | None = _speed(
         None, 'Number of CPU threads per worker. On a CPU the last digits of the weights depend on it.', least=1,
-        unset='the cores divided by --workers')
+        unset='the available cores divided by --workers')
     time_limit: float | None = _speed(
         None, 'Stop after this number of seconds: running cells write a checkpoint, and the same command continues '
         'them.', above=0, unset='no limit')
@@ -64,9 +67,16 @@ class Cell:
             **self.settings, 'output': str(output), 'experiment': self.name, 'resume': 'auto', 'device': device})
 
     def differences(self, trained: Mapping[str, Any]) -> list[str]:
-        """Names of the settings that differ from the content `trained` of a run's args.yaml."""
-        now = self.config('').to_dict()
-        return [name for name in sorted(FIELDS - INCIDENTAL) if now[name] not in (None, [], trained.get(name))]
+        """Names of the settings that differ from the content `trained` of a run's args.yaml.
+
+        A setting that an older version did not have had its default, or the value in `BEFORE`.
+        """
+        config = self.config('')
+        old, now = {**TrainConfig().to_dict(), **BEFORE, **trained}, config.to_dict() | {'lr': learning_rate(config)}
+        for values in (old, now):
+            values['val_size'] = values['val_size'] or 1024  # what an unset one is, except for small data sets
+        return [name for name in sorted(FIELDS - INCIDENTAL)
+                if now[name] != old[name] and not (name in RESOLVED and now[name] in (None, []))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +114,8 @@ def read_sweep(config: str) -> Sweep:
         if not isinstance(block, dict) or 'activation' not in block:
             raise ValueError(f'{label}: expected lines "key: values", one of them with the key activation.')
         block = known_keys(block, {'activation', 'fixed', 'learned', 'settings', *FIELDS} - OWN, label)
+        if 'autoattack' in block:
+            raise ValueError(f'{label}: autoattack is no axis; put it into settings.')
         settings = base | known_keys(block.pop('settings', None) or {}, FIELDS - OWN, f'{label}, settings')
         try:
             for cell in _expand(block, settings, str(content['arch'])):

@@ -39,7 +39,7 @@ def sweep_sections(groups: Sequence[Group]) -> list[Section]:
     """Sections on accuracy, differences, parameters and shape."""
     attacks = [attack for attack in ATTACKS if any(group.values(attack) for group in groups)]
     robust = max((attack for attack in attacks[1:] if all(group.values(attack) for group in groups)),
-                 key=lambda attack: (groups[0].fact(f'{attack}_images'), attack == 'autoattack'))
+                 key=lambda attack: (groups[0].mean(f'{attack}_images'), attack == 'autoattack'))
     groups = sorted(groups, key=lambda group: -group.mean(robust))
     sets: dict[str, list[Group]] = defaultdict(list)  # by options
     for group in groups:

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import yaml
 
+from timm_paf._files import write_text
 from timm_paf._versions import device_names
-from timm_paf.engine.checkpoint_files import best_epoch, write_text
+from timm_paf.engine.checkpoint_files import best_epoch
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.commands import seconds_per_image
 from timm_paf.engine.distributed import StopSignals
@@ -178,7 +179,7 @@ def run_sweep(
         output: Folder of the sweep.
         workers: Number of cells to run at the same time.
         devices: Devices that the workers share; by default each worker chooses.
-        threads: Number of CPU threads of a worker; by default the cores divided by `workers`.
+        threads: Number of CPU threads of a worker; by default the available cores divided by `workers`.
         time_limit: Seconds after which no worker runs any more. Up to 30 s before that they are asked to stop.
         say: Shows a line.
 
@@ -195,7 +196,7 @@ def run_sweep(
                      key=lambda cell: states[cell.name] == 'running elsewhere')  # these last, they may be done by then
     slots: list[tuple[Any, Cell] | None] = [None] * min(workers, len(waiting))
     limit = time_limit if time_limit is not None else float('inf')
-    threads, context = threads or max(1, (os.cpu_count() or 1) // workers), multiprocessing.get_context('spawn')
+    threads, context = threads or max(1, available_cores() // workers), multiprocessing.get_context('spawn')
     number, stopping = len(states) - len(waiting), False
     with StopSignals() as stop:
         while waiting or any(slots):
@@ -222,6 +223,11 @@ def run_sweep(
                     slots[index] = None
                     say(_outcome(*slot, output=output, stopping=stopping))
     return {cell.name: cell_state(output / cell.name) for cell in sweep.cells}
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use, which can be fewer than the machine has, as in a Slurm job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _outcome(process: Any, cell: Cell, *, output: Path, stopping: bool) -> str:

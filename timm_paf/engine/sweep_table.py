@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from timm_paf._files import whole_file
+from timm_paf._files import whole_file, write_text
 from timm_paf.activations import ACTIVATIONS, shape
-from timm_paf.engine.checkpoint_files import write_summary, write_text
+from timm_paf.engine.checkpoint_files import write_summary
 
 __all__ = [
     'ATTACKS', 'PROPERTIES', 'VERSIONS', 'Group', 'groups_of', 'paired_differences', 'read_groups', 'summarize',

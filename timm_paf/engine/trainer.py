@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from timm_paf._files import write_text
 from timm_paf.activations import activation_summary
 from timm_paf.attacks import release_graphs
 from timm_paf.data import Batch, DataChanged, Prefetched
-from timm_paf.engine.checkpoint_files import best_epoch, write_summary, write_text
+from timm_paf.engine.checkpoint_files import best_epoch, write_summary
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.components import Run
 from timm_paf.engine.data import source_lines
@@ -193,13 +194,10 @@ class Trainer(Run):
             self.say(line)
         if bad >= 0:
             raise RunFailed(
-                f'the loss became NaN or infinite at step {bad % self.updates_per_epoch} of epoch {self.epoch + 1}; '
-                f'the checkpoints in {self.folder} are from before it. Try a smaller --lr, or --warmup-epochs.')
-        seconds, images = progress.seconds, progress.images
-        metrics = {
-            'loss': float(progress.loss) / images, 'robust': 100 * float(progress.correct) / images,
-            'images_per_second': images / seconds, 'data_wait': 100 * progress.waited / seconds}
-        shape = shape_values(self.task.trainable_module)
+                f'the loss became NaN or infinite at step {bad % self.updates_per_epoch + 1} of epoch '
+                f'{self.epoch + 1}; the checkpoints in {self.folder} are from before it. Try a smaller --lr, or '
+                f'--warmup-epochs.')
+        metrics, shape = progress.means(self.processes), shape_values(self.task.trainable_module)
         self._notify(lambda callback: callback.on_update(self.epoch, step, metrics, shape))
         if stopped:
             self.stop.received = stopped
@@ -319,6 +317,8 @@ class Trainer(Run):
     def _open_folder(self) -> None:
         """Make the folder, or bring it to the state of the checkpoint that the run resumes from."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.config.resume_changed:  # an interrupted measurement may be of other weights, or with other settings
+            shutil.rmtree(self.folder / 'autoattack', ignore_errors=True)
         write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False), self.folder / 'args.yaml')
         if self.progress.rows:
             write_summary(self.progress.rows, self.folder / 'summary.csv')

@@ -4,20 +4,41 @@ from pathlib import Path
 from typing import Any
 
 from timm_paf.attacks import parse_eps
-from timm_paf.engine.fields import Settings, assignments, flag, settings_by_group
-from timm_paf.engine.train_config import DataConfig, EvaluationConfig
+from timm_paf.engine.fields import flag, settings_by_group
+from timm_paf.engine.shared_config import DataConfig, EvaluationConfig
 
-__all__ = ['REQUIRED_ENTRY', 'ReportConfig', 'ValidateConfig']
+__all__ = ['REQUIRED_ENTRY', 'ValidateConfig']
 
 REQUIRED_ENTRY = ('link', 'name', 'authors', 'venue', 'additional_data')  # keys that RobustBench requires
 
-_run, _data, _model, _act, _attack, _speed, _measure, _entry = settings_by_group(
-    'run', 'data', 'model', 'activation', 'attack', 'speed and memory', 'measurement', 'RobustBench entry')
+_run, _data, _model, _attack, _measure, _entry = settings_by_group(
+    'run', 'data', 'model', 'attack', 'measurement', 'RobustBench entry')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig(Settings):
-    """Settings of what to measure and write in addition to the attacks."""
+class ValidateConfig(DataConfig, EvaluationConfig):
+    """Settings of a measurement; the checkpoint gives those that are not set."""
+    checkpoint: str = _model('', 'Required. Checkpoint to measure.', metavar='FILE', unset='none')
+    model: str = _model('', 'Name of a model in the registry of timm.', unset='from the checkpoint')
+    dataset: str = _data(
+        '', "Data set: 'digits', a name that timm knows ('torch/cifar10', 'folder', 'hfds/NAME', ...), or the path of "
+        'an archive.', unset='the one that the checkpoint was trained on')
+    split: str = _data('test', 'Split to measure.', choices=('test', 'val', 'train'))
+    attack: str = _attack(
+        'autoattack', 'Attacks to run. pgd: PGD alone. autoattack: PGD, then AutoAttack.',
+        choices=('pgd', 'autoattack'))
+    norm: str = _attack('', 'Norm of the attack.', choices=('', 'linf', 'l2', 'l1'), unset='from the checkpoint')
+    eps: str = _attack(
+        '', 'Radius of the attack, such as 8/255 or a number, for pixels in [0, 1].', metavar='EPS',
+        unset='from the checkpoint')
+    use_ema: bool | None = _model(
+        None, 'Measure the EMA of the weights, not the raw weights.', unset='on if the checkpoint has an EMA')
+    output: str | None = _run(
+        None, 'Folder for report.json, report.html and verdicts.csv.', metavar='DIR', unset='print the tables only')
+    save_adv: str | None = _run(
+        None, 'Archive (.npz) for the images that AutoAttack made, with their labels.', metavar='FILE',
+        unset='not written')
+    resume: bool = _run(False, 'Resume an interrupted measurement in --output.')
     trust: bool = _measure(True, 'Check for signs that the measured robustness is too high.')
     n_trust: int = _measure(256, 'Number of images for --trust, the first ones of the split.', least=1)
     eps_curve: tuple[str, ...] = _measure(
@@ -44,8 +65,14 @@ class ReportConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eps and self.norm:  # else the checkpoint gives the norm
+            parse_eps(self.eps, label='--eps', norm=self.norm)
+        if self.resume and self.output is None:
+            raise ValueError('--resume needs --output, the folder of the interrupted run.')
+        if self.save_adv is not None and self.autoattack_arguments()['autoattack_version'] is None:
+            raise ValueError('--save-adv needs AutoAttack; use --attack autoattack --autoattack standard.')
         if self.robustbench_json is None:
-            given = [field.name for field in dataclasses.fields(ReportConfig)
+            given = [field.name for field in dataclasses.fields(self)
                      if field.name.startswith('robustbench_') and getattr(self, field.name) is not None]
             if given:
                 raise ValueError(f'{flag(given[0])} needs --robustbench-json FILE.')
@@ -56,63 +83,10 @@ class ReportConfig(Settings):
         """The radii of --eps-curve."""
         return tuple(text.strip() for word in self.eps_curve for text in word.split(',') if text.strip())
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidateConfig(DataConfig, EvaluationConfig, ReportConfig):
-    """Settings of a measurement; the checkpoint gives those that are not set."""
-    checkpoint: str = _model('', 'Required. Checkpoint to measure.', metavar='FILE', unset='none')
-    model: str = _model('', 'Name of a model in the registry of timm.', unset='from the checkpoint')
-    model_kwargs: tuple[str, ...] = _model(
-        (), 'Extra arguments of the model, such as drop_path_rate=0.1.', metavar='NAME=VALUE',
-        unset='from the checkpoint')
-    act_sharing: str | None = _act(
-        None, 'Part of the network that shares one activation.', choices=('network', 'stage', 'layer', 'channel'),
-        unset='from the checkpoint')
-    dataset: str = _data(
-        '', "Data set: 'digits', a name that timm knows ('torch/cifar10', 'folder', 'hfds/NAME', ...), or the path of "
-        'an archive.', unset='the one that the checkpoint was trained on')
-    split: str = _data('test', 'Split to measure.', choices=('test', 'val', 'train'))
-    attack: str = _attack(
-        'autoattack', 'Attacks to run. pgd: PGD alone. autoattack: PGD, then AutoAttack.',
-        choices=('pgd', 'autoattack'))
-    norm: str = _attack('', 'Norm of the attack.', choices=('', 'linf', 'l2', 'l1'), unset='from the checkpoint')
-    eps: str = _attack(
-        '', 'Radius of the attack, such as 8/255 or a number, for pixels in [0, 1].', metavar='EPS',
-        unset='from the checkpoint')
-    use_ema: bool | None = _model(
-        None, 'Measure the EMA of the weights, not the raw weights.', unset='on if the checkpoint has an EMA')
-    torchcompile: str | None = _speed(
-        None, 'Compile the attacks with this backend of torch.compile, such as inductor.', metavar='BACKEND',
-        unset='not compiled')
-    torchcompile_mode: str | None = _speed(
-        None, 'Mode of torch.compile, such as reduce-overhead (CUDA graphs).', unset='default of the backend')
-    output: str | None = _run(
-        None, 'Folder for report.json, report.html and verdicts.csv.', metavar='DIR', unset='print the tables only')
-    save_adv: str | None = _run(
-        None, 'Archive (.npz) for the images that AutoAttack made, with their labels.', metavar='FILE',
-        unset='not written')
-    resume: bool = _run(False, 'Resume an interrupted measurement in --output.')
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eps:
-            parse_eps(self.eps, label='--eps', norm=self.norm or 'linf')
-        if self.torchcompile_mode is not None and self.torchcompile is None:
-            raise ValueError(f'--torchcompile-mode = {self.torchcompile_mode}: needs --torchcompile BACKEND.')
-        if self.resume and self.output is None:
-            raise ValueError('--resume needs --output, the folder of the interrupted run.')
-        if self.save_adv is not None and self.autoattack_arguments()['autoattack_version'] is None:
-            raise ValueError('--save-adv needs AutoAttack; use --attack autoattack --autoattack standard.')
-
     def autoattack_arguments(self) -> dict[str, Any]:
         """Version and components of AutoAttack as arguments of `evaluate_robustness`."""
         none = {'autoattack_version': None, 'attacks': None}
         return none if self.attack == 'pgd' else super().autoattack_arguments()
-
-    def model_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the model."""
-        sharing = {} if self.act_sharing is None else {'act_sharing': self.act_sharing}
-        return {**assignments(self.model_kwargs, '--model-kwargs'), **sharing}
 
     @property
     def writes_page(self) -> bool:

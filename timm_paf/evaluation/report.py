@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from timm_paf._files import whole_file
+from timm_paf._files import write_text
 from timm_paf._versions import library_versions
 from timm_paf.evaluation.accuracy import Measurement, Part
 from timm_paf.evaluation.correct import Example
@@ -108,15 +108,11 @@ class RobustnessReport(Part):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write report.json; an interrupted write leaves the old file."""
-        text = json.dumps(self.to_dict(), indent=2) + '\n'
-        with whole_file(path) as file:
-            file.write(text.encode())
+        write_text(json.dumps(self.to_dict(), indent=2) + '\n', path)
 
     def save_page(self, path: str | os.PathLike) -> None:
         """Write report.html; an interrupted write leaves the old file."""
-        text = self.page()
-        with whole_file(path) as file:
-            file.write(text.encode())
+        write_text(self.page(), path)
 
     def table(self) -> Table:
         """Accuracies for the terminal, with 95 % intervals."""

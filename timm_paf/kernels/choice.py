@@ -2,20 +2,19 @@
 import functools
 import os
 import warnings
-from typing import TYPE_CHECKING, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from timm_paf.activations.dispatch import Kernels
 from timm_paf.kernels import cpu
-
-if TYPE_CHECKING:
-    from timm_paf.kernels.ops import Operators
 
 __all__ = ['choose', 'obstacle', 'use']
 
 MODES = ('auto', 'reference', 'fused')
 _PLAIN = (Tensor, nn.Parameter)
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by `is_grads_batched` of torch.autograd.grad
 _warned = False
 
 
@@ -32,8 +31,9 @@ class use:
     """Choose how activations are computed, from now on or, in a `with` statement, until its end.
 
     The choice holds for the process, since backward passes may run in threads of their own. It starts as the
-    environment variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, torch.func and
-    dispatch modes, for subclasses of tensors, and for derivatives of derivatives the reference always runs.
+    environment variable TIMM_PAF_KERNELS says, else as 'auto'. Under torch.compile, export, tracing, forward mode,
+    torch.func and dispatch modes, for subclasses of tensors, and for derivatives of derivatives the reference always
+    runs.
 
     Args:
         mode: 'auto' for fused functions where they are available, and the reference elsewhere with one warning;
@@ -59,7 +59,7 @@ class use:
         _mode = self._before
 
 
-def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators']:
+def choose(name: str, x: Tensor, *others: Tensor | None) -> Kernels | None:
     """The fused functions for an activation of x with these parameters and gradients; None for the reference."""
     global _warned
     if (_mode == 'reference' or torch._C._len_torch_dispatch_stack()
@@ -70,15 +70,16 @@ def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators'
         return None
     for tensor in (x, *others):
         if tensor is not None and (
-                type(tensor) not in _PLAIN or tensor.device != device or tensor.layout is not torch.strided):
-            return None
-    operators, reason = _operators(device)
-    if operators is not None and name not in operators.names:
+                type(tensor) not in _PLAIN or tensor.device != device or tensor.layout is not torch.strided
+                or tensor.is_neg() or tensor._is_zerotensor() or _is_batched(tensor)):
+            return None  # its memory does not hold its values
+    module, reason = _implementation(device)
+    if module is not None and name not in module.NAMES:
         return None  # this activation has no kernel
     if x.is_cpu:
         reason = cpu.available(name, dtype)
     if reason is None:
-        return operators
+        return module
     if _mode == 'fused':
         raise RuntimeError(f'{name}: the fused function is not available: {reason}; use "auto" or "reference".')
     if not _warned:
@@ -91,19 +92,18 @@ def choose(name: str, x: Tensor, *others: Tensor | None) -> Optional['Operators'
 
 def obstacle(device: torch.device) -> str | None:
     """Why the fused functions do not work on a device; None if they do. May compile the first one for a CPU."""
-    return cpu.available('pssilu', torch.float32) if device.type == 'cpu' else _operators(device)[1]
+    return cpu.available('pssilu', torch.float32) if device.type == 'cpu' else _implementation(device)[1]
 
 
 @functools.cache
-def _operators(device: torch.device) -> tuple[Optional['Operators'], str | None]:
-    """The operators for a device, or why they are not available; found by trying."""
-    from timm_paf.kernels.ops import CPU, Operators  # registering them takes longer than the rest of the import
+def _implementation(device: torch.device) -> tuple[Any, str | None]:
+    """The module with the fused functions for a device, or why there is none; found by trying."""
     if device.type == 'cpu':
-        return CPU, None
+        return cpu, None
     try:
         from timm_paf.kernels import gpu
         x = torch.ones(1, device=device)
-        gpu.triton_gradients(x, x, x, x, 'pssilu', 0)
+        gpu.gradients('pssilu', x, x, x, x, 0, True)
     except Exception as error:  # Triton, its compiler and the driver each have their own
         return None, f'Triton does not work here ({type(error).__name__}: {(str(error).splitlines() or [""])[0]})'
-    return Operators(gpu.triton_value, gpu.triton_input_gradient, gpu.triton_gradients, gpu.NAMES), None
+    return gpu, None

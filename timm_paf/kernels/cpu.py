@@ -9,7 +9,7 @@ from torch import Tensor
 from timm_paf._dtypes import compute_dtype
 from timm_paf.kernels.compiler import BuildError, build
 
-__all__ = ['NAMES', 'available', 'gradients', 'input_gradient', 'value']
+__all__ = ['NAMES', 'available', 'gradients', 'value']
 
 # activations with a function in cpp/formulas.h
 NAMES = frozenset(('prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu'))
@@ -66,7 +66,7 @@ def _run(
     x = _dense(x, out)
     dtype = compute_dtype(x.dtype)
     channels = max(alpha.numel(), 1 if beta is None else beta.numel())
-    sums = [torch.zeros(channels, dtype=dtype) for _ in range(2)] if with_sums else None
+    sums = [x.new_zeros(channels, dtype=dtype) for _ in range(2)] if with_sums else None
     count = x.numel()
     if count:
         inner = x.stride(channel_dim) if channels > 1 else 1
@@ -83,32 +83,26 @@ def _run(
     return (out, None, None) if sums is None else (out, sums[0], sums[1])
 
 
-def value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
+def value(name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
     """The activation of x, as in `functional`."""
     return _run(name, None, x, alpha, beta, channel_dim)[0]
 
 
-def input_gradient(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
-    """Grad df/dx, like x."""
-    return _run(name, grad, x, alpha, beta, channel_dim)[0]
-
-
 def gradients(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Grad df/dx, like x, and the sums of grad df/dalpha and grad df/dbeta in the shape of their parameter.
+        name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int, need_params: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Grad df/dx, like x, and if `need_params` the sums of grad df/dalpha and grad df/dbeta, like their parameter.
 
-    They are summed in double precision in an order that depends only on the shape of x; the last is empty without beta.
+    They are summed in double precision in an order that depends only on the shape of x.
     """
-    grad_x, grad_alpha, grad_beta = _run(name, grad, x, alpha, beta, channel_dim, with_sums=True)
+    grad_x, grad_alpha, grad_beta = _run(name, grad, x, alpha, beta, channel_dim, need_params)
     return grad_x, _of(alpha, grad_alpha), _of(beta, grad_beta)
 
 
-def _of(parameter: Tensor | None, total: Any) -> Tensor:
+def _of(parameter: Tensor | None, total: Tensor | None) -> Tensor | None:
     """The gradient of a parameter with one value, where the other parameter may have one per channel."""
-    if parameter is None:
-        return total.new_empty(0)
+    if parameter is None or total is None:
+        return None
     if parameter.numel() != total.numel():
         total = total.sum(dtype=torch.float64).to(total.dtype)
     return total if total.shape == parameter.shape else total.reshape(parameter.shape)

@@ -14,12 +14,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, empty_like, float32, float64
+from torch.torch_version import TorchVersion
 
-__all__ = ['NAMES', 'triton_gradients', 'triton_input_gradient', 'triton_value']
+from timm_paf.kernels.cpu import _dense
+
+__all__ = ['NAMES', 'gradients', 'value']
 
 _CODES = {name: code for code, name in enumerate((
     'prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu'))}
-_CODES['pssilu_fixed'] = _CODES['pssilu']
 NAMES = frozenset(_CODES)
 _BLOCK, _WARPS = 4096, 8
 
@@ -256,7 +258,7 @@ def _sum_kernel(parts_ptr, alpha_ptr, beta_ptr, blocks, channels, BLOCK: tl.cons
 # Compiled kernels by what they depend on, for tensors of aligned, plain shapes. Triton looks at every argument of every
 # call to find the compiled kernel, which takes the host longer than the launch itself.
 _compiled: dict[tuple | None, Any] = {}
-_DIRECT = triton.__version__ >= '3.4'  # compiled kernels take all arguments, constants too
+_DIRECT = TorchVersion(triton.__version__) >= '3.4'  # compiled kernels take all arguments, constants too
 
 
 class _Call(NamedTuple):
@@ -312,34 +314,24 @@ def _launch(kernel: Any, key: tuple | None, device: int, programs: int, argument
         _compiled[key] = compiled
 
 
-def _dense(x: Tensor, like: Tensor) -> Tensor:
-    return x if x.stride() == like.stride() else empty_like(like).copy_(x)
-
-
-def triton_value(x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
+def value(name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
     """The activation of x, as in `functional`; x is not empty, in float32, bfloat16 or float16."""
     y = empty_like(x)
     _run(_value_kernel, _call(x, y, alpha, beta, name, channel_dim), (_dense(x, y), y))
     return y
 
 
-def triton_input_gradient(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int) -> Tensor:
-    """Grad df/dx, like x."""
+def gradients(
+        name: str, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int, need_params: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Grad df/dx, like x, and if `need_params` the sums of grad df/dalpha and grad df/dbeta in float32."""
     dx = empty_like(x)
-    call = _call(x, dx, alpha, beta, name, channel_dim)
-    _run(_gradient_kernel, call, (_dense(grad, dx), _dense(x, dx), dx), call.parameters[0], SUMS=False)
-    return dx
-
-
-def triton_gradients(
-        grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor | None, name: str, channel_dim: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Grad df/dx, and the sums of grad df/dalpha and grad df/dbeta in float32; the last is empty if beta is None."""
-    dx = empty_like(x)
-    call = _call(x, dx, alpha, beta, name, channel_dim)
+    call, tensors = _call(x, dx, alpha, beta, name, channel_dim), (_dense(grad, dx), _dense(x, dx), dx)
+    if not need_params:
+        _run(_gradient_kernel, call, tensors, call.parameters[0], SUMS=False)
+        return dx, None, None
     parts = x.new_empty((call.blocks * call.channels, 2), dtype=float32)
-    _run(_gradient_kernel, call, (_dense(grad, dx), _dense(x, dx), dx), parts, SUMS=True)
+    _run(_gradient_kernel, call, tensors, parts, SUMS=True)
     sums = parts.new_empty((2, call.channels))
     device = x.get_device()
     _launch(_sum_kernel, (device,), device, call.channels, (parts, sums[0], sums[1], call.blocks, call.channels, 1024))
@@ -348,4 +340,4 @@ def triton_gradients(
         return (total.sum(dtype=float64) if parameter.numel() < len(total) else total).to(float32).reshape(
             parameter.shape)
 
-    return dx, of(alpha, sums[0]), dx.new_empty(0, dtype=float32) if beta is None else of(beta, sums[1])
+    return dx, of(alpha, sums[0]), None if beta is None else of(beta, sums[1])

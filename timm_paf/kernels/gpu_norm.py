@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty_like, float32
 
+from timm_paf.kernels.cpu import _dense
 from timm_paf.kernels.gpu import (
     _BLOCK,
     _CODES,
     _at_least,
-    _dense,
     _inner,
     _launch,
     _slopes,

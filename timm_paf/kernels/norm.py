@@ -49,7 +49,8 @@ def batch_norm_act(
     if torch.compiler.is_compiling() or (plan := _plan(x, norm, act, shortcut, shortcut_norm)) is None:
         y = norm(x)
         if shortcut is not None:
-            y += shortcut if shortcut_norm is None else shortcut_norm(shortcut)
+            added = shortcut if shortcut_norm is None else shortcut_norm(shortcut)
+            y = y + added if y is x else y.add_(added)  # nn.Identity returns x itself
         return act(y)
     inputs = [x, *(_inner(p) for p in plan.parameters), norm.weight, norm.bias, shortcut, None, None]
     if shortcut_norm is not None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from timm_paf.activations import ParametricActivation, PSoftplus, paf_modules
+from timm_paf.activations import PSoftplus, paf_modules
 
 __all__ = ['merge_copies', 'refuse']
 
@@ -51,7 +51,11 @@ def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) ->
             copies = {key: found.pop(key) for place in places if (key := f'{place}.{name}') in found}
             if copies:
                 value = _agreed(copies, [f'{place}.{name}' for place in places], label)
-                rest[f'{first_place}.{name}'] = _from_authors(value, module, name, label) if authors else value
+                rest[f'{first_place}.{name}'] = value
+                if authors and isinstance(module, PSoftplus) and not (value > 0).all():
+                    # theirs takes no absolute value, so it differs below 0
+                    refuse(label, f'alpha = {value.tolist()}: expected values above 0, where the authors\' PSoftplus '
+                                  'equals ours.')
             elif authors:  # a constant, which is not in the authors' files
                 rest[f'{first_place}.{name}'] = tensor
             elif not names:
@@ -71,14 +75,6 @@ def _agreed(copies: Mapping[str, Tensor], expected: list[str], label: str) -> Te
         if other.shape != value.shape or not torch.allclose(other, value, rtol=0, atol=0, equal_nan=True):
             refuse(label, f'{key} = {other.flatten()[:4].tolist()} differs from {first} = '
                           f'{value.flatten()[:4].tolist()}: both are copies of one shared activation.')
-    return value
-
-
-def _from_authors(value: Tensor, module: ParametricActivation, name: str, label: str) -> Tensor:
-    """Convert a parameter of the authors' formula to ours."""
-    if isinstance(module, PSoftplus) and not (value > 0).all():
-        # theirs takes no absolute value, so it differs below 0
-        refuse(label, f'alpha = {value.tolist()}: expected values above 0, where the authors\' PSoftplus equals ours.')
     return value
 
 

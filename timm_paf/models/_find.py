@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from timm_paf._normalized import InputNormalization, Normalized
+from timm_paf._normalized import InputNormalization, Normalized, normalization_of
 from timm_paf.models._copies import refuse
 from timm_paf.models.published import LAYOUTS, OURS, Layout, Statistics
 
@@ -93,8 +93,8 @@ class Found:
     @property
     def own_statistics(self) -> InputNormalization | None:
         """The normalisation that the model has already."""
-        first = getattr(self.network, 'normalize', None)
-        return first if isinstance(first, InputNormalization) else self.wrapper
+        first = normalization_of(self.network)
+        return self.wrapper if first is None else first
 
 
 def find_network(state_dict: Mapping[str, Any], model: nn.Module) -> Found:
@@ -112,7 +112,7 @@ def find_network(state_dict: Mapping[str, Any], model: nn.Module) -> Found:
     label = (getattr(network, 'pretrained_cfg', None) or {}).get('architecture') or type(network).__name__
     own = {TRANSPARENT.sub('', key): value for key, value in network.state_dict().items()}
     expected = own
-    if isinstance(getattr(network, 'normalize', None), InputNormalization):
+    if normalization_of(network) is not None:
         expected = {key: value for key, value in own.items() if not key.startswith('normalize.')}
     file = {  # without the counter of AveragedModel
         key: value for key, value in ((TRANSPARENT.sub('', str(key)), value) for key, value in state_dict.items())

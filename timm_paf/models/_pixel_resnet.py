@@ -97,6 +97,7 @@ class PixelResNet(ResNet):
         super().__init__(cast(Any, _BLOCKS.get(block, block)), layers, in_chans=in_chans, **kwargs)
         self.normalize = input_normalization(input_mean, input_std, in_chans, kwargs.get('device'), kwargs.get('dtype'))
         self.stem_features = nn.Identity()
+        self.feature_info[0]['module'] = 'stem_features'
         # extractors that rebuild a network run its children in order
         stem = ('normalize', 'conv1', 'bn1', 'act1', 'stem_features')
         for name in (*stem, *(name for name in self._modules if name not in stem)):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from timm_paf._normalized import InputNormalization, Normalized
+from timm_paf._normalized import Normalized, normalization_of
 from timm_paf.models._find import DM_IMPROVES_AT, select_state_dict
 from timm_paf.models.published import CIFAR_STATISTICS, PIXELS, Statistics
 from timm_paf.models.state_dict import fit_state_dict, stated_normalization
@@ -136,8 +136,8 @@ def _stated(checkpoint: Mapping[str, Any], model: nn.Module) -> Statistics | Non
             return [float(value) for value in mean], [float(value) for value in std]
     keys = checkpoint.get('model_state_dict', {}) if DM_IMPROVES_AT in checkpoint else {}
     classes = getattr(model, 'num_classes', 0)
-    own = isinstance(getattr(model, 'normalize', None), InputNormalization)
-    if not own and classes in CIFAR_STATISTICS and any(re.match(r'(?:module\.)?1\.', key) for key in keys):
+    first = any(re.match(r'(?:module\.)?1\.', key) for key in keys)
+    if first and normalization_of(model) is None and classes in CIFAR_STATISTICS:
         name, statistics = CIFAR_STATISTICS[classes]
         _logger.warning(
             'DM-Improves-AT put a normalisation in front of this network, and the file does not hold its mean and std. '

@@ -50,9 +50,7 @@ class CifarResNet(PixelResNet):
         nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
         self.conv1 = cast(Any, stem)  # timm's annotations name other classes
         self.maxpool = cast(Any, nn.Identity())
-        # The features of the stem are read at `maxpool`, which runs once. A shared `act1` runs many times, so that an
-        # extractor with hooks would read the output of its last call.
-        self.feature_info[0].update(reduction=1, module='maxpool')
+        self.feature_info[0]['reduction'] = 1
         for info in self.feature_info[1:]:
             info['reduction'] //= 4
 

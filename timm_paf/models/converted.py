@@ -47,7 +47,9 @@ def _build(base: str, activations: Sequence[Activation], **kwargs: Any) -> nn.Mo
         try:
             put_activations(model, dict.fromkeys(places, module))
         except AttributeError as error:
-            raise ValueError(f'paf_converted: {base} has no place {places[0]} ({error}).') from None
+            raise ValueError(
+                f'paf_converted: {base}: {error} Use the release of timm with which the model was saved; '
+                f'this is {timm.__version__}.') from None
     return model
 
 

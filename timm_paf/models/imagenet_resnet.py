@@ -34,7 +34,6 @@ class ImageNetResNet(PixelResNet):
         if output_stride not in (32, 16, 8):
             raise ValueError(f'output_stride = {output_stride}: expected 32, 16 or 8.')
         super().__init__(block, layers, output_stride=output_stride, **kwargs)
-        self.feature_info[0]['module'] = 'stem_features'
 
 
 default_cfgs = variant_cfgs(_ARCHITECTURES, pixel_cfg(

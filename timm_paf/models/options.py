@@ -11,7 +11,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from timm_paf._normalized import InputNormalization
+from timm_paf._normalized import InputNormalization, normalization_of
 
 __all__ = ['has_same_padding', 'input_normalization', 'network_options', 'use_same_padding']
 
@@ -63,8 +63,7 @@ def has_same_padding(model: nn.Module) -> bool:
 def network_options(model: nn.Module) -> dict[str, Any]:
     """The constructor arguments for the two options of a network; empty if it uses neither."""
     options: dict[str, Any] = {'pad_type': 'same'} if has_same_padding(model) else {}
-    normalize = getattr(model, 'normalize', None)
-    if isinstance(normalize, InputNormalization):
+    if (normalize := normalization_of(model)) is not None:
         options['input_mean'] = normalize.mean.flatten().tolist()
         options['input_std'] = normalize.std.flatten().tolist()
     return options

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from timm_paf._normalized import InputNormalization, Normalized
+from timm_paf._normalized import is_identity, normalization_of
 from timm_paf.models.options import input_normalization
 
 __all__ = ['RobustBenchModel', 'to_robustbench']
@@ -58,10 +58,10 @@ def to_robustbench(
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     cfg_mean, cfg_std = (tuple(cfg.get(name) or ()) for name in ('mean', 'std'))
-    inside = isinstance(model, Normalized) or isinstance(getattr(model, 'normalize', None), InputNormalization)
+    inside = normalization_of(model) is not None
     if inside and mean is not None:
         raise ValueError('the model normalises its input already; pass no mean and std.')
-    if mean is None and std is None and not inside and ({*cfg_mean} - {0} or {*cfg_std} - {1}):
+    if mean is None and std is None and not inside and not is_identity(cfg_mean, cfg_std):
         raise ValueError(
             f'pretrained_cfg has mean {cfg_mean} and std {cfg_std}: pass them as mean= and std= if the model was '
             'trained on such images, or zeros and ones if it takes pixels in [0, 1].')

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from timm_paf._normalized import InputNormalization
+from timm_paf._normalized import InputNormalization, is_identity, normalization_of
 from timm_paf.models._copies import merge_copies, refuse
 from timm_paf.models._find import TRANSPARENT, Found, find_network, select_state_dict
 from timm_paf.models.options import has_same_padding, input_normalization, use_same_padding
@@ -82,7 +82,7 @@ def fit_state_dict(
             f'out, such as {next(iter(found.others))}.')
     final = model.state_dict()
     own = {TRANSPARENT.sub('', key.removeprefix(found.outer)): key for key in final if key.startswith(found.outer)}
-    inside = found.outer + 'normalize.' if isinstance(getattr(network, 'normalize', None), InputNormalization) else None
+    inside = found.outer + 'normalize.' if normalization_of(network) is not None else None
     kept = {key: value for key, value in final.items()
             if not key.startswith(found.outer) or (inside and key.startswith(inside))}
     return {**{own[key]: value for key, value in weights.items() if key in own}, **kept}
@@ -147,12 +147,12 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
     if statistics is not None:
         theirs = InputNormalization(*statistics)
         if (ours := found.own_statistics) is not None:
-            if not (_is_none(ours) and _is_none(theirs)) and not all(
+            if not (is_identity(ours.mean, ours.std) and is_identity(theirs.mean, theirs.std)) and not all(
                     torch.allclose(getattr(ours, name).flatten().float().cpu(), getattr(theirs, name).flatten())
                     for name in ('mean', 'std')):
                 refuse(label, f'the file normalises with ({theirs.extra_repr()}), the model with '
                               f'({InputNormalization.extra_repr(ours)}).')
-        elif _is_none(theirs):
+        elif is_identity(theirs.mean, theirs.std):
             pass
         elif not isinstance(getattr(network, 'normalize', None), nn.Identity):
             refuse(label, f'the weights are of a network that normalises inside, with {theirs.extra_repr()}; this '
@@ -163,11 +163,6 @@ def _take_options(found: Found, statistics: Statistics | None) -> None:
                 *statistics, stem.shape[1], device=stem.device, dtype=stem.dtype).train(network.training)
     if found.same:
         use_same_padding(network)
-
-
-def _is_none(layer: InputNormalization) -> bool:
-    """Whether a normalisation leaves pixels as they are."""
-    return not layer.mean.any() and bool((layer.std == 1).all())
 
 
 def _settle_shapes(

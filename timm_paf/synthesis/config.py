@@ -6,7 +6,8 @@ from typing import Any
 
 from timm_paf.data import LabelledImages
 from timm_paf.data.synthetic import DEFAULT_COMPONENTS, DEFAULT_MIXTURES
-from timm_paf.engine.fields import Settings, flag, settings_by_group
+from timm_paf.engine.fields import flag, settings_by_group
+from timm_paf.engine.shared_config import DataConfig
 
 __all__ = ['SAMPLERS', 'TIMESTEPS', 'SyntheticConfig', 'first_difference']
 
@@ -18,10 +19,11 @@ _data, _mixture, _diffusion, _train, _labels = settings_by_group(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticConfig(Settings):
-    """Settings of recipes/make_synthetic.py, one field per flag; they are checked when the object is made."""
-    dataset: str = _data('digits', 'Data set to learn from.', choices=('digits',))
-    method: str = _data('mixture', 'Gaussian mixture per class, or diffusion model.', choices=('mixture', 'diffusion'))
+class SyntheticConfig(DataConfig):
+    """Settings of recipes/make_synthetic.py, one field per flag; those of the images are those of training."""
+    train_crop_mode: str | None = _data('resize', 'Image files get the centre crop of evaluation.', choices=('resize',))
+    method: str = _data(
+        'mixture', 'Gaussian mixture per class (small images) or diffusion model.', choices=('mixture', 'diffusion'))
     num_images: int = _data(10_000, 'Number of images, all classes together.', least=1)
     output: str = _data('', 'Archive NAME.npz (mixture) or folder (diffusion) to write.', unset='required')
     seed: int = _data(0, 'Random seed, any integer.')

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf._distributed import Processes
-from timm_paf._files import file_sha256, whole_file
+from timm_paf._files import file_sha256, write_text
 from timm_paf._versions import library_versions
 from timm_paf.data import ImageSource, LabelledImages, class_names, read_manifest, save_archive, to_unit_range
 from timm_paf.data.manifest import FORMAT, MANIFEST_NAME
@@ -19,7 +19,7 @@ from timm_paf.data.synthetic import distance_to_nearest
 from timm_paf.engine.classes import names_difference
 from timm_paf.engine.model import build_model
 from timm_paf.engine.normalization import load_network
-from timm_paf.engine.train_config import EvaluationConfig
+from timm_paf.engine.shared_config import EvaluationConfig
 from timm_paf.models import read_checkpoint
 from timm_paf.synthesis.config import SyntheticConfig, first_difference
 from timm_paf.synthesis.diffusion import Diffusion, SynthesisFailed
@@ -119,7 +119,7 @@ class PartMaker:
 
         Process r of W makes the parts r, r + W, r + 2W, … It calls `progress` with the number of images that it has
         finished, and `report` with the record of each part that it has made. Returns the manifest (see
-        `read_manifest`); in other processes than process 0 it lists no parts. Raises as `make`, or OSError.
+        `read_manifest`). Raises as `make`, or OSError.
         """
         path.mkdir(exist_ok=True)
         plan, records, done = self.plan(), [], 0
@@ -134,7 +134,7 @@ class PartMaker:
                 records.append(record)
                 done += record['images']
                 progress(done)
-            records = [record for each in group.gather_object(records) for record in each]
+            records = [record for each in group.all_gather_object(records) for record in each]
         manifest = _manifest(plan, sorted(records, key=lambda record: record['file']))
         if processes.is_primary:
             _write_json(path / MANIFEST_NAME, manifest)
@@ -248,5 +248,4 @@ def _manifest(plan: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, An
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1, allow_nan=False) + '\n').encode())
+    write_text(json.dumps(content, indent=1, allow_nan=False) + '\n', path)
