@@ -41,7 +41,7 @@ def prepare(argv: list[str] | None = None) -> Callable[[], None]:
         fits = config.train and not config.generator_folder.exists()
         if fits and processes.is_distributed:
             raise ValueError('--train runs in one process; run it once without torchrun.')
-        with processes.rank_zero_first():
+        with processes.patient() as patient, patient.rank_zero_first():
             train = open_images(config)
         labeller = synthesis.load_labeller(config, train, processes.device)
         if not fits:
@@ -54,10 +54,10 @@ def prepare(argv: list[str] | None = None) -> Callable[[], None]:
 def open_images(config: SyntheticConfig) -> LabelledImages:
     """Read the training split into memory, with class numbers as labels."""
     cpu, source = torch.device('cpu'), open_dataset(config.dataset, config).train
-    source, _ = match_training(source, config.class_names, num_classes=config.num_classes)
+    source, names = match_training(source, config.class_names, num_classes=config.num_classes)
     (images,) = place_on_device([source], cpu, budget=free_bytes(cpu), required=True)
     assert isinstance(images, LabelledImages)  # because they are in memory
-    return dataclasses.replace(images, labels=all_labels(images))
+    return dataclasses.replace(images, labels=all_labels(images), class_names=names or None)
 
 
 def make_mixture(config: SyntheticConfig, train: LabelledImages) -> str:

@@ -135,10 +135,10 @@ class Processes:
         """
         turn = 0 if self.is_primary else 1 if not self.local_rank else 2
         for _ in range(turn if self.is_distributed else 0):
-            distributed.barrier()
+            distributed.barrier(group=self.group)
         yield
         for _ in range(2 - turn if self.is_distributed else 0):
-            distributed.barrier()
+            distributed.barrier(group=self.group)
 
     @contextlib.contextmanager
     def patient(self) -> Iterator['Processes']:

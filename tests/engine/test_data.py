@@ -1,6 +1,7 @@
 """Images of a run: flags of both commands by what they open, own images, and what is shown while they are opened."""
 import contextlib
 import io
+import math
 import re
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from tiny_run import FAST, open_measurement, open_trainer
 
 from timm_paf._distributed import Processes
-from timm_paf.data import Decoding, MixedBatches, open_archive, to_unit_range
+from timm_paf.data import DataChanged, Decoding, MixedBatches, open_archive, to_unit_range
 from timm_paf.data.decoded import folder_images
 from timm_paf.data.streamed import StreamedImages
 from timm_paf.engine import Trainer, parse_train_config
@@ -238,6 +239,14 @@ def test_colours_of_own_images_stay_in_place():
     assert as_source((spectral, np.arange(6))).image_shape == (16, 8, 8)
 
 
+def test_an_own_image_that_cannot_be_used_is_named():
+    def one_of_floats(pixels):
+        return Image.fromarray(pixels.astype(np.float32) if pixels.max() == 5 else pixels)
+
+    with pytest.raises(DataChanged, match='own data, image 5: it is of mode F'):
+        as_source(Pairs(one_of_floats)).take(torch.arange(40))
+
+
 def test_messages_name_flags(tmp_path):
     for name, config, flag in (
             ('folder', DataConfig(data_dir=str(tmp_path / 'x')), 'check --data-dir'),
@@ -282,9 +291,17 @@ def test_verification_also_checks_the_archives_of_test_images(tmp_path):
 
 class FrontToBack(torch.utils.data.IterableDataset):
     """What timm's iterable data sets are to a caller: 60 images of three classes, of other pixels each."""
+    reader = SimpleNamespace(num_samples=60)
+
+    def __init__(self):
+        self.length = 60
 
     def __len__(self):
-        return 60
+        return self.length
+
+    def set_loader_cfg(self, num_workers=None):
+        """As in timm, the length changes with the number of workers, whose shares are rounded up."""
+        self.length = 16 * math.ceil(60 / max(1, num_workers) / 16) * max(1, num_workers)
 
     def set_epoch(self, epoch):
         pass
@@ -294,9 +311,10 @@ class FrontToBack(torch.utils.data.IterableDataset):
             yield self.transform(Image.new('L', (8, 8), number * 4)), number % 3
 
 
-def test_a_run_on_a_stream(tmp_path):
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_run_on_a_stream(tmp_path, workers):
     stream = StreamedImages(
-        FrontToBack(), name='stream', num_classes=3, decoding=Decoding(channels=1, size=8, workers=0))
+        FrontToBack(), name='stream', num_classes=3, decoding=Decoding(channels=1, size=8, workers=workers))
     val = torch.rand(30, 1, 8, 8), torch.arange(30) % 3
     config = parse_train_config([
         *FAST, '--model', 'tiny_norm', '--synthetic-fraction', '0', '--output', str(tmp_path), '--num-classes', '3'])

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -43,13 +44,16 @@ def test_stopped_run_goes_on_to_the_same_result(whole, tmp_path, capsys, update,
     assert_same_result(whole, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('part, changed', [('clean', []), ('PGD-2', []), ('PGD-2', ['--pgd-steps', '3'])], ids=str)
+@pytest.mark.parametrize('part, changed', [
+    ('clean', []), ('PGD-2', []), ('PGD-2', ['--resume-changed']),
+    ('PGD-2', ['--resume-changed', '--pgd-steps', '3'])], ids=str)
 def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part, changed):
     """It stops at the next batch, and resumes after the last one; a measurement with other settings starts again."""
     original, seen, signals = AttackView.progress, [], []
+    state = tmp_path / 'run' / 'autoattack'
 
     def progress(self, name, done, total, *more):
-        seen.append((name, done))
+        seen.append((name, done, (state / 'marker').exists()))
         if (name, done) == (part, 20) and not signals:
             signals.append(part)
             os.kill(os.getpid(), signal.SIGINT)
@@ -59,18 +63,18 @@ def test_a_signal_in_the_final_measurement(whole, tmp_path, capsys, part, change
         patch.setattr(AttackView, 'progress', progress)
         assert train(tmp_path, '--eval-batch-size', '10') == 3
         assert 'SIGINT' in capsys.readouterr().err and not (tmp_path / 'run' / 'report.json').exists()
-        ends = seen[-1]
-        assert ends in ((part, 20), (part, 30))
+        assert seen[-1][:2] in ((part, 20), (part, 30))
         seen.clear()
-        if changed:
-            assert train(tmp_path, '--resume', 'auto', '--resume-changed', *changed) == 0
-            assert json.loads((tmp_path / 'run' / 'report.json').read_text())['pgd']['steps'] == 3
-            return
-        assert train(tmp_path, '--eval-batch-size', '10', '--resume', 'auto') == 0  # PGD attacks about 40 images
-    assert sorted({name for name, _ in seen}) == ['PGD-2', 'clean']
+        (state / 'marker').touch()
+        assert train(tmp_path, '--eval-batch-size', '10', '--resume', 'auto', *changed) == 0  # PGD on about 40 images
+    again = '--pgd-steps' in changed
+    assert sorted({name for name, *_ in seen}) == [f'PGD-{2 + again}', 'clean']
+    assert {kept for *_, kept in seen} == {not again}
+    if again:
+        return
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (whole, tmp_path / 'run')]
     assert reports[0]['pgd']['correct'] == reports[1]['pgd']['correct']
-    assert not (tmp_path / 'run' / 'autoattack').exists()
+    assert not state.exists()
 
 
 @pytest.mark.parametrize('options', [
@@ -259,8 +263,7 @@ def test_other_number_of_processes(whole, tmp_path, capsys, update):
 
 def test_how_a_run_is_done_may_change(whole, tmp_path):
     interrupted(tmp_path)
-    flags = ['--log-interval', '3', '--checkpoint-hist', '2', '--data-on-device', 'yes', '--prefetch', '--data-dir',
-             'elsewhere']
+    flags = ['--log-interval', '3', '--checkpoint-hist', '2', '--data-on-device', 'yes', '--prefetch']
     assert train(tmp_path, '--resume', 'auto', *flags) == 0
     assert_same_result(whole, tmp_path / 'run')
 
@@ -308,6 +311,15 @@ def test_full_disk_keeps_the_checkpoint_before(whole, tmp_path, capsys, monkeypa
     assert train(tmp_path, '--no-model-ema') == 1
     assert 'cannot be written ([Errno 28] No space left on device)' in capsys.readouterr().err
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)['epoch'] == 0
+
+
+def test_full_disk_before_the_first_checkpoint(tmp_path, capsys, monkeypatch):
+    def full(text, path):
+        raise OSError(28, 'No space left on device', str(path))
+
+    monkeypatch.setattr('timm_paf.engine.trainer.write_text', full)
+    assert train(tmp_path) == 1
+    assert re.search(r"^stopped: .*No space left on device: '.*args.yaml'$", capsys.readouterr().err, re.MULTILINE)
 
 
 LONG = ['--epochs', '5', '--updates-per-epoch', '50']

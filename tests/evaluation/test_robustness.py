@@ -11,7 +11,15 @@ from rich.console import Console
 
 from tests.attacks.test_autoattack_model import Ticking
 from timm_paf.attacks import PGD, Normalized, ThreatModel
-from timm_paf.evaluation import Accuracy, accuracy_under_attack, check_state, clean_accuracy, evaluate_robustness
+from timm_paf.evaluation import (
+    Accuracy,
+    accuracy_under_attack,
+    check_state,
+    check_trust,
+    clean_accuracy,
+    evaluate_robustness,
+    robustness_curve,
+)
 
 pytestmark = pytest.mark.usefixtures('short_autoattack')
 
@@ -114,14 +122,16 @@ def measured(model, x, y, **settings):
         model, x, y, **{'threat': ThreatModel(eps='0.055'), 'pgd_steps': 5, 'batch_size': 5, **settings})
 
 
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 0), (torch.bfloat16, 3), (torch.float16, 1)], ids=str)
-def test_models_of_other_dtypes(dtype, tolerance, ramp):
-    """Images stay in float32 or better, so that the ball of an attack does not depend on the model's rounding."""
-    model, x, y, distance = ramp
-    report = measured(model.to(dtype), x, y)
-    found = [accuracy_under_attack(model, x, y, attack=PGD(eps=0.055, steps=5))]
-    found += [report.measurements[name].accuracy for name in ('pgd', 'autoattack')]
-    assert all(abs(one.correct - int((distance > 0.055).sum())) <= tolerance and one.total == 41 for one in found)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_weights_and_images_of_different_dtypes(dtype, ramp):
+    model, x, y, _ = ramp
+    model.to(dtype)
+    threat = ThreatModel(eps='0.055')
+    for call in (lambda: measured(model, x, y), lambda: robustness_curve(model, x, y, eps=[0.1]),
+                 lambda: check_trust(model, x, y, threat=threat)):
+        with pytest.raises(ValueError, match=f'weights are {dtype}.*model.float'):
+            call()
+    assert dtype != torch.float64 or measured(model, x.double(), y).measurements['clean'].accuracy.correct == 41
 
 
 def test_time_left_does_not_jump(ramp, monkeypatch):

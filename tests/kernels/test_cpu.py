@@ -159,7 +159,13 @@ def test_derivatives_are_consistent_to_second_order_and_in_forward_mode(name):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
         tangent = forward_ad.unpack_dual(function(dual, *parameters)).tangent
-    torch.testing.assert_close(tangent, torch.autograd.grad(function(x, *parameters).sum(), x)[0])
+    slope = torch.autograd.grad(function(x, *parameters).sum(), x)[0]
+    torch.testing.assert_close(tangent, slope)
+    y = function(x, *parameters)
+    with forward_ad.dual_level():  # of the backward pass alone
+        dual = forward_ad.make_dual(torch.ones_like(y), torch.full_like(y, 3.))
+        tangent = forward_ad.unpack_dual(torch.autograd.grad(y, x, dual)[0]).tangent
+    torch.testing.assert_close(tangent, 3 * slope)
 
 
 @pytest.mark.parametrize('asked, sums', [

@@ -156,7 +156,7 @@ def test_images_of_an_archive(tmp_path, method):
     for name in ('train', 'test'):
         save_archive(tmp_path / f'{name}.npz', LabelledImages(train, torch.arange(120) % 3, 3, name))
     command = ['--dataset', tmp_path / 'train.npz', '--test-data', tmp_path / 'test.npz', '--num-classes', 3,
-               '--val-size', 30]
+               '--val-size', 30, '--class-names', 'a', 'b', 'c']
     if method == 'mixture':
         path = tmp_path / 'made.npz'
         assert main(*command, '--output', path, '--num-images', 30, '--components', 4) == 0
@@ -164,6 +164,7 @@ def test_images_of_an_archive(tmp_path, method):
         path = tmp_path / 'made'
         assert main(*command, *DRAW, *FIT, '--output', path, '--num-images', 30) == 0
         assert read_manifest(path)['source']['images'] == 90
+        assert read_manifest(path)['class_names'] == ['a', 'b', 'c']
     images, labels = open_archive(path, num_classes=3).take(torch.arange(30))
     assert images.shape == (30, 3, 16, 16) and labels.bincount().tolist() == [10, 10, 10]
 

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms  # the only place with the nesting depth of forward mode
-from torch.autograd import forward_ad
 
 from timm_paf._dtypes import compute_dtype
 from timm_paf.activations.differentiation import (
@@ -161,7 +160,7 @@ def apply(name: str, x: Tensor, alpha: Number, beta: Number | None, channel_dim:
         if _OLD_COMPILER and _inside_torch_func():
             return evaluate(name, x, alpha, beta, channel_dim)
         return TracedActivation.apply(x, alpha, beta, name, channel_dim)
-    kernels = _choose_kernels(name, x, alpha, beta) if forward_ad._current_level < 0 else None
+    kernels = _choose_kernels(name, x, alpha, beta)
     if kernels is None:
         return ForwardModeActivation.apply(x, alpha, beta, name, channel_dim)
     if not torch.is_grad_enabled():

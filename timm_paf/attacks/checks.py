@@ -105,7 +105,8 @@ class PixelCheck:
             check_pixels(x, tolerance=ROUNDING)
 
 
-def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device) -> int:
+def check_images(
+        model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device, dtype: torch.dtype | None = None) -> int:
     """Check that images, labels and logits are valid for an evaluation, and return the number of classes.
 
     Args:
@@ -113,6 +114,7 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
         x: Images (N, C, H, W), floating-point, in [0, 1]; at least one.
         y: Labels (N,), int64.
         device: Device of the model.
+        dtype: The dtype in which the model will get the images; that of its weights if None.
 
     Raises:
         ValueError: If one of these is not so, the model fails, or logits are not finite or not (B, K).
@@ -123,10 +125,14 @@ def check_images(model: nn.Module, x: Tensor, y: Tensor, *, device: torch.device
     check_pixels(x)
     with eval_mode(model), torch.no_grad():
         try:
-            logits = model(x[:2].to(device, input_dtype(model)))
+            logits = model(x[:2].to(device, dtype or input_dtype(model)))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError) as error:  # of layers, about channels or sizes
+            if dtype not in (None, own := input_dtype(model)):
+                raise ValueError(
+                    f'the model fails on {dtype} images, and its weights are {own}. Measure it in float32, on float32 '
+                    f'images: model.float().') from error
             last = ' The channels are the last axis; expected (N, C, H, W).' if x.shape[-1] in (1, 3) else ''
             reason = str(error).partition('\n')[0]
             raise ValueError(f'the model fails on images of shape {tuple(x.shape[1:])}: {reason}{last}') from error

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +29,11 @@ def free_bytes(device: torch.device) -> int:
     """Return the free memory in bytes of a GPU, or of this machine if the device is not a GPU."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    try:
+        found = re.search(r'MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text())  # with what caches can give
+    except OSError:
+        found = None
+    return 1024 * int(found[1]) if found else os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def place_on_device(
@@ -36,8 +42,7 @@ def place_on_device(
     """Copy data sets to a device, as many as fit into a budget.
 
     Each set is copied as a whole or not at all, in the given order. On the CPU, sets are read into memory only if
-    `required`, because the system caches files itself. Sources that crop images at random, and streams, cannot be
-    copied.
+    `required`, because the system caches files itself. Sources that crop images at random, and streams, are not copied.
 
     Args:
         sources: Data sets.
@@ -64,7 +69,9 @@ def place_on_device(
         elif required:
             raise ValueError(
                 f'{source.name}: its images need {needed / 2**30:.2f} GiB on {device}, but {budget / 2**30:.2f} '
-                f'GiB of the memory budget are left; raise the budget, or keep the images in main memory.')
+                f'GiB of the memory budget are left; '
+                + ('use fewer images, or a machine with more memory.' if device.type == 'cpu' else
+                   'raise the budget, or keep the images in main memory.'))
     return placed
 
 

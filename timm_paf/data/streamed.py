@@ -47,8 +47,8 @@ class StreamedImages:
         self.class_names = names if names and len(names) == self.num_classes else None
 
     def __len__(self) -> int:
-        """Number of images per pass, as the data set reports it."""
-        return len(self.dataset)
+        """Number of images per pass, of all processes; timm's own length depends on the number of workers."""
+        return getattr(getattr(self.dataset, 'reader', None), 'num_samples', None) or len(self.dataset)
 
     def fitted(self, dataset: Any, like: 'StreamedImages | None' = None) -> 'StreamedImages':
         """The same source, with settings for the sizes of the first images of `dataset`, another one of the same split.

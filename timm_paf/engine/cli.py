@@ -153,9 +153,9 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
 
     Args:
         prepare: Reads settings, opens files, builds what is needed. Its errors are the user's mistakes: status 2.
-        execute: Does the work. RunFailed and DataChanged give status 1, RunStopped 3, an interrupt 130; any other error
-            is a defect of the program and keeps its traceback. If it gets an object with `StopSignals` as `stop`, these
-            are noted from its first line to its last.
+        execute: Does the work. RunFailed, DataChanged and OSError, as of a full disk, give status 1, RunStopped 3, an
+            interrupt 130; any other error is a defect of the program and keeps its traceback. If it gets an object with
+            `StopSignals` as `stop`, these are noted from its first line to its last.
     """
     replace_unencodable()
     try:
@@ -166,7 +166,7 @@ def run(prepare: Callable[[], Prepared], execute: Callable[[Prepared], None]) ->
             return 2
         with getattr(prepared, 'stop', None) or contextlib.nullcontext():
             execute(prepared)
-    except (RunFailed, DataChanged) as error:
+    except (RunFailed, DataChanged, OSError) as error:
         print(f'stopped: {" ".join(str(error).split())}', file=sys.stderr)
         return 1
     except RunStopped as error:

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from timm_paf._distributed import Processes
 from timm_paf.data import (
     Augment,
+    DataChanged,
     DatasetOptions,
     DataSplits,
     EvaluationImages,
@@ -118,8 +119,15 @@ class DatasetImages:
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W), uint8 or float32, and labels (B,) int64 at `indices` (B,)."""
-        items = [self.dataset[index] for index in indices.tolist()]
-        return torch.stack([_pixels(image) for image, _ in items]), torch.tensor([int(label) for _, label in items])
+        images, labels = [], []
+        for index in indices.tolist():
+            image, label = self.dataset[index]
+            try:
+                images.append(_pixels(image))
+            except ValueError as error:
+                raise DataChanged(f'{self.name}, image {index}: {error}') from error
+            labels.append(int(label))
+        return torch.stack(images), torch.tensor(labels)
 
 
 def dataset_names(dataset: Any, name: str) -> tuple[str, ...] | None:
@@ -219,7 +227,7 @@ def open_training_data(
         ValueError: If data or settings are not as expected.
         FileNotFoundError: If files are missing.
     """
-    with processes.rank_zero_first():
+    with processes.patient() as patient, patient.rank_zero_first():  # reading may take long
         if train is None:
             named = open_dataset(config.dataset, config, console=console)
             classes = named.train.num_classes
@@ -243,7 +251,9 @@ def open_training_data(
     others |= {f'synthetic images {source.name}': source for source in synthetic}
     lines = by_number(names, others, whose='the training split')
     if config.verify_data and processes.is_primary:
-        every = [*([] if isinstance(real, StreamedImages) else [real]), *synthetic, checked.source]
+        every = [*([] if isinstance(real, StreamedImages) else [real]), *synthetic]
+        if getattr(checked.source, 'source', None) is not getattr(real, 'source', real):  # else a part of the same file
+            every.append(checked.source)
         if train is None and test is None and config.test_data:  # opened again: a copy in memory has no checksums
             every.append(open_archives(
                 config.test_data, num_classes=real.num_classes, class_names=names or None, labels=config.test_labels,

@@ -101,7 +101,7 @@ class Measurement:
             if not isinstance(trained, dict) or 'class_names' not in trained:
                 names = names or label_names(model)
             self.config = config = dataclasses.replace(config, class_names=names)
-            with processes.rank_zero_first():
+            with processes.patient() as patient, patient.rank_zero_first():  # reading may take long
                 source = getattr(open_dataset(config.dataset, config, console=self.console), config.split) if (
                     data is None) else as_source(data, num_classes=config.num_classes or len(names))
             if hasattr(source, 'dataset') and not hasattr(source, 'labels'):

@@ -115,7 +115,7 @@ def read_sweep(config: str) -> Sweep:
             raise ValueError(f'{label}: expected lines "key: values", one of them with the key activation.')
         block = known_keys(block, {'activation', 'fixed', 'learned', 'settings', *FIELDS} - OWN, label)
         if 'autoattack' in block:
-            raise ValueError(f'{label}: autoattack is no axis; put it into settings.')
+            raise ValueError(f'{label}: autoattack cannot be an axis of the grid; move it to settings.')
         settings = base | known_keys(block.pop('settings', None) or {}, FIELDS - OWN, f'{label}, settings')
         try:
             for cell in _expand(block, settings, str(content['arch'])):

@@ -18,7 +18,7 @@ _run, _data, _synthetic, _augment, _model, _act, _attack, _loss, _optim, _sched,
 # Settings that a resumed run may change: they decide where and how it runs, not its result.
 INCIDENTAL = frozenset({
     'config', 'output', 'experiment', 'resume', 'resume_changed', 'dry_run', 'device', 'workers', 'prefetch',
-    'data_dir', 'verify_data', 'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval',
+    'verify_data', 'data_on_device', 'data_on_device_budget', 'dataset_download', 'log_interval',
     'checkpoint_minutes', 'checkpoint_hist', 'synchronize_step', 'capture', 'log_tensorboard', 'log_wandb',
     'wandb_project', 'wandb_tags'})
 

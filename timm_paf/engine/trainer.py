@@ -24,6 +24,7 @@ from timm_paf.engine.page import training_page
 from timm_paf.engine.progress import AttackView, shape_values
 from timm_paf.engine.rehearsal import rehearse_run
 from timm_paf.engine.step import batches_from
+from timm_paf.engine.train_config import INCIDENTAL
 from timm_paf.engine.validation import selection, selection_lines, validate
 from timm_paf.evaluation import RobustnessReport
 from timm_paf.models import load_weights
@@ -317,9 +318,12 @@ class Trainer(Run):
     def _open_folder(self) -> None:
         """Make the folder, or bring it to the state of the checkpoint that the run resumes from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.config.resume_changed:  # an interrupted measurement may be of other weights, or with other settings
-            shutil.rmtree(self.folder / 'autoattack', ignore_errors=True)
-        write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False), self.folder / 'args.yaml')
+        path, settings = self.folder / 'args.yaml', self.config.to_dict()
+        if self.config.resume_changed and path.exists():
+            before = yaml.safe_load(path.read_text())
+            if any(before.get(name) != value for name, value in settings.items() if name not in INCIDENTAL):
+                shutil.rmtree(self.folder / 'autoattack', ignore_errors=True)  # of the settings before
+        write_text(yaml.safe_dump(settings, sort_keys=False), path)
         if self.progress.rows:
             write_summary(self.progress.rows, self.folder / 'summary.csv')
         else:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from timm_paf._distributed import Processes
 from timm_paf.attacks import eval_mode
 from timm_paf.attacks.autoattack_state import BatchResult, load_or_compute
-from timm_paf.attacks.checks import check_pixels, input_dtype
 
-__all__ = ['Attack', 'Example', 'adversarial_examples', 'correct_mask', 'for_images', 'map_in_turn', 'model_device']
+__all__ = ['Attack', 'Example', 'adversarial_examples', 'correct_mask', 'map_in_turn', 'model_device']
 
 Attack = Callable[..., Tensor]
 Item = TypeVar('Item')
@@ -23,24 +22,6 @@ Result = TypeVar('Result')
 def model_device(model: nn.Module, default: torch.device) -> torch.device:
     """The device of the model's first parameter; `default` for a model without parameters."""
     return next((p.device for p in model.parameters()), default)
-
-
-class _HalfPrecision(nn.Module):
-    """A model in half precision that takes float32 images, so that an attack does not round its steps."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype, self.training = model, dtype, model.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.to(self.dtype)).float()
-
-
-def for_images(model: nn.Module) -> tuple[nn.Module, torch.dtype]:
-    """The model to attack, and the dtype of its images: float64 for weights in float64, else float32."""
-    dtype = input_dtype(model)
-    exact = dtype in (torch.float32, torch.float64)
-    return (model, dtype) if exact else (_HalfPrecision(model, dtype), torch.float32)
 
 
 def map_in_turn(processes: Processes, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
@@ -70,7 +51,6 @@ def correct_mask(
     attacked, and the others count as wrong.
     """
     rows = torch.arange(len(x)) if rows is None else rows
-    model, dtype = for_images(model)
     device, done, right, seconds = device or model_device(model, x.device), 0, 0, 0.
 
     def correct_of(numbers: tuple[int, Tensor]) -> Tensor:
@@ -84,7 +64,7 @@ def correct_mask(
 
     def compute(numbers: Tensor) -> BatchResult:
         started = time.monotonic()
-        images, labels = x[numbers].to(device, dtype), y[numbers].to(device)
+        images, labels = x[numbers].to(device), y[numbers].to(device)
         if attack is not None:
             images = attack(model, images, labels, **({} if seeds is None else {'seeds': seeds[numbers].to(device)}))
             if not images.isfinite().all():
@@ -128,9 +108,7 @@ def adversarial_examples(
 ) -> tuple[Example, ...]:
     """The first n images with their versions under the attack called `title`; arguments as `accuracy_under_attack`."""
     device = device or model_device(model, x.device)
-    check_pixels(x[:n])
-    model, dtype = for_images(model)
-    x, y = x[:n].to(device, dtype), y[:n].to(device)
+    x, y = x[:n].to(device), y[:n].to(device)
     with eval_mode(model):
         x_adv = attack(model, x, y, **({} if seeds is None else {'seeds': seeds[:n].to(device)}))
         clean, attacked = model(x).argmax(1).tolist(), model(x_adv).argmax(1).tolist()

@@ -15,7 +15,7 @@ from timm_paf.attacks import eval_mode
 from timm_paf.data.folders import is_hidden
 from timm_paf.data.headers import read_class_names
 from timm_paf.evaluation.accuracy import Accuracy, Part
-from timm_paf.evaluation.correct import for_images, map_in_turn, model_device
+from timm_paf.evaluation.correct import map_in_turn, model_device
 
 __all__ = ['BENCHMARK_CORRUPTIONS', 'CorruptionArchive', 'CorruptionReport', 'corruption_accuracy']
 
@@ -136,7 +136,6 @@ def corruption_accuracy(
     """
     started = time.monotonic()
     device = device or model_device(model, torch.device('cpu'))
-    model, dtype = for_images(model)
     cells = [(name, severity) for name in archive.names for severity in range(1, 1 + SEVERITIES)]
 
     def accuracy_of(cell: tuple[str, int]) -> Accuracy:
@@ -145,7 +144,7 @@ def corruption_accuracy(
             progress(name, archive.names.index(name), len(archive.names))
         correct = []
         for x, y in archive.batches(name, severity, batch_size=batch_size, n_examples=n_examples):
-            logits = model(x.to(device, dtype)).cpu()
+            logits = model(x.to(device)).cpu()
             if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
                 raise ValueError(
                     f'labels.npy has labels from {int(y.min())} to {int(y.max())}; expected 0 to '

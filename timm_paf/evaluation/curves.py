@@ -92,7 +92,7 @@ def robustness_curve(
         raise ValueError(f'eps = {", ".join(map(str, eps)) or "nothing"}: expected one or more different radii.')
     robust, points = torch.ones(len(x), dtype=torch.bool), []
     with Processes.from_rank(rank, world_size, device=device).patient() as processes:
-        processes.run_together(lambda: check_images(model, x, y, device=device))
+        processes.run_together(lambda: check_images(model, x, y, device=device, dtype=x.dtype))
         for radius, text in radii:
             attack = PGD(eps=radius, steps=steps, norm=norm, seed=seed, capture=capture) if radius else None
             alone = correct_mask(

@@ -129,7 +129,7 @@ def evaluate_robustness(
     device = device or model_device(model, x.device)
     facts: dict[str, Any] = dict(norm=threat.norm, eps=str(threat.eps), eps_value=threat.radius, seed=seed)
     with Processes.from_rank(rank, world_size, device=device).patient() as processes:
-        classes = processes.run_together(lambda: check_images(model, x, y, device=device))
+        classes = processes.run_together(lambda: check_images(model, x, y, device=device, dtype=x.dtype))
         compiled, network = CompileSettings.of(compile), model
         if compiled is not None:
             compiled = dataclasses.replace(compiled, batch_size=compiled.batch_size or min(batch_size, len(x)))

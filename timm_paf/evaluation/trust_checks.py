@@ -96,7 +96,7 @@ def check_trust(
     started = time.monotonic()
     device = device or model_device(model, x.device)
     x, y = x[:n_trust], y[:n_trust]
-    check_images(model, x, y, device=device)
+    check_images(model, x, y, device=device, dtype=torch.float32)
     probe = Probe(
         model, x, y, threat=threat, batch_size=batch_size, seed=seed, device=device, n_square=n_square, clean=clean,
         trained_clean=trained_clean, capture=capture)

@@ -7,7 +7,6 @@ from torch.nn import functional
 
 from timm_paf.attacks import PGD, ThreatModel, autoattack, eval_mode, frozen_parameters
 from timm_paf.evaluation.accuracy import Accuracy
-from timm_paf.evaluation.correct import for_images
 
 __all__ = ['Probe']
 
@@ -20,8 +19,7 @@ class Probe:
             device: torch.device, n_square: int = 32, clean: Accuracy | None = None,
             trained_clean: Accuracy | None = None, capture: str = 'auto',
     ) -> None:
-        self.model, dtype = for_images(model)
-        self.x, self.y = x.detach().to(device, dtype), y.to(device)
+        self.model, self.x, self.y = model, x.detach().float().to(device), y.to(device)
         self.threat, self.batch_size, self.seed, self.device = threat, batch_size, seed, device
         self.n_square, self.clean, self.trained_clean, self.capture = n_square, clean, trained_clean, capture
         self.forwards = self.backwards = 0  # images passed forward only, and forward and backward

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from timm_paf.activations.dispatch import Kernels
 from timm_paf.kernels import cpu
@@ -62,7 +63,7 @@ class use:
 def choose(name: str, x: Tensor, *others: Tensor | None) -> Kernels | None:
     """The fused functions for an activation of x with these parameters and gradients; None for the reference."""
     global _warned
-    if (_mode == 'reference' or torch._C._len_torch_dispatch_stack()
+    if (_mode == 'reference' or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
             or torch._C._functorch.peek_interpreter_stack() is not None):
         return None
     device, dtype = x.device, x.dtype
