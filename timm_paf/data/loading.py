@@ -69,9 +69,7 @@ def place_on_device(
         elif required:
             raise ValueError(
                 f'{source.name}: its images need {needed / 2**30:.2f} GiB on {device}, but {budget / 2**30:.2f} '
-                f'GiB of the memory budget are left; '
-                + ('use fewer images, or a machine with more memory.' if device.type == 'cpu' else
-                   'raise the budget, or keep the images in main memory.'))
+                f'GiB of the memory budget are left; raise the budget, keep the images in main memory, or use fewer.')
     return placed
 
 
