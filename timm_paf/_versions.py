@@ -7,7 +7,7 @@ import torch
 
 from timm_paf._version import __version__
 
-__all__ = ['device_names', 'library_versions']
+__all__ = ['available_cores', 'device_names', 'library_versions']
 
 LIBRARIES = ('torch', 'torchvision', 'timm', 'pyautoattack', 'numpy', 'triton')
 
@@ -28,6 +28,11 @@ def library_versions(*more: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use, which can be fewer than the machine has, as in a Slurm job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def device_names() -> list[str]:

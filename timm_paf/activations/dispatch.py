@@ -102,6 +102,7 @@ class _FusedActivation(torch.autograd.Function):
             grad_beta.to(beta.dtype) if needs[2] and grad_beta is not None else None,
             None, None, None)
 
+
 def _parameter(parameter: Number, label: str, name: str, x: Tensor, channel_dim: int) -> Tensor:
     """Convert a parameter to a tensor and check that it fits x."""
     if not isinstance(parameter, Tensor):

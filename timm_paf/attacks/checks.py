@@ -72,7 +72,11 @@ def check_pixels(x: Tensor, *, tolerance: float = 0.) -> None:
         raise ValueError(f'images are a {x.dtype} tensor; expected floats in [0, 1]. Convert them: x.float() / 255.')
     if len(x):
         low, high = torch.stack([x.detach().min(), x.detach().max()]).tolist()
-    if not len(x) or (low >= -tolerance and high <= 1 + tolerance):  # false for NaN, which min and max pass on
+        _check_range(low, high, tolerance)
+
+
+def _check_range(low: float, high: float, tolerance: float) -> None:
+    if low >= -tolerance and high <= 1 + tolerance:  # false for NaN, which aminmax passes on
         return
     advice = 'Do not normalise the images; normalise inside the model: timm_paf.attacks.Normalized(model, mean, std).'
     if not -math.inf < low <= high < math.inf:
@@ -85,24 +89,40 @@ def check_pixels(x: Tensor, *, tolerance: float = 0.) -> None:
 
 
 class PixelCheck:
-    """Checks the images of an attack or a task with `check_pixels`: on a CPU each call, on a GPU some of them.
+    """Checks the images of each call of an attack or a task with `check_pixels`; on a GPU without waiting for it.
 
-    Reading pixels makes the host wait for the GPU. So there, it checks the first three calls and then one of 16.
-    Compiled or captured code is not checked.
+    On a GPU, it reads the pixels of the first calls at once. After that it checks some of the calls: the range is
+    copied to the host while the GPU works, and a later call reads it and raises the error. Compiled or captured code
+    is not checked.
     """
-    first, every = 3, 16
+    first, every = 3, 16  # calls that are checked at once on a GPU; later, one of so many
 
     def __init__(self) -> None:
         self.calls = 0
+        self.pending: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __call__(self, x: Tensor) -> None:
-        """Raise ValueError if x is not in [0, 1] and this call is checked."""
+        """Raise ValueError if x, or on a GPU an earlier batch, is not in [0, 1]."""
         on_gpu = x.device.type == 'cuda'
         if torch.compiler.is_compiling() or (on_gpu and torch.cuda.is_current_stream_capturing()):
             return
-        self.calls += 1
-        if not on_gpu or not x.is_floating_point() or self.calls <= self.first or self.calls % self.every == 0:
+        if not on_gpu or not x.is_floating_point():
             check_pixels(x, tolerance=ROUNDING)
+            return
+        if self.pending is not None and self.pending[1].query():
+            (low, high), self.pending = self.pending[0].tolist(), None
+            _check_range(low, high, ROUNDING)
+        self.calls += 1
+        if self.calls <= self.first:
+            check_pixels(x, tolerance=ROUNDING)
+        elif self.pending is None and self.calls % self.every == 0 and x.numel():
+            found, event = torch.empty(2, dtype=x.dtype, pin_memory=True), torch.cuda.Event()
+            found.copy_(torch.stack(torch.aminmax(x.detach())), non_blocking=True)
+            event.record()
+            self.pending = found, event
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return PixelCheck, ()  # copies begin again: events cannot be copied
 
 
 def check_images(

@@ -254,8 +254,7 @@ def _create(name: str, split: str, options: DatasetOptions, **extra: Any) -> Any
     with _opening(name, options) as root:
         if kind == 'hfds':
             _check_columns(name, root, split, options)
-        return create_dataset(
-            name, root, split=split, download=options.download, **extra)
+        return create_dataset(name, root, split=split, download=options.download, **extra)
 
 
 def _check_columns(name: str, root: str | None, split: str, options: DatasetOptions) -> None:

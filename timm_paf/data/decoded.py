@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from timm_paf._versions import available_cores
 from timm_paf.data.arrays import checked_indices
 from timm_paf.data.errors import UNDECODABLE, DataChanged, errors_on_opening, first_line
 from timm_paf.data.folders import ImageFolder, own_channels, seen_size, to_mode
@@ -55,7 +56,7 @@ class Decoding:
     size: int | tuple[int, int] | None = None
     train_crop_mode: str | None = None
     crop_pct: float | None = None
-    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    workers: int = field(default_factory=lambda: min(4, available_cores()))
 
     def __post_init__(self) -> None:
         sizes = self.size if isinstance(self.size, tuple) else (self.size or 1,) if self.size != 0 else (0,)

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from timm_paf._files import write_text
-from timm_paf._versions import device_names
+from timm_paf._versions import available_cores, device_names
 from timm_paf.engine.checkpoint_files import best_epoch
 from timm_paf.engine.cli import RunFailed, RunStopped
 from timm_paf.engine.commands import seconds_per_image
@@ -223,11 +223,6 @@ def run_sweep(
                     slots[index] = None
                     say(_outcome(*slot, output=output, stopping=stopping))
     return {cell.name: cell_state(output / cell.name) for cell in sweep.cells}
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use, which can be fewer than the machine has, as in a Slurm job."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _outcome(process: Any, cell: Cell, *, output: Path, stopping: bool) -> str:

@@ -320,7 +320,7 @@ class Trainer(Run):
         self.folder.mkdir(parents=True, exist_ok=True)
         path, settings = self.folder / 'args.yaml', self.config.to_dict()
         if self.config.resume_changed and path.exists():
-            before = yaml.safe_load(path.read_text())
+            before = yaml.safe_load(path.read_text()) or {}
             if any(before.get(name) != value for name, value in settings.items() if name not in INCIDENTAL):
                 shutil.rmtree(self.folder / 'autoattack', ignore_errors=True)  # of the settings before
         write_text(yaml.safe_dump(settings, sort_keys=False), path)

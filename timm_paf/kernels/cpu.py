@@ -9,7 +9,7 @@ from torch import Tensor
 from timm_paf._dtypes import compute_dtype
 from timm_paf.kernels.compiler import BuildError, build
 
-__all__ = ['NAMES', 'available', 'gradients', 'value']
+__all__ = ['NAMES', 'available', 'dense', 'gradients', 'value']
 
 # activations with a function in cpp/formulas.h
 NAMES = frozenset(('prelu0', 'preluplus', 'pelu', 'peluplus', 'psilu', 'psoftplus', 'reblu', 'pssilu'))
@@ -42,7 +42,7 @@ def available(name: str, dtype: torch.dtype) -> str | None:
     return _function(name, dtype)[1]
 
 
-def _dense(x: Tensor, like: Tensor) -> Tensor:
+def dense(x: Tensor, like: Tensor) -> Tensor:
     """A tensor with the values of x in the memory layout of `like`."""
     return x if x.stride() == like.stride() and x.dtype == like.dtype else torch.empty_like(like).copy_(x)
 
@@ -63,7 +63,7 @@ def _run(
     if reason:
         raise RuntimeError(f'{name}: the fused function is not available: {reason}.')
     out = torch.empty_like(x)  # dense, with x's order of dimensions
-    x = _dense(x, out)
+    x = dense(x, out)
     dtype = compute_dtype(x.dtype)
     channels = max(alpha.numel(), 1 if beta is None else beta.numel())
     sums = [x.new_zeros(channels, dtype=dtype) for _ in range(2)] if with_sums else None
@@ -73,7 +73,7 @@ def _run(
         # referenced until the call ends
         alpha = _parameter(alpha, dtype, channels)
         beta = None if beta is None else _parameter(beta, dtype, channels)
-        grad = None if grad is None else _dense(grad, out)
+        grad = None if grad is None else dense(grad, out)
         function(
             None if grad is None else grad.data_ptr(), x.data_ptr(), out.data_ptr(), alpha.data_ptr(),
             None if beta is None else beta.data_ptr(), None if sums is None else sums[0].data_ptr(),

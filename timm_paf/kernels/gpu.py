@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor, empty_like, float32, float64
 from torch.torch_version import TorchVersion
 
-from timm_paf.kernels.cpu import _dense
+from timm_paf.kernels.cpu import dense
 
 __all__ = ['NAMES', 'gradients', 'value']
 
@@ -317,7 +317,7 @@ def _launch(kernel: Any, key: tuple | None, device: int, programs: int, argument
 def value(name: str, x: Tensor, alpha: Tensor, beta: Tensor | None, channel_dim: int) -> Tensor:
     """The activation of x, as in `functional`; x is not empty, in float32, bfloat16 or float16."""
     y = empty_like(x)
-    _run(_value_kernel, _call(x, y, alpha, beta, name, channel_dim), (_dense(x, y), y))
+    _run(_value_kernel, _call(x, y, alpha, beta, name, channel_dim), (dense(x, y), y))
     return y
 
 
@@ -326,7 +326,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Grad df/dx, like x, and if `need_params` the sums of grad df/dalpha and grad df/dbeta in float32."""
     dx = empty_like(x)
-    call, tensors = _call(x, dx, alpha, beta, name, channel_dim), (_dense(grad, dx), _dense(x, dx), dx)
+    call, tensors = _call(x, dx, alpha, beta, name, channel_dim), (dense(grad, dx), dense(x, dx), dx)
     if not need_params:
         _run(_gradient_kernel, call, tensors, call.parameters[0], SUMS=False)
         return dx, None, None

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty_like, float32
 
-from timm_paf.kernels.cpu import _dense
+from timm_paf.kernels.cpu import dense
 from timm_paf.kernels.gpu import (
     _BLOCK,
     _CODES,
@@ -240,7 +240,7 @@ def forward(
     Arguments are those of `norm.batch_norm_act` in a plan of it; x is dense and not empty.
     """
     y = empty_like(x)
-    shortcut = None if shortcut is None else _dense(shortcut, x)
+    shortcut = None if shortcut is None else dense(shortcut, x)
     statistics: list[Tensor] = []
     for source, norm in ((x, plan.norm), (x if shortcut is None else shortcut, plan.shortcut_norm)):
         if norm is not None:
@@ -267,7 +267,7 @@ def backward(
     both = shortcut is not None and not plan.batch
     dshortcut = empty_like(x) if both else None
     parts = x.new_empty((_Tiles(x).programs, 2), dtype=float32) if need_params else statistics[0]
-    elements = [x, None if shortcut is None else _dense(shortcut, x), _dense(grad, x), dx, dshortcut]
+    elements = [x, None if shortcut is None else dense(shortcut, x), dense(grad, x), dx, dshortcut]
     _run(_gradient_kernel, plan, elements, _norms(statistics, weight, bias, weight2, bias2), alpha, beta, [parts],
          need_params)
     gradients = (dx,) if plan.batch else (dx, dshortcut)
