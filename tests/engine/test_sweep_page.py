@@ -10,7 +10,8 @@ import yaml
 from timm_paf import shape
 from timm_paf.activations import ACTIVATIONS
 from timm_paf.engine import sweep_page, sweep_rows, write_table
-from timm_paf.engine.sweep_plots import EQUAL, plot_parameters
+from timm_paf.engine.sweep_page import sweep_sections
+from timm_paf.engine.sweep_plots import EQUAL, fixed_groups, plot_parameters
 from timm_paf.engine.sweep_table import groups_of, read_groups
 
 
@@ -198,14 +199,45 @@ def test_activations_without_parameters_that_are_equal(name):
 
 
 def test_the_figure_over_a_parameter_has_the_activation_that_is_equal(tmp_path):
-    for name, parameters in (('silu', {}), ('psilu', {'alpha': 2.}), ('psilu', {'alpha': 4.}),
-                             ('pssilu', {'alpha': 2., 'beta': 0.1}), ('pssilu', {'alpha': 2., 'beta': 0.2})):
-        made_up(tmp_path, name, 0, 300, parameters=parameters, path=(parameters,) * 2)
+    for robust, (name, parameters) in enumerate((
+            ('silu', {}), ('psilu', {'alpha': 2.}), ('psilu', {'alpha': 4.}),
+            ('pssilu', {'alpha': 2., 'beta': 0.1}), ('pssilu', {'alpha': 2., 'beta': 0.2}))):
+        made_up(tmp_path, name, 0, 300 + robust, parameters=parameters, path=(parameters,) * 2)
     groups = groups_of(sweep_rows(tmp_path))
-    items = {name: [g for g in groups if g.activation == name] for name in ('psilu', 'pssilu')}
-    first, second = plot_parameters(items, groups, 'pgd').axes
+    first, second = plot_parameters(fixed_groups(groups), groups, 'pgd').axes
     assert list(first.lines[-1].get_xdata()) == [1., 2., 4.]
     assert list(second.lines[-1].get_xdata()) == [0.1, 0.2]  # SiLU has another alpha
+    shown = {section.title: section for section in sweep_sections(groups)}['Robustness over the shape'].rows
+    assert {row[0]: row[2] for row in shown} == {'all': 5, 'psilu, fixed': 3}  # two points have no rank correlation
+
+
+def test_beta_counts_without_its_sign(tmp_path):
+    """The formula takes its absolute value, so the mean of 0.1 and -0.1 is not 0."""
+    for seed, beta in enumerate((0.1, -0.1)):
+        made_up(tmp_path, 'pssilu', seed, 300, learned=True, path=({'alpha': -2., 'beta': beta},) * 2)
+        made_up(tmp_path, 'reblu', seed, 300, learned=True, path=({'alpha': -0.5},) * 2)
+    pssilu, reblu = groups_of(sweep_rows(tmp_path), tmp_path)
+    assert (pssilu.mean('alpha'), pssilu.mean('beta'), reblu.mean('alpha')) == (2., 0.1, -0.5)
+    assert pssilu.paths[1] == [(1, 2., 0.1), (2, 2., 0.1)]
+    assert pssilu.mean('negative_mean') == pytest.approx(shape.describe('pssilu', alpha=2., beta=0.1).negative_mean)
+
+
+@pytest.mark.parametrize('two', [True, False])
+def test_the_last_checkpoint_is_shown_where_it_is_another(tmp_path, two):
+    folder = made_up(tmp_path, 'relu', 0, 300)
+    if not two:
+        (folder / 'selection.json').write_text(json.dumps({'metric': 'robust', 'selected': 'raw', 'raw': {
+            'best': {'epoch': 1}, 'last': {'epoch': 1}}}))
+    text = sweep_page(sweep_rows(tmp_path), tmp_path, title='x')
+    assert ('last checkpoint</text>' in text, '>gap</th>' in text) == (two, two)
+    assert ('best checkpoint of each run is its last' in text) != two
+
+
+def test_runs_without_options_come_first(tmp_path):
+    for option, robust in (('', 300), ('0', 400)):
+        made_up(tmp_path, 'relu', 0, robust, **({'norm_weight_decay': option} if option else {}))
+    titles = [section.title for section in sweep_sections(groups_of(sweep_rows(tmp_path)))]
+    assert titles[:2] == ['Accuracy', 'Accuracy, norm weight decay 0']
 
 
 def test_one_run_gives_a_report(tmp_path):

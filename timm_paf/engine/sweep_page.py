@@ -7,7 +7,7 @@ from typing import Any
 
 from timm_paf.activations import ACTIVATIONS, shape
 from timm_paf.engine.progress import duration
-from timm_paf.engine.sweep_plots import plot_groups, plot_parameters, plot_paths, plot_shape
+from timm_paf.engine.sweep_plots import fixed_groups, plot_groups, plot_parameters, plot_paths, plot_shape
 from timm_paf.engine.sweep_table import ATTACKS, PROPERTIES, VERSIONS, Group, groups_of, paired_differences
 from timm_paf.evaluation.page import Section, figure, render
 from timm_paf.evaluation.statistics import mean_interval, rank_correlation, runs_needed
@@ -32,7 +32,7 @@ def sweep_page(rows: Sequence[Row], output: Path, *, title: str, states: Mapping
     row = rows[0]
     return render(report=None, title=title, sections=list(filter(None, sections)), subtitle=' · '.join((
         f'{len({row["cell"] for row in rows})} runs', row['dataset'], f'{row["norm"]} eps {row["eps"]}',
-        max(row['created'] for row in rows))))
+        max(row['created'] for row in rows)[:10])))
 
 
 def sweep_sections(groups: Sequence[Group]) -> list[Section]:
@@ -41,33 +41,37 @@ def sweep_sections(groups: Sequence[Group]) -> list[Section]:
     robust = max((attack for attack in attacks[1:] if all(group.values(attack) for group in groups)),
                  key=lambda attack: (groups[0].mean(f'{attack}_images'), attack == 'autoattack'))
     groups = sorted(groups, key=lambda group: -group.mean(robust))
-    sets: dict[str, list[Group]] = defaultdict(list)  # by options
+    by_options: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
-        sets[group.option_text].append(group)
+        by_options[group.option_text].append(group)
+    sets = [by_options[options] for options in sorted(by_options)]  # those without options first
     return list(filter(None, [
-        *(_accuracies(members, attacks, robust) for members in sets.values()),
-        *(_differences(members, groups, attacks, robust) for members in sets.values()),
-        _over_parameters(groups, robust), _over_shape(groups, robust), *map(_learned, sets.values())]))
+        *(_accuracies(members, attacks, robust) for members in sets),
+        *(_differences(members, groups, attacks, robust) for members in sets),
+        _over_parameters(groups, robust), _over_shape(groups, robust), *map(_learned, sets)]))
 
 
 def _accuracies(groups: Sequence[Group], attacks: Sequence[str], robust: str) -> Section:
+    two = any(group.values('epoch') != group.values('epoch', 'last') for group in groups)
     rows: list[list[Any]] = []
     for group in groups:
         mean, low, high, _ = mean_interval(list(group.values(robust).values()))
+        last = group.mean(robust, 'last')
         rows.append([
             group.label(options=False), len(group.best), *(_some(group.mean(attack), '.2f') for attack in attacks),
-            _range(low, high, '.2f'), f'{group.mean(robust, "last"):.2f}', f'{mean - group.mean(robust, "last"):.2f}',
+            _range(low, high, '.2f'), *((f'{last:.2f}', f'{mean - last:.2f}') if two else ()),
             *(_some(group.mean(name)) for name in ('alpha', 'beta'))])
     return Section(
         title=_title('Accuracy', groups[0]),
-        figures=[figure('robust accuracy of each activation', plot_groups, groups, robust)],
+        figures=[figure('robust accuracy of each activation', plot_groups, groups, robust, two)],
         header=['activation', 'seeds', *(f'{ATTACKS[attack]}, %' for attack in attacks),
-                f'{ATTACKS[robust]}, 95 % interval', 'last, %', 'gap', 'alpha', 'beta'],
-        columns='ln' + 'n' * len(attacks) + 'nnnnn', rows=rows,
+                f'{ATTACKS[robust]}, 95 % interval', *(('last, %', 'gap') if two else ()), 'alpha', 'beta'],
+        columns='ln' + 'n' * (len(attacks) + (5 if two else 3)), rows=rows,
         note='Means over seeds, of the checkpoint with the best validation accuracy. The interval is the 95 % t '
-             f'interval of the mean over seeds of the accuracy under {ATTACKS[robust]}; last is that accuracy at the '
-             'last epoch, and gap is how much lower it is, in percentage points. results.csv has counts and Wilson '
-             'intervals of each run.')
+             f'interval of the mean over seeds of the accuracy under {ATTACKS[robust]}. ' + (
+                 'Last is that accuracy at the last epoch, and gap is how much lower it is, in percentage points. '
+                 if two else 'The best checkpoint of each run is its last. ') +
+             'results.csv has counts and Wilson intervals of each run.')
 
 
 def _differences(
@@ -98,11 +102,7 @@ def _differences(
 
 
 def _over_parameters(groups: Sequence[Group], robust: str) -> Section | None:
-    by_activation: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        if group.given and not group.learned:
-            by_activation[group.activation].append(group)
-    items = sorted(by_activation.items())
+    items = sorted(fixed_groups(groups).items())
     return Section(
         title='Robustness over the parameter', text=[
             'Each point is a run whose parameters are fixed. Empty markers: the activation without parameters that is '
@@ -116,8 +116,9 @@ def _over_shape(groups: Sequence[Group], robust: str) -> Section:
     sets: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         sets[group.option_text].append(group)
-        if group.given and not group.learned:
-            sets[', '.join(filter(None, (f'{group.activation}, fixed', group.option_text)))].append(group)
+    for activation, (_, lines) in fixed_groups(groups).items():
+        for options, line in lines.items():
+            sets[', '.join(filter(None, (f'{activation}, fixed', options)))] = [group for _, group in line]
     rows: list[list[Any]] = []
     for label, members in sorted(sets.items(), key=lambda item: -len(item[1])):
         for name, words in PROPERTIES.items():
@@ -184,7 +185,7 @@ def _title(text: str, group: Group) -> str:
 
 
 def _some(value: float, style: str = '.3g') -> str | None:
-    return None if math.isnan(value) else f'{value:{style}}'
+    return None if math.isnan(value) else f'{round(value, 4) + 0.:{style}}'
 
 
 def _range(low: float, high: float, style: str = '.1f') -> str | None:

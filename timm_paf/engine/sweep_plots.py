@@ -20,7 +20,7 @@ EQUAL = {
     'peluplus': ('elu', {'alpha': 1.}), 'psilu': ('silu', {'alpha': 1.}), 'psoftplus': ('softplus', {'alpha': 1.}),
     'reblu': ('relu', {'alpha': 0.}), 'ssilu': ('silu', {'beta': 0.}), 'pssilu': ('silu', {'alpha': 1., 'beta': 0.})}
 
-__all__ = ['plot_groups', 'plot_parameters', 'plot_paths', 'plot_shape']
+__all__ = ['fixed_groups', 'plot_groups', 'plot_parameters', 'plot_paths', 'plot_shape']
 
 
 def _style(groups: Iterable[Group]) -> Callable[[str], dict[str, Any]]:
@@ -30,30 +30,20 @@ def _style(groups: Iterable[Group]) -> Callable[[str], dict[str, Any]]:
     return lambda name: dict(color=styles[name][0], marker=styles[name][1])
 
 
-def plot_groups(groups: Sequence[Group], robust: str) -> 'Figure':
-    """Runs as dots, best above last checkpoint, one line per group."""
-    drawn, (axes,) = new_figure(9, 0.9 + 0.24 * len(groups))
-    for place, group in enumerate(groups):
-        for checkpoint, colour, marker in (('last', COLOURS[1], 'x'), ('best', COLOURS[0], 'o')):
-            values = list(group.values(robust, checkpoint).values())
-            axes.plot(values, [place] * len(values), marker, color=colour, ms=5, alpha=0.8,
-                      label=f'{checkpoint} checkpoint' if not place else None)
-        axes.plot(group.mean(robust), place, '|', color='black', ms=12, label='mean, best' if not place else None)
-    axes.set_yticks(range(len(groups)), [group.label(options=False) for group in groups], fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xlabel=f'{ATTACKS[robust]} accuracy, %')
-    drawn.legend(frameon=False, ncols=3, loc='outside upper center')
-    return drawn
+def fixed_groups(groups: Sequence[Group]) -> dict[str, tuple[str, dict[str, list[tuple[float, Group]]]]]:
+    """Groups with fixed parameters: by activation, the parameter that varies, and by options its values in order.
 
-
-def plot_parameters(items: Mapping[str, Sequence[Group]], groups: Sequence[Group], robust: str) -> 'Figure':
-    """Runs with fixed parameters of up to two activations: accuracy over alpha, or over beta if only that varies."""
-    drawn, all_axes = new_figure(9, 3.4, panels=2)
-    reference = [group.mean(robust) for group in groups if group.activation == 'relu']
-    for axes, (activation, members) in zip(all_axes, items.items(), strict=False):
-        lines: dict[str, list[tuple[float, Group]]] = defaultdict(list)
+    beta varies if only that does. The activation without parameters that is equal at a value, such as SiLU, is there.
+    """
+    by_activation: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        if group.given and not group.learned:
+            by_activation[group.activation].append(group)
+    found = {}
+    for activation, members in by_activation.items():
         names = list(ACTIVATIONS[activation].parameter_specs)
         varied = next((name for name in names if len({g.mean(name) for g in members}) > 1), names[0])
+        lines: dict[str, list[tuple[float, Group]]] = defaultdict(list)
         for group in members:
             lines[group.option_text].append((group.mean(varied), group))
         equal, at = EQUAL.get(activation, ('', {}))
@@ -61,8 +51,35 @@ def plot_parameters(items: Mapping[str, Sequence[Group]], groups: Sequence[Group
             for group in groups:
                 if group.activation == equal and group.option_text in lines:
                     lines[group.option_text].append((at[varied], group))
-        for (label, line), colour, marker in zip(sorted(lines.items()), cycle(COLOURS), cycle('os^D')):
+        for line in lines.values():
             line.sort(key=lambda item: item[0])
+        found[activation] = varied, dict(lines)
+    return found
+
+
+def plot_groups(groups: Sequence[Group], robust: str, two: bool) -> 'Figure':
+    """Runs as dots, one line per group; if `two`, the last checkpoint below the best."""
+    drawn, (axes,) = new_figure(9, 0.9 + 0.24 * len(groups))
+    for place, group in enumerate(groups):
+        for checkpoint, colour, marker in (('last', COLOURS[1], 'x'), ('best', COLOURS[0], 'o'))[not two:]:
+            values = list(group.values(robust, checkpoint).values())
+            axes.plot(values, [place] * len(values), marker, color=colour, ms=5, alpha=0.8,
+                      label=f'{checkpoint} checkpoint' if not place else None)
+        axes.plot(group.mean(robust), place, '|', color='black', ms=12, label='mean, best' if not place else None)
+    axes.set_yticks(range(len(groups)), [group.label(options=False) for group in groups], fontsize=8)
+    axes.set(xlabel=f'{ATTACKS[robust]} accuracy, %', ylim=(len(groups) - 0.5, -0.5))
+    drawn.legend(frameon=False, ncols=3, loc='outside upper center')
+    return drawn
+
+
+def plot_parameters(
+        items: Mapping[str, tuple[str, Mapping[str, Sequence[tuple[float, Group]]]]], groups: Sequence[Group],
+        robust: str) -> 'Figure':
+    """Accuracy over fixed parameters, for up to two items of `fixed_groups`."""
+    drawn, all_axes = new_figure(9, 3.4, panels=2)
+    reference = [group.mean(robust) for group in groups if group.activation == 'relu']
+    for axes, (activation, (varied, lines)) in zip(all_axes, items.items(), strict=False):
+        for (label, line), colour, marker in zip(sorted(lines.items()), cycle(COLOURS), cycle('os^D')):
             for x, group in line:
                 values = list(group.values(robust).values())
                 axes.plot([x] * len(values), values, marker, color=colour, ms=4, alpha=0.5,

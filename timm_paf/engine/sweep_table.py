@@ -34,8 +34,8 @@ def sweep_rows(output: Path) -> list[dict[str, Any]]:
     Each row has: the cell (`cell`, `activation`, `learned`, `given`: values that were fixed or that training started
     from, `seed`, and one column per option); the checkpoint (`checkpoint`: best or last, `epoch` from 0, validation
     accuracies in percent); for clean images, PGD and AutoAttack the counts, the accuracy in percent and its 95 %
-    interval (Wilson); `alpha` and `beta` at the end of that epoch, as means if the network has several; the shape that
-    they give, as in `timm_paf.shape.ActivationShape`; and `seconds` of the whole cell, threads, device and versions.
+    interval (Wilson); `alpha` and `beta` at the end of that epoch, as means if the network has several, and without
+    their sign where the formula takes the absolute value; the shape that they give, as in `timm_paf.shape.ActivationShape`; and `seconds` of the whole cell, threads, device and versions.
     """
     return [row for file in sorted(output.glob('*/cell.json')) if (file.parent / 'report.json').exists()
             for row in _rows(file.parent)]
@@ -107,7 +107,7 @@ def groups_of(rows: Iterable[Row], output: Path | None = None) -> list[Group]:
         group = groups.setdefault(key, Group(*key))
         (group.best if row['checkpoint'] == 'best' else group.last)[row['seed']] = row
         if output is not None and row['learned']:
-            group.paths[row['seed']] = _path(output / row['cell'])
+            group.paths[row['seed']] = _path(output / row['cell'], row['activation'])
     return list(groups.values())
 
 
@@ -173,7 +173,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         epoch = chosen[checkpoint]['epoch']
         same = checkpoint == 'best' or epoch == chosen['best']['epoch']
         report = json.loads((folder / ('' if same else 'last') / 'report.json').read_text())
-        parameters = _parameters(epochs[epoch])
+        parameters = _parameters(epochs[epoch], cell['activation'])
         row = {
             'cell': folder.name, 'activation': cell['activation'], 'learned': cell['learned'],
             'given': ' '.join(f'{name}={value:g}' for name, value in cell['parameters'].items()), 'seed': cell['seed'],
@@ -198,9 +198,9 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _path(folder: Path) -> list[tuple[int, float, float | None]]:
+def _path(folder: Path, activation: str) -> list[tuple[int, float, float | None]]:
     with open(folder / 'summary.csv', newline='') as file:
-        points = [(int(row['epoch']) + 1, _parameters(row)) for row in csv.DictReader(file)]
+        points = [(int(row['epoch']) + 1, _parameters(row, activation)) for row in csv.DictReader(file)]
     return [(epoch, point['alpha'], point.get('beta')) for epoch, point in points if 'alpha' in point]
 
 
@@ -208,13 +208,19 @@ def _number(text: str | None) -> float | None:
     return float(text) if text else None
 
 
-def _parameters(row: Mapping[str, str]) -> dict[str, float]:
-    """Values of alpha and beta in a row of summary.csv; their mean if it has one per place."""
+def _parameters(row: Mapping[str, str], activation: str) -> dict[str, float]:
+    """Values of alpha and beta in a row of summary.csv; their mean if it has one per place.
+
+    Without the sign where the formula takes the absolute value: else 0.1 and -0.1, the same curve, had a mean of 0.
+    """
     found: dict[str, list[float]] = {}
+    specs = ACTIVATIONS[activation].parameter_specs if activation in ACTIVATIONS else {}
     for column, text in row.items():
         name = column.removeprefix('act_').rsplit('.', 1)[-1].removesuffix('_mean')
         if column.startswith('act_') and name in ('alpha', 'beta') and text:
-            found.setdefault(name, []).append(float(text))
+            value = float(text)
+            bounded = name in specs and specs[name].greatest < math.inf
+            found.setdefault(name, []).append(abs(value) if bounded else value)
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
