@@ -35,7 +35,8 @@ def sweep_rows(output: Path) -> list[dict[str, Any]]:
     from, `seed`, and one column per option); the checkpoint (`checkpoint`: best or last, `epoch` from 0, validation
     accuracies in percent); for clean images, PGD and AutoAttack the counts, the accuracy in percent and its 95 %
     interval (Wilson); `alpha` and `beta` at the end of that epoch, as means if the network has several, and without
-    their sign where the formula takes the absolute value; the shape that they give, as in `timm_paf.shape.ActivationShape`; and `seconds` of the whole cell, threads, device and versions.
+    their sign where the formula takes the absolute value; the shape that they give, as in
+    `timm_paf.shape.ActivationShape`; and `seconds` of the whole cell, threads, device and versions.
     """
     return [row for file in sorted(output.glob('*/cell.json')) if (file.parent / 'report.json').exists()
             for row in _rows(file.parent)]
