@@ -83,6 +83,7 @@ def test_interrupted_run_goes_on(checkpoint, tmp_path, short, monkeypatch, capsy
         assert message in error and error.startswith('error: state ') and error.count('\n') == 1
     assert {path: path.read_bytes() for path in before} == before
 
+    images.write_bytes(b'')  # as if the interrupt had come after AutoAttack
     assert validate(checkpoint, *more, '--resume') == 0
     assert sorted(path.name for path in output.iterdir()) == ['report.json', 'verdicts.csv']
     assert validate(checkpoint, '--output', tmp_path / 'whole') == 0

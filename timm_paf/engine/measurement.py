@@ -274,12 +274,13 @@ def check_paths(config: ValidateConfig) -> None:
         if (output / 'report.json').exists():
             raise FileExistsError(f'{output} holds a report.json already; choose another --output.')
         check_writable(output, '--output')
-    if config.state is not None and config.state.exists() and not config.resume:
+    interrupted = config.state is not None and config.state.exists()
+    if interrupted and not config.resume:
         raise FileExistsError(
             f'{config.state} holds an interrupted run; resume it with --resume, or choose another --output.')
     for flag, file in (('--save-adv', config.save_adv), ('--robustbench-json', config.robustbench_json),
                        ('--output', output / 'report.html' if output is not None and config.writes_page else None)):
-        if file and Path(file).exists():
+        if file and Path(file).exists() and not (interrupted and flag == '--save-adv'):  # that run wrote it
             raise FileExistsError(f'{flag}: {file} exists already; choose another name, or remove it.')
         if file and flag != '--output':
             if not Path(file).absolute().parent.is_dir():
