@@ -22,8 +22,8 @@ Parameters are counted without alpha and beta, of which a network has at most on
 convolutions and matrix products for one image. Memory is what autograd keeps for the backward pass of one image in
 float32, without the weights: the input and what convolutions, norms and activations save, each piece of memory once.
 ReLU and ELU are computed in place; all other activations keep the same. 'All others' is without the fused BatchNorm and
-activation: with it, a network with BatchNorm and a PAF keeps no more than with ReLU. The networks are on the meta device,
-where nothing is computed."""
+activation: with it, a network with BatchNorm and a PAF keeps no more than with ReLU. The networks are on the meta
+device, where nothing is computed."""
 
 
 def measure(args: argparse.Namespace) -> Iterator[Table]:
