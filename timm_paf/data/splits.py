@@ -80,14 +80,14 @@ def _interleaved(classes: list[list[int]], ranks: list[int]) -> list[int]:
 class PartOfImages(ABC):
     """Some images of a source, read when they are asked for."""
 
-    def __init__(self, source: ImageSource, *, name: str) -> None:
-        self.source, self.name, self.soft = source, name, has_soft_labels(source)
+    def __init__(self, source: ImageSource, size: int, *, name: str) -> None:
+        self.source, self.name, self.soft, self._size = source, name, has_soft_labels(source), size
         self.num_classes, self.image_shape = source.num_classes, source.image_shape
         self.class_names = class_names(source)
 
-    @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
+        return self._size
 
     @abstractmethod
     def _places(self, indices: Tensor) -> Tensor:
@@ -115,12 +115,8 @@ class SelectedImages(PartOfImages):
     """The images of a source at `indices` (M,) int64, with class numbers as labels."""
 
     def __init__(self, source: ImageSource, indices: Tensor, *, name: str) -> None:
-        super().__init__(source, name=name)
+        super().__init__(source, len(indices), name=name)
         self.soft, self.indices, self.labels = False, indices, all_labels(source)[indices]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """As the source's, for indices (B,) int64 into the selection, with class numbers."""
@@ -138,13 +134,9 @@ class ImagesWithout(PartOfImages):
     """The images of a source without those at `left_out` (M,) int64, each once; only these take memory."""
 
     def __init__(self, source: ImageSource, left_out: Tensor, *, name: str) -> None:
-        super().__init__(source, name=name)
+        super().__init__(source, len(source) - len(left_out), name=name)
         # image i of the rest comes after every left-out j with j - (number left out before j) <= i
         self._thresholds = left_out.sort().values - torch.arange(len(left_out))
-
-    def __len__(self) -> int:
-        """Number of remaining images."""
-        return len(self.source) - len(self._thresholds)
 
     def _places(self, indices: Tensor) -> Tensor:
         return indices + torch.bucketize(indices, self._thresholds, right=True)

@@ -7,7 +7,6 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -69,9 +68,16 @@ def _copied_shape(array: StoredArray) -> tuple[int, ...]:
 
 
 def _make(copy: Path, arrays: Mapping[str, StoredArray], progress: Progress | None) -> None:
-    cache = copy.parent
+    """Write the copy; one process does it and the others wait, or where there are no locks, several do it."""
+    cache, alone = copy.parent, True
     cache.mkdir(parents=True, exist_ok=True)
-    with only_process(copy) as alone:
+    with open(copy.with_name(f'.{copy.name}.lock'), 'ab') as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except (ImportError, OSError):  # Windows; a file system without locks
+            alone = False
         if _find(copy, arrays):  # another process has made it in the meantime
             return
         if alone:
@@ -123,17 +129,3 @@ def _transposed(array: StoredArray, progress: Progress | None, folder: Path) -> 
                 progress(f'transposing {array.path.name}', done * array.nbytes // count, array.nbytes)
     if not array.compressed:
         array.check()
-
-
-@contextmanager
-def only_process(path: Path) -> Iterator[bool]:
-    """Wait until no other process makes `path`; yields False if there are no locks, so that several may make it."""
-    with open(path.with_name(f'.{path.name}.lock'), 'ab') as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows; a file system without locks
-            yield False
-        else:
-            yield True

@@ -44,16 +44,21 @@ def inner_model(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, Normalized) else model
 
 
-def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network with this normalisation inside, in place of its own; zeros and ones are none.
+def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float], *, layer: bool = False) -> nn.Module:
+    """The network with this normalisation inside, in place of its own; zeros and ones are none, unless `layer`.
 
     Networks of this package with a layer `normalize` are changed in place. Others are wrapped in `Normalized`.
     """
-    if not is_identity(mean, std):
-        return _set(model, mean, std)
     inner = inner_model(model)
-    if _has_layer(inner):
-        inner.normalize = nn.Identity()
+    if not layer and is_identity(mean, std):
+        if _has_layer(inner):
+            inner.normalize = nn.Identity()
+        return inner
+    if not _has_layer(inner):
+        return Normalized(inner, mean, std)
+    stem = next(p for p in inner.parameters() if p.dim() == 4)
+    mean, std = (list(values) * (stem.shape[1] if len(values) == 1 else 1) for values in (mean, std))
+    inner.normalize = input_normalization(mean, std, stem.shape[1], device=stem.device, dtype=stem.dtype)
     return inner
 
 
@@ -104,7 +109,7 @@ def load_network(
     stated = None if says is None else (*says, f'from {Path(path).name}')
     found = given or stated or _from_cfg(model, name)
     if says is None or not _has_layer(model):  # else `load_weights` sets it
-        model = _set(model, *(stated or found or _NONE)[:2])
+        model = normalized(model, *(stated or found or _NONE)[:2], layer=True)
     weights = load_weights(model, path, use_ema=use_ema)
     model = _described(normalized(model, *(found or _NONE)[:2]))
     if found is None:
@@ -143,17 +148,6 @@ def check_normalization(model: nn.Module, x: Tensor, y: Tensor, **settings: Any)
 def _has_layer(model: nn.Module) -> bool:
     """Whether a network of this package has a layer for it."""
     return isinstance(getattr(model, 'normalize', None), (nn.Identity, InputNormalization))
-
-
-def _set(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """As `normalized`, with a layer or wrapper also for zeros and ones."""
-    inner = inner_model(model)
-    if not _has_layer(inner):
-        return Normalized(inner, mean, std)
-    stem = next(p for p in inner.parameters() if p.dim() == 4)
-    mean, std = (list(values) * (stem.shape[1] if len(values) == 1 else 1) for values in (mean, std))
-    inner.normalize = input_normalization(mean, std, stem.shape[1], device=stem.device, dtype=stem.dtype)
-    return inner
 
 
 def _described(model: nn.Module) -> nn.Module:

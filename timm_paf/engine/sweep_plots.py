@@ -24,10 +24,11 @@ __all__ = ['fixed_groups', 'plot_groups', 'plot_parameters', 'plot_paths', 'plot
 
 
 def _style(groups: Iterable[Group]) -> Callable[[str], dict[str, Any]]:
-    """Colour and marker of each activation."""
+    """Colour and marker of each activation, and its label for the first who asks."""
     names = sorted({group.activation for group in groups})
     styles = dict(zip(names, zip(cycle((*COLOURS, '#000000')), cycle('os^DvP*')), strict=False))
-    return lambda name: dict(color=styles[name][0], marker=styles[name][1])
+    labels = {name: name for name in names}
+    return lambda name: dict(color=styles[name][0], marker=styles[name][1], label=labels.pop(name, None))
 
 
 def fixed_groups(groups: Sequence[Group]) -> dict[str, tuple[str, dict[str, list[tuple[float, Group]]]]]:
@@ -100,13 +101,9 @@ def plot_shape(groups: Sequence[Group], robust: str) -> 'Figure':
     drawn, all_axes = new_figure(9, 4.2, panels=2)
     style = _style(groups)
     for axes, name in zip(all_axes, ('finite_curvature', 'negative_mean'), strict=True):
-        labelled = set()
         for group in groups:
-            label = None if group.activation in labelled else group.activation
-            labelled.add(group.activation)
             filled: dict[str, Any] = {} if group.learned or not group.given else {'markerfacecolor': 'white'}
-            axes.plot(group.mean(name), group.mean(robust), linestyle='', ms=6, label=label, **style(group.activation),
-                      **filled)
+            axes.plot(group.mean(name), group.mean(robust), linestyle='', ms=6, **style(group.activation), **filled)
         axes.set(xlabel=PROPERTIES[name], ylabel=f'{ATTACKS[robust]} accuracy, %')
     labels = all_axes[0].get_legend_handles_labels()
     drawn.legend(*labels, frameon=False, ncols=6, loc='outside lower center', fontsize=8)
@@ -117,9 +114,8 @@ def plot_paths(groups: Sequence[Group]) -> 'Figure':
     """Paths of alpha and beta over the epochs of each learned run; epoch 0 is before training."""
     names = [name for name in ('alpha', 'beta') if any(group.values(name) for group in groups)] or ['alpha']
     drawn, all_axes = new_figure(4.5 * len(names), 3.8, panels=len(names))
-    style = _style(groups)
     for axes, name in zip(all_axes, names, strict=True):
-        labelled = set()
+        style = _style(groups)
         for group in groups:
             if name not in ACTIVATIONS[group.activation].parameter_specs:
                 continue
@@ -127,9 +123,7 @@ def plot_paths(groups: Sequence[Group]) -> 'Figure':
             for points in group.paths.values():
                 path = [(0, float(start.detach())), *(
                     (epoch, alpha if name == 'alpha' else beta) for epoch, alpha, beta in points)]
-                label = None if group.activation in labelled else group.activation
-                labelled.add(group.activation)
-                axes.plot(*zip(*path, strict=True), ms=3, linewidth=1, label=label, **style(group.activation))
+                axes.plot(*zip(*path, strict=True), ms=3, linewidth=1, **style(group.activation))
         axes.locator_params(axis='x', integer=True)
         axes.set(xlabel='epoch', ylabel=name)
         axes.legend(frameon=False, fontsize=8)

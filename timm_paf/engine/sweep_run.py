@@ -88,28 +88,8 @@ def run_cell(cell: Cell, output: Path, *, device: str | None = None) -> None:
         RunFailed: If the run cannot continue.
         RunStopped: After SIGTERM or SIGINT; a checkpoint is written.
     """
-    folder = output / cell.name
-    with _timed(cell, folder):
-        try:
-            trainer = Trainer(cell.config(output, device=device))
-        except RunFinished:
-            return
-        trainer.fit()
-        config, last = trainer.config, folder / 'last'
-        known = {field.name for field in dataclasses.fields(ValidateConfig)}
-        same = {name: value for name, value in config.to_dict().items() if name in known - {'output', 'resume'}}
-        is_best = best_epoch(trainer.progress.rows, trainer.files.metric) == trainer.epochs - 1
-        if not is_best and not (last / 'report.json').exists():
-            measure(ValidateConfig(**{
-                **same, 'checkpoint': str(folder / 'last.pth.tar'), 'output': str(last), 'resume': True, 'trust': False,
-                'html': False}), console=trainer.console)
-        trainer.evaluate()
-
-
-@contextlib.contextmanager
-def _timed(cell: Cell, folder: Path) -> Iterator[None]:
-    """Write cell.json with the seconds of all calls together; those of a killed process are missing."""
-    file, started = folder / 'cell.json', time.monotonic()
+    folder, started = output / cell.name, time.monotonic()
+    file, last = folder / 'cell.json', folder / 'last'
     facts: dict[str, Any] = {
         **{name: getattr(cell, name) for name in ('activation', 'parameters', 'learned', 'options', 'seed')},
         'threads': torch.get_num_threads(), 'machine': '; '.join(device_names()), 'seconds': 0.}
@@ -118,8 +98,20 @@ def _timed(cell: Cell, folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(facts), file)
     try:
-        yield
-    finally:
+        trainer = Trainer(cell.config(output, device=device))
+        trainer.fit()
+        config = trainer.config
+        known = {field.name for field in dataclasses.fields(ValidateConfig)}
+        same = {name: value for name, value in config.to_dict().items() if name in known - {'output', 'resume'}}
+        is_best = best_epoch(trainer.progress.rows, trainer.files.metric) == trainer.epochs - 1
+        if not is_best and not (last / 'report.json').exists():
+            measure(ValidateConfig(**{
+                **same, 'checkpoint': str(folder / 'last.pth.tar'), 'output': str(last), 'resume': True, 'trust': False,
+                'html': False}), console=trainer.console)
+        trainer.evaluate()
+    except RunFinished:
+        pass
+    finally:  # seconds of all calls together; those of a killed process are missing
         facts['seconds'] += time.monotonic() - started
         write_text(json.dumps(facts), file)
 

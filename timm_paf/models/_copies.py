@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_paf.activations import PSoftplus, paf_modules
+from timm_paf.activations.sites import module_sites
 
 __all__ = ['merge_copies', 'refuse']
 
@@ -41,7 +42,8 @@ def merge_copies(weights: Mapping[str, Tensor], model: nn.Module, label: str) ->
     if authors and len(modules) > 1:
         refuse(label, f'the file has one activation for the whole network, the model has {len(modules)}.')
     for first_place, module in modules:
-        places = _authors_places(rest) if authors else _places(model, module)
+        places = _authors_places(rest) if authors else [
+            site.name for site in module_sites(model, lambda child: True) if site.module is module]
         learnable = {name for name, _ in module.named_parameters()}
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
         if authors and not learnable <= names <= tensors.keys():
@@ -76,14 +78,6 @@ def _agreed(copies: Mapping[str, Tensor], expected: list[str], label: str) -> Te
             refuse(label, f'{key} = {other.flatten()[:4].tolist()} differs from {first} = '
                           f'{value.flatten()[:4].tolist()}: both are copies of one shared activation.')
     return value
-
-
-def _places(model: nn.Module, activation: nn.Module) -> list[str]:
-    """All names under which a module is registered."""
-    return [
-        f'{name}.{child_name}' if name else child_name
-        for name, module in model.named_modules()
-        for child_name, child in module._modules.items() if child is activation]
 
 
 def _authors_places(weights: Mapping[str, Tensor]) -> list[str]:

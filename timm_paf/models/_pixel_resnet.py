@@ -1,5 +1,5 @@
 """timm's ResNet for pixels in [0, 1]: the common part of the ResNets for small and for large images."""
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,8 +22,7 @@ class _Block(nn.Module):
     if TYPE_CHECKING:
         drop_block: Any
         aa: Any
-        run_branch: Callable[[Tensor], Tensor]
-        last: Callable[[], tuple[nn.Module, nn.Module]]
+        convolutions: int
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else None
@@ -32,35 +31,25 @@ class _Block(nn.Module):
                 and type(self.aa) is nn.Identity and (self.drop_path is None or not self.drop_path.training)):
             return super().__call__(*args, **kwargs)
         shortcut, shortcut_norm = x, None
-        x = self.run_branch(x)
+        for i in range(1, self.convolutions):
+            x = batch_norm_act(getattr(self, f'conv{i}')(x), getattr(self, f'bn{i}'), getattr(self, f'act{i}'))
+        conv, norm, act = (getattr(self, f'{part}{self.convolutions}') for part in ('conv', 'bn', 'act'))
+        x = conv(x)
         if type(self.downsample) is nn.Sequential and len(self.downsample) and runs_as_written(x, self.downsample):
             *others, shortcut_norm = self.downsample
             for module in others:
                 shortcut = module(shortcut)
         elif self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        return batch_norm_act(x, *self.last(), shortcut, shortcut_norm)
+        return batch_norm_act(x, norm, act, shortcut, shortcut_norm)
 
 
 class _BasicBlock(_Block, BasicBlock):
-    def run_branch(self, x: Tensor) -> Tensor:
-        """The convolutions, with norm and activation between them."""
-        return self.conv2(batch_norm_act(self.conv1(x), self.bn1, self.act1))
-
-    def last(self) -> tuple[nn.Module, nn.Module]:
-        """The norm and the activation after the convolutions."""
-        return self.bn2, self.act2
+    convolutions = 2
 
 
 class _Bottleneck(_Block, Bottleneck):
-    def run_branch(self, x: Tensor) -> Tensor:
-        """The convolutions, with norms and activations between them."""
-        x = batch_norm_act(self.conv1(x), self.bn1, self.act1)
-        return self.conv3(batch_norm_act(self.conv2(x), self.bn2, self.act2))
-
-    def last(self) -> tuple[nn.Module, nn.Module]:
-        """The norm and the activation after the convolutions."""
-        return self.bn3, self.act3
+    convolutions = 3
 
 
 _BLOCKS = {BasicBlock: _BasicBlock, Bottleneck: _Bottleneck}
