@@ -33,7 +33,9 @@ SCRIPTS = {
     'models': ('explorer.js', 'explorer-models.js')}
 
 # names of archives in our runs; the images were saved as JPEG, see results.md
-DATASETS = {'data/cifar10_16/train.npz': 'CIFAR-10 (JPEG), 16x16', 'data/cifar10/train.npz': 'CIFAR-10 (JPEG)'}
+DATASETS = {
+    'data/cifar10_16/train.npz': 'CIFAR-10 (JPEG), 16x16', 'data/cifar10/train.npz': 'CIFAR-10 (JPEG)',
+    'data/cifar10_16/train_2500.npz': 'CIFAR-10 (JPEG), 16x16, 2 000 images'}
 CONFIGS = Path(__file__).resolve().parents[1] / 'recipes' / 'configs'
 
 
