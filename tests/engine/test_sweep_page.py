@@ -233,6 +233,15 @@ def test_the_last_checkpoint_is_shown_where_it_is_another(tmp_path, two):
     assert ('best checkpoint of each run is its last' in text) != two
 
 
+def test_differences_at_the_last_epoch(tmp_path):
+    for name, best, last in (('silu', 300, 200), ('psilu', 310, 260)):
+        made_up(tmp_path, name, 0, best, last=last)
+    section = {section.title: section for section in sweep_sections(groups_of(sweep_rows(tmp_path)))}[
+        'Differences to ReLU and SiLU']
+    row = dict(zip(section.header, section.rows[0], strict=True))
+    assert (row['activation'], row['minus'], row['AutoAttack'], row['last']) == ('psilu', 'silu', '+1.00', '+6.00')
+
+
 def test_runs_without_options_come_first(tmp_path):
     for option, robust in (('', 300), ('0', 400)):
         made_up(tmp_path, 'relu', 0, robust, **({'norm_weight_decay': option} if option else {}))

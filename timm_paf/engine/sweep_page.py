@@ -52,7 +52,7 @@ def sweep_sections(groups: Sequence[Group]) -> list[Section]:
 
 
 def _accuracies(groups: Sequence[Group], attacks: Sequence[str], robust: str) -> Section:
-    two = any(group.values('epoch') != group.values('epoch', 'last') for group in groups)
+    two = any(map(_has_two, groups))
     rows: list[list[Any]] = []
     for group in groups:
         mean, low, high, _ = mean_interval(list(group.values(robust).values()))
@@ -76,11 +76,14 @@ def _accuracies(groups: Sequence[Group], attacks: Sequence[str], robust: str) ->
 
 def _differences(
         members: Sequence[Group], groups: Sequence[Group], attacks: Sequence[str], robust: str) -> Section | None:
-    columns = [robust, *(attack for attack in reversed(attacks) if attack != robust)]
+    columns = {ATTACKS[robust]: (robust, 'best')}
+    if any(map(_has_two, members)):
+        columns['last'] = robust, 'last'
+    columns |= {ATTACKS[attack]: (attack, 'best') for attack in reversed(attacks) if attack != robust}
     rows: list[list[Any]] = []
     for reference in REFERENCES:
         for group in members:
-            found = [list(paired_differences(group, groups, reference, column).values()) for column in columns]
+            found = [list(paired_differences(group, groups, reference, *at).values()) for at in columns.values()]
             if found[0]:
                 intervals = [mean_interval(values or [math.nan]) for values in found]
                 deviation = intervals[0][3]
@@ -92,12 +95,13 @@ def _differences(
     return Section(
         title=_title('Differences to ReLU and SiLU', members[0]), header=[
             'activation', 'minus', 'pairs', 'seeds for ±1', *(
-                title for column in columns for title in (ATTACKS[column], '95 % interval'))],
+                name for title in columns for name in (title, '95 % interval'))],
         columns='llnn' + 'nn' * len(columns), rows=rows,
         note='Differences between two runs with the same seed and options, in percentage points. The intervals are '
              '95 % t intervals over the pairs. They cover the chance in training, not the choice of test images, and '
              'are not corrected for the number of comparisons. Seeds for ±1: number of pairs whose interval for '
-             f'{ATTACKS[robust]} would have one point to each side, with the spread that was measured.',
+             f'{ATTACKS[robust]} would have one point to each side, with the spread that was measured.' + (
+                 f' Last: under {ATTACKS[robust]} at the last epoch.' if 'last' in columns else ''),
     ) if rows else None
 
 
@@ -178,6 +182,11 @@ def _facts(rows: Sequence[Row]) -> Section:
         ['runs', len(cells)], ['time of all runs', duration(sum(row['seconds'] for row in cells.values()))],
         *([words, ', '.join(sorted({str(row[name]) for row in rows if row.get(name)}))]
           for name, words in columns.items())])
+
+
+def _has_two(group: Group) -> bool:
+    """Whether best and last checkpoint differ."""
+    return group.values('epoch') != group.values('epoch', 'last')
 
 
 def _title(text: str, group: Group) -> str:

@@ -151,15 +151,18 @@ def read_groups(content: Mapping[str, Any]) -> list[Group]:
         rows(entry, 'last'), dict(zip(entry['seeds'], entry['paths'], strict=False))) for entry in content['groups']]
 
 
-def paired_differences(group: Group, groups: Sequence[Group], reference: str, column: str) -> dict[int, float]:
-    """Differences by seed to the activation `reference` with the same options, in a column of the best checkpoints.
+def paired_differences(
+        group: Group, groups: Sequence[Group], reference: str, column: str, checkpoint: str = 'best',
+) -> dict[int, float]:
+    """Differences by seed to the activation `reference` with the same options, in a column of these checkpoints.
 
     An option that the reference does not name, such as the sharing of parameters that it lacks, may differ.
     """
     fitting = [g for g in groups if g.activation == reference and set(g.options) <= set(group.options)]
     if not fitting or group.activation == reference:
         return {}
-    mine, other = group.values(column), max(fitting, key=lambda g: len(g.options)).values(column)
+    other = max(fitting, key=lambda g: len(g.options)).values(column, checkpoint)
+    mine = group.values(column, checkpoint)
     return {seed: mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())}
 
 
